@@ -1,0 +1,1 @@
+//! The xDS v3 surface that both ends speak.

@@ -1,0 +1,1 @@
+//! Outrigger: a service-mesh sidecar data plane.
