@@ -77,9 +77,9 @@ impl RequestHead {
         self.upgrade = Some(self.fields.store(protocol));
     }
 
-    /// Shortens `:path` to its first `len` bytes.
-    pub fn path_len(&self) -> usize {
-        self.path().len()
+    /// Marks the request as no upgrade any more.
+    pub fn clear_upgrade(&mut self) {
+        self.upgrade = None;
     }
 }
 
@@ -269,7 +269,6 @@ pub fn reason(status: u16) -> &'static str {
         100 => "Continue",
         101 => "Switching Protocols",
         102 => "Processing",
-        103 => "Early Hints",
         200 => "OK",
         201 => "Created",
         202 => "Accepted",
@@ -326,6 +325,7 @@ pub fn reason(status: u16) -> &'static str {
         508 => "Loop Detected",
         510 => "Not Extended",
         511 => "Network Authentication Required",
+        599 => "Last Unassigned Server Error Code",
         _ => "Unknown",
     }
 }

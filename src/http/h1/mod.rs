@@ -9,7 +9,8 @@ pub mod write;
 pub use body::{BodyDecoder, BodyEvent, Framing};
 pub use parse::{parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits};
 
-/// Why a message was refused: what the client is told and what the log says.
+/// Why a message was refused: what the client is told and what the log says. The answer's body is
+/// the status text, its flag DPE, and the connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{details} (answered {status})")]
 pub struct Refusal {
@@ -17,20 +18,12 @@ pub struct Refusal {
     pub status: u16,
     /// `response_code_details`, Envoy's where it has one.
     pub details: &'static str,
-    /// Body of the answer; Envoy sends most of them without one.
-    pub body: &'static str,
-}
-
-impl Refusal {
-    const fn new(status: u16, details: &'static str) -> Self {
-        Self { status, details, body: "" }
-    }
 }
 
 macro_rules! refusals {
     ($($(#[$meta:meta])* $name:ident = $status:literal $details:literal;)*) => {
         impl Refusal {
-            $($(#[$meta])* pub const $name: Refusal = Refusal::new($status, $details);)*
+            $($(#[$meta])* pub const $name: Refusal = Refusal { status: $status, details: $details };)*
         }
     };
 }
@@ -50,18 +43,22 @@ refusals! {
     CONTENT_LENGTH = 400 "http1.codec_error";
     /// Request target of no known form.
     TARGET = 400 "http1.invalid_url";
-    /// A host that is missing, doubled or malformed.
-    HOST = 400 "http1.invalid_host";
+    /// Absolute target of a scheme other than http and https.
+    SCHEME = 400 "http1.invalid_scheme";
+    /// A host that is doubled, empty or malformed.
+    HOST = 400 "http.invalid_authority";
     /// Bytes that may not be in a field.
     CHARACTERS = 400 "http1.invalid_characters";
     /// Field name with an underscore where config forbids them.
     UNDERSCORE = 400 "http1.unexpected_underscore";
-    /// HTTP/1.0 where config does not accept it.
+    /// `Connection` names a field that must not be taken away.
+    CONNECTION = 400 "http1.connection_header_rejected";
+    /// HTTP/1.0 where config does not accept it, or a version that does not exist.
     LOW_VERSION = 426 "low_version";
     /// Chunked framing that is broken.
     CHUNK = 400 "http1.codec_error";
     /// Trailers larger than the limit.
     TRAILERS_TOO_LARGE = 431 "http1.trailers_too_large";
-    /// A body where the message cannot have one.
-    BODY_DISALLOWED = 400 "http1.body_disallowed";
+    /// An upstream that does not speak HTTP.
+    UPSTREAM = 502 "protocol_error";
 }

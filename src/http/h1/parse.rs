@@ -98,7 +98,11 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
             return if input.len() >= limits.max_head { Err(Refusal::HEAD_TOO_LARGE) } else { Ok(None) };
         }
         Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TOO_MANY_FIELDS),
-        Err(error) => return Err(refuse_syntax(error)),
+        Err(httparse::Error::HeaderValue | httparse::Error::HeaderName) => {
+            return Err(syntax(window));
+        }
+        Err(httparse::Error::Version) if is_other_version(window) => return Err(Refusal::LOW_VERSION),
+        Err(_) => return Err(syntax(window)),
     };
     if parsed.headers.len() > limits.max_fields {
         return Err(Refusal::TOO_MANY_FIELDS);
@@ -120,7 +124,7 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     let base = fields.load(raw);
     load_fields(&mut fields, parsed.headers, raw, base, limits.preserve_case, limits.underscores)?;
 
-    let target = Target::parse(method.as_bytes(), target.as_bytes())?;
+    let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
     let mut hosts = fields.all(Known::Host);
     let host = hosts.next().map(<[u8]>::to_vec);
     if hosts.next().is_some() {
@@ -129,9 +133,6 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     drop(hosts);
     fields.remove_known(Known::Host);
     let authority: &[u8] = match (target.authority, &host) {
-        (Some(_), _) if !limits.absolute_url && method != "CONNECT" => return Err(Refusal::TARGET),
-        // RFC 9112 §3.2: a request without Host is bad even when the target names one.
-        (_, None) if protocol == Protocol::Http11 => return Err(Refusal::HOST),
         (Some(authority), _) => authority,
         (None, Some(host)) => host,
         (None, None) => limits.default_host.as_deref().unwrap_or_default(),
@@ -139,7 +140,7 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     if let Some(host) = &host {
         check_authority(host)?;
     }
-    if protocol == Protocol::Http11 || !authority.is_empty() {
+    if !authority.is_empty() {
         check_authority(authority)?;
     }
 
@@ -177,8 +178,7 @@ pub fn parse_response(
     to_head: bool,
     to_connect: bool,
 ) -> Result<Option<ParsedResponse>, Refusal> {
-    const PROTOCOL: Refusal = Refusal::new(502, "protocol_error");
-    const TOO_LARGE: Refusal = Refusal::new(503, "headers_too_large");
+    const PROTOCOL: Refusal = Refusal::UPSTREAM;
     let window = input.get(..limits.max_head).unwrap_or(input);
     let mut stack = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; STACK_FIELDS];
     let config = httparse::ParserConfig::default();
@@ -192,7 +192,7 @@ pub fn parse_response(
     }
     let consumed = match result {
         Ok(httparse::Status::Complete(consumed)) => consumed,
-        Ok(httparse::Status::Partial) if input.len() >= limits.max_head => return Err(TOO_LARGE),
+        Ok(httparse::Status::Partial) if input.len() >= limits.max_head => return Err(PROTOCOL),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(PROTOCOL),
     };
@@ -239,11 +239,25 @@ pub fn parse_response(
     Ok(Some(ParsedResponse { head, consumed, framing, keep_alive }))
 }
 
-fn refuse_syntax(error: httparse::Error) -> Refusal {
-    match error {
-        httparse::Error::TooManyHeaders => Refusal::TOO_MANY_FIELDS,
-        _ => Refusal::CODEC,
+/// Control bytes are told apart from other syntax errors, as Envoy's details do.
+fn syntax(input: &[u8]) -> Refusal {
+    let control = |byte: &u8| (*byte < 0x20 && !matches!(byte, b'\r' | b'\n' | b'\t')) || *byte == 0x7f;
+    if input.iter().any(control) {
+        Refusal::CHARACTERS
+    } else {
+        Refusal::CODEC
     }
+}
+
+/// Whether the request line ends in a well-formed version that is not HTTP/1.0 or HTTP/1.1, or in
+/// none at all (HTTP/0.9). The HTTP/2 preface is not among them: it is no HTTP/1 request.
+fn is_other_version(input: &[u8]) -> bool {
+    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    if line.starts_with(b"PRI * HTTP/2.0") {
+        return false;
+    }
+    let last = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    matches!(last, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 /// A head that is not complete yet but can be refused already: an HTTP/2 preface, a bare LF.
@@ -311,10 +325,12 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn parse(method: &[u8], target: &'a [u8]) -> Result<Self, Refusal> {
-        // A fragment never belongs in a request; control and non-ASCII bytes never in a target.
-        if target.iter().any(|byte| *byte <= 0x20 || *byte >= 0x7f || *byte == b'#') {
-            return Err(Refusal::TARGET);
+    fn parse(method: &[u8], target: &'a [u8], absolute: bool) -> Result<Self, Refusal> {
+        if target.iter().any(|byte| *byte <= 0x20 || *byte == 0x7f) {
+            return Err(Refusal::CHARACTERS);
+        }
+        if target.iter().any(|byte| *byte >= 0x80) {
+            return Err(Refusal::CODEC);
         }
         if method == b"CONNECT" {
             let port = target.rsplit(|byte| *byte == b':').next().unwrap_or_default();
@@ -335,17 +351,23 @@ impl<'a> Target<'a> {
             .map(|rest| (&b"http"[..], rest))
             .or_else(|| strip_prefix_ignore_case(target, b"https://").map(|rest| (&b"https"[..], rest)));
         let Some((scheme, rest)) = rest else {
-            return Err(Refusal::TARGET);
+            let scheme = target.windows(3).position(|window| window == b"://");
+            let named = scheme.and_then(|end| target.get(..end)).is_some_and(|scheme| {
+                scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(u8::is_ascii_alphanumeric)
+            });
+            return Err(if named { Refusal::SCHEME } else { Refusal::TARGET });
         };
+        if !absolute {
+            // Left as it is; the connection manager refuses a path that does not begin with `/`.
+            return Ok(Self { scheme: None, authority: None, path: target });
+        }
         let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         match path.first() {
             _ if authority.is_empty() => Err(Refusal::TARGET),
-            Some(b'?') => Err(Refusal::TARGET),
             Some(_) => Ok(Self { scheme: Some(scheme), authority: Some(authority), path }),
             None => {
-                let path: &[u8] = if method == b"OPTIONS" { b"*" } else { b"/" };
-                Ok(Self { scheme: Some(scheme), authority: Some(authority), path })
+                Ok(Self { scheme: Some(scheme), authority: Some(authority), path: b"/" })
             }
         }
     }

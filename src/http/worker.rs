@@ -1,0 +1,136 @@
+//! What all connections of one worker share.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::config::{Cluster, Directory};
+use crate::runtime::drain::Drain;
+use crate::upstream::Upstreams;
+
+/// One worker's state. Never leaves its thread.
+#[derive(Debug)]
+pub struct Worker {
+    /// Pickers and pools.
+    pub upstreams: Upstreams,
+    /// Clusters by name, for routes that take the name from a header.
+    pub clusters: Arc<Directory<Cluster>>,
+    /// Whether the process is draining.
+    pub drain: Arc<Drain>,
+    /// Random numbers for routing, ids and back-off.
+    pub rng: RefCell<fastrand::Rng>,
+    /// Wall clock.
+    pub clock: Clock,
+    /// Requests being served.
+    pub active_requests: Cell<usize>,
+    /// When the last request ended.
+    pub last_request: Cell<Instant>,
+}
+
+impl Worker {
+    /// State for a worker that starts now.
+    pub fn new(clusters: Arc<Directory<Cluster>>, drain: Arc<Drain>) -> Self {
+        Self {
+            upstreams: Upstreams::default(),
+            clusters,
+            drain,
+            rng: RefCell::new(fastrand::Rng::new()),
+            clock: Clock::new(),
+            active_requests: Cell::new(0),
+            last_request: Cell::new(Instant::now()),
+        }
+    }
+
+    /// A random number.
+    pub fn random(&self) -> u64 {
+        self.rng.borrow_mut().u64(..)
+    }
+
+    /// A random (version 4) UUID in text (RFC 9562 §5.4).
+    pub fn uuid(&self) -> [u8; 36] {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut bits = {
+            let mut rng = self.rng.borrow_mut();
+            (u128::from(rng.u64(..)) << 64) | u128::from(rng.u64(..))
+        };
+        bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+        let mut text = [b'-'; 36];
+        let mut shift = 128;
+        for (at, byte) in text.iter_mut().enumerate() {
+            if !matches!(at, 8 | 13 | 18 | 23) {
+                shift -= 4;
+                // Four bits index sixteen digits.
+                *byte = HEX[(bits >> shift) as usize & 15];
+            }
+        }
+        text
+    }
+}
+
+/// Wall-clock time derived from the monotonic clock, so that a request reads one clock.
+#[derive(Debug)]
+pub struct Clock {
+    anchor: Cell<(Instant, SystemTime)>,
+    date: Cell<(u64, [u8; 29])>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { anchor: Cell::new((Instant::now(), SystemTime::now())), date: Cell::new((0, [0; 29])) }
+    }
+
+    /// Follows adjustments of the wall clock. Called about once a second.
+    pub fn tick(&self) {
+        self.anchor.set((Instant::now(), SystemTime::now()));
+    }
+
+    /// The wall-clock time at `now`.
+    pub fn system(&self, now: Instant) -> SystemTime {
+        let (instant, system) = self.anchor.get();
+        match now.checked_duration_since(instant) {
+            Some(since) => system + since,
+            None => system - instant.duration_since(now),
+        }
+    }
+
+    /// The `date` header at `now` (RFC 9110 §5.6.7), formatted once a second.
+    pub fn date(&self, now: Instant) -> [u8; 29] {
+        let second = self.system(now).duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        let (known, text) = self.date.get();
+        if known == second {
+            return text;
+        }
+        let text = http_date(second);
+        self.date.set((second, text));
+        text
+    }
+}
+
+fn http_date(second: u64) -> [u8; 29] {
+    let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
+    let stamp = i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+    let formatted = stamp.map(|stamp| stamp.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    if let Some(formatted) = formatted.filter(|formatted| formatted.len() == text.len()) {
+        text.copy_from_slice(formatted.as_bytes());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_imf_fixdate() {
+        assert_eq!(&http_date(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn uuids_are_version_4_and_differ() {
+        let worker = Worker::new(Arc::default(), Arc::default());
+        let (one, two) = (worker.uuid(), worker.uuid());
+        assert_ne!(one, two);
+        assert_eq!((one[8], one[13], one[14], one[18], one[23]), (b'-', b'-', b'4', b'-', b'-'));
+        assert!(b"89ab".contains(&one[19]));
+    }
+}

@@ -1,0 +1,77 @@
+//! Draining as a value that connections read.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Tells connections whether to announce their close.
+#[derive(Debug)]
+pub struct Drain {
+    draining: AtomicBool,
+    epoch: Instant,
+    started_ms: AtomicU64,
+    /// Over this long the share of closing responses rises to one; zero = at once.
+    window_ms: AtomicU64,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            draining: AtomicBool::new(false),
+            epoch: Instant::now(),
+            started_ms: AtomicU64::new(0),
+            window_ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Drain {
+    /// Starts draining. With a `window`, responses announce the close with a probability that grows
+    /// from 0 to 1 over it (Envoy's gradual strategy); without one, all do from now on.
+    pub fn start(&self, window: Option<Duration>) {
+        let window = window.map_or(0, |window| u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
+        self.window_ms.store(window, Ordering::Relaxed);
+        let started = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.started_ms.store(started, Ordering::Relaxed);
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether draining has started.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether a response sent now announces the close; `random` decides while the share grows.
+    pub fn announces_close(&self, now: Instant, random: impl FnOnce() -> u64) -> bool {
+        if !self.draining.load(Ordering::Relaxed) {
+            return false;
+        }
+        let window = self.window_ms.load(Ordering::Relaxed);
+        if window == 0 {
+            return true;
+        }
+        let now = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        let elapsed = now.saturating_sub(self.started_ms.load(Ordering::Relaxed));
+        elapsed >= window || random() % window < elapsed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradual_drain_grows_from_never_to_always() {
+        let drain = Drain::default();
+        let start = Instant::now();
+        assert!(!drain.announces_close(start, || 0));
+        drain.start(Some(Duration::from_secs(10)));
+        let closes = |after: u64| {
+            (0..10_000)
+                .filter(|draw| drain.announces_close(start + Duration::from_millis(after), || *draw))
+                .count()
+        };
+        assert!(closes(10) < 100);
+        assert!((4_800..5_200).contains(&closes(5_000)));
+        assert_eq!(closes(11_000), 10_000);
+    }
+}
