@@ -2,7 +2,8 @@
 
 use std::sync::LazyLock;
 
-use prost_reflect::DescriptorPool;
+use prost::{Message, Name};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 /// Written by the build script from its own compiler's output.
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -18,4 +19,18 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 #[must_use]
 pub fn pool() -> &'static DescriptorPool {
     &POOL
+}
+
+/// The descriptor of a typed message, or `None` for a type that no xDS package holds.
+#[must_use]
+pub fn descriptor<M: Name>() -> Option<MessageDescriptor> {
+    pool().get_message_by_name(&M::full_name())
+}
+
+/// The reflective form of a typed message, or `None` for a type that no xDS package holds.
+#[must_use]
+pub fn to_dynamic<M: Message + Name>(message: &M) -> Option<DynamicMessage> {
+    let mut dynamic = DynamicMessage::new(descriptor::<M>()?);
+    dynamic.transcode_from(message).ok()?;
+    Some(dynamic)
 }
