@@ -5,30 +5,27 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core, endpoint::v3 as endpoint};
-use outrigger_control_api::pb::envoy::extensions::clusters::{
-    common::dns::v3::DnsLookupFamily, dns::v3::DnsCluster, original_dst::v3::OriginalDstCluster,
-};
+use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
+use outrigger_control_api::pb::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
 use outrigger_control_api::pb::envoy::extensions::load_balancing_policies as lb;
-use outrigger_control_api::pb::envoy::extensions::network::dns_resolver::{
-    cares::v3::CaresDnsResolverConfig, getaddrinfo::v3::GetAddrInfoDnsResolverConfig,
-};
 use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
     http_protocol_options::{explicit_http_config::ProtocolConfig, UpstreamProtocolOptions},
     HttpProtocolOptions,
 };
 use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
 use outrigger_control_api::pb::google::protobuf::Any;
-use outrigger_control_api::{type_of, unpack};
+use outrigger_control_api::type_of;
 
-use super::hcm::http1_options;
-use super::{duration, duration_or, extension, idle, ip_address, keepalive, u32_or, Environment};
+use super::dns::dns;
+use super::endpoints::static_hosts;
+use super::http_options::http1_options;
+use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
-    Address, Breakers, Discovery, Dns, DnsFamily, DnsName, Health, HostTemplate, LbPolicy, Limit, Locality,
-    RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
+    Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
 use crate::config::problems::Problems;
-use crate::config::{Cluster, HeaderKey, Host, HostSet};
+use crate::config::{Cluster, HeaderKey, HostSet};
 use crate::upstream::host_set::SplitOptions;
 
 /// Compiles `cluster`. What Envoy's field rules say of single fields is not checked again here.
@@ -73,8 +70,7 @@ pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &
         panic_threshold,
         fail_traffic_on_panic,
         overprovisioning,
-        cleanup_interval: duration(&cluster.cleanup_interval, "cleanup_interval", problems)
-            .unwrap_or(Duration::from_secs(5)),
+        cleanup_interval: duration_or(&cluster.cleanup_interval, Duration::from_secs(5), "cleanup_interval", problems),
         http,
         tcp_idle_timeout,
         socket,
@@ -183,281 +179,6 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
         header: options.use_http_header.then(|| HeaderKey::new(header)),
         port_override,
     })
-}
-
-fn dns(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Dns> {
-    use pb::cluster::{ClusterDiscoveryType, DnsLookupFamily as Classic};
-    let names = problems.at("load_assignment", |problems| dns_names(cluster.load_assignment.as_ref(), problems))?;
-    let custom = match &cluster.cluster_discovery_type {
-        Some(ClusterDiscoveryType::ClusterType(custom)) => custom.typed_config.as_ref(),
-        _ => None,
-    };
-    if let Some(any) = custom {
-        return problems.at("cluster_type.typed_config", |problems| {
-            let config: DnsCluster = extension(any, "", problems)?;
-            let failure = config.dns_failure_refresh_rate.as_ref().map(|rate| (rate.base_interval, rate.max_interval));
-            let family = match config.dns_lookup_family() {
-                DnsLookupFamily::Unspecified | DnsLookupFamily::Auto => DnsFamily::Auto,
-                DnsLookupFamily::V4Only => DnsFamily::V4Only,
-                DnsLookupFamily::V6Only => DnsFamily::V6Only,
-                DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-                DnsLookupFamily::All => DnsFamily::All,
-            };
-            let resolver = match &config.typed_dns_resolver_config {
-                Some(typed) => problems.at("typed_dns_resolver_config", |problems| typed_resolver(typed, problems)),
-                None => None,
-            };
-            Some(Dns {
-                names,
-                refresh: refresh(&config.dns_refresh_rate, problems),
-                failure_refresh: failure_refresh(failure, problems),
-                respect_ttl: config.respect_dns_ttl,
-                family,
-                ..resolver.unwrap_or_else(|| environment.resolver.clone()).dns()
-            })
-        });
-    }
-    let rate = cluster.dns_failure_refresh_rate.as_ref();
-    let family = match cluster.dns_lookup_family() {
-        Classic::Auto => DnsFamily::Auto,
-        Classic::V4Only => DnsFamily::V4Only,
-        Classic::V6Only => DnsFamily::V6Only,
-        Classic::V4Preferred => DnsFamily::V4Preferred,
-        Classic::All => DnsFamily::All,
-    };
-    let own = resolver(
-        cluster.typed_dns_resolver_config.as_ref(),
-        cluster.dns_resolution_config.as_ref(),
-        &cluster.dns_resolvers,
-        cluster.use_tcp_for_dns_lookups,
-        problems,
-    );
-    Some(Dns {
-        names,
-        refresh: refresh(&cluster.dns_refresh_rate, problems),
-        failure_refresh: failure_refresh(rate.map(|rate| (rate.base_interval, rate.max_interval)), problems),
-        respect_ttl: cluster.respect_dns_ttl,
-        family,
-        ..own.unwrap_or_else(|| environment.resolver.clone()).dns()
-    })
-}
-
-type PbDuration = outrigger_control_api::pb::google::protobuf::Duration;
-
-fn refresh(rate: &Option<PbDuration>, problems: &mut Problems) -> Duration {
-    duration_or(rate, Duration::from_secs(5), "dns_refresh_rate", problems)
-}
-
-fn failure_refresh(
-    rate: Option<(Option<PbDuration>, Option<PbDuration>)>,
-    problems: &mut Problems,
-) -> Option<(Duration, Duration)> {
-    let (base, max) = rate?;
-    problems.at("dns_failure_refresh_rate", |problems| {
-        let base = duration(&base, "base_interval", problems)?;
-        let max = duration(&max, "max_interval", problems).unwrap_or(base * 10);
-        if max < base {
-            problems.add("max_interval", format!("is {max:?}, must not be less than base_interval ({base:?})"));
-        }
-        Some((base, max))
-    })
-}
-
-/// Which name servers to ask, and how.
-#[derive(Debug, Clone, Default)]
-pub struct Resolver {
-    servers: Vec<SocketAddr>,
-    tcp: bool,
-    no_search_domain: bool,
-}
-
-impl Resolver {
-    fn dns(self) -> Dns {
-        Dns {
-            names: Vec::new(),
-            refresh: Duration::from_secs(5),
-            failure_refresh: None,
-            respect_ttl: false,
-            family: DnsFamily::Auto,
-            resolvers: self.servers,
-            tcp: self.tcp,
-            no_search_domain: self.no_search_domain,
-        }
-    }
-}
-
-/// The resolver that config asks for, newest form first; `None` when it says nothing.
-pub(super) fn resolver(
-    typed: Option<&core::TypedExtensionConfig>,
-    classic: Option<&core::DnsResolutionConfig>,
-    servers: &[core::Address],
-    tcp: bool,
-    problems: &mut Problems,
-) -> Option<Resolver> {
-    if let Some(typed) = typed {
-        return problems.at("typed_dns_resolver_config", |problems| typed_resolver(typed, problems));
-    }
-    if let Some(classic) = classic {
-        let options = classic.dns_resolver_options.unwrap_or_default();
-        return Some(Resolver {
-            servers: problems.at("dns_resolution_config", |p| name_servers(&classic.resolvers, "resolvers", p)),
-            tcp: options.use_tcp_for_dns_lookups,
-            no_search_domain: options.no_default_search_domain,
-        });
-    }
-    (tcp || !servers.is_empty()).then(|| Resolver {
-        servers: name_servers(servers, "dns_resolvers", problems),
-        tcp,
-        no_search_domain: false,
-    })
-}
-
-fn typed_resolver(typed: &core::TypedExtensionConfig, problems: &mut Problems) -> Option<Resolver> {
-    let any = typed.typed_config.as_ref()?;
-    if unpack::<GetAddrInfoDnsResolverConfig>(any).is_ok() {
-        return Some(Resolver::default());
-    }
-    // Other types are refused by the support table.
-    let config = unpack::<CaresDnsResolverConfig>(any).ok()?;
-    let options = config.dns_resolver_options.unwrap_or_default();
-    Some(Resolver {
-        servers: problems.at("typed_config", |problems| name_servers(&config.resolvers, "resolvers", problems)),
-        tcp: options.use_tcp_for_dns_lookups,
-        no_search_domain: options.no_default_search_domain,
-    })
-}
-
-fn name_servers(addresses: &[core::Address], field: &str, problems: &mut Problems) -> Vec<SocketAddr> {
-    let mut servers = Vec::new();
-    for (index, address) in addresses.iter().enumerate() {
-        match problems.at_index(field, index, |problems| ip_address(address, problems)) {
-            Some(server) if server.port() == 0 => servers.push(SocketAddr::new(server.ip(), 53)),
-            Some(server) => servers.push(server),
-            None => {}
-        }
-    }
-    servers
-}
-
-fn dns_names(assignment: Option<&endpoint::ClusterLoadAssignment>, problems: &mut Problems) -> Option<Vec<DnsName>> {
-    let before = problems.len();
-    let mut names = Vec::new();
-    endpoints(assignment, problems, |address, template, problems| match address {
-        core::address::Address::SocketAddress(socket) => {
-            let host: Arc<str> = socket.address.as_str().into();
-            let hostname = if template.hostname.is_empty() { host.clone() } else { template.hostname.clone() };
-            let port = super::port(socket, problems).unwrap_or_default();
-            names.push(DnsName { host, port, template: HostTemplate { hostname, ..template } });
-        }
-        _ => problems.add("", "a DNS cluster needs host names (socket_address)"),
-    });
-    (problems.len() == before).then_some(names)
-}
-
-fn static_hosts(assignment: Option<&endpoint::ClusterLoadAssignment>, problems: &mut Problems) -> Vec<Arc<Host>> {
-    let mut hosts = Vec::new();
-    endpoints(assignment, problems, |address, template, problems| {
-        let address = match address {
-            core::address::Address::SocketAddress(socket) => {
-                let Ok(ip) = socket.address.parse::<IpAddr>() else {
-                    let message = format!(
-                        "{:?} is not an IP address; a cluster with host names needs type STRICT_DNS or LOGICAL_DNS",
-                        socket.address
-                    );
-                    return problems.add("socket_address.address", message);
-                };
-                let Some(port) = super::port(socket, problems) else { return };
-                Address::Ip(SocketAddr::new(ip, port))
-            }
-            core::address::Address::Pipe(pipe) => Address::Pipe(pipe.path.as_str().into()),
-            core::address::Address::EnvoyInternalAddress(_) => return,
-        };
-        hosts.push(Host::new(address, template));
-    });
-    hosts
-}
-
-/// Calls `each` with every endpoint's address and what else is said of it.
-fn endpoints(
-    assignment: Option<&endpoint::ClusterLoadAssignment>,
-    problems: &mut Problems,
-    mut each: impl FnMut(&core::address::Address, HostTemplate, &mut Problems),
-) {
-    let Some(assignment) = assignment else { return };
-    for (index, group) in assignment.endpoints.iter().enumerate() {
-        problems.at_index("endpoints", index, |problems| {
-            let locality = group.locality.as_ref().map(locality).unwrap_or_default();
-            let locality = Arc::new(locality);
-            for (index, entry) in group.lb_endpoints.iter().enumerate() {
-                problems.at_index("lb_endpoints", index, |problems| {
-                    endpoint(entry, group.priority, &locality, assignment, problems, &mut each);
-                });
-            }
-        });
-    }
-}
-
-fn endpoint(
-    entry: &endpoint::LbEndpoint,
-    priority: u32,
-    locality: &Arc<Locality>,
-    assignment: &endpoint::ClusterLoadAssignment,
-    problems: &mut Problems,
-    each: &mut impl FnMut(&core::address::Address, HostTemplate, &mut Problems),
-) {
-    use endpoint::lb_endpoint::HostIdentifier;
-    let target = match &entry.host_identifier {
-        Some(HostIdentifier::Endpoint(target)) => target,
-        Some(HostIdentifier::EndpointName(name)) => match assignment.named_endpoints.get(name) {
-            Some(target) => target,
-            None => return problems.add("endpoint_name", format!("there is no named endpoint {name:?}")),
-        },
-        None => return problems.add("endpoint", "is required"),
-    };
-    problems.at("endpoint", |problems| {
-        let Some(address) = target.address.as_ref().and_then(|address| address.address.as_ref()) else {
-            // An `address` without content breaks a rule of its own message.
-            if target.address.is_none() {
-                problems.add("address", "is required");
-            }
-            return;
-        };
-        let mut additional = Vec::new();
-        for (index, more) in target.additional_addresses.iter().enumerate() {
-            let Some(address) = &more.address else { continue };
-            let address = problems.at_index("additional_addresses", index, |problems| {
-                problems.at("address", |problems| ip_address(address, problems))
-            });
-            additional.extend(address);
-        }
-        let template = HostTemplate {
-            hostname: target.hostname.as_str().into(),
-            weight: u32_or(entry.load_balancing_weight, 1),
-            priority,
-            locality: locality.clone(),
-            health: health(entry.health_status()),
-            additional,
-        };
-        problems.at("address", |problems| each(address, template, problems));
-    });
-}
-
-fn health(status: core::HealthStatus) -> Health {
-    match status {
-        core::HealthStatus::Unknown | core::HealthStatus::Healthy => Health::Healthy,
-        core::HealthStatus::Degraded => Health::Degraded,
-        core::HealthStatus::Unhealthy | core::HealthStatus::Draining | core::HealthStatus::Timeout => {
-            Health::Unhealthy
-        }
-    }
-}
-
-pub(super) fn locality(locality: &core::Locality) -> Locality {
-    Locality {
-        region: locality.region.as_str().into(),
-        zone: locality.zone.as_str().into(),
-        sub_zone: locality.sub_zone.as_str().into(),
-    }
 }
 
 fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems) -> Option<LbPolicy> {
