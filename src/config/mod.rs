@@ -15,5 +15,5 @@ pub mod slot;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
-pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
+pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
 pub use slot::{Directory, Slot};
