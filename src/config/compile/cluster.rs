@@ -31,7 +31,7 @@ use crate::upstream::host_set::SplitOptions;
 /// Compiles `cluster`. What Envoy's field rules say of single fields is not checked again here.
 /// `None` when a problem was reported.
 pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Cluster> {
-    let before = problems.len();
+    let before = problems.count();
     let kind = kind(cluster, problems);
     let lb_policy = lb_policy(cluster, kind == Some(Kind::OriginalDst), problems);
     let name: Arc<str> = cluster.name.as_str().into();
@@ -55,7 +55,7 @@ pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &
         keepalive: cluster.upstream_connection_options.as_ref().and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
-    if problems.len() > before {
+    if problems.count() > before {
         return None;
     }
     let options = SplitOptions { overprovisioning, panic_threshold: panic_threshold.into() };
@@ -113,7 +113,7 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
                 ("envoy.cluster.logical_dns", "") => Some(Kind::LogicalDns),
                 ("envoy.cluster.original_dst", "") => Some(Kind::OriginalDst),
                 (name, "") => {
-                    problems.add("cluster_type", format!("there is no cluster type {name:?}"));
+                    problems.report_at("cluster_type", format!("there is no cluster type {name:?}"));
                     None
                 }
                 // A type without an entry in the support table is refused there.
@@ -139,7 +139,7 @@ fn discovery(
             }
             if dns.names.len() != 1 {
                 let message = format!("a LOGICAL_DNS cluster needs exactly one endpoint, this has {}", dns.names.len());
-                problems.add("load_assignment.endpoints", message);
+                problems.report_at("load_assignment.endpoints", message);
                 return None;
             }
             Some(Discovery::LogicalDns(dns))
@@ -150,7 +150,7 @@ fn discovery(
 fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
     use pb::cluster::{ClusterDiscoveryType, LbConfig};
     if cluster.load_assignment.is_some() {
-        problems.add("load_assignment", "an ORIGINAL_DST cluster takes no endpoints");
+        problems.report_at("load_assignment", "an ORIGINAL_DST cluster takes no endpoints");
         return None;
     }
     let mut options = match &cluster.lb_config {
@@ -173,7 +173,7 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
     };
     let port_override = options.upstream_port_override.map(|port| u16::try_from(port.value).unwrap_or_default());
     if options.upstream_port_override.is_some_and(|port| port.value > 65535) {
-        problems.add("original_dst_lb_config.upstream_port_override", "must be at most 65535");
+        problems.report_at("original_dst_lb_config.upstream_port_override", "must be at most 65535");
     }
     Some(Discovery::OriginalDst {
         header: options.use_http_header.then(|| HeaderKey::new(header)),
@@ -192,13 +192,13 @@ fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems)
         Classic::LeastRequest => match &cluster.lb_config {
             Some(pb::cluster::LbConfig::LeastRequestLbConfig(config)) => LbPolicy::LeastRequest {
                 choice_count: u32_or(config.choice_count, 2),
-                active_request_bias: bias(config.active_request_bias.as_ref(), "least_request_lb_config", problems),
+                active_request_bias: problems.at("least_request_lb_config", |problems| bias(config.active_request_bias.as_ref(), problems)),
             },
             _ => LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 },
         },
         Classic::ClusterProvided => LbPolicy::ClusterProvided,
         Classic::LoadBalancingPolicyConfig => {
-            problems.add("load_balancing_policy", "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG");
+            problems.report_at("load_balancing_policy", "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG");
             return None;
         }
         // Refused by the support table.
@@ -211,11 +211,11 @@ fn check_provided(policy: LbPolicy, original_dst: bool, field: &str, problems: &
     match (original_dst, &policy) {
         (true, LbPolicy::ClusterProvided) => {}
         (true, _) => {
-            problems.add(field, "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
+            problems.report_at(field, "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
             return None;
         }
         (false, LbPolicy::ClusterProvided) => {
-            problems.add(field, "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters");
+            problems.report_at(field, "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters");
             return None;
         }
         (false, _) => {}
@@ -242,19 +242,19 @@ fn lb_extension(
             None => names.push(type_of(any).to_owned()),
         }
     }
-    problems.add("policies", format!("none of these policies is supported: {}", names.join(", ")));
+    problems.report_at("policies", format!("none of these policies is supported: {}", names.join(", ")));
     None
 }
 
 fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
     let refuse_slow_start = |slow_start: bool, problems: &mut Problems| {
         if slow_start {
-            problems.add("slow_start_config", super::SLOW_START);
+            problems.report_at("slow_start_config", super::SLOW_START);
         }
     };
     let refuse_locality = |config: Option<lb::common::v3::LocalityLbConfig>, problems: &mut Problems| {
         if config.is_some() {
-            problems.add("locality_lb_config", super::LOCALITY);
+            problems.report_at("locality_lb_config", super::LOCALITY);
         }
     };
     match type_of(any) {
@@ -275,14 +275,14 @@ fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
             refuse_slow_start(config.slow_start_config.is_some(), problems);
             refuse_locality(config.locality_lb_config, problems);
             if config.enable_full_scan.is_some_and(|scan| scan.value) {
-                problems.add("enable_full_scan", "a full scan is not supported yet");
+                problems.report_at("enable_full_scan", "a full scan is not supported yet");
             }
             if config.selection_method() == SelectionMethod::FullScan {
-                problems.add("selection_method", "a full scan is not supported yet");
+                problems.report_at("selection_method", "a full scan is not supported yet");
             }
             Some(LbPolicy::LeastRequest {
                 choice_count: u32_or(config.choice_count, 2),
-                active_request_bias: bias(config.active_request_bias.as_ref(), "", problems),
+                active_request_bias: bias(config.active_request_bias.as_ref(), problems),
             })
         }
         "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
@@ -292,12 +292,10 @@ fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
     }
 }
 
-fn bias(bias: Option<&core::RuntimeDouble>, parent: &str, problems: &mut Problems) -> f64 {
+fn bias(bias: Option<&core::RuntimeDouble>, problems: &mut Problems) -> f64 {
     let value = bias.map_or(1.0, |bias| bias.default_value);
     if value.is_nan() || value < 0.0 {
-        problems.at(parent, |problems| {
-            problems.add("active_request_bias", format!("is {value}, must not be negative"));
-        });
+        problems.report_at("active_request_bias", format!("is {value}, must not be negative"));
     }
     value
 }
@@ -329,7 +327,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
         if *entry != only_connections {
             problems.at("circuit_breakers", |problems| {
                 problems.at_index("per_host_thresholds", index, |problems| {
-                    problems.add("", "only max_connections can be limited per host");
+                    problems.report("only max_connections can be limited per host");
                 });
             });
         }
@@ -390,7 +388,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
                 let Some(options) = extension::<TcpProtocolOptions>(any, "", problems) else { return };
                 tcp_idle = idle(&options.idle_timeout, tcp_idle, "idle_timeout", problems);
             }
-            _ => problems.add("", format!("there are no protocol options with the name {key:?}")),
+            _ => problems.report(format!("there are no protocol options with the name {key:?}")),
         });
     }
     let common = common.unwrap_or_default();
@@ -423,7 +421,7 @@ pub(super) fn bind_address(bind: &core::BindConfig, problems: &mut Problems) -> 
     let source = bind.source_address.as_ref()?;
     problems.at("source_address", |problems| {
         let Ok(ip) = source.address.parse::<IpAddr>() else {
-            problems.add("address", format!("{:?} is not an IP address", source.address));
+            problems.report_at("address", format!("{:?} is not an IP address", source.address));
             return None;
         };
         Some(SocketAddr::new(ip, super::port(source, problems)?))

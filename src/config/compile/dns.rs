@@ -91,7 +91,7 @@ fn failure_refresh(
         let base = duration(&base, "base_interval", problems)?;
         let max = duration(&max, "max_interval", problems).unwrap_or(base * 10);
         if max < base {
-            problems.add("max_interval", format!("is {max:?}, must not be less than base_interval ({base:?})"));
+            problems.report_at("max_interval", format!("is {max:?}, must not be less than base_interval ({base:?})"));
         }
         Some((base, max))
     })

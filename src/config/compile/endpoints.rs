@@ -12,7 +12,7 @@ use crate::config::Host;
 
 /// The names of a DNS cluster; `None` when a problem was reported.
 pub(super) fn dns_names(assignment: Option<&endpoint::ClusterLoadAssignment>, problems: &mut Problems) -> Option<Vec<DnsName>> {
-    let before = problems.len();
+    let before = problems.count();
     let mut names = Vec::new();
     endpoints(assignment, problems, |address, template, problems| match address {
         core::address::Address::SocketAddress(socket) => {
@@ -21,9 +21,9 @@ pub(super) fn dns_names(assignment: Option<&endpoint::ClusterLoadAssignment>, pr
             let port = port(socket, problems).unwrap_or_default();
             names.push(DnsName { host, port, template: HostTemplate { hostname, ..template } });
         }
-        _ => problems.add("", "a DNS cluster needs host names (socket_address)"),
+        _ => problems.report("a DNS cluster needs host names (socket_address)"),
     });
-    (problems.len() == before).then_some(names)
+    (problems.count() == before).then_some(names)
 }
 
 /// The hosts of a static cluster.
@@ -37,7 +37,7 @@ pub(super) fn static_hosts(assignment: Option<&endpoint::ClusterLoadAssignment>,
                         "{:?} is not an IP address; a cluster with host names needs type STRICT_DNS or LOGICAL_DNS",
                         socket.address
                     );
-                    return problems.add("socket_address.address", message);
+                    return problems.report_at("socket_address.address", message);
                 };
                 let Some(port) = port(socket, problems) else { return };
                 Address::Ip(SocketAddr::new(ip, port))
@@ -83,15 +83,15 @@ fn endpoint(
         Some(HostIdentifier::Endpoint(target)) => target,
         Some(HostIdentifier::EndpointName(name)) => match assignment.named_endpoints.get(name) {
             Some(target) => target,
-            None => return problems.add("endpoint_name", format!("there is no named endpoint {name:?}")),
+            None => return problems.report_at("endpoint_name", format!("there is no named endpoint {name:?}")),
         },
-        None => return problems.add("endpoint", "is required"),
+        None => return problems.report_at("endpoint", "is required"),
     };
     problems.at("endpoint", |problems| {
         let Some(address) = target.address.as_ref().and_then(|address| address.address.as_ref()) else {
             // An `address` without content breaks a rule of its own message.
             if target.address.is_none() {
-                problems.add("address", "is required");
+                problems.report_at("address", "is required");
             }
             return;
         };

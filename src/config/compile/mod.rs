@@ -15,6 +15,7 @@ pub mod hcm;
 mod http_options;
 pub mod listener;
 mod local_reply;
+mod rooms;
 pub mod runtime;
 
 use std::net::{IpAddr, SocketAddr};
@@ -64,7 +65,10 @@ pub(crate) fn extension<M: Message + Name + Default>(any: &Any, field: &str, pro
         // Malformed content was reported when the support table was consulted.
         Err(UnpackError::Malformed { .. } | UnpackError::Unfit { .. }) => None,
         Err(error) => {
-            problems.add(field, error.to_string());
+            match field {
+                "" => problems.report(error),
+                field => problems.report_at(field, error),
+            }
             None
         }
     }
@@ -76,7 +80,7 @@ pub(crate) fn duration(value: &Option<wkt::Duration>, field: &str, problems: &mu
     match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
         _ => {
-            problems.add(field, "must not be negative");
+            problems.report_at(field, "must not be negative");
             None
         }
     }
@@ -142,13 +146,13 @@ pub(crate) fn ip_address(address: &core::Address, problems: &mut Problems) -> Op
                 Err(_) if socket.address.is_empty() => None, // Breaks a field rule.
                 Err(_) => {
                     let message = format!("{:?} is not an IP address", socket.address);
-                    problems.add("socket_address.address", message);
+                    problems.report_at("socket_address.address", message);
                     None
                 }
             }
         }
         core::address::Address::Pipe(_) => {
-            problems.add("pipe", "an IP address is needed here");
+            problems.report_at("pipe", "an IP address is needed here");
             None
         }
         // Refused by the support table.
@@ -160,7 +164,7 @@ pub(crate) fn ip_address(address: &core::Address, problems: &mut Problems) -> Op
 pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(IpAddr, u8)> {
     let Ok(ip) = range.address_prefix.parse::<IpAddr>() else {
         if !range.address_prefix.is_empty() {
-            problems.add("address_prefix", format!("{:?} is not an IP address", range.address_prefix));
+            problems.report_at("address_prefix", format!("{:?} is not an IP address", range.address_prefix));
         }
         return None;
     };
@@ -171,7 +175,7 @@ pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(
         _ => {
             // 128 is the limit of the field's own rule.
             if length <= 128 {
-                problems.add("prefix_len", format!("is {length}, must be at most {bits} for this address"));
+                problems.report_at("prefix_len", format!("is {length}, must be at most {bits} for this address"));
             }
             None
         }
@@ -187,14 +191,14 @@ pub(crate) fn data_source(source: &core::DataSource, problems: &mut Problems) ->
         Specifier::Filename(path) => match std::fs::read(path) {
             Ok(content) => Some(content.into()),
             Err(error) => {
-                problems.add("filename", format!("cannot read {path}: {error}"));
+                problems.report_at("filename", format!("cannot read {path}: {error}"));
                 None
             }
         },
         Specifier::EnvironmentVariable(name) => match std::env::var_os(name) {
             Some(value) => Some(Bytes::copy_from_slice(value.as_encoded_bytes())),
             None => {
-                problems.add("environment_variable", format!("the variable {name} is not set"));
+                problems.report_at("environment_variable", format!("the variable {name} is not set"));
                 None
             }
         },

@@ -35,7 +35,7 @@ impl Runtime {
         for (index, layer) in layered.iter().flat_map(|layered| &layered.layers).enumerate() {
             if !layer.name.is_empty() && runtime.layers.contains(&layer.name) {
                 problems.at_index("layers", index, |problems| {
-                    problems.add("name", format!("duplicate runtime layer {:?}", layer.name));
+                    problems.report_at("name", format!("duplicate runtime layer {:?}", layer.name));
                 });
             }
             runtime.layers.push(layer.name.clone());

@@ -1,0 +1,222 @@
+//! Support of `envoy.config.bootstrap.v3` and of the small messages that stand everywhere.
+
+use outrigger_control_api::support::MessageSupport;
+
+use super::{observed, refused, whole};
+
+const DISCOVERY: &str = "discovery from a control plane is not supported yet";
+const RESOLVER: &str = "the resolver decides this itself";
+const STATISTICS: &str = "statistics are read from the admin port";
+const NO_WATCHDOG: &str = "there is no watchdog";
+
+pub(super) const MESSAGES: &[MessageSupport] = &[
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.Bootstrap",
+        implemented: &[
+            "node",
+            "static_resources",
+            "dynamic_resources",
+            "cluster_manager",
+            "layered_runtime",
+            "admin",
+            "use_tcp_for_dns_lookups",
+            "dns_resolution_config",
+            "typed_dns_resolver_config",
+            "default_regex_engine",
+        ],
+        observe: &[
+            ("node_context_params", "only discovery uses them"),
+            ("flags_path", "there are no flag files"),
+            ("stats_sinks", STATISTICS),
+            ("deferred_stat_options", "statistics are always made on first use"),
+            ("stats_config", "statistics keep Envoy's default names, tags and buckets"),
+            ("stats_flush_interval", STATISTICS),
+            ("stats_flush_on_admin", STATISTICS),
+            ("watchdog", NO_WATCHDOG),
+            ("watchdogs", NO_WATCHDOG),
+            ("tracing", "requests are not traced yet"),
+            ("enable_dispatcher_stats", "there is no dispatcher"),
+            ("stats_server_version_override", "server.version is always the real one"),
+            ("fatal_actions", "a crash has no actions"),
+            ("inline_headers", "headers need no declaration"),
+            ("perf_tracing_file_path", "there is no performance trace"),
+            ("application_log_config", "log lines have one fixed format"),
+            ("grpc_async_client_manager_config", "there are no gRPC clients yet"),
+            ("memory_allocator_manager", "the allocator returns memory by itself"),
+            ("certificate_provider_instances", "TLS is not supported yet"),
+        ],
+        rejected: &[
+            ("hds_config", "health discovery is not supported"),
+            ("overload_manager", "the overload manager is not supported yet"),
+            ("header_prefix", "the header prefix is always x-envoy"),
+            ("bootstrap_extensions", "there are no bootstrap extensions"),
+            ("config_sources", DISCOVERY),
+            ("default_config_source", DISCOVERY),
+            ("default_socket_interface", "there is one socket interface"),
+            ("xds_delegate_extension", DISCOVERY),
+            ("xds_config_tracker_extension", DISCOVERY),
+            ("listener_manager", "there is one listener manager"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
+        implemented: &["listeners", "clusters"],
+        observe: &[("secrets", "TLS is not supported yet")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.Bootstrap.DynamicResources",
+        implemented: &[],
+        observe: &[],
+        rejected: &[
+            ("lds_config", DISCOVERY),
+            ("lds_resources_locator", DISCOVERY),
+            ("cds_config", DISCOVERY),
+            ("cds_resources_locator", DISCOVERY),
+            ("ads_config", DISCOVERY),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.ClusterManager",
+        implemented: &["upstream_bind_config"],
+        observe: &[
+            ("local_cluster_name", "zone-aware load balancing is not supported yet"),
+            ("outlier_detection", "outlier detection is not supported yet"),
+            ("enable_deferred_cluster_creation", "what a cluster costs is always made on first use"),
+        ],
+        rejected: &[("load_stats_config", "load reporting is not supported")],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.Admin",
+        implemented: &["address", "access_log", "access_log_path"],
+        observe: &[
+            ("profile_path", "there is no profiler"),
+            ("ignore_global_conn_limit", "there is no global connection limit"),
+        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.LayeredRuntime",
+        implemented: &["layers"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.bootstrap.v3.RuntimeLayer",
+        implemented: &["name", "static_layer", "admin_layer"],
+        observe: &[],
+        rejected: &[
+            ("disk_layer", "runtime layers on disk are not supported"),
+            ("rtds_layer", DISCOVERY),
+        ],
+    },
+    whole("envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer"),
+    MessageSupport {
+        message: "envoy.config.core.v3.Node",
+        implemented: &["id", "cluster", "metadata", "locality"],
+        observe: &[
+            ("dynamic_parameters", "only discovery uses them"),
+            ("user_agent_name", "set by the proxy itself"),
+            ("user_agent_version", "set by the proxy itself"),
+            ("user_agent_build_version", "set by the proxy itself"),
+            ("extensions", "set by the proxy itself"),
+            ("client_features", "set by the proxy itself"),
+            ("listening_addresses", "set by the proxy itself"),
+        ],
+        rejected: &[],
+    },
+    whole("envoy.config.core.v3.Locality"),
+    MessageSupport {
+        message: "envoy.config.core.v3.Address",
+        implemented: &["socket_address", "pipe"],
+        observe: &[],
+        rejected: &[("envoy_internal_address", "internal listeners are not supported")],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.SocketAddress",
+        implemented: &["protocol", "address", "port_value", "ipv4_compat"],
+        observe: &[],
+        rejected: &[
+            ("protocol=UDP", "UDP is not supported"),
+            ("named_port", "named ports are not supported"),
+            ("resolver_name", "custom resolvers are not supported"),
+        ],
+    },
+    whole("envoy.config.core.v3.Pipe"),
+    whole("envoy.config.core.v3.CidrRange"),
+    MessageSupport {
+        message: "envoy.config.core.v3.DataSource",
+        implemented: &["filename", "inline_bytes", "inline_string", "environment_variable"],
+        observe: &[("watched_directory", "the file is read once")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.TypedExtensionConfig",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[],
+    },
+    whole("envoy.config.core.v3.TcpKeepalive"),
+    MessageSupport {
+        message: "envoy.config.core.v3.BindConfig",
+        implemented: &["source_address"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.RuntimeDouble",
+        implemented: &["default_value"],
+        observe: &[("runtime_key", "the default value always counts")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.RuntimeUInt32",
+        implemented: &["default_value"],
+        observe: &[("runtime_key", "the default value always counts")],
+        rejected: &[],
+    },
+    whole("envoy.type.v3.Percent"),
+    whole("envoy.type.v3.FractionalPercent"),
+    whole("envoy.config.core.v3.DnsResolverOptions"),
+    whole("envoy.config.core.v3.DnsResolutionConfig"),
+    MessageSupport {
+        message: "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        implemented: &["resolvers", "dns_resolver_options"],
+        observe: &[
+            ("use_resolvers_as_fallback", RESOLVER),
+            ("filter_unroutable_families", RESOLVER),
+            ("udp_max_queries", RESOLVER),
+            ("query_timeout_seconds", RESOLVER),
+            ("query_tries", RESOLVER),
+            ("rotate_nameservers", RESOLVER),
+            ("edns0_max_payload_size", RESOLVER),
+            ("max_udp_channel_duration", RESOLVER),
+            ("reinit_channel_on_timeout", RESOLVER),
+            ("qcache_max_ttl", RESOLVER),
+        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig",
+        implemented: &[],
+        observe: &[("num_retries", RESOLVER), ("num_resolver_threads", RESOLVER)],
+        rejected: &[],
+    },
+    whole("envoy.extensions.regex_engines.v3.GoogleRE2"),
+    refused(
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        &[("*", "TLS to upstreams is not supported yet")],
+    ),
+    refused(
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        &[("*", "TLS termination is not supported yet")],
+    ),
+    whole("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
+    MessageSupport {
+        message: "envoy.config.core.v3.TransportSocket",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[],
+    },
+    observed("envoy.config.core.v3.Metadata", &[("*", "metadata is not used yet")]),
+];
