@@ -85,7 +85,13 @@ fn checks(rules: &FieldRules, field: &str) -> Result<Vec<String>, Box<dyn Error>
                 return Err(format!("{field}: const and not_in of numbers are not handled").into());
             }
             let mut inner = Vec::new();
-            range(&mut inner, r.gt.map(f64::from), r.gte.map(f64::from), r.lt.map(f64::from), r.lte.map(f64::from));
+            range(
+                &mut inner,
+                r.gt.map(f64::from),
+                r.gte.map(f64::from),
+                r.lt.map(f64::from),
+                r.lte.map(f64::from),
+            );
             if !r.r#in.is_empty() {
                 let values: Vec<_> = r.r#in.iter().map(|v| format!("{:?}", f64::from(*v))).collect();
                 inner.push(format!("Check::NumberIn(&[{}])", values.join(", ")));
@@ -255,7 +261,9 @@ fn text(r: &StringRules, field: &str) -> Result<Vec<String>, Box<dyn Error>> {
         }
         Some(WellKnown::Ip(true)) => out.push("Check::Ip".to_owned()),
         Some(WellKnown::Uri(true) | WellKnown::UriRef(true)) => out.push("Check::Uri".to_owned()),
-        Some(WellKnown::Hostname(true) | WellKnown::Address(true)) => out.push("Check::MinBytes(1)".to_owned()),
+        Some(WellKnown::Hostname(true) | WellKnown::Address(true)) => {
+            out.push("Check::MinBytes(1)".to_owned())
+        }
         Some(other) => return Err(format!("{field}: {other:?} is not handled").into()),
     }
     Ok(out)

@@ -2,10 +2,17 @@
 //!
 //! The rooms, in the order traffic meets them:
 //!
+//! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
 //! - [`runtime`]: threads, sockets and streams.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
 
+pub mod bootstrap;
 pub mod config;
+pub mod demo;
 pub mod runtime;
 pub mod telemetry;
+pub mod upstream {
+    //! Only what compiling needs so far.
+    pub mod host_set;
+}

@@ -245,7 +245,8 @@ fn component_levels(text: &str) -> Result<ComponentLevels, String> {
 }
 
 fn stats_tag(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or_else(|| format!("'{text}' is not of the form name:value"))?;
+    let (name, value) =
+        text.split_once(':').ok_or_else(|| format!("'{text}' is not of the form name:value"))?;
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(format!("tag name '{name}' may only have letters and digits"));
     }
@@ -283,7 +284,8 @@ impl Flags {
 
 type Given = fn(&Flags) -> bool;
 
-const NO_SHARED_MEMORY: &str = "a replacement takes over by listening on the same ports, so there is no shared memory";
+const NO_SHARED_MEMORY: &str =
+    "a replacement takes over by listening on the same ports, so there is no shared memory";
 
 /// Flags that are accepted for Envoy's sake and change nothing: name, reason, whether it was given.
 pub const WITHOUT_EFFECT: &[(&str, &str, Given)] = &[
@@ -300,7 +302,9 @@ pub const WITHOUT_EFFECT: &[(&str, &str, Given)] = &[
     ("--log-format", "log lines have one fixed format", |flags| flags.log_format.is_some()),
     ("--log-format-escaped", "control characters are always escaped", |flags| flags.log_format_escaped),
     ("--enable-fine-grain-logging", "levels are set per component", |flags| flags.enable_fine_grain_logging),
-    ("--log-stacktrace-single-entry", "stack traces are not logged", |flags| flags.log_stacktrace_single_entry),
+    ("--log-stacktrace-single-entry", "stack traces are not logged", |flags| {
+        flags.log_stacktrace_single_entry
+    }),
     ("--enable-mutex-tracing", "requests take no mutex", |flags| flags.enable_mutex_tracing),
     ("--enable-core-dump", "the kernel's limits decide about core dumps", |flags| flags.enable_core_dump),
     (
@@ -381,7 +385,8 @@ mod tests {
 
     #[test]
     fn subcommands_take_the_same_flags() {
-        let Some(Command::Validate(flags)) = parse("outrigger validate -c a.yaml --service-node n").command else {
+        let Some(Command::Validate(flags)) = parse("outrigger validate -c a.yaml --service-node n").command
+        else {
             panic!("not validate");
         };
         assert_eq!(flags.service_node.as_deref(), Some("n"));

@@ -138,7 +138,10 @@ mod tests {
         });
         problems.report("empty");
         let paths: Vec<_> = problems.list().iter().map(ToString::to_string).collect();
-        assert_eq!(paths, ["virtual_hosts[3].routes[0].match: missing", "virtual_hosts[3]: no name", "empty"]);
+        assert_eq!(
+            paths,
+            ["virtual_hosts[3].routes[0].match: missing", "virtual_hosts[3]: no name", "empty"]
+        );
         assert_eq!(problems.path(), "");
     }
 

@@ -30,7 +30,11 @@ use crate::upstream::host_set::SplitOptions;
 
 /// Compiles `cluster`. What Envoy's field rules say of single fields is not checked again here.
 /// `None` when a problem was reported.
-pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Cluster> {
+pub fn compile(
+    cluster: &pb::Cluster,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Cluster> {
     let before = problems.count();
     let kind = kind(cluster, problems);
     let lb_policy = lb_policy(cluster, kind == Some(Kind::OriginalDst), problems);
@@ -52,7 +56,10 @@ pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &
         _ => Vec::new(),
     };
     let socket = SocketTuning {
-        keepalive: cluster.upstream_connection_options.as_ref().and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
+        keepalive: cluster
+            .upstream_connection_options
+            .as_ref()
+            .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
     if problems.count() > before {
@@ -70,7 +77,12 @@ pub fn compile(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &
         panic_threshold,
         fail_traffic_on_panic,
         overprovisioning,
-        cleanup_interval: duration_or(&cluster.cleanup_interval, Duration::from_secs(5), "cleanup_interval", problems),
+        cleanup_interval: duration_or(
+            &cluster.cleanup_interval,
+            Duration::from_secs(5),
+            "cleanup_interval",
+            problems,
+        ),
         http,
         tcp_idle_timeout,
         socket,
@@ -103,11 +115,20 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
             let found = custom.typed_config.as_ref().map(type_of).unwrap_or_default();
             match (custom.name.as_str(), found) {
-                (_, "envoy.extensions.clusters.dns.v3.DnsCluster") => problems.at("cluster_type", |problems| {
-                    let dns: DnsCluster = extension(custom.typed_config.as_ref()?, "typed_config", problems)?;
-                    Some(if dns.all_addresses_in_single_endpoint { Kind::LogicalDns } else { Kind::StrictDns })
-                }),
-                (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => Some(Kind::OriginalDst),
+                (_, "envoy.extensions.clusters.dns.v3.DnsCluster") => {
+                    problems.at("cluster_type", |problems| {
+                        let dns: DnsCluster =
+                            extension(custom.typed_config.as_ref()?, "typed_config", problems)?;
+                        Some(if dns.all_addresses_in_single_endpoint {
+                            Kind::LogicalDns
+                        } else {
+                            Kind::StrictDns
+                        })
+                    })
+                }
+                (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => {
+                    Some(Kind::OriginalDst)
+                }
                 ("envoy.cluster.static", "") => Some(Kind::Static),
                 ("envoy.cluster.strict_dns", "") => Some(Kind::StrictDns),
                 ("envoy.cluster.logical_dns", "") => Some(Kind::LogicalDns),
@@ -138,7 +159,8 @@ fn discovery(
                 return Some(Discovery::StrictDns(dns));
             }
             if dns.names.len() != 1 {
-                let message = format!("a LOGICAL_DNS cluster needs exactly one endpoint, this has {}", dns.names.len());
+                let message =
+                    format!("a LOGICAL_DNS cluster needs exactly one endpoint, this has {}", dns.names.len());
                 problems.report_at("load_assignment.endpoints", message);
                 return None;
             }
@@ -171,7 +193,8 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
         "" => "x-envoy-original-dst-host",
         name => name,
     };
-    let port_override = options.upstream_port_override.map(|port| u16::try_from(port.value).unwrap_or_default());
+    let port_override =
+        options.upstream_port_override.map(|port| u16::try_from(port.value).unwrap_or_default());
     if options.upstream_port_override.is_some_and(|port| port.value > 65535) {
         problems.report_at("original_dst_lb_config.upstream_port_override", "must be at most 65535");
     }
@@ -184,7 +207,8 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
 fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems) -> Option<LbPolicy> {
     use pb::cluster::LbPolicy as Classic;
     if let Some(policies) = &cluster.load_balancing_policy {
-        return problems.at("load_balancing_policy", |problems| lb_extension(policies, original_dst, problems));
+        return problems
+            .at("load_balancing_policy", |problems| lb_extension(policies, original_dst, problems));
     }
     let policy = match cluster.lb_policy() {
         Classic::RoundRobin => LbPolicy::RoundRobin,
@@ -192,13 +216,18 @@ fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems)
         Classic::LeastRequest => match &cluster.lb_config {
             Some(pb::cluster::LbConfig::LeastRequestLbConfig(config)) => LbPolicy::LeastRequest {
                 choice_count: u32_or(config.choice_count, 2),
-                active_request_bias: problems.at("least_request_lb_config", |problems| bias(config.active_request_bias.as_ref(), problems)),
+                active_request_bias: problems.at("least_request_lb_config", |problems| {
+                    bias(config.active_request_bias.as_ref(), problems)
+                }),
             },
             _ => LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 },
         },
         Classic::ClusterProvided => LbPolicy::ClusterProvided,
         Classic::LoadBalancingPolicyConfig => {
-            problems.report_at("load_balancing_policy", "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG");
+            problems.report_at(
+                "load_balancing_policy",
+                "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG",
+            );
             return None;
         }
         // Refused by the support table.
@@ -207,7 +236,12 @@ fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems)
     check_provided(policy, original_dst, "lb_policy", problems)
 }
 
-fn check_provided(policy: LbPolicy, original_dst: bool, field: &str, problems: &mut Problems) -> Option<LbPolicy> {
+fn check_provided(
+    policy: LbPolicy,
+    original_dst: bool,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
     match (original_dst, &policy) {
         (true, LbPolicy::ClusterProvided) => {}
         (true, _) => {
@@ -231,7 +265,9 @@ fn lb_extension(
 ) -> Option<LbPolicy> {
     let mut names = Vec::new();
     for (index, policy) in policies.policies.iter().enumerate() {
-        let Some(any) = policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref()) else {
+        let Some(any) =
+            policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref())
+        else {
             continue;
         };
         let chosen = problems.at_index("policies", index, |problems| {
@@ -302,7 +338,8 @@ fn bias(bias: Option<&core::RuntimeDouble>, problems: &mut Problems) -> f64 {
 
 fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool) {
     let config = cluster.common_lb_config.as_ref();
-    let threshold = config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
+    let threshold =
+        config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
     // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
     let threshold = environment.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
     let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
@@ -323,7 +360,11 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
         list.iter().find(|entry| entry.priority() == priority).and_then(|entry| entry.max_connections)
     };
     for (index, entry) in config.iter().flat_map(|config| &config.per_host_thresholds).enumerate() {
-        let only_connections = Thresholds { priority: entry.priority, max_connections: entry.max_connections, ..Default::default() };
+        let only_connections = Thresholds {
+            priority: entry.priority,
+            max_connections: entry.max_connections,
+            ..Default::default()
+        };
         if *entry != only_connections {
             problems.at("circuit_breakers", |problems| {
                 problems.at_index("per_host_thresholds", index, |problems| {
@@ -375,12 +416,16 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
                 let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
                 common = options.common_http_protocol_options;
                 http1 = match options.upstream_protocol_options {
-                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
-                        Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(http1),
-                        // The others are refused by the support table.
-                        _ => None,
-                    },
-                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => config.http_protocol_options,
+                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+                        match explicit.protocol_config {
+                            Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(http1),
+                            // The others are refused by the support table.
+                            _ => None,
+                        }
+                    }
+                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+                        config.http_protocol_options
+                    }
                     _ => None,
                 };
             }
@@ -395,7 +440,12 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
     let http = problems.at("common_http_protocol_options", |problems| UpstreamHttp {
         protocol: UpstreamProtocol::Http1,
         idle_timeout: idle(&common.idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout", problems),
-        max_connection_duration: idle(&common.max_connection_duration, None, "max_connection_duration", problems),
+        max_connection_duration: idle(
+            &common.max_connection_duration,
+            None,
+            "max_connection_duration",
+            problems,
+        ),
         max_requests_per_connection: common
             .max_requests_per_connection
             .or(cluster.max_requests_per_connection)
@@ -427,4 +477,3 @@ pub(super) fn bind_address(bind: &core::BindConfig, problems: &mut Problems) -> 
         Some(SocketAddr::new(ip, super::port(source, problems)?))
     })
 }
-

@@ -19,9 +19,14 @@ use crate::config::cluster::{Dns, DnsFamily};
 use crate::config::problems::Problems;
 
 /// The DNS options of a strict or logical DNS cluster; `None` when a problem was reported.
-pub(super) fn dns(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Dns> {
+pub(super) fn dns(
+    cluster: &pb::Cluster,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Dns> {
     use pb::cluster::{ClusterDiscoveryType, DnsLookupFamily as Classic};
-    let names = problems.at("load_assignment", |problems| dns_names(cluster.load_assignment.as_ref(), problems))?;
+    let names =
+        problems.at("load_assignment", |problems| dns_names(cluster.load_assignment.as_ref(), problems))?;
     let custom = match &cluster.cluster_discovery_type {
         Some(ClusterDiscoveryType::ClusterType(custom)) => custom.typed_config.as_ref(),
         _ => None,
@@ -29,7 +34,8 @@ pub(super) fn dns(cluster: &pb::Cluster, environment: &Environment<'_>, problems
     if let Some(any) = custom {
         return problems.at("cluster_type.typed_config", |problems| {
             let config: DnsCluster = extension(any, "", problems)?;
-            let failure = config.dns_failure_refresh_rate.as_ref().map(|rate| (rate.base_interval, rate.max_interval));
+            let failure =
+                config.dns_failure_refresh_rate.as_ref().map(|rate| (rate.base_interval, rate.max_interval));
             let family = match config.dns_lookup_family() {
                 DnsLookupFamily::Unspecified | DnsLookupFamily::Auto => DnsFamily::Auto,
                 DnsLookupFamily::V4Only => DnsFamily::V4Only,
@@ -38,7 +44,9 @@ pub(super) fn dns(cluster: &pb::Cluster, environment: &Environment<'_>, problems
                 DnsLookupFamily::All => DnsFamily::All,
             };
             let resolver = match &config.typed_dns_resolver_config {
-                Some(typed) => problems.at("typed_dns_resolver_config", |problems| typed_resolver(typed, problems)),
+                Some(typed) => {
+                    problems.at("typed_dns_resolver_config", |problems| typed_resolver(typed, problems))
+                }
                 None => None,
             };
             Some(Dns {
@@ -91,7 +99,10 @@ fn failure_refresh(
         let base = duration(&base, "base_interval", problems)?;
         let max = duration(&max, "max_interval", problems).unwrap_or(base * 10);
         if max < base {
-            problems.report_at("max_interval", format!("is {max:?}, must not be less than base_interval ({base:?})"));
+            problems.report_at(
+                "max_interval",
+                format!("is {max:?}, must not be less than base_interval ({base:?})"),
+            );
         }
         Some((base, max))
     })
@@ -134,7 +145,8 @@ pub(super) fn resolver(
     if let Some(classic) = classic {
         let options = classic.dns_resolver_options.unwrap_or_default();
         return Some(Resolver {
-            servers: problems.at("dns_resolution_config", |p| name_servers(&classic.resolvers, "resolvers", p)),
+            servers: problems
+                .at("dns_resolution_config", |p| name_servers(&classic.resolvers, "resolvers", p)),
             tcp: options.use_tcp_for_dns_lookups,
             no_search_domain: options.no_default_search_domain,
         });
@@ -155,7 +167,8 @@ fn typed_resolver(typed: &core::TypedExtensionConfig, problems: &mut Problems) -
     let config = unpack::<CaresDnsResolverConfig>(any).ok()?;
     let options = config.dns_resolver_options.unwrap_or_default();
     Some(Resolver {
-        servers: problems.at("typed_config", |problems| name_servers(&config.resolvers, "resolvers", problems)),
+        servers: problems
+            .at("typed_config", |problems| name_servers(&config.resolvers, "resolvers", problems)),
         tcp: options.use_tcp_for_dns_lookups,
         no_search_domain: options.no_default_search_domain,
     })
@@ -172,4 +185,3 @@ fn name_servers(addresses: &[core::Address], field: &str, problems: &mut Problem
     }
     servers
 }
-

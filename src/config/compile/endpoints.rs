@@ -11,13 +11,17 @@ use crate::config::problems::Problems;
 use crate::config::Host;
 
 /// The names of a DNS cluster; `None` when a problem was reported.
-pub(super) fn dns_names(assignment: Option<&endpoint::ClusterLoadAssignment>, problems: &mut Problems) -> Option<Vec<DnsName>> {
+pub(super) fn dns_names(
+    assignment: Option<&endpoint::ClusterLoadAssignment>,
+    problems: &mut Problems,
+) -> Option<Vec<DnsName>> {
     let before = problems.count();
     let mut names = Vec::new();
     endpoints(assignment, problems, |address, template, problems| match address {
         core::address::Address::SocketAddress(socket) => {
             let host: Arc<str> = socket.address.as_str().into();
-            let hostname = if template.hostname.is_empty() { host.clone() } else { template.hostname.clone() };
+            let hostname =
+                if template.hostname.is_empty() { host.clone() } else { template.hostname.clone() };
             let port = port(socket, problems).unwrap_or_default();
             names.push(DnsName { host, port, template: HostTemplate { hostname, ..template } });
         }
@@ -27,7 +31,10 @@ pub(super) fn dns_names(assignment: Option<&endpoint::ClusterLoadAssignment>, pr
 }
 
 /// The hosts of a static cluster.
-pub(super) fn static_hosts(assignment: Option<&endpoint::ClusterLoadAssignment>, problems: &mut Problems) -> Vec<Arc<Host>> {
+pub(super) fn static_hosts(
+    assignment: Option<&endpoint::ClusterLoadAssignment>,
+    problems: &mut Problems,
+) -> Vec<Arc<Host>> {
     let mut hosts = Vec::new();
     endpoints(assignment, problems, |address, template, problems| {
         let address = match address {
@@ -83,7 +90,9 @@ fn endpoint(
         Some(HostIdentifier::Endpoint(target)) => target,
         Some(HostIdentifier::EndpointName(name)) => match assignment.named_endpoints.get(name) {
             Some(target) => target,
-            None => return problems.report_at("endpoint_name", format!("there is no named endpoint {name:?}")),
+            None => {
+                return problems.report_at("endpoint_name", format!("there is no named endpoint {name:?}"))
+            }
         },
         None => return problems.report_at("endpoint", "is required"),
     };
@@ -132,4 +141,3 @@ pub(super) fn locality(locality: &core::Locality) -> Locality {
         sub_zone: locality.sub_zone.as_str().into(),
     }
 }
-

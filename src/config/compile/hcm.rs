@@ -16,8 +16,8 @@ use super::http_options::http1_options;
 use super::rooms;
 use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
 use crate::config::http::{
-    Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader, StripPort,
-    Underscores, Upgrade,
+    Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader,
+    StripPort, Underscores, Upgrade,
 };
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -78,7 +78,9 @@ pub fn compile(
         server_name: text_or(&config.server_name, "envoy"),
         server_header: match config.server_header_transformation() {
             pb::http_connection_manager::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
-            pb::http_connection_manager::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+            pb::http_connection_manager::ServerHeaderTransformation::AppendIfAbsent => {
+                ServerHeader::AppendIfAbsent
+            }
             pb::http_connection_manager::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
         },
         use_remote_address: bool_or(config.use_remote_address, false),
@@ -143,7 +145,8 @@ fn routes(
     use pb::http_connection_manager::RouteSpecifier;
     match config.route_specifier.as_ref()? {
         RouteSpecifier::RouteConfig(routes) => {
-            let table = problems.at("route_config", |problems| rooms::route_table(routes, environment, problems))?;
+            let table =
+                problems.at("route_config", |problems| rooms::route_table(routes, environment, problems))?;
             // Several connection managers may use the same name for different tables, so the listener and
             // a number are part of the slot's name.
             let slot = (0..)
@@ -195,7 +198,8 @@ fn filters(
                     if filter.disabled {
                         problems.report_at("disabled", "the router cannot be disabled");
                     }
-                    router = problems.at("typed_config", |problems| router_options(any, environment, problems));
+                    router =
+                        problems.at("typed_config", |problems| router_options(any, environment, problems));
                     unsupported |= router.is_none();
                 }
                 found => {
@@ -206,9 +210,9 @@ fn filters(
             }
         });
     }
-    let ends_with_router = list.last().is_some_and(|last| {
-        matches!(&last.config_type, Some(ConfigType::TypedConfig(any)) if type_of(any) == ROUTER)
-    });
+    let ends_with_router = list.last().is_some_and(
+        |last| matches!(&last.config_type, Some(ConfigType::TypedConfig(any)) if type_of(any) == ROUTER),
+    );
     if !ends_with_router && !unsupported && router.is_none() {
         problems.report_at("http_filters", "must end with the router (envoy.filters.http.router)");
     }
@@ -228,7 +232,10 @@ fn router_options(
         };
         if found != "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec" {
             problems.at_index("upstream_http_filters", index, |problems| {
-                problems.report_at("typed_config", format!("the upstream HTTP filter {} is not supported yet", filter.name));
+                problems.report_at(
+                    "typed_config",
+                    format!("the upstream HTTP filter {} is not supported yet", filter.name),
+                );
             });
         }
     }
@@ -358,10 +365,14 @@ fn escaped_slashes(config: &pb::HttpConnectionManager) -> EscapedSlashes {
 fn pack_trace_reason(config: &pb::HttpConnectionManager, problems: &mut Problems) -> bool {
     let any = config.request_id_extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
     // Other extensions are refused by the support table.
-    let Some(any) = any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig") else {
+    let Some(any) =
+        any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")
+    else {
         return true;
     };
     problems
-        .at("request_id_extension", |problems| extension::<UuidRequestIdConfig>(any, "typed_config", problems))
+        .at("request_id_extension", |problems| {
+            extension::<UuidRequestIdConfig>(any, "typed_config", problems)
+        })
         .is_none_or(|uuid| bool_or(uuid.pack_trace_reason, true))
 }

@@ -23,7 +23,11 @@ use crate::telemetry::stats::ListenerStats;
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
 /// Compiles `listener`. `None` when a problem was reported.
-pub fn compile(listener: &pb::Listener, environment: &Environment<'_>, problems: &mut Problems) -> Option<Listener> {
+pub fn compile(
+    listener: &pb::Listener,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Listener> {
     let before = problems.count();
     let address = match &listener.address {
         Some(address) => problems.at("address", |problems| bind_address(address, problems)),
@@ -33,7 +37,8 @@ pub fn compile(listener: &pb::Listener, environment: &Environment<'_>, problems:
         }
     };
     let shown = address.as_ref().map(|bind| bind.address.to_string()).unwrap_or_default();
-    let name: Arc<str> = if listener.name.is_empty() { shown.as_str().into() } else { listener.name.as_str().into() };
+    let name: Arc<str> =
+        if listener.name.is_empty() { shown.as_str().into() } else { listener.name.as_str().into() };
     if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
         problems.report_at("filter_chains", "is empty: a listener needs a filter chain");
     }
@@ -44,7 +49,9 @@ pub fn compile(listener: &pb::Listener, environment: &Environment<'_>, problems:
         chains.extend(compiled.map(Arc::new));
     }
     let default_chain = listener.default_filter_chain.as_ref().and_then(|config| {
-        problems.at("default_filter_chain", |problems| chain(config, &name, environment, problems)).map(Arc::new)
+        problems
+            .at("default_filter_chain", |problems| chain(config, &name, environment, problems))
+            .map(Arc::new)
     });
     let index = rooms::chain_index(&listener.filter_chains, problems);
     let inspect = inspect(listener, problems);
@@ -87,13 +94,14 @@ pub fn compile(listener: &pb::Listener, environment: &Environment<'_>, problems:
 }
 
 /// Where and how to listen.
-struct Bind {
-    address: Address,
+pub(super) struct Bind {
+    pub(super) address: Address,
     ipv4_compat: bool,
     pipe_mode: u32,
 }
 
-fn bind_address(address: &core::Address, problems: &mut Problems) -> Option<Bind> {
+/// Where to listen; `None` when a problem was reported.
+pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> Option<Bind> {
     match address.address.as_ref()? {
         core::address::Address::SocketAddress(socket) => problems.at("socket_address", |problems| {
             let port = port(socket, problems)?;
@@ -144,7 +152,9 @@ fn inspect(listener: &pb::Listener, problems: &mut Problems) -> Inspect {
             match found {
                 "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => inspect.tls = true,
                 "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => inspect.http = true,
-                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => inspect.original_dst = true,
+                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+                    inspect.original_dst = true
+                }
                 "" => problems.report_at("typed_config", "is required"),
                 found => {
                     let message = format!("the listener filter {} ({found}) is not supported", filter.name);
@@ -203,7 +213,8 @@ fn terminal(
             let compiled = network_filter(filter, owner, environment, problems);
             // Every network filter there is so far ends the chain.
             if index + 1 < filters.len() {
-                let message = format!("the terminal filter {} must be the last one of its chain", filter.name);
+                let message =
+                    format!("the terminal filter {} must be the last one of its chain", filter.name);
                 problems.report(message);
             }
             compiled

@@ -7,6 +7,9 @@
 //! ([`crate::config::support::rules`]), and what is compiled here. What one of them reports, the
 //! others do not repeat.
 
+// Fields that Envoy has deprecated are still in use.
+#![allow(deprecated)]
+
 pub mod bootstrap;
 pub mod cluster;
 mod dns;
@@ -59,7 +62,11 @@ pub struct Environment<'a> {
 }
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
-pub(crate) fn extension<M: Message + Name + Default>(any: &Any, field: &str, problems: &mut Problems) -> Option<M> {
+pub(crate) fn extension<M: Message + Name + Default>(
+    any: &Any,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<M> {
     match unpack(any) {
         Ok(message) => Some(message),
         // Malformed content was reported when the support table was consulted.
@@ -75,7 +82,11 @@ pub(crate) fn extension<M: Message + Name + Default>(any: &Any, field: &str, pro
 }
 
 /// The duration in `field`, if it is set. Negative ones are reported.
-pub(crate) fn duration(value: &Option<wkt::Duration>, field: &str, problems: &mut Problems) -> Option<Duration> {
+pub(crate) fn duration(
+    value: &Option<wkt::Duration>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<Duration> {
     let value = value.as_ref()?;
     match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
@@ -119,7 +130,8 @@ pub(crate) fn bool_or(value: Option<wkt::BoolValue>, default: bool) -> bool {
 }
 
 pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
-    let seconds = |value: Option<wkt::UInt32Value>| value.map(|value| Duration::from_secs(value.value.into()));
+    let seconds =
+        |value: Option<wkt::UInt32Value>| value.map(|value| Duration::from_secs(value.value.into()));
     value.map(|value| Keepalive {
         probes: value.keepalive_probes.map(|probes| probes.value),
         time: seconds(value.keepalive_time),
@@ -175,7 +187,8 @@ pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(
         _ => {
             // 128 is the limit of the field's own rule.
             if length <= 128 {
-                problems.report_at("prefix_len", format!("is {length}, must be at most {bits} for this address"));
+                problems
+                    .report_at("prefix_len", format!("is {length}, must be at most {bits} for this address"));
             }
             None
         }
@@ -204,3 +217,6 @@ pub(crate) fn data_source(source: &core::DataSource, problems: &mut Problems) ->
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

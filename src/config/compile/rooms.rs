@@ -1,7 +1,9 @@
 //! The parts of a resource that other rooms compile: routes, access logs, the TCP proxy, filter-chain
 //! matching. One function for each, so that their callers here read alike.
 
-use outrigger_control_api::pb::envoy::config::{accesslog::v3 as accesslog, listener::v3 as listener, route::v3 as route};
+use outrigger_control_api::pb::envoy::config::{
+    accesslog::v3 as accesslog, listener::v3 as listener, route::v3 as route,
+};
 use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 
 use super::Environment;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_control_api::pb::envoy::config::bootstrap::v3::{runtime_layer::LayerSpecifier, LayeredRuntime};
+use outrigger_control_api::pb::envoy::config::bootstrap::v3::{
+    runtime_layer::LayerSpecifier, LayeredRuntime,
+};
 use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct};
 
 use crate::config::problems::Problems;

@@ -105,10 +105,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "envoy.config.bootstrap.v3.RuntimeLayer",
         implemented: &["name", "static_layer", "admin_layer"],
         observe: &[],
-        rejected: &[
-            ("disk_layer", "runtime layers on disk are not supported"),
-            ("rtds_layer", DISCOVERY),
-        ],
+        rejected: &[("disk_layer", "runtime layers on disk are not supported"), ("rtds_layer", DISCOVERY)],
     },
     whole("envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer"),
     MessageSupport {

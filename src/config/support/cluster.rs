@@ -184,11 +184,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
         message: "envoy.config.endpoint.v3.LocalityLbEndpoints",
         implemented: &["locality", "lb_endpoints", "priority"],
-        observe: &[
-            ("load_balancing_weight", LOCALITY),
-            ("proximity", LOCALITY),
-            ("metadata", METADATA),
-        ],
+        observe: &[("load_balancing_weight", LOCALITY), ("proximity", LOCALITY), ("metadata", METADATA)],
         rejected: &[
             ("load_balancer_endpoints", "only lb_endpoints is supported"),
             ("leds_cluster_locality_config", EDS),

@@ -205,7 +205,8 @@ impl Walk<'_> {
 
     fn report(&mut self, field: &str, message: &str) {
         let dot = if self.path.is_empty() { "" } else { "." };
-        self.problems.push(Problem { path: format!("{}{dot}{field}", self.path), message: message.to_owned() });
+        self.problems
+            .push(Problem { path: format!("{}{dot}{field}", self.path), message: message.to_owned() });
     }
 }
 
@@ -238,12 +239,15 @@ fn wrong(check: &Check, value: &Value, field: &FieldDescriptor) -> Option<String
         Value::Map(map) => map.len() as u64,
         _ => 0,
     };
-    let plural = |count: u64, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
+    let plural =
+        |count: u64, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
     match check {
         Check::Required => None,
         Check::Above(low) => {
             let number = number(value)?;
-            unless(number.value > *low, &|| format!("is {number}, must be greater than {}", number.like(*low)))
+            unless(number.value > *low, &|| {
+                format!("is {number}, must be greater than {}", number.like(*low))
+            })
         }
         Check::AtLeast(low) => {
             let number = number(value)?;
@@ -348,14 +352,17 @@ fn wrong(check: &Check, value: &Value, field: &FieldDescriptor) -> Option<String
         }),
         Check::Unique => {
             let list = value.as_list()?;
-            let twice = list.iter().enumerate().find(|(index, item)| list.iter().take(*index).any(|i| i == *item));
+            let twice =
+                list.iter().enumerate().find(|(index, item)| list.iter().take(*index).any(|i| i == *item));
             twice.map(|(index, _)| format!("entry {index} repeats an earlier one"))
         }
         Check::Each(checks) => {
             let find = |item: &Value| checks.iter().find_map(|check| wrong(check, item, field));
-            value.as_list()?.iter().enumerate().find_map(|(index, item)| {
-                find(item).map(|wrong| format!("entry {index}: {wrong}"))
-            })
+            value
+                .as_list()?
+                .iter()
+                .enumerate()
+                .find_map(|(index, item)| find(item).map(|wrong| format!("entry {index}: {wrong}")))
         }
         Check::Keys(checks) => value.as_map()?.keys().find_map(|key| {
             let MapKey::String(key) = key else { return None };
@@ -457,10 +464,8 @@ fn enum_name(number: i32, field: &FieldDescriptor) -> String {
 fn matches_pattern(pattern: &'static str, text: &str) -> bool {
     static COMPILED: Mutex<Option<HashMap<&'static str, Option<regex::Regex>>>> = Mutex::new(None);
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    let regex = compiled
-        .get_or_insert_default()
-        .entry(pattern)
-        .or_insert_with(|| regex::Regex::new(pattern).ok());
+    let regex =
+        compiled.get_or_insert_default().entry(pattern).or_insert_with(|| regex::Regex::new(pattern).ok());
     // Every pattern of the table compiles; a test decides.
     regex.as_ref().is_none_or(|regex| regex.is_match(text))
 }
@@ -512,6 +517,10 @@ mod tests {
     fn header_names_and_values() {
         assert!(is_header_name("x-a", true) && is_header_name(":path", true) && is_header_name("a b", false));
         assert!(!is_header_name("a b", true) && !is_header_name("a\n", false));
-        assert!(is_header_value("a\tb", true) && !is_header_value("a\x01", true) && !is_header_value("a\0", false));
+        assert!(
+            is_header_value("a\tb", true)
+                && !is_header_value("a\x01", true)
+                && !is_header_value("a\0", false)
+        );
     }
 }
