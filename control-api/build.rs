@@ -110,7 +110,7 @@ fn generate(
         for message in &file.message_type {
             refer_to_message(&mut config, message, package, &rust);
         }
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             config
                 .extern_path(format!(".{package}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
         }
@@ -120,7 +120,7 @@ fn generate(
 }
 
 fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto, scope: &str, rust: &str) {
-    if message.options.as_ref().is_some_and(|o| o.map_entry()) {
+    if message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry) {
         return;
     }
     let name = message.name();
@@ -129,7 +129,7 @@ fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto,
     for nested in &message.nested_type {
         refer_to_message(config, nested, &scope, &rust);
     }
-    for name in message.enum_type.iter().map(|e| e.name()) {
+    for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
         config.extern_path(format!(".{scope}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
     }
 }
@@ -267,7 +267,7 @@ fn add_dependencies(set: &mut FileDescriptorSet) {
         for nested in &message.nested_type {
             names(nested, &scope, file, owners);
         }
-        for name in message.enum_type.iter().map(|e| e.name()) {
+        for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             owners.insert(format!("{scope}.{name}"), file.to_owned());
         }
     }
@@ -279,7 +279,7 @@ fn add_dependencies(set: &mut FileDescriptorSet) {
     for file in &set.file {
         let scope = format!(".{}", file.package());
         file.message_type.iter().for_each(|m| names(m, &scope, file.name(), &mut owners));
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             owners.insert(format!("{scope}.{name}"), file.name().to_owned());
         }
     }
