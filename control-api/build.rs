@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         all.file.into_iter().filter(|f| ours(f.name())).partition(|f| f.name().starts_with(NEWER));
     embedded.file.extend(own);
     fs::write(out.join("newer.txt"), merge_newer(&mut embedded, newer).join("\n"))?;
+    prune(&mut embedded);
     fs::write(out.join("descriptors.bin"), embedded.encode_to_vec())?;
     Ok(())
 }
@@ -110,7 +111,7 @@ fn generate(
         for message in &file.message_type {
             refer_to_message(&mut config, message, package, &rust);
         }
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             config
                 .extern_path(format!(".{package}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
         }
@@ -120,7 +121,7 @@ fn generate(
 }
 
 fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto, scope: &str, rust: &str) {
-    if message.options.as_ref().is_some_and(|o| o.map_entry()) {
+    if message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry) {
         return;
     }
     let name = message.name();
@@ -129,7 +130,7 @@ fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto,
     for nested in &message.nested_type {
         refer_to_message(config, nested, &scope, &rust);
     }
-    for name in message.enum_type.iter().map(|e| e.name()) {
+    for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
         config.extern_path(format!(".{scope}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
     }
 }
@@ -267,29 +268,140 @@ fn add_dependencies(set: &mut FileDescriptorSet) {
         for nested in &message.nested_type {
             names(nested, &scope, file, owners);
         }
-        for name in message.enum_type.iter().map(|e| e.name()) {
+        for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             owners.insert(format!("{scope}.{name}"), file.to_owned());
         }
-    }
-    fn used(message: &DescriptorProto, names: &mut BTreeSet<String>) {
-        names.extend(message.field.iter().filter_map(|f| f.type_name.clone()));
-        message.nested_type.iter().for_each(|nested| used(nested, names));
     }
     let mut owners = BTreeMap::new();
     for file in &set.file {
         let scope = format!(".{}", file.package());
         file.message_type.iter().for_each(|m| names(m, &scope, file.name(), &mut owners));
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             owners.insert(format!("{scope}.{name}"), file.name().to_owned());
         }
     }
     for file in &mut set.file {
         let mut wanted = BTreeSet::new();
-        file.message_type.iter().for_each(|message| used(message, &mut wanted));
+        file.message_type.iter().for_each(|message| names_in(message, &mut wanted));
         for owner in wanted.iter().filter_map(|name| owners.get(name)) {
             if owner != file.name() && !file.dependency.contains(owner) {
                 file.dependency.push(owner.clone());
             }
         }
+    }
+}
+
+/// Packages whose messages never stand in a configuration, unless one of another package needs them.
+const ASIDE: [&str; 9] = [
+    "envoy.admin.",
+    "envoy.annotations",
+    "envoy.data.",
+    "envoy.service.",
+    "google.",
+    "io.prometheus.",
+    "opencensus.",
+    "udpa.annotations",
+    "xds.annotations.",
+];
+
+/// Services and packages kept all the same.
+const KEPT: [&str; 2] = ["envoy.service.discovery.v3", "google.protobuf"];
+
+/// Drops what reflection does not need. Every message costs memory as long as the process runs.
+fn prune(set: &mut FileDescriptorSet) {
+    let aside = |package: &str| {
+        package == "validate" || (ASIDE.iter().any(|p| package.starts_with(p)) && !KEPT.contains(&package))
+    };
+    // Top-level type to the types it names.
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut todo = Vec::new();
+    for file in &mut set.file {
+        if file.name() == "google/protobuf/descriptor.proto" {
+            file.message_type.clear();
+            file.enum_type.clear();
+        }
+        file.service.clear();
+        file.extension.clear();
+        file.options = None;
+        let package = file.package().to_owned();
+        for message in &mut file.message_type {
+            strip(message);
+            let name = format!(".{package}.{}", message.name());
+            let mut used = BTreeSet::new();
+            names_in(message, &mut used);
+            uses.insert(name.clone(), used);
+            if !aside(&package) {
+                todo.push(name);
+            }
+        }
+        for name in file.enum_type.iter().map(|e| e.name().to_owned()) {
+            uses.insert(format!(".{package}.{name}"), BTreeSet::new());
+        }
+    }
+    let mut reached = BTreeSet::new();
+    while let Some(name) = todo.pop() {
+        // A nested type is kept with the message around it.
+        let top = name
+            .match_indices('.')
+            .map(|(at, _)| &name[..at])
+            .chain([name.as_str()])
+            .find(|n| uses.contains_key(*n));
+        if let Some(top) = top {
+            if reached.insert(top.to_owned()) {
+                todo.extend(uses.get(top).into_iter().flatten().cloned());
+            }
+        }
+    }
+    for file in &mut set.file {
+        let package = file.package().to_owned();
+        file.message_type.retain(|m| reached.contains(&format!(".{package}.{}", m.name())));
+        file.enum_type.retain(|e| reached.contains(&format!(".{package}.{}", e.name())));
+        file.enum_type.iter_mut().for_each(strip_enum);
+    }
+    set.file.retain(|f| !f.message_type.is_empty() || !f.enum_type.is_empty());
+    for file in &mut set.file {
+        file.dependency.clear();
+        file.public_dependency.clear();
+        file.weak_dependency.clear();
+    }
+    add_dependencies(set);
+}
+
+fn names_in(message: &DescriptorProto, names: &mut BTreeSet<String>) {
+    names.extend(message.field.iter().filter_map(|f| f.type_name.clone()));
+    message.nested_type.iter().for_each(|nested| names_in(nested, names));
+}
+
+/// Drops options (but for those that a descriptor set needs to be valid), reserved names, and JSON names that follow
+/// from the field names.
+fn strip(message: &mut DescriptorProto) {
+    let is_map = message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry);
+    message.options =
+        is_map.then(|| prost_types::MessageOptions { map_entry: Some(true), ..Default::default() });
+    message.reserved_name.clear();
+    message.reserved_range.clear();
+    message.extension.clear();
+    message.extension_range.clear();
+    for oneof in &mut message.oneof_decl {
+        oneof.options = None;
+    }
+    for field in &mut message.field {
+        field.options = None;
+        if field.json_name().eq_ignore_ascii_case(&field.name().replace('_', "")) {
+            field.json_name = None;
+        }
+    }
+    message.enum_type.iter_mut().for_each(strip_enum);
+    message.nested_type.iter_mut().for_each(strip);
+}
+
+fn strip_enum(descriptor: &mut prost_types::EnumDescriptorProto) {
+    let aliased = descriptor.options.as_ref().is_some_and(prost_types::EnumOptions::allow_alias);
+    descriptor.options =
+        aliased.then(|| prost_types::EnumOptions { allow_alias: Some(true), ..Default::default() });
+    descriptor.reserved_name.clear();
+    descriptor.reserved_range.clear();
+    for value in &mut descriptor.value {
+        value.options = None;
     }
 }

@@ -35,4 +35,5 @@ pub mod pb {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value)] // test values are written where they are passed
 mod tests;

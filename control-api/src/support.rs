@@ -104,16 +104,17 @@ impl SupportTable {
             "| message | implemented | accepted without effect | refused |\n|---|---|---|---|\n",
         );
         for (name, entry) in &self.messages {
-            let Some(descriptor) = pool().get_message_by_name(name) else {
-                continue;
+            // A type known by name alone has no fields to list.
+            let descriptor = pool().get_message_by_name(name);
+            let fields = |standing| {
+                descriptor.as_ref().map(|d| fields_that_are(standing, entry, d)).unwrap_or_default()
             };
-            let refused =
-                [with_reasons(entry.rejected), fields_that_are(Standing::Absent, entry, &descriptor)];
+            let refused = [with_reasons(entry.rejected), fields(Standing::Absent)];
             // Writing to a String cannot fail.
             let _ = writeln!(
                 out,
                 "| `{name}` | {} | {} | {} |",
-                cell(&fields_that_are(Standing::Implemented, entry, &descriptor)),
+                cell(&fields(Standing::Implemented)),
                 cell(&with_reasons(entry.observe)),
                 cell(&refused.concat()),
             );
