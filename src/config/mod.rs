@@ -10,8 +10,10 @@ pub mod cluster;
 pub mod headers;
 pub mod http;
 pub mod listener;
+pub mod problems;
 pub mod route;
 pub mod slot;
+pub mod support;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
