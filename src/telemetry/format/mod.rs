@@ -18,6 +18,7 @@ mod time;
 use crate::config::HeaderView;
 use crate::telemetry::stream_info::StreamInfo;
 
+pub(in crate::telemetry) use operator::grpc_status_of;
 use operator::Operator;
 
 /// A compiled format. Cheap to clone.

@@ -621,24 +621,29 @@ fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
 
 /// The gRPC status of the stream: from the trailers, else the response head, else as the HTTP status
 /// maps to it. `None` when the request is not gRPC.
-pub(super) fn grpc_status(ctx: &FormatContext<'_>) -> Option<u64> {
+fn grpc_status(ctx: &FormatContext<'_>) -> Option<u64> {
     let content_type = ctx.request?.first(&KEYS.content_type)?;
     let rest = content_type.strip_prefix(b"application/grpc")?;
     if !(rest.is_empty() || rest.starts_with(b"+")) {
         return None;
     }
+    Some(grpc_status_of(ctx))
+}
+
+/// [`grpc_status`] of a stream whatever its content type (`grpc_status_filter`).
+pub(in crate::telemetry) fn grpc_status_of(ctx: &FormatContext<'_>) -> u64 {
     let sent = |view: Option<&dyn HeaderView>| {
         let status = std::str::from_utf8(view?.first(&KEYS.grpc_status)?).ok()?;
         status.parse().ok()
     };
-    Some(sent(ctx.trailers).or_else(|| sent(ctx.response)).unwrap_or(match ctx.info.response_code {
+    sent(ctx.trailers).or_else(|| sent(ctx.response)).unwrap_or(match ctx.info.response_code {
         400 => 13,
         401 => 16,
         403 => 7,
         404 => 12,
         429 | 502..=504 => 14,
         _ => 2,
-    }))
+    })
 }
 
 /// gRPC status names by number: as in code, as in the protocol.
