@@ -10,10 +10,12 @@ pub mod cluster;
 pub mod headers;
 pub mod http;
 pub mod listener;
+pub mod problems;
 pub mod route;
 pub mod slot;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
+pub use problems::{Problem, Problems};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
 pub use slot::{Directory, Slot};
