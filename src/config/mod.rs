@@ -16,6 +16,6 @@ pub mod slot;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
-pub use problems::{Problem, Problems};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
+pub use problems::{Problem, Problems};
 pub use slot::{Directory, Slot};
