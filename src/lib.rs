@@ -4,8 +4,10 @@
 //!
 //! - [`config`]: the compiled, immutable model that everything else reads.
 //! - [`runtime`]: threads, sockets and streams.
+//! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
 
 pub mod config;
 pub mod runtime;
+pub mod tcp;
 pub mod telemetry;
