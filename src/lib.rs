@@ -5,12 +5,14 @@
 //! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
 //! - [`runtime`]: threads, sockets and streams.
+//! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
 
 pub mod bootstrap;
 pub mod config;
 pub mod demo;
 pub mod runtime;
+pub mod tcp;
 pub mod telemetry;
 pub mod upstream {
     //! Only what compiling needs so far.

@@ -79,7 +79,7 @@ pub fn compile(
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
-        index: index?,
+        index,
         chains,
         default_chain,
         inspect,

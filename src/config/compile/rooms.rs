@@ -17,13 +17,14 @@ use crate::telemetry::access_log::AccessLog;
 pub(super) fn access_logs(
     list: &[accesslog::AccessLog],
     field: &str,
-    _environment: &Environment<'_>,
+    environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Vec<AccessLog> {
-    for (index, _) in list.iter().enumerate() {
-        problems.at_index(field, index, |problems| problems.report("access logs are not supported yet"));
-    }
-    Vec::new()
+    let runtime = |key: &str| environment.runtime.number(key);
+    let compile = |(index, config)| {
+        problems.at_index(field, index, |problems| AccessLog::compile(config, &runtime, problems))
+    };
+    list.iter().enumerate().filter_map(compile).collect()
 }
 
 /// A route table; clusters it names must exist if it asks for that.
@@ -45,6 +46,18 @@ pub(super) fn tcp_proxy(
 }
 
 /// The index of a listener's filter chains.
-pub(super) fn chain_index(_chains: &[listener::FilterChain], _problems: &mut Problems) -> Option<ChainIndex> {
-    Some(ChainIndex {})
+pub(super) fn chain_index(chains: &[listener::FilterChain], problems: &mut Problems) -> ChainIndex {
+    ChainIndex::compile(chains, problems)
+}
+
+/// Header changes in `field`.
+pub(super) fn header_ops(
+    list: &[outrigger_control_api::pb::envoy::config::core::v3::HeaderValueOption],
+    field: &str,
+    problems: &mut Problems,
+) -> crate::config::route::HeaderOps {
+    if !list.is_empty() {
+        problems.report_at(field, "header changes are not supported yet");
+    }
+    crate::config::route::HeaderOps::default()
 }

@@ -1,6 +1,7 @@
 //! What is supported of each message: the one table that refuses unsupported fields, warns about those
 //! without effect, and generates `docs/support.md`.
 
+pub mod accesslog;
 mod bootstrap;
 mod cluster;
 mod hcm;
@@ -18,7 +19,7 @@ pub fn table() -> &'static SupportTable {
 }
 
 const PARTS: &[&[MessageSupport]] =
-    &[bootstrap::MESSAGES, cluster::MESSAGES, listener::MESSAGES, hcm::MESSAGES];
+    &[bootstrap::MESSAGES, cluster::MESSAGES, listener::MESSAGES, hcm::MESSAGES, accesslog::ACCESS_LOG];
 
 /// A message all of whose fields take effect.
 const fn whole(message: &'static str) -> MessageSupport {
