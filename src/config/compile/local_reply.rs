@@ -7,7 +7,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::http_connect
 use super::{data_source, rooms, Environment};
 use crate::config::http::{BodyFormat, LocalReplyMapper, LocalReplyRules};
 use crate::config::problems::Problems;
-use crate::telemetry::access_log::{compile::substitution_format, LogFilter};
+use crate::telemetry::access_log::{substitution_format, LogFilter};
 use crate::telemetry::format::Style;
 
 /// The rules, if config has any.
@@ -31,10 +31,12 @@ fn map(
     problems: &mut Problems,
 ) -> Option<LocalReplyMapper> {
     let runtime = |key: &str| environment.runtime.number(key);
-    let filter = mapper.filter.as_ref().and_then(|filter| {
-        problems.at("filter", |problems| LogFilter::compile(filter, &runtime, problems))
-    });
-    let body = mapper.body.as_ref().and_then(|body| problems.at("body", |problems| data_source(body, problems)));
+    let filter = mapper
+        .filter
+        .as_ref()
+        .and_then(|filter| problems.at("filter", |problems| LogFilter::compile(filter, &runtime, problems)));
+    let body =
+        mapper.body.as_ref().and_then(|body| problems.at("body", |problems| data_source(body, problems)));
     let headers = rooms::header_ops(&mapper.headers_to_add, "headers_to_add", problems);
     let body_format = body_format(mapper.body_format_override.as_ref(), "body_format_override", problems);
     Some(LocalReplyMapper {
