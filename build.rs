@@ -179,11 +179,8 @@ fn checks(rules: &FieldRules, field: &str) -> Result<Vec<String>, Box<dyn Error>
             let to = |v: &Option<Duration>| v.as_ref().map(|v| v.seconds as f64 + f64::from(v.nanos) / 1e9);
             range(&mut out, to(&r.gt), to(&r.gte), to(&r.lt), to(&r.lte));
         }
-        Some(Type::Timestamp(r)) => {
-            if r.required() {
-                out.push("Check::Required".to_owned());
-            }
-        }
+        Some(Type::Timestamp(r)) if r.required() => out.push("Check::Required".to_owned()),
+        Some(Type::Timestamp(_)) => {}
         Some(other) => return Err(format!("{field}: {other:?} is not handled").into()),
     }
     Ok(out)
@@ -262,7 +259,7 @@ fn text(r: &StringRules, field: &str) -> Result<Vec<String>, Box<dyn Error>> {
         Some(WellKnown::Ip(true)) => out.push("Check::Ip".to_owned()),
         Some(WellKnown::Uri(true) | WellKnown::UriRef(true)) => out.push("Check::Uri".to_owned()),
         Some(WellKnown::Hostname(true) | WellKnown::Address(true)) => {
-            out.push("Check::MinBytes(1)".to_owned())
+            out.push("Check::MinBytes(1)".to_owned());
         }
         Some(other) => return Err(format!("{field}: {other:?} is not handled").into()),
     }

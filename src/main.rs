@@ -11,7 +11,16 @@ use outrigger::config::compile::CompiledBootstrap;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let line = CommandLine::parse();
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(shown) => {
+            // Help is no error; a wrong flag ends with 1, as every other mistake does.
+            let code = if shown.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            // Nothing can be done when the terminal is gone.
+            let _ = shown.print();
+            return code;
+        }
+    };
     if line.version {
         println!("\n{}\n", version_line());
         return ExitCode::SUCCESS;

@@ -48,7 +48,9 @@ pub fn read(flags: &Flags) -> Result<(Loaded<Bootstrap>, Vec<Problem>), Vec<Prob
     match (file, text) {
         (Some(one), None) | (None, Some(one)) => Ok(one),
         (Some(file), Some(text)) => merge(file, text),
-        (None, None) => Err(whole("no configuration: give a file with -c, or text with --config-yaml")),
+        (None, None) => {
+            Err(whole("no configuration: give a file with -c or text with --config-yaml, or try the demo"))
+        }
     }
 }
 
@@ -102,7 +104,11 @@ fn whole(message: impl Into<String>) -> Vec<Problem> {
 
 /// What to call the configuration in messages: the file's name, or the flag's.
 pub fn source_name(flags: &Flags) -> String {
-    flags.config_path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())
+    match (&flags.config_path, &flags.config_yaml) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(_)) => "--config-yaml".to_owned(),
+        (None, None) => "outrigger".to_owned(),
+    }
 }
 
 /// One line for a problem: control characters are escaped, what concerns the whole file names it, and

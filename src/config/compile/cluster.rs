@@ -375,7 +375,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
     }
     [(RoutingPriority::Default, "default"), (RoutingPriority::High, "high")].map(|(priority, name)| {
         let list = config.map(|config| config.thresholds.as_slice()).unwrap_or_default();
-        let entry = list.iter().find(|entry| entry.priority() == priority).cloned().unwrap_or_default();
+        let entry = list.iter().find(|entry| entry.priority() == priority).copied().unwrap_or_default();
         let limit = |field: &str, value, default| {
             let key = format!("circuit_breakers.{}.{name}.{field}", cluster.name);
             let runtime = environment.runtime.number(&key).map(|value| value as u32);
@@ -411,7 +411,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
     let mut common = cluster.common_http_protocol_options;
     let mut http1 = cluster.http_protocol_options.clone();
     for (key, any) in &cluster.typed_extension_protocol_options {
-        problems.at(&format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
+        problems.at(format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
             HTTP_OPTIONS => {
                 let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
                 common = options.common_http_protocol_options;

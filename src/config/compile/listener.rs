@@ -153,7 +153,7 @@ fn inspect(listener: &pb::Listener, problems: &mut Problems) -> Inspect {
                 "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => inspect.tls = true,
                 "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => inspect.http = true,
                 "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
-                    inspect.original_dst = true
+                    inspect.original_dst = true;
                 }
                 "" => problems.report_at("typed_config", "is required"),
                 found => {
