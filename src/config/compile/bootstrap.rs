@@ -12,9 +12,9 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::support::Findings;
+use outrigger_control_api::DynamicMessage;
 use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
-use prost_reflect::DynamicMessage;
 use serde_json::{json, Value};
 
 use super::runtime::{self, Runtime};
