@@ -13,6 +13,7 @@ pub mod listener;
 pub mod problems;
 pub mod route;
 pub mod slot;
+pub mod support;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};

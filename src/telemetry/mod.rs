@@ -4,6 +4,8 @@
 //! and log lines. Handles are resolved when config is compiled; the data path only counts.
 
 pub mod access_log;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod format;
 pub mod metrics;
 pub mod stats;
