@@ -4,6 +4,7 @@
 //!
 //! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
+//! - [`listener`]: accepting connections and choosing their filter chain.
 //! - [`runtime`]: threads, sockets and streams.
 //! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
@@ -11,6 +12,7 @@
 pub mod bootstrap;
 pub mod config;
 pub mod demo;
+pub mod listener;
 pub mod runtime;
 pub mod tcp;
 pub mod telemetry;
