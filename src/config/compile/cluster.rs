@@ -37,7 +37,7 @@ pub fn compile(
 ) -> Option<Cluster> {
     let before = problems.count();
     let kind = kind(cluster, problems);
-    let lb_policy = lb_policy(cluster, kind == Some(Kind::OriginalDst), problems);
+    let lb_policy = lb_policy(cluster, kind.map(|kind| kind == Kind::OriginalDst), problems);
     let name: Arc<str> = cluster.name.as_str().into();
     let stat_name =
         if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
@@ -204,7 +204,7 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
     })
 }
 
-fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems) -> Option<LbPolicy> {
+fn lb_policy(cluster: &pb::Cluster, original_dst: Option<bool>, problems: &mut Problems) -> Option<LbPolicy> {
     use pb::cluster::LbPolicy as Classic;
     if let Some(policies) = &cluster.load_balancing_policy {
         return problems
@@ -238,21 +238,22 @@ fn lb_policy(cluster: &pb::Cluster, original_dst: bool, problems: &mut Problems)
 
 fn check_provided(
     policy: LbPolicy,
-    original_dst: bool,
+    original_dst: Option<bool>,
     field: &str,
     problems: &mut Problems,
 ) -> Option<LbPolicy> {
     match (original_dst, &policy) {
-        (true, LbPolicy::ClusterProvided) => {}
-        (true, _) => {
+        (Some(true), LbPolicy::ClusterProvided) => {}
+        (Some(true), _) => {
             problems.report_at(field, "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
             return None;
         }
-        (false, LbPolicy::ClusterProvided) => {
+        (Some(false), LbPolicy::ClusterProvided) => {
             problems.report_at(field, "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters");
             return None;
         }
-        (false, _) => {}
+        // Of an unsupported type nothing is known.
+        _ => {}
     }
     Some(policy)
 }
@@ -260,7 +261,7 @@ fn check_provided(
 /// The first policy of the list that is supported, as Envoy chooses.
 fn lb_extension(
     policies: &pb::LoadBalancingPolicy,
-    original_dst: bool,
+    original_dst: Option<bool>,
     problems: &mut Problems,
 ) -> Option<LbPolicy> {
     let mut names = Vec::new();

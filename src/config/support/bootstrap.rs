@@ -32,6 +32,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("stats_config", "statistics keep Envoy's default names, tags and buckets"),
             ("stats_flush_interval", STATISTICS),
             ("stats_flush_on_admin", STATISTICS),
+            ("stats_eviction_interval", "statistics are kept"),
             ("watchdog", NO_WATCHDOG),
             ("watchdogs", NO_WATCHDOG),
             ("tracing", "requests are not traced yet"),

@@ -99,7 +99,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
-            ("dns_min_refresh_rate", "records are never refreshed more than once a second"),
+            ("dns_min_refresh_rate", "dns_refresh_rate alone decides"),
         ],
         rejected: &[],
     },

@@ -6,6 +6,7 @@ mod bootstrap;
 mod clusters;
 mod connection_managers;
 mod listeners;
+mod survey;
 
 use std::time::Duration;
 
