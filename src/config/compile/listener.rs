@@ -29,17 +29,23 @@ pub fn compile(
     problems: &mut Problems,
 ) -> Option<Listener> {
     let before = problems.count();
+    // Kinds of listeners that the support table refuses; they have no address or no filter chains.
+    let special = listener.api_listener.is_some()
+        || listener.udp_listener_config.is_some()
+        || listener.listener_specifier.is_some();
     let address = match &listener.address {
         Some(address) => problems.at("address", |problems| bind_address(address, problems)),
         None => {
-            problems.report_at("address", "is required");
+            if !special {
+                problems.report_at("address", "is required");
+            }
             None
         }
     };
     let shown = address.as_ref().map(|bind| bind.address.to_string()).unwrap_or_default();
     let name: Arc<str> =
         if listener.name.is_empty() { shown.as_str().into() } else { listener.name.as_str().into() };
-    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
+    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() && !special {
         problems.report_at("filter_chains", "is empty: a listener needs a filter chain");
     }
     let mut chains = Vec::with_capacity(listener.filter_chains.len());
@@ -212,8 +218,7 @@ fn terminal(
     for (index, filter) in filters.iter().enumerate() {
         let compiled = problems.at_index("filters", index, |problems| {
             let compiled = network_filter(filter, owner, environment, problems);
-            // Every network filter there is so far ends the chain.
-            if index + 1 < filters.len() {
+            if index + 1 < filters.len() && is_terminal(filter) {
                 let message =
                     format!("the terminal filter {} must be the last one of its chain", filter.name);
                 problems.report(message);
@@ -223,6 +228,20 @@ fn terminal(
         terminal = compiled;
     }
     terminal
+}
+
+const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const ECHO: &str = "envoy.extensions.filters.network.echo.v3.Echo";
+const DIRECT_RESPONSE: &str = "envoy.extensions.filters.network.direct_response.v3.Config";
+
+fn is_terminal(filter: &pb::Filter) -> bool {
+    match &filter.config_type {
+        Some(pb::filter::ConfigType::TypedConfig(any)) => {
+            [HCM, TCP_PROXY, ECHO, DIRECT_RESPONSE].contains(&type_of(any))
+        }
+        _ => false,
+    }
 }
 
 fn network_filter(
@@ -242,16 +261,16 @@ fn network_filter(
         }
     };
     problems.at("typed_config", |problems| match type_of(any) {
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+        HCM => {
             let config: Hcm = extension(any, "", problems)?;
             hcm::compile(&config, owner, environment, problems).map(|hcm| Terminal::Http(Arc::new(hcm)))
         }
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+        TCP_PROXY => {
             let config: TcpProxyConfig = extension(any, "", problems)?;
             rooms::tcp_proxy(&config, environment, problems).map(|proxy| Terminal::Tcp(Arc::new(proxy)))
         }
-        "envoy.extensions.filters.network.echo.v3.Echo" => Some(Terminal::Echo),
-        "envoy.extensions.filters.network.direct_response.v3.Config" => {
+        ECHO => Some(Terminal::Echo),
+        DIRECT_RESPONSE => {
             let config: direct_response::Config = extension(any, "", problems)?;
             let response = match &config.response {
                 Some(source) => problems.at("response", |problems| data_source(source, problems))?,

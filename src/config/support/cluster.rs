@@ -53,6 +53,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "load_balancing_policy",
         ],
         observe: &[
+            ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
             ("metadata", METADATA),
             ("close_connections_on_host_health_failure", NO_HEALTH),
