@@ -60,17 +60,38 @@ pub fn load_value<M: Message + Name + Default>(value: &Value) -> Result<Loaded<M
     load_as(value, false)
 }
 
+/// Like [`load`], but unknown fields are skipped and returned beside the message.
+///
+/// # Errors
+/// Every other problem found.
+pub fn load_tolerant<M: Message + Name + Default>(
+    text: impl AsRef<[u8]>,
+    format: Format,
+) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
+    let value = text::parse(text.as_ref(), format).map_err(|problem| vec![problem])?;
+    let mut walk = Walk::new("", format != Format::Json);
+    walk.tolerate_unknown();
+    load_with(walk, &value)
+}
+
 fn load_as<M: Message + Name + Default>(value: &Value, yaml: bool) -> Result<Loaded<M>, Vec<Problem>> {
+    load_with(Walk::new("", yaml), value).map(|(loaded, _)| loaded)
+}
+
+fn load_with<M: Message + Name + Default>(
+    mut walk: Walk,
+    value: &Value,
+) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
     let Some(descriptor) = descriptor::<M>() else {
         return Err(vec![Problem::new("", format!("unknown type {}", M::full_name()))]);
     };
-    let mut walk = Walk::new("", yaml);
     let dynamic = walk.root(&descriptor, value);
+    let unknown = walk.take_unknown();
     let dynamic = walk.finish(dynamic)?;
     let message = dynamic
         .transcode_to()
         .map_err(|e| vec![Problem::new("", format!("cannot be read as {}: {e}", M::full_name()))])?;
-    Ok(Loaded { message, dynamic })
+    Ok((Loaded { message, dynamic }, unknown))
 }
 
 /// Reads one resource whose `@type` says what it is.

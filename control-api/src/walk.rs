@@ -31,11 +31,13 @@ pub(crate) struct Walk {
     depth: usize,
     /// YAML 1.1 booleans are understood.
     yaml: bool,
+    /// Where unknown fields go when they are tolerated; else they are problems.
+    unknown: Option<Vec<Problem>>,
 }
 
 impl Walk {
     pub(crate) fn new(root: &str, yaml: bool) -> Self {
-        Self { path: Path::new(root), problems: Vec::new(), depth: 0, yaml }
+        Self { path: Path::new(root), problems: Vec::new(), depth: 0, yaml, unknown: None }
     }
 
     /// The result, or the problems if there were any.
@@ -53,6 +55,21 @@ impl Walk {
 
     pub(crate) fn is_clean(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// From here on, unknown fields are kept apart and are no problems.
+    pub(crate) fn tolerate_unknown(&mut self) {
+        self.unknown = Some(Vec::new());
+    }
+
+    /// The unknown fields that were tolerated.
+    pub(crate) fn take_unknown(&mut self) -> Vec<Problem> {
+        self.unknown.take().unwrap_or_default()
+    }
+
+    fn unknown(&mut self, message: String) {
+        let problem = Problem::new(self.path.as_str(), message);
+        self.unknown.as_mut().unwrap_or(&mut self.problems).push(problem);
     }
 
     pub(crate) fn problem(&mut self, message: impl Into<String>) {
@@ -117,14 +134,17 @@ impl Walk {
                 descriptor.get_field_by_name(key).or_else(|| descriptor.get_field_by_json_name(key))
             else {
                 let back = self.path.field(key);
-                self.problem(unknown_field(descriptor, key));
+                self.unknown(unknown_field(descriptor, key));
                 self.path.back(back);
                 continue;
             };
+            if value.is_null() && !null_is_a_value(&field) {
+                continue;
+            }
             let back = self.path.field(field.name());
             if let Some(other) = seen.insert(field.number(), key) {
                 self.problem(format!("is set twice, as {other} and as {key}"));
-            } else if !value.is_null() || null_is_a_value(&field) {
+            } else {
                 self.check_oneof(&field, &message);
                 if let Some(value) = self.field(&field, value) {
                     self.store(&mut message, &field, value);

@@ -7,6 +7,7 @@
 
 pub mod chain_match;
 pub mod cluster;
+pub mod compile;
 pub mod headers;
 pub mod http;
 pub mod listener;

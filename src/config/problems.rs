@@ -5,25 +5,7 @@
 
 use std::fmt;
 
-/// One complaint about one field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Path of the field from the resource's root, as in `virtual_hosts[3].routes[0].match`. Empty
-    /// for the resource itself.
-    pub path: String,
-    /// What is wrong: the thing, the value, the limit.
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() {
-            f.write_str(&self.message)
-        } else {
-            write!(f, "{}: {}", self.path, self.message)
-        }
-    }
-}
+pub use outrigger_control_api::Problem;
 
 /// The problems found so far, the notes on fields that are taken but not acted on, and the path of
 /// the field being looked at.
@@ -62,7 +44,7 @@ impl Problems {
 
     /// Reports a problem with the field being looked at.
     pub fn report(&mut self, message: impl fmt::Display) {
-        self.list.push(Problem { path: self.path.clone(), message: message.to_string() });
+        self.list.push(Problem::new(self.path.as_str(), message.to_string()));
     }
 
     /// Reports a problem with the field `step` below the one being looked at.
@@ -81,7 +63,7 @@ impl Problems {
         let message = why.to_string();
         self.at(step, |problems| {
             let path = problems.path.clone();
-            problems.notes.push(Problem { path, message });
+            problems.notes.push(Problem::new(path, message));
         });
     }
 

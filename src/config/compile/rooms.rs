@@ -1,0 +1,63 @@
+//! The parts of a resource that other rooms compile: routes, access logs, the TCP proxy, filter-chain
+//! matching. One function for each, so that their callers here read alike.
+
+use outrigger_control_api::pb::envoy::config::{
+    accesslog::v3 as accesslog, listener::v3 as listener, route::v3 as route,
+};
+use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
+
+use super::Environment;
+use crate::config::chain_match::ChainIndex;
+use crate::config::problems::Problems;
+use crate::config::route::RouteTable;
+use crate::config::tcp::TcpProxy;
+use crate::telemetry::access_log::AccessLog;
+
+/// The access logs in `field`.
+pub(super) fn access_logs(
+    list: &[accesslog::AccessLog],
+    field: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Vec<AccessLog> {
+    let runtime = |key: &str| environment.runtime.number(key);
+    let compile = |(index, config)| {
+        problems.at_index(field, index, |problems| AccessLog::compile(config, &runtime, problems))
+    };
+    list.iter().enumerate().filter_map(compile).collect()
+}
+
+/// A route table; clusters it names must exist if it asks for that.
+pub(super) fn route_table(
+    _config: &route::RouteConfiguration,
+    _environment: &Environment<'_>,
+    _problems: &mut Problems,
+) -> Option<RouteTable> {
+    Some(RouteTable {})
+}
+
+/// A TCP proxy.
+pub(super) fn tcp_proxy(
+    _config: &tcp_proxy::TcpProxy,
+    _environment: &Environment<'_>,
+    _problems: &mut Problems,
+) -> Option<TcpProxy> {
+    Some(TcpProxy {})
+}
+
+/// The index of a listener's filter chains.
+pub(super) fn chain_index(chains: &[listener::FilterChain], problems: &mut Problems) -> ChainIndex {
+    ChainIndex::compile(chains, problems)
+}
+
+/// Header changes in `field`.
+pub(super) fn header_ops(
+    list: &[outrigger_control_api::pb::envoy::config::core::v3::HeaderValueOption],
+    field: &str,
+    problems: &mut Problems,
+) -> crate::config::route::HeaderOps {
+    if !list.is_empty() {
+        problems.report_at(field, "header changes are not supported yet");
+    }
+    crate::config::route::HeaderOps::default()
+}
