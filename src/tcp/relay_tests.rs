@@ -313,7 +313,8 @@ fn a_slow_reader_stops_its_sender() {
             let mut rig = rig(Options { pipes, ..Options::default() }).await;
             let total = fill(&mut rig.client).await;
             let held = rig.traffic.from_downstream.get() - rig.traffic.to_upstream.get();
-            assert!(held > 0 && held <= 256 << 10, "{held} bytes held");
+            let most = if pipes > 0 { 1 << 20 } else { 64 << 10 };
+            assert!(held > 0 && held <= most, "{held} bytes held");
             assert!(rig.counts.paused.get() > 0);
             assert_eq!(rig.counts.paused.get(), rig.counts.resumed.get() + 1);
             // The other direction is not affected.
