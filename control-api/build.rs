@@ -4,8 +4,7 @@
 //! error can say "known but not supported"), `proto/newer/*.proto` (fields that messages of the
 //! `xds-api` crate have gained since it was made), and the descriptor set of that crate, from which
 //! imports are resolved. Out, in `OUT_DIR`: `pb.rs`, one module tree that joins our types with those of
-//! `xds-api`; `descriptors.bin`, everything that reflection needs; `newer.txt`, the fields that
-//! reflection knows and the Rust types do not.
+//! `xds-api`, and `tables.rs`, the constants that reflection works with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -15,6 +14,7 @@ use std::{env, fs};
 
 use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost::Message as _;
+use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
 
@@ -45,9 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (newer, own): (Vec<_>, Vec<_>) =
         all.file.into_iter().filter(|f| ours(f.name())).partition(|f| f.name().starts_with(NEWER));
     embedded.file.extend(own);
-    fs::write(out.join("newer.txt"), merge_newer(&mut embedded, newer).join("\n"))?;
+    let newer: BTreeSet<String> = merge_newer(&mut embedded, newer).into_iter().collect();
     prune(&mut embedded);
-    fs::write(out.join("descriptors.bin"), embedded.encode_to_vec())?;
+    fs::write(out.join("tables.rs"), tables(&embedded, &newer)?)?;
     Ok(())
 }
 
@@ -216,7 +216,6 @@ fn merge_newer(set: &mut FileDescriptorSet, newer: Vec<FileDescriptorProto>) -> 
                 .for_each(|f| f.enum_type.push(value.clone()));
         }
     }
-    add_dependencies(set);
     added
 }
 
@@ -260,37 +259,6 @@ fn merge_message(target: &mut DescriptorProto, newer: DescriptorProto, scope: &s
     target.enum_type.extend(newer.enum_type);
 }
 
-/// Lets every file import the files whose types it names by now.
-fn add_dependencies(set: &mut FileDescriptorSet) {
-    fn names(message: &DescriptorProto, scope: &str, file: &str, owners: &mut BTreeMap<String, String>) {
-        let scope = format!("{scope}.{}", message.name());
-        owners.insert(scope.clone(), file.to_owned());
-        for nested in &message.nested_type {
-            names(nested, &scope, file, owners);
-        }
-        for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-            owners.insert(format!("{scope}.{name}"), file.to_owned());
-        }
-    }
-    let mut owners = BTreeMap::new();
-    for file in &set.file {
-        let scope = format!(".{}", file.package());
-        file.message_type.iter().for_each(|m| names(m, &scope, file.name(), &mut owners));
-        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-            owners.insert(format!("{scope}.{name}"), file.name().to_owned());
-        }
-    }
-    for file in &mut set.file {
-        let mut wanted = BTreeSet::new();
-        file.message_type.iter().for_each(|message| names_in(message, &mut wanted));
-        for owner in wanted.iter().filter_map(|name| owners.get(name)) {
-            if owner != file.name() && !file.dependency.contains(owner) {
-                file.dependency.push(owner.clone());
-            }
-        }
-    }
-}
-
 /// Packages whose messages never stand in a configuration, unless one of another package needs them.
 const ASIDE: [&str; 9] = [
     "envoy.admin.",
@@ -320,12 +288,8 @@ fn prune(set: &mut FileDescriptorSet) {
             file.message_type.clear();
             file.enum_type.clear();
         }
-        file.service.clear();
-        file.extension.clear();
-        file.options = None;
         let package = file.package().to_owned();
-        for message in &mut file.message_type {
-            strip(message);
+        for message in &file.message_type {
             let name = format!(".{package}.{}", message.name());
             let mut used = BTreeSet::new();
             names_in(message, &mut used);
@@ -356,15 +320,8 @@ fn prune(set: &mut FileDescriptorSet) {
         let package = file.package().to_owned();
         file.message_type.retain(|m| reached.contains(&format!(".{package}.{}", m.name())));
         file.enum_type.retain(|e| reached.contains(&format!(".{package}.{}", e.name())));
-        file.enum_type.iter_mut().for_each(strip_enum);
     }
     set.file.retain(|f| !f.message_type.is_empty() || !f.enum_type.is_empty());
-    for file in &mut set.file {
-        file.dependency.clear();
-        file.public_dependency.clear();
-        file.weak_dependency.clear();
-    }
-    add_dependencies(set);
 }
 
 fn names_in(message: &DescriptorProto, names: &mut BTreeSet<String>) {
@@ -372,36 +329,90 @@ fn names_in(message: &DescriptorProto, names: &mut BTreeSet<String>) {
     message.nested_type.iter().for_each(|nested| names_in(nested, names));
 }
 
-/// Drops options (but for those that a descriptor set needs to be valid), reserved names, and JSON names that follow
-/// from the field names.
-fn strip(message: &mut DescriptorProto) {
-    let is_map = message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry);
-    message.options =
-        is_map.then(|| prost_types::MessageOptions { map_entry: Some(true), ..Default::default() });
-    message.reserved_name.clear();
-    message.reserved_range.clear();
-    message.extension.clear();
-    message.extension_range.clear();
-    for oneof in &mut message.oneof_decl {
-        oneof.options = None;
-    }
-    for field in &mut message.field {
-        field.options = None;
-        if field.json_name().eq_ignore_ascii_case(&field.name().replace('_', "")) {
-            field.json_name = None;
+/// The tables of `src/reflect/table.rs` as Rust source.
+fn tables(set: &FileDescriptorSet, newer: &BTreeSet<String>) -> Result<String, Box<dyn Error>> {
+    let mut messages = BTreeMap::new();
+    let mut enums = BTreeMap::new();
+    for file in &set.file {
+        for message in &file.message_type {
+            collect(message, file.package(), &mut messages, &mut enums);
+        }
+        for descriptor in &file.enum_type {
+            enums.insert(format!("{}.{}", file.package(), descriptor.name()), descriptor);
         }
     }
-    message.enum_type.iter_mut().for_each(strip_enum);
-    message.nested_type.iter_mut().for_each(strip);
+    let message_index: BTreeMap<&str, usize> = messages.keys().map(String::as_str).zip(0..).collect();
+    let enum_index: BTreeMap<&str, usize> = enums.keys().map(String::as_str).zip(0..).collect();
+
+    let mut out = String::from("pub(super) static MESSAGES: &[Message] = &[\n");
+    for (name, message) in &messages {
+        let is_map = message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry);
+        // The oneofs that the compiler makes up for `optional` fields are none.
+        let made_up: BTreeSet<i32> =
+            message.field.iter().filter(|f| f.proto3_optional()).filter_map(|f| f.oneof_index).collect();
+        let real: Vec<(i32, &str)> = (0i32..)
+            .zip(&message.oneof_decl)
+            .filter(|(index, _)| !made_up.contains(index))
+            .map(|(index, oneof)| (index, oneof.name()))
+            .collect();
+        let oneofs: Vec<&str> = real.iter().map(|(_, name)| *name).collect();
+        write!(out, "Message {{ name: {name:?}, map_entry: {is_map}, oneofs: &{oneofs:?}, fields: &[")?;
+        let mut fields: Vec<_> = message.field.iter().collect();
+        fields.sort_by_key(|field| field.number());
+        for field in fields {
+            let index = field.oneof_index.filter(|_| !field.proto3_optional());
+            let oneof = index.and_then(|index| real.iter().position(|(real, _)| *real == index));
+            let target = field.type_name().trim_start_matches('.');
+            let kind = match field.r#type() {
+                Type::Message => format!("Type::Message({})", find(&message_index, target)?),
+                Type::Enum => format!("Type::Enum({})", find(&enum_index, target)?),
+                Type::Group => return Err(format!("{name} has a group").into()),
+                scalar => format!("Type::{scalar:?}"),
+            };
+            let shape = if field.label() == Label::Repeated {
+                "Repeated"
+            } else if field.r#type() == Type::Message || field.proto3_optional() || oneof.is_some() {
+                "Present"
+            } else {
+                "Plain"
+            };
+            let newer = newer.contains(&format!("{name} {}", field.name()));
+            write!(
+                out,
+                "Field {{ name: {:?}, json_name: {:?}, number: {}, kind: {kind}, shape: Shape::{shape}, \
+                 oneof: {oneof:?}, newer: {newer} }},",
+                field.name(),
+                field.json_name(),
+                field.number()
+            )?;
+        }
+        out.push_str("] },\n");
+    }
+    out.push_str("];\npub(super) static ENUMS: &[Enum] = &[\n");
+    for (name, descriptor) in &enums {
+        let values: Vec<(&str, i32)> = descriptor.value.iter().map(|v| (v.name(), v.number())).collect();
+        writeln!(out, "Enum {{ name: {name:?}, values: &{values:?} }},")?;
+    }
+    out.push_str("];\n");
+    Ok(out)
 }
 
-fn strip_enum(descriptor: &mut prost_types::EnumDescriptorProto) {
-    let aliased = descriptor.options.as_ref().is_some_and(prost_types::EnumOptions::allow_alias);
-    descriptor.options =
-        aliased.then(|| prost_types::EnumOptions { allow_alias: Some(true), ..Default::default() });
-    descriptor.reserved_name.clear();
-    descriptor.reserved_range.clear();
-    for value in &mut descriptor.value {
-        value.options = None;
+fn find(index: &BTreeMap<&str, usize>, name: &str) -> Result<usize, String> {
+    index.get(name).copied().ok_or_else(|| format!("{name} is used but not defined"))
+}
+
+fn collect<'a>(
+    message: &'a DescriptorProto,
+    scope: &str,
+    messages: &mut BTreeMap<String, &'a DescriptorProto>,
+    enums: &mut BTreeMap<String, &'a prost_types::EnumDescriptorProto>,
+) {
+    let name = format!("{scope}.{}", message.name());
+    for nested in &message.nested_type {
+        collect(nested, &name, messages, enums);
     }
+    for descriptor in &message.enum_type {
+        enums.insert(format!("{name}.{}", descriptor.name()), descriptor);
+    }
+    messages.insert(name, message);
 }

@@ -9,9 +9,9 @@ pub mod log;
 use std::path::Path;
 
 use outrigger_control_api::pb::envoy::config::bootstrap::v3::Bootstrap;
+use outrigger_control_api::DynamicMessage;
 use outrigger_control_api::{descriptor, load, load_tolerant, to_dynamic, Format, Loaded, Problem};
 use prost::Message as _;
-use prost_reflect::DynamicMessage;
 
 pub use flags::{Command, CommandLine, Flags, Mode};
 

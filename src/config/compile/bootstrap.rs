@@ -12,9 +12,9 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::support::Findings;
+use outrigger_control_api::DynamicMessage;
 use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
-use prost_reflect::DynamicMessage;
 use serde_json::{json, Value};
 
 use super::runtime::{self, Runtime};
@@ -219,17 +219,18 @@ fn compile(
     let source_address = bind.and_then(|bind| {
         problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_address(bind, problems))
     });
+    let default = pb::bootstrap::StaticResources::default();
+    let resources = message.static_resources.as_ref().unwrap_or(&default);
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let environment = Environment {
         clusters: &clusters,
+        known_clusters: resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect(),
         routes: &routes,
         runtime: &runtime,
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
         source_address,
     };
-    let default = pb::bootstrap::StaticResources::default();
-    let resources = message.static_resources.as_ref().unwrap_or(&default);
     let listeners = problems.at("static_resources", |problems| {
         compile_clusters(&resources.clusters, &environment, problems);
         compile_listeners(&resources.listeners, &environment, problems)
@@ -261,10 +262,8 @@ fn compile_clusters(
             if !config.name.is_empty() && !names.insert(config.name.as_str()) {
                 return problems.report_at("name", format!("duplicate cluster {:?}", config.name));
             }
-            // The slot of a cluster that failed is marked too, so that routes to it are not called unknown.
-            let slot = environment.clusters.slot(&config.name);
             if let Some(compiled) = cluster::compile(config, environment, problems) {
-                slot.set(Some(Arc::new(compiled)));
+                environment.clusters.slot(&config.name).set(Some(Arc::new(compiled)));
             }
         });
     }

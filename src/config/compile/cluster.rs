@@ -331,7 +331,8 @@ fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
 fn bias(bias: Option<&core::RuntimeDouble>, problems: &mut Problems) -> f64 {
     let value = bias.map_or(1.0, |bias| bias.default_value);
     if value.is_nan() || value < 0.0 {
-        problems.report_at("active_request_bias", format!("is {value}, must not be negative"));
+        problems.note("active_request_bias", format!("{value} is no valid bias, 1.0 is used"));
+        return 1.0;
     }
     value
 }

@@ -114,8 +114,9 @@ pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> 
                     return None;
                 }
             };
-            if socket.ipv4_compat && ip.is_ipv4() {
-                problems.report_at("ipv4_compat", "is only for IPv6 addresses");
+            let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unspecified() || ip.to_ipv4_mapped().is_some());
+            if socket.ipv4_compat && !mapped(ip) {
+                problems.report_at("ipv4_compat", "is only for the address :: or an IPv4-mapped one");
             }
             let address = Address::Ip(SocketAddr::new(ip, port));
             Some(Bind { address, ipv4_compat: socket.ipv4_compat, pipe_mode: 0 })

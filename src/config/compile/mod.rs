@@ -16,11 +16,13 @@ mod dns;
 mod endpoints;
 pub mod hcm;
 mod http_options;
+mod known_clusters;
 pub mod listener;
 mod local_reply;
 mod rooms;
 pub mod runtime;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -49,6 +51,8 @@ pub(crate) const LOCALITY: &str = "locality-aware load balancing is not supporte
 pub struct Environment<'a> {
     /// Clusters by name.
     pub clusters: &'a Directory<Cluster>,
+    /// Names of the clusters that are configured.
+    pub known_clusters: HashSet<&'a str>,
     /// Route tables by name.
     pub routes: &'a Directory<RouteTable>,
     /// Runtime values of the bootstrap.
@@ -180,19 +184,9 @@ pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(
         }
         return None;
     };
+    // Longer than the address counts as the whole address, as in Envoy.
     let bits = if ip.is_ipv4() { 32 } else { 128 };
-    let length = u32_or(range.prefix_len, 0);
-    match u8::try_from(length) {
-        Ok(length) if length <= bits => Some((ip, length)),
-        _ => {
-            // 128 is the limit of the field's own rule.
-            if length <= 128 {
-                problems
-                    .report_at("prefix_len", format!("is {length}, must be at most {bits} for this address"));
-            }
-            None
-        }
-    }
+    Some((ip, u8::try_from(u32_or(range.prefix_len, 0)).map_or(bits, |length| length.min(bits))))
 }
 
 /// The bytes that a data source names, read now.

@@ -6,7 +6,7 @@ use outrigger_control_api::pb::envoy::config::{
 };
 use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 
-use super::Environment;
+use super::{bool_or, known_clusters, Environment};
 use crate::config::chain_match::ChainIndex;
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -27,12 +27,17 @@ pub(super) fn access_logs(
     list.iter().enumerate().filter_map(compile).collect()
 }
 
-/// A route table; clusters it names must exist if it asks for that.
+/// An inline route table; the clusters it names must exist unless it says otherwise.
 pub(super) fn route_table(
-    _config: &route::RouteConfiguration,
-    _environment: &Environment<'_>,
-    _problems: &mut Problems,
+    config: &route::RouteConfiguration,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
 ) -> Option<RouteTable> {
+    // A cluster that lost its name has been reported; it may be the one that is meant here.
+    let unnamed = environment.known_clusters.contains("");
+    if bool_or(config.validate_clusters, true) && !unnamed {
+        known_clusters::check(config, &environment.known_clusters, problems);
+    }
     Some(RouteTable {})
 }
 

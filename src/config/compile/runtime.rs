@@ -34,6 +34,7 @@ impl Runtime {
     /// Flattens the layers. Only static ones have values; the others are judged by the support table.
     pub(super) fn compile(layered: Option<&LayeredRuntime>, problems: &mut Problems) -> Self {
         let mut runtime = Self::default();
+        let mut admin = false;
         for (index, layer) in layered.iter().flat_map(|layered| &layered.layers).enumerate() {
             if !layer.name.is_empty() && runtime.layers.contains(&layer.name) {
                 problems.at_index("layers", index, |problems| {
@@ -41,6 +42,15 @@ impl Runtime {
                 });
             }
             runtime.layers.push(layer.name.clone());
+            if matches!(layer.layer_specifier, Some(LayerSpecifier::AdminLayer(_))) {
+                if admin {
+                    problems.report_at(
+                        format_args!("layers[{index}].admin_layer"),
+                        "there can be one admin layer",
+                    );
+                }
+                admin = true;
+            }
             if let Some(LayerSpecifier::StaticLayer(values)) = &layer.layer_specifier {
                 runtime.flatten("", values);
             }

@@ -36,6 +36,9 @@ const PENDING: &[MessageSupport] = &[
     whole("envoy.config.route.v3.Route"),
     whole("envoy.config.route.v3.RouteMatch"),
     whole("envoy.config.route.v3.RouteAction"),
+    whole("envoy.config.route.v3.WeightedCluster"),
+    whole("envoy.config.route.v3.WeightedCluster.ClusterWeight"),
+    whole("envoy.config.route.v3.RouteAction.RequestMirrorPolicy"),
 ];
 
 /// A message all of whose fields take effect.

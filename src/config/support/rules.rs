@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use outrigger_control_api::reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, OneofDescriptor, Value};
 use outrigger_control_api::{pool, Problem};
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value};
 
 /// A rule of one field, by its number, or of a group of alternatives.
 enum FieldRule {
@@ -121,9 +121,8 @@ impl Walk<'_> {
                     }
                     FieldRule::OneOf(name) => {
                         let oneof = descriptor.oneofs().find(|oneof| oneof.name() == *name);
-                        let set = |oneof: &prost_reflect::OneofDescriptor| {
-                            oneof.fields().any(|field| message.has_field(&field))
-                        };
+                        let set =
+                            |oneof: &OneofDescriptor| oneof.fields().any(|field| message.has_field(&field));
                         if let Some(oneof) = oneof.filter(|oneof| !set(oneof)) {
                             let names: Vec<_> = oneof.fields().map(|field| field.name().to_owned()).collect();
                             self.report(name, &format!("is required: one of {}", names.join(", ")));
@@ -376,11 +375,21 @@ fn wrong(check: &Check, value: &Value, field: &FieldDescriptor) -> Option<String
             Some(format!("{}: {wrong}", key_path(key)))
         }),
         Check::UnlessEmpty(checks) => {
-            if inner(value).is_default(&field.kind()) || value.is_default_for_field(field) {
+            if is_empty(&inner(value)) {
                 return None;
             }
             checks.iter().find_map(|check| wrong(check, value, field))
         }
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Bytes(bytes) => bytes.is_empty(),
+        Value::List(list) => list.is_empty(),
+        Value::Map(map) => map.is_empty(),
+        other => number_of(other) == Some(0.0),
     }
 }
 

@@ -86,8 +86,6 @@ fn wrong_connection_managers_are_refused() {
         (json!({"scheme_header_transformation": {"scheme_to_overwrite": "ftp"}}),
          "scheme_header_transformation.scheme_to_overwrite: is \"ftp\", must be one of [\"http\", \"https\"]"),
         (json!({"stream_idle_timeout": "-1s"}), "stream_idle_timeout: must not be negative"),
-        (json!({"internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 33}]}}),
-         "internal_address_config.cidr_ranges[0].prefix_len: is 33, must be at most 32 for this address"),
         (json!({"http_filters/0/typed_config/strict_check_headers": ["x-foo"]}),
          "http_filters[0].typed_config.strict_check_headers: entry 0: is \"x-foo\", must be one of \
           [\"x-envoy-upstream-rq-timeout-ms\", \"x-envoy-upstream-rq-per-try-timeout-ms\", \
@@ -107,4 +105,25 @@ fn tracing_is_only_warned_about() {
     let compiled = compiled(&[(&format!("{HCM}/tracing"), json!({"random_sampling": {"value": 1}}))]);
     assert_eq!(compiled.warnings.len(), 1);
     assert_eq!(compiled.warnings[0].path, format!("{HCM_PATH}.tracing"));
+}
+
+#[test]
+fn clusters_of_static_routes_must_exist() {
+    let route = |action: Value| json!({"route_config/virtual_hosts/0/routes/0/route": action});
+    const AT: &str = "route_config.virtual_hosts[0].routes[0].route";
+    refuses_hcm(route(json!({"cluster": "x"})), &format!("{AT}.cluster: there is no cluster \"x\""));
+    refuses_hcm(
+        route(
+            json!({"weighted_clusters": {"clusters": [{"name": "origin", "weight": 1}, {"name": "x", "weight": 1}]}}),
+        ),
+        &format!("{AT}.weighted_clusters.clusters[1].name: there is no cluster \"x\""),
+    );
+    refuses_hcm(
+        route(json!({"cluster": "origin", "request_mirror_policies": [{"cluster": "x"}]})),
+        &format!("{AT}.request_mirror_policies[0].cluster: there is no cluster \"x\""),
+    );
+    hcm(
+        json!({"route_config/validate_clusters": false, "route_config/virtual_hosts/0/routes/0/route": {"cluster": "x"}}),
+    );
+    hcm(route(json!({"cluster_header": "x-cluster"})));
 }
