@@ -36,7 +36,7 @@ const SMALL_STREAK: u32 = 8;
 /// After failing to get a pipe, bytes to copy before asking again.
 const RETRY_PIPE: usize = 1 << 20;
 /// Reads in one turn of a direction before the other one has its turn.
-const TURN: u32 = 8;
+const TURN: u32 = 4;
 
 /// Bytes moved so far; live while the relay runs.
 #[derive(Debug, Default)]

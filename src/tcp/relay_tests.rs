@@ -246,6 +246,7 @@ fn half_close_from_the_server() {
 
 fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
 }
 
 async fn expect_reset(mut stream: TcpStream) {
@@ -312,7 +313,8 @@ fn a_slow_reader_stops_its_sender() {
             let mut rig = rig(Options { pipes, ..Options::default() }).await;
             let total = fill(&mut rig.client).await;
             let held = rig.traffic.from_downstream.get() - rig.traffic.to_upstream.get();
-            assert!(held > 0 && held <= 256 << 10, "{held} bytes held");
+            let most = if pipes > 0 { 1 << 20 } else { 64 << 10 };
+            assert!(held > 0 && held <= most, "{held} bytes held");
             assert!(rig.counts.paused.get() > 0);
             assert_eq!(rig.counts.paused.get(), rig.counts.resumed.get() + 1);
             // The other direction is not affected.
@@ -397,10 +399,10 @@ fn bulk_and_small_messages_in_turn() {
             let mut at_server = vec![0; part.len()];
             let (sent, received) =
                 tokio::join!(writer.write_all(part), server_reader.read_exact(&mut at_server));
-            (sent.unwrap(), received.unwrap());
+            sent.and(received.map(drop)).unwrap();
             let (sent, received) =
                 tokio::join!(server_writer.write_all(&at_server), reader.read_exact(&mut back[..part.len()]));
-            (sent.unwrap(), received.unwrap());
+            sent.and(received.map(drop)).unwrap();
             assert!(part == &back[..part.len()]);
         }
         assert_eq!(rig.pipes.in_use(), 0, "nothing is held at rest");

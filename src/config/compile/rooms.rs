@@ -43,11 +43,11 @@ pub(super) fn route_table(
 
 /// A TCP proxy.
 pub(super) fn tcp_proxy(
-    _config: &tcp_proxy::TcpProxy,
-    _environment: &Environment<'_>,
-    _problems: &mut Problems,
+    config: &tcp_proxy::TcpProxy,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
 ) -> Option<TcpProxy> {
-    Some(TcpProxy {})
+    TcpProxy::compile(config, environment, problems)
 }
 
 /// The index of a listener's filter chains.

@@ -7,6 +7,7 @@ mod cluster;
 mod hcm;
 mod listener;
 pub mod rules;
+pub mod tcp;
 
 use std::sync::LazyLock;
 
@@ -24,6 +25,7 @@ const PARTS: &[&[MessageSupport]] = &[
     listener::MESSAGES,
     hcm::MESSAGES,
     accesslog::ACCESS_LOG,
+    tcp::TCP,
     PENDING,
 ];
 
@@ -37,7 +39,6 @@ const PENDING: &[MessageSupport] = &[
     whole("envoy.config.route.v3.WeightedCluster"),
     whole("envoy.config.route.v3.WeightedCluster.ClusterWeight"),
     whole("envoy.config.route.v3.RouteAction.RequestMirrorPolicy"),
-    whole("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
 ];
 
 /// A message all of whose fields take effect.

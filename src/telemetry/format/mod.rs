@@ -125,6 +125,7 @@ pub enum LogType {
     UdpTunnelUpstreamConnected = 11,
     UdpPeriodic = 12,
     UdpSessionEnd = 13,
+    TcpConnectionStart = 14,
 }
 
 /// What operators read.

@@ -681,6 +681,7 @@ fn log_type_name(log_type: LogType) -> &'static str {
         LogType::TcpUpstreamConnected => "TcpUpstreamConnected",
         LogType::TcpPeriodic => "TcpPeriodic",
         LogType::TcpConnectionEnd => "TcpConnectionEnd",
+        LogType::TcpConnectionStart => "TcpConnectionStart",
         LogType::DownstreamStart => "DownstreamStart",
         LogType::DownstreamPeriodic => "DownstreamPeriodic",
         LogType::DownstreamEnd => "DownstreamEnd",
