@@ -57,6 +57,7 @@ fn run(flags: &Flags) -> ExitCode {
         eprintln!("cannot open the log file: {error}");
         return ExitCode::FAILURE;
     }
+    outrigger::telemetry::access_log::set_flush_interval(flags.file_flush_interval());
     let Some(compiled) = compile(flags) else { return ExitCode::FAILURE };
     for (flag, reason) in flags.without_effect() {
         tracing::debug!("{flag} has no effect: {reason}");

@@ -271,6 +271,11 @@ impl Flags {
         Duration::from_secs(self.drain_time_s.into())
     }
 
+    /// `--file-flush-interval-msec`.
+    pub fn file_flush_interval(&self) -> Duration {
+        Duration::from_millis(self.file_flush_interval_msec.into())
+    }
+
     /// Whether unknown fields in the bootstrap are only warnings.
     pub fn tolerates_unknown_fields(&self) -> bool {
         self.allow_unknown_fields || self.allow_unknown_static_fields
@@ -312,6 +317,19 @@ pub const WITHOUT_EFFECT: &[(&str, &str, Given)] = &[
         "unknown fields in discovered resources are always errors",
         |flags| flags.reject_unknown_dynamic_fields,
     ),
+    (
+        "--ignore-unknown-dynamic-fields",
+        "unknown fields in discovered resources are always errors",
+        |flags| flags.ignore_unknown_dynamic_fields,
+    ),
+    ("--disable-extensions", "extensions cannot be switched off", |flags| flags.disable_extensions.is_some()),
+    ("--stats-tag", "statistics have Envoy's own tags only", |flags| !flags.stats_tag.is_empty()),
+    ("--file-flush-min-size-kb", "a log line waits for the flush interval at most", |flags| {
+        flags.file_flush_min_size_kb != 64
+    }),
+    ("--local-address-ip-version", "this node does not report an address of its own", |flags| {
+        flags.local_address_ip_version != IpVersion::V4
+    }),
     ("--skip-deprecated-logs", "deprecated fields are not logged", |flags| flags.skip_deprecated_logs),
 ];
 

@@ -8,14 +8,7 @@ use crate::config::slot::Directory;
 
 fn compile(config: &Value) -> Result<TcpProxy, Vec<String>> {
     let (clusters, routes, runtime) = (Directory::default(), Directory::default(), Runtime::default());
-    let environment = Environment {
-        clusters: &clusters,
-        routes: &routes,
-        runtime: &runtime,
-        service: Default::default(),
-        resolver: Default::default(),
-        source_address: None,
-    };
+    let environment = Environment::new(&clusters, &routes, &runtime);
     let config = outrigger_control_api::load_value::<pb::TcpProxy>(config).expect("a test's own JSON");
     let mut problems = Problems::new();
     let proxy = TcpProxy::compile(&config.message, &environment, &mut problems);

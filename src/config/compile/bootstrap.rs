@@ -8,12 +8,18 @@ use outrigger_control_api::pb::envoy::config::accesslog::v3::{
     access_log::ConfigType, AccessLog as AccessLogConfig,
 };
 use outrigger_control_api::pb::envoy::config::bootstrap::v3 as pb;
+use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::config::listener::v3::{filter, Listener as ListenerConfig};
+use outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    http_connection_manager::RouteSpecifier, HttpConnectionManager,
+};
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::support::Findings;
 use outrigger_control_api::DynamicMessage;
-use outrigger_control_api::{message_to_json, to_json, Loaded};
+use outrigger_control_api::{message_to_json, to_json, unpack, Loaded};
 use prost::{Message as _, Name as _};
 use serde_json::{json, Value};
 
@@ -111,12 +117,35 @@ impl ConfigDump {
             .iter()
             .map(|listener| json!({ "listener": message_to_json(listener) }))
             .collect();
+        let routes: Vec<_> = resources
+            .listeners
+            .iter()
+            .flat_map(inline_routes)
+            .map(|routes| json!({ "route_config": message_to_json(&routes) }))
+            .collect();
         json!({ "configs": [
             { "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": bootstrap },
             { "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump", "static_clusters": clusters },
             { "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump", "static_listeners": listeners },
+            { "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump", "static_route_configs": routes },
         ]})
     }
+}
+
+/// The route configurations that stand in a listener's connection managers.
+fn inline_routes(listener: &ListenerConfig) -> Vec<RouteConfiguration> {
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    chains
+        .flat_map(|chain| &chain.filters)
+        .filter_map(|filter| match &filter.config_type {
+            Some(filter::ConfigType::TypedConfig(any)) => unpack::<HttpConnectionManager>(any).ok(),
+            _ => None,
+        })
+        .filter_map(|hcm| match hcm.route_specifier {
+            Some(RouteSpecifier::RouteConfig(routes)) => Some(routes),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Compiles a bootstrap.
@@ -251,11 +280,7 @@ fn compile(
     })
 }
 
-fn compile_clusters(
-    list: &[outrigger_control_api::pb::envoy::config::cluster::v3::Cluster],
-    environment: &Environment<'_>,
-    problems: &mut Problems,
-) {
+fn compile_clusters(list: &[ClusterConfig], environment: &Environment<'_>, problems: &mut Problems) {
     let mut names = HashSet::new();
     for (index, config) in list.iter().enumerate() {
         problems.at_index("clusters", index, |problems| {
@@ -270,7 +295,7 @@ fn compile_clusters(
 }
 
 fn compile_listeners(
-    list: &[outrigger_control_api::pb::envoy::config::listener::v3::Listener],
+    list: &[ListenerConfig],
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Vec<Arc<Listener>> {

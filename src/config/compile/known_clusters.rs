@@ -37,10 +37,10 @@ impl Check<'_> {
                 problems.at("weighted_clusters", |problems| {
                     for (index, cluster) in weighted.clusters.iter().enumerate() {
                         problems.at_index("clusters", index, |problems| {
-                            self.name(&cluster.name, "name", problems)
+                            self.name(&cluster.name, "name", problems);
                         });
                     }
-                })
+                });
             }
             _ => {}
         }

@@ -32,7 +32,8 @@ pub fn compile(
     // Kinds of listeners that the support table refuses; they have no address or no filter chains.
     let special = listener.api_listener.is_some()
         || listener.udp_listener_config.is_some()
-        || listener.listener_specifier.is_some();
+        || listener.listener_specifier.is_some()
+        || listener.address.as_ref().is_some_and(is_udp);
     let address = match &listener.address {
         Some(address) => problems.at("address", |problems| bind_address(address, problems)),
         None => {
@@ -97,6 +98,11 @@ pub fn compile(
         socket: SocketTuning::default(),
         access_logs,
     })
+}
+
+fn is_udp(address: &core::Address) -> bool {
+    matches!(&address.address, Some(core::address::Address::SocketAddress(socket))
+        if socket.protocol() == core::socket_address::Protocol::Udp)
 }
 
 /// Where and how to listen.

@@ -65,6 +65,25 @@ pub struct Environment<'a> {
     pub source_address: Option<SocketAddr>,
 }
 
+impl<'a> Environment<'a> {
+    /// An environment without a node, known clusters or defaults from the bootstrap.
+    pub fn new(
+        clusters: &'a Directory<Cluster>,
+        routes: &'a Directory<RouteTable>,
+        runtime: &'a Runtime,
+    ) -> Self {
+        Self {
+            clusters,
+            known_clusters: HashSet::new(),
+            routes,
+            runtime,
+            service: Default::default(),
+            resolver: Resolver::default(),
+            source_address: None,
+        }
+    }
+}
+
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
 pub(crate) fn extension<M: Message + Name + Default>(
     any: &Any,

@@ -3,7 +3,7 @@
 //! In: a message in reflective form. Out: one problem for each field whose value Envoy's API forbids
 //! (missing, too long, out of range), with its path; packed `Any` messages included. The rules come
 //! from the descriptors, by way of the build script; for messages whose descriptors carry none,
-//! [`EXTRA`] states Envoy's rules by hand.
+//! `EXTRA` states Envoy's rules by hand.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};

@@ -13,6 +13,7 @@ fn the_base_compiles() {
     assert_eq!(dump["configs"][0]["bootstrap"]["node"]["id"], "n");
     assert_eq!(dump["configs"][1]["static_clusters"][0]["cluster"]["name"], "origin");
     assert_eq!(dump["configs"][2]["static_listeners"][0]["listener"]["name"], "ingress");
+    assert_eq!(dump["configs"][3]["static_route_configs"][0]["route_config"]["name"], "routes");
 }
 
 #[test]
