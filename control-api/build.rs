@@ -1,9 +1,11 @@
 //! Compiles the message definitions under `proto/` into Rust types and one descriptor set.
 //!
 //! In: `proto/typed/*.proto` (Rust types wanted), `proto/known/*.proto` (only recognised, so that an
-//! error can say "known but not supported"), and the descriptor set of the `xds-api` crate, from which
+//! error can say "known but not supported"), `proto/newer/*.proto` (fields that messages of the
+//! `xds-api` crate have gained since it was made), and the descriptor set of that crate, from which
 //! imports are resolved. Out, in `OUT_DIR`: `pb.rs`, one module tree that joins our types with those of
-//! `xds-api`, and `descriptors.bin`, everything that reflection needs.
+//! `xds-api`; `descriptors.bin`, everything that reflection needs; `newer.txt`, the fields that
+//! reflection knows and the Rust types do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -13,8 +15,14 @@ use std::{env, fs};
 
 use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost::Message as _;
-use prost_types::{DescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
+
+/// The folder of additions to messages of `xds-api`.
+const NEWER: &str = "newer/";
+
+/// What the packages of those additions start with, so that they do not clash while being compiled.
+const NEWER_PACKAGE: &str = "newer.";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -28,13 +36,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ours = |name: &str| !core_files.contains(name);
 
     let mut typed = all.clone();
-    typed.file.retain(|f| !f.name().starts_with("known/"));
+    typed.file.retain(|f| !f.name().starts_with("known/") && !f.name().starts_with(NEWER));
     let generated = out.join("pb");
     generate(&generated, typed, &core, ours)?;
     fs::write(out.join("pb.rs"), module_tree(&generated, &core)?)?;
 
     let mut embedded = core;
-    embedded.file.extend(all.file.into_iter().filter(|f| ours(f.name())));
+    let (newer, own): (Vec<_>, Vec<_>) =
+        all.file.into_iter().filter(|f| ours(f.name())).partition(|f| f.name().starts_with(NEWER));
+    embedded.file.extend(own);
+    fs::write(out.join("newer.txt"), merge_newer(&mut embedded, newer).join("\n"))?;
     fs::write(out.join("descriptors.bin"), embedded.encode_to_vec())?;
     Ok(())
 }
@@ -42,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Our files and every file that they import.
 fn compile(core: &FileDescriptorSet) -> Result<FileDescriptorSet, Box<dyn Error>> {
     let mut names = Vec::new();
-    for folder in ["typed", "known"] {
+    for folder in ["typed", "known", "newer"] {
         println!("cargo:rerun-if-changed=proto/{folder}");
         for entry in fs::read_dir(Path::new("proto").join(folder))? {
             let file = entry?.file_name();
@@ -99,7 +110,7 @@ fn generate(
         for message in &file.message_type {
             refer_to_message(&mut config, message, package, &rust);
         }
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
             config
                 .extern_path(format!(".{package}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
         }
@@ -109,7 +120,7 @@ fn generate(
 }
 
 fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto, scope: &str, rust: &str) {
-    if message.options.as_ref().is_some_and(|o| o.map_entry()) {
+    if message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry) {
         return;
     }
     let name = message.name();
@@ -118,7 +129,7 @@ fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto,
     for nested in &message.nested_type {
         refer_to_message(config, nested, &scope, &rust);
     }
-    for name in message.enum_type.iter().map(|e| e.name()) {
+    for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
         config.extern_path(format!(".{scope}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
     }
 }
@@ -171,4 +182,114 @@ fn module_tree(generated: &Path, core: &FileDescriptorSet) -> Result<String, Box
 /// The module path that prost gives a package; `type` is the only keyword that xDS packages use.
 fn rust_segments(package: &str) -> Vec<String> {
     package.split('.').map(|s| if s == "type" { "r#type".to_owned() } else { s.to_snake_case() }).collect()
+}
+
+/// Adds the fields and types of `newer` to the messages they extend; returns the fields added.
+fn merge_newer(set: &mut FileDescriptorSet, newer: Vec<FileDescriptorProto>) -> Vec<String> {
+    let mut added = Vec::new();
+    for mut file in newer {
+        let package = file.package().trim_start_matches(NEWER_PACKAGE).to_owned();
+        for message in &mut file.message_type {
+            strip_newer(message);
+        }
+        for message in file.message_type {
+            let scope = format!("{package}.{}", message.name());
+            let target = set.file.iter_mut().filter(|f| f.package() == package);
+            let target = target.flat_map(|f| &mut f.message_type).find(|m| m.name() == message.name());
+            match target {
+                Some(target) => merge_message(target, message, &scope, &mut added),
+                // A new message: any file of its package may hold it.
+                None => set
+                    .file
+                    .iter_mut()
+                    .filter(|f| f.package() == package)
+                    .take(1)
+                    .for_each(|f| f.message_type.push(message.clone())),
+            }
+        }
+        for value in file.enum_type {
+            set.file
+                .iter_mut()
+                .filter(|f| f.package() == package)
+                .take(1)
+                .for_each(|f| f.enum_type.push(value.clone()));
+        }
+    }
+    add_dependencies(set);
+    added
+}
+
+fn strip_newer(message: &mut DescriptorProto) {
+    for field in &mut message.field {
+        let own = field
+            .type_name()
+            .strip_prefix('.')
+            .and_then(|n| n.strip_prefix(NEWER_PACKAGE))
+            .map(|n| format!(".{n}"));
+        if let Some(own) = own {
+            field.type_name = Some(own);
+        }
+    }
+    message.nested_type.iter_mut().for_each(strip_newer);
+}
+
+fn merge_message(target: &mut DescriptorProto, newer: DescriptorProto, scope: &str, added: &mut Vec<String>) {
+    for mut field in newer.field {
+        if let Some(index) = field.oneof_index {
+            let Some(oneof) = usize::try_from(index).ok().and_then(|i| newer.oneof_decl.get(i)) else {
+                continue;
+            };
+            let known = target.oneof_decl.iter().position(|o| o.name() == oneof.name());
+            let position = known.unwrap_or_else(|| {
+                target.oneof_decl.push(oneof.clone());
+                target.oneof_decl.len() - 1
+            });
+            field.oneof_index = i32::try_from(position).ok();
+        }
+        added.push(format!("{scope} {}", field.name()));
+        target.field.push(field);
+    }
+    for nested in newer.nested_type {
+        let scope = format!("{scope}.{}", nested.name());
+        match target.nested_type.iter_mut().find(|m| m.name() == nested.name()) {
+            Some(target) => merge_message(target, nested, &scope, added),
+            None => target.nested_type.push(nested),
+        }
+    }
+    target.enum_type.extend(newer.enum_type);
+}
+
+/// Lets every file import the files whose types it names by now.
+fn add_dependencies(set: &mut FileDescriptorSet) {
+    fn names(message: &DescriptorProto, scope: &str, file: &str, owners: &mut BTreeMap<String, String>) {
+        let scope = format!("{scope}.{}", message.name());
+        owners.insert(scope.clone(), file.to_owned());
+        for nested in &message.nested_type {
+            names(nested, &scope, file, owners);
+        }
+        for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
+            owners.insert(format!("{scope}.{name}"), file.to_owned());
+        }
+    }
+    fn used(message: &DescriptorProto, names: &mut BTreeSet<String>) {
+        names.extend(message.field.iter().filter_map(|f| f.type_name.clone()));
+        message.nested_type.iter().for_each(|nested| used(nested, names));
+    }
+    let mut owners = BTreeMap::new();
+    for file in &set.file {
+        let scope = format!(".{}", file.package());
+        file.message_type.iter().for_each(|m| names(m, &scope, file.name(), &mut owners));
+        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
+            owners.insert(format!("{scope}.{name}"), file.name().to_owned());
+        }
+    }
+    for file in &mut set.file {
+        let mut wanted = BTreeSet::new();
+        file.message_type.iter().for_each(|message| used(message, &mut wanted));
+        for owner in wanted.iter().filter_map(|name| owners.get(name)) {
+            if owner != file.name() && !file.dependency.contains(owner) {
+                file.dependency.push(owner.clone());
+            }
+        }
+    }
 }

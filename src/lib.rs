@@ -3,7 +3,11 @@
 //! The rooms, in the order traffic meets them:
 //!
 //! - [`config`]: the compiled, immutable model that everything else reads.
+//! - [`runtime`]: threads, sockets and streams.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
+//! - [`admin`]: the admin port.
 
+pub mod admin;
 pub mod config;
+pub mod runtime;
 pub mod telemetry;

@@ -11,6 +11,7 @@ use crate::load::MAX_DEPTH;
 use crate::pb::google::protobuf::Any;
 use crate::pool::pool;
 use crate::problem::{Path, Problem};
+use crate::support::numbers;
 use crate::walk::{convert_typed_struct, last_segment, TYPED_STRUCTS};
 use crate::well_known::WellKnown;
 
@@ -218,6 +219,13 @@ impl Check {
             self.problem(format!("unknown field number {} of {}", unknown.number(), descriptor.full_name()));
         }
         for (field, value) in message.fields() {
+            if let Kind::Enum(descriptor) = field.kind() {
+                for number in numbers(value).into_iter().filter(|n| descriptor.get_value(*n).is_none()) {
+                    let back = self.path.field(field.name());
+                    self.problem(format!("{number} is no {}", descriptor.full_name()));
+                    self.path.back(back);
+                }
+            }
             let is_message = match field.kind() {
                 Kind::Message(inner) if field.is_map() => {
                     matches!(inner.map_entry_value_field().kind(), Kind::Message(_))

@@ -21,7 +21,7 @@ pub use any::{check_any, expand_any, type_of, unpack, Expanded, UnpackError};
 pub use encode::canonical_bytes;
 pub use json::{message_to_json, to_json};
 pub use load::{load, load_resource, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES};
-pub use pool::{descriptor, pool, to_dynamic};
+pub use pool::{descriptor, is_newer, pool, to_dynamic};
 pub use problem::Problem;
 pub use text::Format;
 
@@ -35,4 +35,5 @@ pub mod pb {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value)] // test values are written where they are passed
 mod tests;

@@ -1,9 +1,10 @@
 //! The descriptors of every message type this build knows.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor};
 
 /// Written by the build script from its own compiler's output.
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -19,6 +20,17 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 #[must_use]
 pub fn pool() -> &'static DescriptorPool {
     &POOL
+}
+
+/// `MESSAGE FIELD`, one a line.
+static NEWER: LazyLock<HashSet<&'static str>> =
+    LazyLock::new(|| include_str!(concat!(env!("OUT_DIR"), "/newer.txt")).lines().collect());
+
+/// Whether `field` is newer than the Rust type of its message: it is read, checked and dumped, but only
+/// the reflective form of the message holds it.
+#[must_use]
+pub fn is_newer(field: &FieldDescriptor) -> bool {
+    NEWER.contains(format!("{} {}", field.parent_message().full_name(), field.name()).as_str())
 }
 
 /// The descriptor of a typed message, or `None` for a type that no xDS package holds.

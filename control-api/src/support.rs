@@ -4,17 +4,18 @@
 //! that is refused, and each that is accepted without effect, with its path. Whatever the table does
 //! not name is refused, so that nothing is ever ignored silently.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use prost_reflect::{
-    DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage as _, Value as Field,
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _,
+    Value as Field,
 };
 
 use crate::any::{expand_any, Expanded};
 use crate::json::sorted;
 use crate::load::MAX_DEPTH;
-use crate::pool::pool;
+use crate::pool::{is_newer, pool};
 use crate::problem::{Path, Problem};
 use crate::well_known::WellKnown;
 
@@ -23,13 +24,14 @@ use crate::well_known::WellKnown;
 pub struct MessageSupport {
     /// The full name, such as `envoy.config.cluster.v3.Cluster`.
     pub message: &'static str,
-    /// Names of the fields that take effect; `"*"` means all of them.
+    /// Names of the fields that take effect; `"*"` means all that the Rust type has. Fields that only
+    /// reflection knows ([`crate::is_newer`]) must be named.
     pub implemented: &'static [&'static str],
-    /// Fields that are accepted without effect, and why. The name `"*"` stands for the whole message:
-    /// it is noted once and not looked into.
+    /// Fields that are accepted without effect, and why; they are not looked into. `"*"` stands for the
+    /// whole message, `FIELD=VALUE` for one value of an enum field that is implemented otherwise.
     pub observe: &'static [(&'static str, &'static str)],
-    /// Fields that are refused, and why, where more is to be said than "not supported". `FIELD=VALUE`
-    /// refuses one value of an enum; `"*"` refuses the whole message.
+    /// Fields that are refused, and why, where more is to be said than "not supported"; `"*"` and
+    /// `FIELD=VALUE` as in `observe`.
     pub rejected: &'static [(&'static str, &'static str)],
 }
 
@@ -102,16 +104,19 @@ impl SupportTable {
             "| message | implemented | accepted without effect | refused |\n|---|---|---|---|\n",
         );
         for (name, entry) in &self.messages {
-            let Some(descriptor) = pool().get_message_by_name(name) else {
-                continue;
+            // A type known by name alone has no fields to list.
+            let descriptor = pool().get_message_by_name(name);
+            let fields = |standing| {
+                descriptor.as_ref().map(|d| fields_that_are(standing, entry, d)).unwrap_or_default()
             };
+            let refused = [with_reasons(entry.rejected), fields(Standing::Absent)];
             // Writing to a String cannot fail.
             let _ = writeln!(
                 out,
                 "| `{name}` | {} | {} | {} |",
-                cell(implemented(entry, &descriptor)),
-                cell(with_reasons(entry.observe)),
-                cell(with_reasons(entry.rejected).chain(refused_by_absence(entry, &descriptor))),
+                cell(&fields(Standing::Implemented)),
+                cell(&with_reasons(entry.observe)),
+                cell(&refused.concat()),
             );
         }
         out
@@ -128,50 +133,63 @@ fn field_exists(descriptor: &MessageDescriptor, name: &str) -> bool {
     })
 }
 
-fn implemented<'a>(
-    entry: &'a MessageSupport,
-    descriptor: &'a MessageDescriptor,
-) -> impl Iterator<Item = String> + 'a {
-    let all = entry.implemented.contains(&"*");
-    let listed: BTreeSet<&str> =
-        entry.observe.iter().chain(entry.rejected).map(|(field, _)| *field).collect();
-    descriptor
-        .fields()
-        .map(|field| field.name().to_owned())
-        .filter(move |name| {
-            entry.implemented.contains(&name.as_str()) || (all && !listed.contains(name.as_str()))
-        })
-        .map(|name| format!("`{name}`"))
+/// How an entry classes a field of its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Implemented,
+    Observed(&'static str),
+    Rejected(&'static str),
+    /// Refused because the entry does not name it.
+    Absent,
 }
 
-fn with_reasons<'a>(fields: &'a [(&'static str, &'static str)]) -> impl Iterator<Item = String> + 'a {
-    fields.iter().map(|(field, reason)| {
-        let field = if *field == "*" { "everything".to_owned() } else { format!("`{field}`") };
-        format!("{field} ({reason})")
-    })
+impl MessageSupport {
+    fn standing(&self, field: &FieldDescriptor) -> Standing {
+        let name = field.name();
+        if let Some(reason) = reason(self.rejected, name) {
+            Standing::Rejected(reason)
+        } else if let Some(reason) = reason(self.observe, name) {
+            Standing::Observed(reason)
+        } else if self.implemented.contains(&name) || (self.implemented.contains(&"*") && !is_newer(field)) {
+            Standing::Implemented
+        } else {
+            Standing::Absent
+        }
+    }
+
+    /// The reason why the whole message is refused or without effect.
+    fn whole(&self) -> Option<Standing> {
+        reason(self.rejected, "*")
+            .map(Standing::Rejected)
+            .or_else(|| reason(self.observe, "*").map(Standing::Observed))
+    }
 }
 
-fn refused_by_absence<'a>(
-    entry: &'a MessageSupport,
-    descriptor: &'a MessageDescriptor,
-) -> impl Iterator<Item = String> + 'a {
-    let whole = |fields: &[(&str, &str)]| fields.iter().any(|(field, _)| *field == "*");
-    let none = entry.implemented.contains(&"*") || whole(entry.observe) || whole(entry.rejected);
-    let named: BTreeSet<&str> = entry
-        .implemented
-        .iter()
-        .copied()
-        .chain(entry.observe.iter().chain(entry.rejected).map(|(field, _)| *field))
-        .collect();
-    descriptor
-        .fields()
-        .filter(move |field| !none && !named.contains(field.name()))
-        .map(|field| format!("`{}`", field.name()))
+fn reason(list: &[(&'static str, &'static str)], name: &str) -> Option<&'static str> {
+    list.iter().find(|(listed, _)| *listed == name).map(|(_, reason)| *reason)
+}
+
+/// The names of the fields of `descriptor` that have this standing.
+fn fields_that_are(
+    standing: Standing,
+    entry: &MessageSupport,
+    descriptor: &MessageDescriptor,
+) -> Vec<String> {
+    if entry.whole().is_some() {
+        return Vec::new();
+    }
+    let fields = descriptor.fields().filter(|field| entry.standing(field) == standing);
+    fields.map(|field| format!("`{}`", field.name())).collect()
+}
+
+fn with_reasons(fields: &[(&str, &str)]) -> Vec<String> {
+    let name = |field: &str| if field == "*" { "everything".to_owned() } else { format!("`{field}`") };
+    fields.iter().map(|(field, reason)| format!("{} ({reason})", name(field))).collect()
 }
 
 /// Vertical bars would end a Markdown cell.
-fn cell(items: impl Iterator<Item = String>) -> String {
-    items.collect::<Vec<_>>().join(", ").replace('|', "\\|")
+fn cell(items: &[String]) -> String {
+    items.join(", ").replace('|', "\\|")
 }
 
 struct Check<'a> {
@@ -208,11 +226,13 @@ impl Check<'_> {
                 format!("{name} is not supported")
             });
         };
-        if let Some((_, reason)) = entry.rejected.iter().find(|(field, _)| *field == "*") {
-            return self.reject(*reason);
+        match entry.whole() {
+            Some(Standing::Rejected(reason)) => return self.reject(reason),
+            Some(Standing::Observed(reason)) => return self.observe(reason),
+            _ => {}
         }
-        if let Some((_, reason)) = entry.observe.iter().find(|(field, _)| *field == "*") {
-            return self.observe(reason);
+        for unknown in message.unknown_fields() {
+            self.reject(format!("unknown field number {} of {name}", unknown.number()));
         }
         for (field, value) in message.fields() {
             let back = self.path.field(field.name());
@@ -222,19 +242,37 @@ impl Check<'_> {
     }
 
     fn field(&mut self, entry: &MessageSupport, field: &FieldDescriptor, value: &Field, depth: usize) {
-        let reason = |list: &[(&str, &'static str)]| {
-            list.iter()
-                .find(|(listed, _)| *listed == field.name() || is_value(field, value, listed))
-                .map(|(_, r)| *r)
-        };
-        if let Some(reason) = reason(entry.rejected) {
-            self.reject(reason);
-        } else if let Some(reason) = reason(entry.observe) {
-            self.observe(reason);
-        } else if entry.implemented.contains(&field.name()) || entry.implemented.contains(&"*") {
-            self.value(value, depth + 1);
-        } else {
-            self.reject("the field is not supported");
+        match entry.standing(field) {
+            Standing::Rejected(reason) => self.reject(reason),
+            Standing::Observed(reason) => self.observe(reason),
+            Standing::Absent => self.reject("the field is not supported"),
+            Standing::Implemented => {
+                if let Kind::Enum(descriptor) = field.kind() {
+                    self.enumeration(entry, field, &descriptor, value);
+                }
+                self.value(value, depth + 1);
+            }
+        }
+    }
+
+    fn enumeration(
+        &mut self,
+        entry: &MessageSupport,
+        field: &FieldDescriptor,
+        descriptor: &EnumDescriptor,
+        value: &Field,
+    ) {
+        for number in numbers(value) {
+            let Some(value) = descriptor.get_value(number) else {
+                self.reject(format!("{number} is no {}", descriptor.full_name()));
+                continue;
+            };
+            let named = format!("{}={}", field.name(), value.name());
+            if let Some(reason) = reason(entry.rejected, &named) {
+                self.reject(reason);
+            } else if let Some(reason) = reason(entry.observe, &named) {
+                self.observe(reason);
+            }
         }
     }
 
@@ -261,13 +299,11 @@ impl Check<'_> {
 
     /// A structure of a type without a definition: only an entry for the whole of it can tell.
     fn opaque(&mut self, type_name: &str) {
-        let whole =
-            |list: &[(&str, &'static str)]| list.iter().find(|(field, _)| *field == "*").map(|(_, r)| *r);
-        let entry = self.table.message(type_name);
-        match entry.and_then(|entry| whole(entry.observe)) {
-            Some(reason) => self.observe(reason),
-            None if type_name.is_empty() => self.reject("the structure names no type"),
-            None => self.reject(format!("unknown type {type_name}")),
+        match self.table.message(type_name).and_then(MessageSupport::whole) {
+            Some(Standing::Observed(reason)) => self.observe(reason),
+            Some(Standing::Rejected(reason)) => self.reject(reason),
+            _ if type_name.is_empty() => self.reject("the structure names no type"),
+            _ => self.reject(format!("unknown type {type_name}")),
         }
     }
 
@@ -283,16 +319,12 @@ impl Check<'_> {
     }
 }
 
-/// Whether `listed` is `FIELD=VALUE` for the enum value that `field` has.
-fn is_value(field: &FieldDescriptor, value: &Field, listed: &str) -> bool {
-    let Some((name, wanted)) = listed.split_once('=') else {
-        return false;
-    };
-    let is = |value: &Field| {
-        value
-            .as_enum_number()
-            .and_then(|number| field.kind().as_enum()?.get_value(number))
-            .is_some_and(|value| value.name() == wanted)
-    };
-    name == field.name() && (is(value) || value.as_list().is_some_and(|list| list.iter().any(is)))
+/// The enum numbers in a field: one, those of a list, or those of a map.
+pub(crate) fn numbers(value: &Field) -> Vec<i32> {
+    match value {
+        Field::EnumNumber(number) => vec![*number],
+        Field::List(items) => items.iter().filter_map(Field::as_enum_number).collect(),
+        Field::Map(entries) => entries.values().filter_map(Field::as_enum_number).collect(),
+        _ => Vec::new(),
+    }
 }

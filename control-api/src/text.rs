@@ -74,7 +74,24 @@ fn json(text: &str) -> Result<Value, Problem> {
     serde_json::from_str::<Strict>(text).map(|v| v.0).map_err(|e| whole(format!("invalid JSON: {e}")))
 }
 
+/// The deepest flow nesting (`[[[`) that is handed to the YAML parser. Its own limit comes much lower, but
+/// only once it has scanned everything, in time that grows with the square of the nesting.
+const MAX_FLOW_NESTING: usize = 10_000;
+
 fn yaml(text: &str) -> Result<Value, Problem> {
+    let mut nesting = 0usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => nesting += 1,
+            b']' | b'}' => nesting = nesting.saturating_sub(1),
+            _ => {}
+        }
+        if nesting > MAX_FLOW_NESTING {
+            return Err(whole(format!(
+                "invalid YAML: recursion limit exceeded: {MAX_FLOW_NESTING} open brackets"
+            )));
+        }
+    }
     let invalid = |e: serde_yaml_ng::Error| whole(format!("invalid YAML: {e}"));
     let mut value: serde_yaml_ng::Value = serde_yaml_ng::from_str(text).map_err(invalid)?;
     value.apply_merge().map_err(invalid)?;

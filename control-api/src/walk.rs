@@ -121,10 +121,13 @@ impl Walk {
                 self.path.back(back);
                 continue;
             };
+            if value.is_null() && !null_is_a_value(&field) {
+                continue;
+            }
             let back = self.path.field(field.name());
             if let Some(other) = seen.insert(field.number(), key) {
                 self.problem(format!("is set twice, as {other} and as {key}"));
-            } else if !value.is_null() || null_is_a_value(&field) {
+            } else {
                 self.check_oneof(&field, &message);
                 if let Some(value) = self.field(&field, value) {
                     self.store(&mut message, &field, value);

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{env, fs};
 
-use outrigger_control_api::{check_any, load_resource, load_value, message_to_json, pb, unpack};
+use outrigger_control_api::{check_any, load_resource, load_value, message_to_json, pb, pool, unpack};
 use pb::envoy::config::bootstrap::v3::Bootstrap;
 
 /// At least this share of the valid resources must parse, in percent.
-const FLOOR_PERCENT: usize = 96;
+const FLOOR_PERCENT: usize = 98;
 
 #[test]
 fn real_resources_parse() {
@@ -72,4 +72,24 @@ fn real_resources_parse() {
     }
     assert!(total > 0, "the corpus is empty");
     assert!(parsed * 100 >= total * FLOOR_PERCENT, "{parsed} of {total} parse, expected {FLOOR_PERCENT} %");
+}
+
+/// The extensions that real sidecars use must be known, so that a refusal can say "not supported".
+#[test]
+fn real_extensions_are_known() {
+    let Ok(folder) = env::var("OUTRIGGER_CORPUS") else {
+        println!("skipped: OUTRIGGER_CORPUS is not set");
+        return;
+    };
+    let features = fs::read_to_string(Path::new(&folder).join("features-sidecar.tsv")).unwrap();
+    let mut known = 0;
+    for line in features.lines().skip(1) {
+        let feature = line.split('\t').nth(6).unwrap();
+        let (_, name) = feature.split_once(" | ").unwrap();
+        // A structure is written TypedStruct<TYPE>.
+        let name = name.split_once('<').map_or(name, |(_, inner)| inner.trim_end_matches('>'));
+        assert!(pool().get_message_by_name(name).is_some(), "{name} is unknown");
+        known += 1;
+    }
+    assert!(known >= 60, "{known}");
 }

@@ -82,18 +82,12 @@ pub enum Known {
 
 macro_rules! known_names {
     ($($variant:ident = $name:literal),* $(,)?) => {
-        impl Known {
-            /// Resolves a lower-case header name (or pseudo-header name).
-            pub fn of(name: &[u8]) -> Known {
-                // Length first: most names are settled by it and one comparison.
-                match name {
-                    $(n if n.len() == $name.len() && n == $name.as_bytes() => Known::$variant,)*
-                    _ => Known::Other,
-                }
-            }
+        /// Every known name with its number, in the order of the numbers.
+        const NAMES: &[(&[u8], Known)] = &[$(($name.as_bytes(), Known::$variant)),*];
 
+        impl Known {
             /// The header's name in lower case; empty for [`Known::Other`].
-            pub fn name(self) -> &'static str {
+            pub const fn name(self) -> &'static str {
                 match self {
                     Known::Other => "",
                     $(Known::$variant => $name,)*
@@ -102,6 +96,62 @@ macro_rules! known_names {
         }
     };
 }
+
+/// Slots of the hash table below: four times the names, so that most lookups compare once.
+const TABLE_SIZE: usize = 256;
+
+/// Open-addressing table from name to its index in `NAMES` plus one; 0 = empty.
+const TABLE: [u8; TABLE_SIZE] = {
+    assert!(NAMES.len() * 2 < TABLE_SIZE && NAMES.len() < 128);
+    let mut table = [0u8; TABLE_SIZE];
+    let mut index = 0;
+    while index < NAMES.len() {
+        let mut slot = hash(NAMES[index].0);
+        while table[slot] != 0 {
+            slot = (slot + 1) % TABLE_SIZE;
+        }
+        table[slot] = index as u8 + 1;
+        index += 1;
+    }
+    table
+};
+
+const fn hash(name: &[u8]) -> usize {
+    let len = name.len();
+    let (first, middle, last) = (name[0] as usize, name[len / 2] as usize, name[len - 1] as usize);
+    (len.wrapping_mul(37) ^ first.wrapping_mul(7) ^ middle.wrapping_mul(13) ^ last.wrapping_mul(31))
+        % TABLE_SIZE
+}
+
+impl Known {
+    /// Resolves a lower-case header name (or pseudo-header name).
+    pub fn of(name: &[u8]) -> Known {
+        if name.is_empty() {
+            return Known::Other;
+        }
+        let mut slot = hash(name);
+        loop {
+            // `slot` is reduced modulo the table's size, and entries are indices into NAMES + 1.
+            let entry = TABLE[slot] as usize;
+            if entry == 0 {
+                return Known::Other;
+            }
+            let (candidate, known) = NAMES[entry - 1];
+            if candidate == name {
+                return known;
+            }
+            slot = (slot + 1) % TABLE_SIZE;
+        }
+    }
+
+    /// This header's bit in a [`KnownSet`].
+    pub const fn bit(self) -> KnownSet {
+        1 << self as u8
+    }
+}
+
+/// A set of known headers, one bit each.
+pub type KnownSet = u128;
 
 known_names! {
     Method = ":method", Path = ":path", Authority = ":authority", Scheme = ":scheme",

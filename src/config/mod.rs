@@ -17,6 +17,6 @@ pub mod support;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
+pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
 pub use problems::{Problem, Problems};
-pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
 pub use slot::{Directory, Slot};
