@@ -4,8 +4,7 @@
 //! error can say "known but not supported"), `proto/newer/*.proto` (fields that messages of the
 //! `xds-api` crate have gained since it was made), and the descriptor set of that crate, from which
 //! imports are resolved. Out, in `OUT_DIR`: `pb.rs`, one module tree that joins our types with those of
-//! `xds-api`; `descriptors.bin`, everything that reflection needs; `newer.txt`, the fields that
-//! reflection knows and the Rust types do not.
+//! `xds-api`, and `tables.rs`, the constants that reflection works with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -15,6 +14,7 @@ use std::{env, fs};
 
 use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost::Message as _;
+use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
 
@@ -45,8 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (newer, own): (Vec<_>, Vec<_>) =
         all.file.into_iter().filter(|f| ours(f.name())).partition(|f| f.name().starts_with(NEWER));
     embedded.file.extend(own);
-    fs::write(out.join("newer.txt"), merge_newer(&mut embedded, newer).join("\n"))?;
-    fs::write(out.join("descriptors.bin"), embedded.encode_to_vec())?;
+    let newer: BTreeSet<String> = merge_newer(&mut embedded, newer).into_iter().collect();
+    prune(&mut embedded);
+    fs::write(out.join("tables.rs"), tables(&embedded, &newer)?)?;
     Ok(())
 }
 
@@ -215,7 +216,6 @@ fn merge_newer(set: &mut FileDescriptorSet, newer: Vec<FileDescriptorProto>) -> 
                 .for_each(|f| f.enum_type.push(value.clone()));
         }
     }
-    add_dependencies(set);
     added
 }
 
@@ -259,37 +259,160 @@ fn merge_message(target: &mut DescriptorProto, newer: DescriptorProto, scope: &s
     target.enum_type.extend(newer.enum_type);
 }
 
-/// Lets every file import the files whose types it names by now.
-fn add_dependencies(set: &mut FileDescriptorSet) {
-    fn names(message: &DescriptorProto, scope: &str, file: &str, owners: &mut BTreeMap<String, String>) {
-        let scope = format!("{scope}.{}", message.name());
-        owners.insert(scope.clone(), file.to_owned());
-        for nested in &message.nested_type {
-            names(nested, &scope, file, owners);
-        }
-        for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-            owners.insert(format!("{scope}.{name}"), file.to_owned());
-        }
-    }
-    fn used(message: &DescriptorProto, names: &mut BTreeSet<String>) {
-        names.extend(message.field.iter().filter_map(|f| f.type_name.clone()));
-        message.nested_type.iter().for_each(|nested| used(nested, names));
-    }
-    let mut owners = BTreeMap::new();
-    for file in &set.file {
-        let scope = format!(".{}", file.package());
-        file.message_type.iter().for_each(|m| names(m, &scope, file.name(), &mut owners));
-        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-            owners.insert(format!("{scope}.{name}"), file.name().to_owned());
-        }
-    }
+/// Packages whose messages never stand in a configuration, unless one of another package needs them.
+const ASIDE: [&str; 9] = [
+    "envoy.admin.",
+    "envoy.annotations",
+    "envoy.data.",
+    "envoy.service.",
+    "google.",
+    "io.prometheus.",
+    "opencensus.",
+    "udpa.annotations",
+    "xds.annotations.",
+];
+
+/// Services and packages kept all the same.
+const KEPT: [&str; 2] = ["envoy.service.discovery.v3", "google.protobuf"];
+
+/// Drops what reflection does not need. Every message costs memory as long as the process runs.
+fn prune(set: &mut FileDescriptorSet) {
+    let aside = |package: &str| {
+        package == "validate" || (ASIDE.iter().any(|p| package.starts_with(p)) && !KEPT.contains(&package))
+    };
+    // Top-level type to the types it names.
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut todo = Vec::new();
     for file in &mut set.file {
-        let mut wanted = BTreeSet::new();
-        file.message_type.iter().for_each(|message| used(message, &mut wanted));
-        for owner in wanted.iter().filter_map(|name| owners.get(name)) {
-            if owner != file.name() && !file.dependency.contains(owner) {
-                file.dependency.push(owner.clone());
+        if file.name() == "google/protobuf/descriptor.proto" {
+            file.message_type.clear();
+            file.enum_type.clear();
+        }
+        let package = file.package().to_owned();
+        for message in &file.message_type {
+            let name = format!(".{package}.{}", message.name());
+            let mut used = BTreeSet::new();
+            names_in(message, &mut used);
+            uses.insert(name.clone(), used);
+            if !aside(&package) {
+                todo.push(name);
+            }
+        }
+        for name in file.enum_type.iter().map(|e| e.name().to_owned()) {
+            uses.insert(format!(".{package}.{name}"), BTreeSet::new());
+        }
+    }
+    let mut reached = BTreeSet::new();
+    while let Some(name) = todo.pop() {
+        // A nested type is kept with the message around it.
+        let top = name
+            .match_indices('.')
+            .map(|(at, _)| &name[..at])
+            .chain([name.as_str()])
+            .find(|n| uses.contains_key(*n));
+        if let Some(top) = top {
+            if reached.insert(top.to_owned()) {
+                todo.extend(uses.get(top).into_iter().flatten().cloned());
             }
         }
     }
+    for file in &mut set.file {
+        let package = file.package().to_owned();
+        file.message_type.retain(|m| reached.contains(&format!(".{package}.{}", m.name())));
+        file.enum_type.retain(|e| reached.contains(&format!(".{package}.{}", e.name())));
+    }
+    set.file.retain(|f| !f.message_type.is_empty() || !f.enum_type.is_empty());
+}
+
+fn names_in(message: &DescriptorProto, names: &mut BTreeSet<String>) {
+    names.extend(message.field.iter().filter_map(|f| f.type_name.clone()));
+    message.nested_type.iter().for_each(|nested| names_in(nested, names));
+}
+
+/// The tables of `src/reflect/table.rs` as Rust source.
+fn tables(set: &FileDescriptorSet, newer: &BTreeSet<String>) -> Result<String, Box<dyn Error>> {
+    let mut messages = BTreeMap::new();
+    let mut enums = BTreeMap::new();
+    for file in &set.file {
+        for message in &file.message_type {
+            collect(message, file.package(), &mut messages, &mut enums);
+        }
+        for descriptor in &file.enum_type {
+            enums.insert(format!("{}.{}", file.package(), descriptor.name()), descriptor);
+        }
+    }
+    let message_index: BTreeMap<&str, usize> = messages.keys().map(String::as_str).zip(0..).collect();
+    let enum_index: BTreeMap<&str, usize> = enums.keys().map(String::as_str).zip(0..).collect();
+
+    let mut out = String::from("pub(super) static MESSAGES: &[Message] = &[\n");
+    for (name, message) in &messages {
+        let is_map = message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry);
+        // The oneofs that the compiler makes up for `optional` fields are none.
+        let made_up: BTreeSet<i32> =
+            message.field.iter().filter(|f| f.proto3_optional()).filter_map(|f| f.oneof_index).collect();
+        let real: Vec<(i32, &str)> = (0i32..)
+            .zip(&message.oneof_decl)
+            .filter(|(index, _)| !made_up.contains(index))
+            .map(|(index, oneof)| (index, oneof.name()))
+            .collect();
+        let oneofs: Vec<&str> = real.iter().map(|(_, name)| *name).collect();
+        write!(out, "Message {{ name: {name:?}, map_entry: {is_map}, oneofs: &{oneofs:?}, fields: &[")?;
+        let mut fields: Vec<_> = message.field.iter().collect();
+        fields.sort_by_key(|field| field.number());
+        for field in fields {
+            let index = field.oneof_index.filter(|_| !field.proto3_optional());
+            let oneof = index.and_then(|index| real.iter().position(|(real, _)| *real == index));
+            let target = field.type_name().trim_start_matches('.');
+            let kind = match field.r#type() {
+                Type::Message => format!("Type::Message({})", find(&message_index, target)?),
+                Type::Enum => format!("Type::Enum({})", find(&enum_index, target)?),
+                Type::Group => return Err(format!("{name} has a group").into()),
+                scalar => format!("Type::{scalar:?}"),
+            };
+            let shape = if field.label() == Label::Repeated {
+                "Repeated"
+            } else if field.r#type() == Type::Message || field.proto3_optional() || oneof.is_some() {
+                "Present"
+            } else {
+                "Plain"
+            };
+            let newer = newer.contains(&format!("{name} {}", field.name()));
+            write!(
+                out,
+                "Field {{ name: {:?}, json_name: {:?}, number: {}, kind: {kind}, shape: Shape::{shape}, \
+                 oneof: {oneof:?}, newer: {newer} }},",
+                field.name(),
+                field.json_name(),
+                field.number()
+            )?;
+        }
+        out.push_str("] },\n");
+    }
+    out.push_str("];\npub(super) static ENUMS: &[Enum] = &[\n");
+    for (name, descriptor) in &enums {
+        let values: Vec<(&str, i32)> = descriptor.value.iter().map(|v| (v.name(), v.number())).collect();
+        writeln!(out, "Enum {{ name: {name:?}, values: &{values:?} }},")?;
+    }
+    out.push_str("];\n");
+    Ok(out)
+}
+
+fn find(index: &BTreeMap<&str, usize>, name: &str) -> Result<usize, String> {
+    index.get(name).copied().ok_or_else(|| format!("{name} is used but not defined"))
+}
+
+fn collect<'a>(
+    message: &'a DescriptorProto,
+    scope: &str,
+    messages: &mut BTreeMap<String, &'a DescriptorProto>,
+    enums: &mut BTreeMap<String, &'a prost_types::EnumDescriptorProto>,
+) {
+    let name = format!("{scope}.{}", message.name());
+    for nested in &message.nested_type {
+        collect(nested, &name, messages, enums);
+    }
+    for descriptor in &message.enum_type {
+        enums.insert(format!("{name}.{}", descriptor.name()), descriptor);
+    }
+    messages.insert(name, message);
 }

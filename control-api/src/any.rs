@@ -3,14 +3,14 @@
 //! In: an `Any` from a file or a control plane. Out: the typed or reflective message in it. Both
 //! `TypedStruct` packages are looked through: an `Any` of a `TypedStruct` of type X counts as an X.
 
+use crate::reflect::{DynamicMessage, Kind, Value as Field};
 use prost::encoding::{decode_key, decode_varint, skip_field, DecodeContext, WireType};
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, Kind, ReflectMessage as _, Value as Field};
 
 use crate::load::MAX_DEPTH;
 use crate::pb::google::protobuf::Any;
-use crate::pool::pool;
 use crate::problem::{Path, Problem};
+use crate::reflect::pool;
 use crate::support::numbers;
 use crate::walk::{convert_typed_struct, last_segment, TYPED_STRUCTS};
 use crate::well_known::WellKnown;

@@ -1,17 +1,17 @@
 //! Messages to JSON, as Envoy's admin dumps write them: field names of the `.proto` files, an `@type`
 //! in every `Any`, defaults left out.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
+use crate::reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, Value as Field};
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field};
 use serde_json::{Map, Number, Value};
 
 use crate::any::{expand_any, Expanded};
 use crate::load::MAX_DEPTH;
-use crate::pool::to_dynamic;
 use crate::scalar::to_base64;
 use crate::text::non_finite;
+use crate::typed::to_dynamic;
 use crate::well_known::{print_duration, structure_to_json, WellKnown};
 
 /// The JSON form of a typed message, with its `@type` first.
@@ -27,16 +27,9 @@ pub fn to_json(message: &DynamicMessage) -> Value {
     with_type(&url, message, 0)
 }
 
-/// The entries of a map field in the order of their keys, for output that does not change.
-pub(crate) fn sorted_entries(entries: &HashMap<MapKey, Field>) -> Vec<(&MapKey, &Field)> {
-    let mut sorted: Vec<(&MapKey, &Field)> = entries.iter().collect();
-    sorted.sort_by(|a, b| a.0.cmp(b.0));
-    sorted
-}
-
-/// Like [`sorted_entries`], with the keys as JSON writes them.
-pub(crate) fn sorted(entries: &HashMap<MapKey, Field>) -> Vec<(String, &Field)> {
-    sorted_entries(entries).into_iter().map(|(key, value)| (key_text(key), value)).collect()
+/// The entries of a map field in the order of their keys, with the keys as JSON writes them.
+pub(crate) fn sorted(entries: &BTreeMap<MapKey, Field>) -> Vec<(String, &Field)> {
+    entries.iter().map(|(key, value)| (key_text(key), value)).collect()
 }
 
 fn with_type(url: &str, message: &DynamicMessage, depth: usize) -> Value {

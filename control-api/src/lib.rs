@@ -6,24 +6,24 @@
 //! configuration *means*; that is the work of whoever compiles it.
 
 mod any;
-mod encode;
 mod json;
 mod load;
-mod pool;
 mod problem;
+pub mod reflect;
 mod scalar;
 pub mod support;
 mod text;
+mod typed;
 mod walk;
 mod well_known;
 
 pub use any::{check_any, expand_any, type_of, unpack, Expanded, UnpackError};
-pub use encode::canonical_bytes;
 pub use json::{message_to_json, to_json};
 pub use load::{load, load_resource, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES};
-pub use pool::{descriptor, is_newer, pool, to_dynamic};
 pub use problem::Problem;
+pub use reflect::{pool, DynamicMessage};
 pub use text::Format;
+pub use typed::{descriptor, to_dynamic};
 
 /// The generated message types, in modules named after their protobuf packages.
 ///

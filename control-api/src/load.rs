@@ -4,15 +4,14 @@
 //! lenient as Envoy's loader where real configurations need it (both spellings of field names,
 //! lower-case enum names, one object where a list is expected, numbers in quotes), strict otherwise.
 
+use crate::reflect::DynamicMessage;
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, ReflectMessage as _};
 use serde_json::Value;
 
-use crate::encode::canonical_bytes;
 use crate::pb::google::protobuf::Any;
-use crate::pool::descriptor;
 use crate::problem::Problem;
 use crate::text::{self, Format};
+use crate::typed::descriptor;
 use crate::walk::Walk;
 
 /// The longest configuration text that is read, in bytes.
@@ -84,7 +83,7 @@ pub fn load_resource(value: &Value) -> Result<Resource, Vec<Problem>> {
         walk.problem("an `@type` is missing");
     }
     let content = walk.finish(content)?;
-    let value = canonical_bytes(&content.message);
+    let value = content.message.encode_to_vec();
     debug_assert!(content.type_url.ends_with(content.message.descriptor().full_name()));
     Ok(Resource { any: Any { type_url: content.type_url, value }, dynamic: content.message })
 }

@@ -4,8 +4,8 @@
 //! was found and what is expected. Accepts what Envoy's loader accepts: numbers in quotes, whole
 //! numbers written as `80.0` or `8e1`, booleans in quotes, enum names in lower case, enum numbers.
 
+use crate::reflect::{EnumDescriptor, Kind, MapKey, Value as Field};
 use prost::bytes::Bytes;
-use prost_reflect::{EnumDescriptor, Kind, MapKey, Value as Field};
 use serde_json::Value;
 
 use crate::text::describe;

@@ -7,16 +7,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use prost_reflect::{
-    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _,
-    Value as Field,
+use crate::reflect::{
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, Value as Field,
 };
 
 use crate::any::{expand_any, Expanded};
 use crate::json::sorted;
 use crate::load::MAX_DEPTH;
-use crate::pool::{is_newer, pool};
 use crate::problem::{Path, Problem};
+use crate::reflect::pool;
 use crate::well_known::WellKnown;
 
 /// How far one message type is supported. A field that appears nowhere is refused.
@@ -25,7 +24,7 @@ pub struct MessageSupport {
     /// The full name, such as `envoy.config.cluster.v3.Cluster`.
     pub message: &'static str,
     /// Names of the fields that take effect; `"*"` means all that the Rust type has. Fields that only
-    /// reflection knows ([`crate::is_newer`]) must be named.
+    /// reflection knows ([`FieldDescriptor::is_newer`]) must be named.
     pub implemented: &'static [&'static str],
     /// Fields that are accepted without effect, and why; they are not looked into. `"*"` stands for the
     /// whole message, `FIELD=VALUE` for one value of an enum field that is implemented otherwise.
@@ -150,7 +149,7 @@ impl MessageSupport {
             Standing::Rejected(reason)
         } else if let Some(reason) = reason(self.observe, name) {
             Standing::Observed(reason)
-        } else if self.implemented.contains(&name) || (self.implemented.contains(&"*") && !is_newer(field)) {
+        } else if self.implemented.contains(&name) || (self.implemented.contains(&"*") && !field.is_newer()) {
             Standing::Implemented
         } else {
             Standing::Absent

@@ -3,15 +3,14 @@
 //! In: a JSON value and the descriptor it should fit. Out: a `DynamicMessage` and the problems, each at
 //! its path. The walk goes on after a problem, so that one run lists them all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value as Field};
+use crate::reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value as Field};
 use serde_json::{Map, Value};
 
-use crate::encode::canonical_bytes;
 use crate::load::MAX_DEPTH;
-use crate::pool::pool;
 use crate::problem::{Path, Problem};
+use crate::reflect::pool;
 use crate::scalar::{map_key, scalar};
 use crate::text::describe;
 use crate::well_known::{self, WellKnown};
@@ -183,7 +182,7 @@ impl Walk {
             self.problem(format!("expected an object, found {}", describe(value)));
             return None;
         };
-        let mut map = HashMap::with_capacity(object.len());
+        let mut map = BTreeMap::new();
         for (key, value) in object {
             let back = self.path.key(key);
             match map_key(&key_kind, key) {
@@ -264,7 +263,7 @@ impl Walk {
         }
         let content = self.any_content(value)?;
         well_known::set(&mut any, 1, Field::String(content.type_url));
-        well_known::set(&mut any, 2, Field::Bytes(canonical_bytes(&content.message).into()));
+        well_known::set(&mut any, 2, Field::Bytes(content.message.encode_to_vec().into()));
         Some(any)
     }
 

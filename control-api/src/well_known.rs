@@ -1,6 +1,6 @@
 //! The `google.protobuf` messages whose JSON form is not an object of their fields.
 
-use prost_reflect::{DynamicMessage, Kind, MapKey, MessageDescriptor, ReflectMessage as _, Value as Field};
+use crate::reflect::{DynamicMessage, Kind, MapKey, MessageDescriptor, Value as Field};
 use serde_json::Value;
 
 use crate::text::describe;
@@ -121,7 +121,7 @@ pub(crate) fn structure(
             let inner = message_kind(descriptor, 1, |kind| {
                 kind.as_message().map(MessageDescriptor::map_entry_value_field).map(|f| f.kind())
             })?;
-            let mut fields = std::collections::HashMap::with_capacity(object.len());
+            let mut fields = std::collections::BTreeMap::new();
             for (key, value) in object {
                 let value = structure(&inner, value, depth)?;
                 fields.insert(MapKey::String(key.clone()), Field::Message(value));

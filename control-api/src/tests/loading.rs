@@ -244,19 +244,6 @@ fn ten_megabytes_are_read() {
     assert_eq!(loaded.message.static_resources.unwrap().clusters.len(), count);
 }
 
-/// xorshift64*: a seed names a run exactly.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let scaled = (u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)) * limit as u128) >> 64;
-        usize::try_from(scaled).unwrap()
-    }
-}
-
 #[test]
 fn mutations_never_panic() {
     const TOKENS: [&str; 14] =
@@ -265,7 +252,7 @@ fn mutations_never_panic() {
         serde_json::to_string(&crate::text::parse(BOOTSTRAP.as_bytes(), Format::Yaml).unwrap()).unwrap();
     let (mut read, mut refused) = (0, 0);
     for seed in 1..=2000u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Random::new(seed);
         let mut text = if seed % 2 == 0 { json.clone() } else { BOOTSTRAP.to_owned() }.into_bytes();
         for _ in 0..=random.below(3) {
             let at = random.below(text.len());
@@ -307,9 +294,8 @@ fn mutations_never_panic() {
 #[test]
 fn random_bytes_are_one_error() {
     for seed in 1..=200u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let text: Vec<u8> =
-            (0..random.below(5000) + 64).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+        let mut random = Random::new(seed);
+        let text: Vec<u8> = (0..random.below(5000) + 64).map(|_| random.byte()).collect();
         let error = text_error(&text, Format::Auto);
         assert!(error.contains("UTF-8") || error.contains("YAML") || error.contains("JSON"), "{error}");
     }

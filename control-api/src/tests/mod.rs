@@ -1,6 +1,7 @@
 //! Behaviour of the whole crate, on one small bootstrap and changed copies of it.
 
 mod loading;
+mod reflection;
 mod resources;
 mod support;
 
@@ -110,4 +111,25 @@ fn any(name: &str, fields: Value) -> Value {
     let mut object = json!({ "@type": format!("type.googleapis.com/{name}") });
     object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     object
+}
+
+/// xorshift64*: a seed names a run exactly.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let scaled = (u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)) * limit as u128) >> 64;
+        usize::try_from(scaled).unwrap()
+    }
+
+    fn byte(&mut self) -> u8 {
+        u8::try_from(self.below(256)).unwrap()
+    }
 }

@@ -8,10 +8,7 @@ use crate::pb::envoy::config::cluster::v3::Cluster;
 use crate::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use crate::pb::google::protobuf::Any;
 use crate::pb::stats::PluginConfig;
-use crate::{
-    canonical_bytes, check_any, load_resource, message_to_json, to_dynamic, to_json, type_of, unpack,
-    UnpackError,
-};
+use crate::{check_any, load_resource, message_to_json, to_dynamic, to_json, type_of, unpack, UnpackError};
 
 const TYPED_STRUCTS: [&str; 2] = ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"];
 
@@ -23,7 +20,8 @@ fn struct_any(package: &str, type_name: &str, value: serde_json::Value) -> Any {
     unknown["type_url"] = json!("type.googleapis.com/not.Known");
     let resource = load_resource(&any(package, unknown)).unwrap();
     let mut message = resource.dynamic;
-    message.set_field_by_number(1, prost_reflect::Value::String(format!("type.googleapis.com/{type_name}")));
+    let url = crate::reflect::Value::String(format!("type.googleapis.com/{type_name}"));
+    message.try_set_field_by_number(1, url).unwrap();
     Any { type_url: format!("type.googleapis.com/{package}"), value: message.encode_to_vec() }
 }
 
@@ -38,7 +36,7 @@ fn the_pool_holds_our_types_and_those_of_xds_api() {
         assert!(crate::pool().get_message_by_name(name).is_some(), "{name}");
     }
     let cluster = crate::descriptor::<Cluster>().unwrap();
-    let newer = |name: &str| crate::is_newer(&cluster.get_field_by_name(name).unwrap());
+    let newer = |name: &str| cluster.get_field_by_name(name).unwrap().is_newer();
     assert!(newer("dns_jitter"));
     assert!(!newer("dns_refresh_rate"));
 }
@@ -202,7 +200,7 @@ fn equal_content_has_equal_bytes() {
     };
     let (first, second) = (cluster(&mut keys.iter()), cluster(&mut keys.iter().rev()));
     assert_eq!(first.any.value, second.any.value);
-    assert_eq!(first.any.value, canonical_bytes(&second.dynamic));
+    assert_eq!(first.any.value, second.dynamic.encode_to_vec());
     let decoded = Cluster::decode(first.any.value.as_slice()).unwrap();
     assert_eq!(to_dynamic(&decoded).unwrap(), first.dynamic);
 }
