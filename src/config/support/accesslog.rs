@@ -141,3 +141,15 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
         rejected: &[],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use outrigger_control_api::support::SupportTable;
+
+    use super::ACCESS_LOG;
+
+    #[test]
+    fn names_are_those_of_the_messages() {
+        assert_eq!(SupportTable::new(&[ACCESS_LOG]).mistakes(), Vec::<String>::new());
+    }
+}

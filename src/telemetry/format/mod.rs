@@ -14,12 +14,13 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod time;
+mod values;
 
 use crate::config::HeaderView;
 use crate::telemetry::stream_info::StreamInfo;
 
-pub(in crate::telemetry) use operator::grpc_status_of;
 use operator::Operator;
+pub(in crate::telemetry) use values::grpc_status_of;
 
 /// A compiled format. Cheap to clone.
 #[derive(Debug, Clone)]
