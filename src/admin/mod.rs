@@ -20,7 +20,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{header, HeaderValue, Method, Response, StatusCode, Uri};
+use axum::http::{header, HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use axum::Router;
 use tokio::sync::mpsc;
 
@@ -181,8 +181,27 @@ const fn action(
     Endpoint { path, help, params, mutates: true, handle }
 }
 
-async fn dispatch(State(state): State<AdminState>, method: Method, uri: Uri) -> Response<Body> {
+async fn dispatch(
+    State(state): State<AdminState>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
+    if method == Method::POST && is_foreign(&headers) {
+        let refused = Answer::text("POST from a page of another origin\n");
+        return Answer { status: StatusCode::FORBIDDEN, ..refused }.into();
+    }
     answer(&state, &method, &uri).into()
+}
+
+/// Whether a browser sent this for a page that is not ours: such a page can make it POST here, but
+/// cannot make it hide where the page came from.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes);
+    let origin = origin.as_bytes();
+    let site = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    site.is_none() || site != host
 }
 
 fn answer(state: &AdminState, method: &Method, uri: &Uri) -> Answer {

@@ -294,19 +294,34 @@ fn log_levels_and_runtime() {
     );
 }
 
+async fn exchange(address: std::net::SocketAddr, head: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("{head}\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
 #[tokio::test]
 async fn it_serves_over_tcp_until_told_to_stop() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (state, _commands) = state();
+    let (state, mut commands) = state();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, state, async { drop(stopped.await) }));
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+
+    let text = exchange(address, "GET /ready HTTP/1.1\r\nhost: x").await;
     assert!(text.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{text}");
     assert!(text.contains("x-content-type-options: nosniff\r\n") && text.ends_with("PRE_INITIALIZING\n"));
+    let quit = "POST /quitquitquit HTTP/1.1\r\nhost: x:1\r\norigin: ";
+    for origin in ["http://evil.example", "null", "http://x"] {
+        let text = exchange(address, &format!("{quit}{origin}")).await;
+        assert!(text.starts_with("HTTP/1.1 403 "), "{origin}: {text}");
+    }
+    assert!(commands.try_recv().is_err());
+    assert!(exchange(address, &format!("{quit}http://x:1")).await.ends_with("OK\n"));
+    assert_eq!(commands.try_recv(), Ok(AdminCommand::Quit));
+
     drop(stop);
     server.await.unwrap().unwrap();
 }
