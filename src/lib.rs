@@ -8,7 +8,9 @@
 //! - [`runtime`]: threads, sockets and streams.
 //! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
+//! - [`admin`]: the admin port.
 
+pub mod admin;
 pub mod bootstrap;
 pub mod config;
 pub mod demo;

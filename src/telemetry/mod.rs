@@ -7,6 +7,8 @@ pub mod access_log;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod format;
+pub mod log;
 pub mod metrics;
+pub mod process;
 pub mod stats;
 pub mod stream_info;

@@ -69,10 +69,10 @@ fn logger(any: &Any, problems: &mut Problems) -> Option<(Target, Format)> {
                     checked(Format::parse(text), "format", problems)
                 }
                 Some(file::file_access_log::AccessLogFormat::JsonFormat(tree)) => {
-                    checked(Format::json(&json(tree), false, Style::Log), "json_format", problems)
+                    checked(Format::json(&json(tree), false), "json_format", problems)
                 }
                 Some(file::file_access_log::AccessLogFormat::TypedJsonFormat(tree)) => {
-                    checked(Format::json(&json(tree), false, Style::Log), "typed_json_format", problems)
+                    checked(Format::json(&json(tree), false), "typed_json_format", problems)
                 }
                 Some(file::file_access_log::AccessLogFormat::LogFormat(format)) => {
                     log_format(format, problems)
@@ -142,7 +142,7 @@ pub fn substitution_format(
             checked(Format::parse_as(&text, text_style), "text_format_source", problems)
         }
         Some(source::Format::JsonFormat(tree)) => {
-            checked(Format::json(&json(tree), config.omit_empty_values, style), "json_format", problems)
+            checked(Format::json(&json(tree), config.omit_empty_values), "json_format", problems)
         }
     }
 }

@@ -15,7 +15,7 @@ fn parse<M: prost::Message + prost::Name + Default>(config: &serde_json::Value) 
     load_value::<M>(config).unwrap().message
 }
 
-fn file(path: &std::path::Path, format: serde_json::Value) -> serde_json::Value {
+fn file(path: &std::path::Path, format: &serde_json::Value) -> serde_json::Value {
     json!({"name": "envoy.access_loggers.file", "typed_config": {
         "@type": format!("{TYPES}.file.v3.FileAccessLog"), "path": path, "log_format": format}})
 }
@@ -39,7 +39,7 @@ fn lines_reach_the_file() {
     let path = folder.path().join("access.log");
     let text = json!({"text_format_source": {"inline_string": "%RESPONSE_CODE% %REQ(x)%\n"}});
     let tree = json!({"json_format": {"code": "%RESPONSE_CODE%", "x": "%REQ(x)%"}});
-    let (one, other) = (compile(&file(&path, text)).0.unwrap(), compile(&file(&path, tree)).0.unwrap());
+    let (one, other) = (compile(&file(&path, &text)).0.unwrap(), compile(&file(&path, &tree)).0.unwrap());
     assert!(path.exists(), "the file is there before the first line");
 
     let info = stream();
@@ -66,7 +66,7 @@ fn lines_reach_the_file() {
 fn the_last_logger_writes_the_rest() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rest.log");
-    let log = compile(&file(&path, json!({"text_format_source": {"inline_string": "x\n"}}))).0.unwrap();
+    let log = compile(&file(&path, &json!({"text_format_source": {"inline_string": "x\n"}}))).0.unwrap();
     let info = stream();
     for _ in 0..100 {
         log.write(&FormatContext::new(&info));
@@ -88,7 +88,7 @@ fn a_stalled_file_loses_lines_not_memory() {
     assert!(made.success());
     let reader = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let format = json!({"text_format_source": {"inline_string": format!("{}\n", "x".repeat(9_999))}});
-    let log = compile(&file(&path, format)).0.unwrap();
+    let log = compile(&file(&path, &format)).0.unwrap();
     let dropped = || crate::telemetry::metrics::snapshot().number("filesystem.write_dropped").unwrap_or(0);
     let before = dropped();
     let info = stream();
@@ -106,7 +106,7 @@ fn a_stalled_file_loses_lines_not_memory() {
 fn mistakes_are_named() {
     let path = std::path::Path::new("/nonexistent/folder/x.log");
     let good = json!({"text_format_source": {"inline_string": "x"}});
-    assert!(errors(&file(path, good))
+    assert!(errors(&file(path, &good))
         .starts_with("typed_config.path: unable to open /nonexistent/folder/x.log: No such"));
     let stdout = |format| json!({"name": "x", "typed_config": {"@type": format!("{TYPES}.stream.v3.StdoutAccessLog"), "log_format": format}});
     let bad = stdout(json!({"text_format_source": {"inline_string": "%NOPE%"}}));

@@ -14,12 +14,13 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod time;
+mod values;
 
 use crate::config::HeaderView;
 use crate::telemetry::stream_info::StreamInfo;
 
-pub(in crate::telemetry) use operator::grpc_status_of;
 use operator::Operator;
+pub(in crate::telemetry) use values::grpc_status_of;
 
 /// A compiled format. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -214,15 +215,15 @@ impl Format {
 
     /// Compiles a JSON tree: its strings are formats, and a string that is one operator takes that
     /// operator's type (numbers stay numbers, a missing value is null). Rendered with sorted keys, on
-    /// one line. With `omit_empty`, missing values and their keys are left out. A line break is added
-    /// when `style` is a log's.
-    pub fn json(tree: &serde_json::Value, omit_empty: bool, style: Style) -> Result<Self, FormatError> {
+    /// one line with its line break, in bodies too. With `omit_empty`, missing values and their keys are
+    /// left out.
+    pub fn json(tree: &serde_json::Value, omit_empty: bool) -> Result<Self, FormatError> {
         let mut never_filled = Vec::new();
         let node = json::compile(tree, omit_empty, &mut never_filled)?;
         if !matches!(node, json::Node::Object { .. }) {
             return Err(FormatError::NotAnObject);
         }
-        Ok(Self::new(Body::Json(node), style, never_filled))
+        Ok(Self::new(Body::Json(node), Style::Log, never_filled))
     }
 
     /// Envoy's default log line.
@@ -257,9 +258,7 @@ impl Format {
             Body::Text(parts) => render_parts(parts, self.0.style.look(), out, ctx),
             Body::Json(node) => {
                 node.render(out, ctx);
-                if matches!(self.0.style, Style::Log | Style::LogOmitEmpty) {
-                    out.push(b'\n');
-                }
+                out.push(b'\n');
             }
         }
     }
