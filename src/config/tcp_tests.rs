@@ -9,6 +9,7 @@ use crate::config::slot::Directory;
 fn compile(config: &Value) -> Result<TcpProxy, Vec<String>> {
     let (clusters, routes, runtime) = (Directory::default(), Directory::default(), Runtime::default());
     let environment = Environment {
+        known_clusters: Default::default(),
         clusters: &clusters,
         routes: &routes,
         runtime: &runtime,
