@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use outrigger::bootstrap::flags::{version_line, HOT_RESTART_VERSION};
-use outrigger::bootstrap::{self, log, Command, CommandLine, Flags, Mode};
+use outrigger::bootstrap::{self, Command, CommandLine, Flags, Mode};
 use outrigger::config::compile::CompiledBootstrap;
+use outrigger::telemetry::{access_log, log};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,11 +54,14 @@ fn run(flags: &Flags) -> ExitCode {
     if flags.mode == Mode::Validate {
         return validate(flags);
     }
-    if let Err(error) = log::init(flags) {
-        eprintln!("cannot open the log file: {error}");
-        return ExitCode::FAILURE;
-    }
-    outrigger::telemetry::access_log::set_flush_interval(flags.file_flush_interval());
+    let log = match log::init(flags.log_level, &flags.component_log_level, flags.log_path.as_deref()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    access_log::set_flush_interval(flags.file_flush_interval());
     let Some(compiled) = compile(flags) else { return ExitCode::FAILURE };
     for (flag, reason) in flags.without_effect() {
         tracing::debug!("{flag} has no effect: {reason}");
@@ -68,7 +72,7 @@ fn run(flags: &Flags) -> ExitCode {
     if flags.mode == Mode::InitOnly {
         return ExitCode::SUCCESS;
     }
-    match outrigger::runtime::run(compiled, flags.clone()) {
+    match outrigger::runtime::run(compiled, flags.clone(), log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

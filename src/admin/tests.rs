@@ -42,6 +42,8 @@ fn cluster(name: &str) -> Cluster {
         per_connection_buffer_limit: 1 << 20,
         breakers: [breakers(), breakers()],
         panic_threshold: 50,
+        overprovisioning: 140,
+        cleanup_interval: Duration::from_secs(5),
         fail_traffic_on_panic: false,
         http: UpstreamHttp {
             protocol: UpstreamProtocol::Http1,

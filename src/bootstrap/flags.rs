@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::telemetry::log::LogLevel;
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -87,11 +89,11 @@ pub struct Flags {
     pub service_zone: Option<String>,
 
     /// Level of the log.
-    #[arg(short = 'l', long, value_enum, ignore_case = true, default_value_t = LogLevel::Info)]
+    #[arg(short = 'l', long, value_name = "LEVEL", value_parser = log_level, default_value = "info")]
     pub log_level: LogLevel,
     /// Levels of single components: `upstream:debug,http:trace`.
-    #[arg(long, value_name = "LIST", value_parser = component_levels)]
-    pub component_log_level: Option<ComponentLevels>,
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub component_log_level: String,
     /// Write the log to this file instead of stderr.
     #[arg(long, value_name = "FILE")]
     pub log_path: Option<PathBuf>,
@@ -217,31 +219,10 @@ pub enum IpVersion {
     V6,
 }
 
-/// Envoy's log levels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogLevel {
-    Trace,
-    Debug,
-    Info,
-    #[value(alias = "warn")]
-    Warning,
-    Error,
-    Critical,
-    Off,
-}
-
-/// Component and level, as `--component-log-level` lists them.
-pub type ComponentLevels = Vec<(String, LogLevel)>;
-
-fn component_levels(text: &str) -> Result<ComponentLevels, String> {
-    let entry = |part: &str| {
-        let (component, level) =
-            part.split_once(':').ok_or_else(|| format!("'{part}' is not of the form component:level"))?;
-        let level = LogLevel::from_str(level, true).map_err(|_| format!("'{level}' is not a log level"))?;
-        Ok((component.to_owned(), level))
-    };
-    text.split(',').filter(|part| !part.is_empty()).map(entry).collect()
+fn log_level(text: &str) -> Result<LogLevel, String> {
+    text.to_ascii_lowercase()
+        .parse()
+        .map_err(|_| "must be trace, debug, info, warning, error, critical or off".to_owned())
 }
 
 fn stats_tag(text: &str) -> Result<(String, String), String> {
@@ -376,7 +357,7 @@ mod tests {
         assert_eq!(flags.drain_time(), Duration::from_secs(45));
         assert_eq!(flags.drain_strategy, DrainStrategy::Immediate);
         assert_eq!(flags.log_level, LogLevel::Warning);
-        assert_eq!(flags.component_log_level, Some(vec![("misc".to_owned(), LogLevel::Error)]));
+        assert_eq!(flags.component_log_level, "misc:error");
         assert_eq!(flags.workers(), 2);
         assert!(flags.tolerates_unknown_fields());
         let idle: Vec<_> = flags.without_effect().map(|(flag, _)| flag).collect();
@@ -422,7 +403,7 @@ mod tests {
             "outrigger --concurrency many",
             "outrigger --stats-tag a.b:c",
             "outrigger --stats-tag a",
-            "outrigger --component-log-level upstream",
+            "outrigger -l loud",
             "outrigger --no-such-flag",
             "outrigger -c a run",
         ] {

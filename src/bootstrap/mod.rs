@@ -4,7 +4,6 @@
 //! problem at once. It knows nothing of what the configuration means.
 
 pub mod flags;
-pub mod log;
 
 use std::path::Path;
 

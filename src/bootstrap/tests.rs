@@ -59,7 +59,10 @@ fn config_yaml_is_merged_over_the_file() {
 fn flags_override_the_node() {
     let yaml = file(".yaml", YAML.as_bytes());
     let line = ["-c", path(&yaml), "--service-node", "n", "--service-cluster", "k", "--service-zone", "z"];
-    let node = compile(&flags(&line)).unwrap().node;
+    let compiled = compile(&flags(&line)).unwrap();
+    let dump = compiled.dump.to_json();
+    assert_eq!((&dump["node"]["id"], &dump["node"]["locality"]["zone"]), (&"n".into(), &"z".into()));
+    let node = compiled.node;
     assert_eq!((node.id.as_str(), node.cluster.as_str(), &*node.locality.zone), ("n", "k", "z"));
 }
 

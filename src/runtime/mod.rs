@@ -23,6 +23,7 @@ pub enum RunError {
 pub fn run(
     _compiled: crate::config::compile::CompiledBootstrap,
     _flags: crate::bootstrap::Flags,
+    _log: crate::telemetry::log::LogControl,
 ) -> Result<(), RunError> {
     Err(RunError::NotBuilt)
 }

@@ -10,16 +10,12 @@ use outrigger_control_api::pb::envoy::config::accesslog::v3::{
 use outrigger_control_api::pb::envoy::config::bootstrap::v3 as pb;
 use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
-use outrigger_control_api::pb::envoy::config::listener::v3::{filter, Listener as ListenerConfig};
-use outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration;
+use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
-use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    http_connection_manager::RouteSpecifier, HttpConnectionManager,
-};
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::support::Findings;
 use outrigger_control_api::DynamicMessage;
-use outrigger_control_api::{message_to_json, to_json, unpack, Loaded};
+use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
 use serde_json::{json, Value};
 
@@ -61,7 +57,7 @@ pub struct CompiledBootstrap {
     pub runtime: Runtime,
     /// What was accepted without effect, each kind once.
     pub warnings: Vec<Problem>,
-    /// What `/config_dump` shows.
+    /// The bootstrap itself, for the admin port.
     pub dump: ConfigDump,
 }
 
@@ -87,65 +83,42 @@ pub struct Node {
     pub metadata: Value,
 }
 
-/// The static configuration for `/config_dump`, kept in its compact form until somebody asks.
+/// The bootstrap in its compact form, for the admin port.
 #[derive(Debug)]
 pub struct ConfigDump {
     bootstrap: Vec<u8>,
+    node: Node,
 }
 
 impl ConfigDump {
-    /// The document that Envoy's admin port would show.
+    /// The bootstrap as JSON, `@type`s included, with the node as the flags left it.
     pub fn to_json(&self) -> Value {
         let Some(descriptor) = outrigger_control_api::descriptor::<pb::Bootstrap>() else {
             return Value::Null;
         };
-        let bytes = self.bootstrap.as_slice();
-        let (Ok(dynamic), Ok(message)) =
-            (DynamicMessage::decode(descriptor, bytes), pb::Bootstrap::decode(bytes))
-        else {
+        // The bytes are a bootstrap that was encoded here.
+        let Ok(dynamic) = DynamicMessage::decode(descriptor, self.bootstrap.as_slice()) else {
             return Value::Null;
         };
         let mut bootstrap = to_json(&dynamic);
         if let Value::Object(fields) = &mut bootstrap {
-            fields.shift_remove("@type");
+            if let Value::Object(node) = fields.entry("node").or_insert_with(|| json!({})) {
+                let mut set = |field: &str, value: &str| {
+                    if !value.is_empty() {
+                        node.insert(field.to_owned(), value.into());
+                    }
+                };
+                set("id", &self.node.id);
+                set("cluster", &self.node.cluster);
+                if !self.node.locality.zone.is_empty() {
+                    if let Value::Object(locality) = node.entry("locality").or_insert_with(|| json!({})) {
+                        locality.insert("zone".to_owned(), (&*self.node.locality.zone).into());
+                    }
+                }
+            }
         }
-        let resources = message.static_resources.unwrap_or_default();
-        let clusters: Vec<_> =
-            resources.clusters.iter().map(|cluster| json!({ "cluster": message_to_json(cluster) })).collect();
-        let listeners: Vec<_> = resources
-            .listeners
-            .iter()
-            .map(|listener| json!({ "listener": message_to_json(listener) }))
-            .collect();
-        let routes: Vec<_> = resources
-            .listeners
-            .iter()
-            .flat_map(inline_routes)
-            .map(|routes| json!({ "route_config": message_to_json(&routes) }))
-            .collect();
-        json!({ "configs": [
-            { "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": bootstrap },
-            { "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump", "static_clusters": clusters },
-            { "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump", "static_listeners": listeners },
-            { "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump", "static_route_configs": routes },
-        ]})
+        bootstrap
     }
-}
-
-/// The route configurations that stand in a listener's connection managers.
-fn inline_routes(listener: &ListenerConfig) -> Vec<RouteConfiguration> {
-    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
-    chains
-        .flat_map(|chain| &chain.filters)
-        .filter_map(|filter| match &filter.config_type {
-            Some(filter::ConfigType::TypedConfig(any)) => unpack::<HttpConnectionManager>(any).ok(),
-            _ => None,
-        })
-        .filter_map(|hcm| match hcm.route_specifier {
-            Some(RouteSpecifier::RouteConfig(routes)) => Some(routes),
-            _ => None,
-        })
-        .collect()
 }
 
 /// Compiles a bootstrap.
@@ -168,7 +141,7 @@ pub fn bootstrap(
     match compiled {
         Some(mut compiled) if all.is_empty() => {
             compiled.warnings = once_each(findings.observed.into_iter().chain(notes));
-            compiled.dump = ConfigDump { bootstrap: loaded.dynamic.encode_to_vec() };
+            compiled.dump.bootstrap = loaded.dynamic.encode_to_vec();
             Ok(compiled)
         }
         // A compiler that fails reports why.
@@ -270,13 +243,13 @@ fn compile(
         .and_then(|admin| problems.at("admin", |problems| compile_admin(admin, &environment, problems)));
     problems.is_empty().then_some(CompiledBootstrap {
         admin,
+        dump: ConfigDump { bootstrap: Vec::new(), node: node.clone() },
         node,
         clusters,
         routes,
         listeners,
         runtime,
         warnings: Vec::new(),
-        dump: ConfigDump { bootstrap: Vec::new() },
     })
 }
 

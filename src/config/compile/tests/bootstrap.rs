@@ -10,10 +10,9 @@ fn the_base_compiles() {
     assert_eq!((compiled.node.id.as_str(), compiled.node.cluster.as_str()), ("n", "k"));
     assert!(compiled.routes.find("ingress/routes").unwrap().get().is_some());
     let dump = compiled.dump.to_json();
-    assert_eq!(dump["configs"][0]["bootstrap"]["node"]["id"], "n");
-    assert_eq!(dump["configs"][1]["static_clusters"][0]["cluster"]["name"], "origin");
-    assert_eq!(dump["configs"][2]["static_listeners"][0]["listener"]["name"], "ingress");
-    assert_eq!(dump["configs"][3]["static_route_configs"][0]["route_config"]["name"], "routes");
+    assert_eq!(dump["node"]["id"], "n");
+    assert_eq!(dump["static_resources"]["clusters"][0]["name"], "origin");
+    assert_eq!(dump["@type"], typed("config.bootstrap.v3.Bootstrap"));
 }
 
 #[test]
