@@ -9,7 +9,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v
 use super::{bool_or, known_clusters, Environment};
 use crate::config::chain_match::ChainIndex;
 use crate::config::problems::Problems;
-use crate::config::route::RouteTable;
+use crate::config::route::{HeaderOps, RouteTable};
 use crate::config::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
 
@@ -38,7 +38,7 @@ pub(super) fn route_table(
     if bool_or(config.validate_clusters, true) && !unnamed {
         known_clusters::check(config, &environment.known_clusters, problems);
     }
-    Some(RouteTable {})
+    crate::config::route::compile(config, environment.clusters, problems)
 }
 
 /// A TCP proxy.
@@ -60,9 +60,6 @@ pub(super) fn header_ops(
     list: &[outrigger_control_api::pb::envoy::config::core::v3::HeaderValueOption],
     field: &str,
     problems: &mut Problems,
-) -> crate::config::route::HeaderOps {
-    if !list.is_empty() {
-        problems.report_at(field, "header changes are not supported yet");
-    }
-    crate::config::route::HeaderOps::default()
+) -> HeaderOps {
+    HeaderOps::compile(list, field, &[], "", problems).unwrap_or_default()
 }
