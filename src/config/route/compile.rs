@@ -92,13 +92,9 @@ pub fn compile(
         table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
     };
     let mut domains = Domains::default();
-    let mut names = std::collections::HashSet::new();
     let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
     for (index, host) in config.virtual_hosts.iter().enumerate() {
         problems.at_index("virtual_hosts", index, |problems| {
-            if !names.insert(host.name.as_str()) && !host.name.is_empty() {
-                problems.report_at("name", format_args!("there are two virtual hosts {:?}", host.name));
-            }
             for (position, domain) in host.domains.iter().enumerate() {
                 // A table has fewer than 2^32 virtual hosts: its message is smaller than 4 GiB.
                 if let Err(duplicate) = domains.insert(domain, index as u32) {

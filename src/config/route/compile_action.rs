@@ -162,10 +162,10 @@ fn weighted(
     if problems.count() > before {
         return None;
     }
-    let random_header = match &config.random_value_specifier {
-        Some(RandomValueSpecifier::HeaderName(name)) => Some(HeaderKey::new(name)),
-        None => None,
-    };
+    let random_header = config
+        .random_value_specifier
+        .as_ref()
+        .map(|RandomValueSpecifier::HeaderName(name)| HeaderKey::new(name));
     let weighted = WeightedClusters::new(clusters, random_header);
     if weighted.is_none() {
         problems.report_at("clusters", "the sum of all weights must be between 1 and 4294967295");

@@ -6,6 +6,7 @@ mod bootstrap;
 mod cluster;
 mod hcm;
 mod listener;
+pub mod route;
 pub mod rules;
 pub mod tcp;
 
@@ -26,19 +27,7 @@ const PARTS: &[&[MessageSupport]] = &[
     hcm::MESSAGES,
     accesslog::ACCESS_LOG,
     tcp::TCP,
-    PENDING,
-];
-
-/// Stands in for the tables of rooms that are not here yet.
-const PENDING: &[MessageSupport] = &[
-    whole("envoy.config.route.v3.RouteConfiguration"),
-    whole("envoy.config.route.v3.VirtualHost"),
-    whole("envoy.config.route.v3.Route"),
-    whole("envoy.config.route.v3.RouteMatch"),
-    whole("envoy.config.route.v3.RouteAction"),
-    whole("envoy.config.route.v3.WeightedCluster"),
-    whole("envoy.config.route.v3.WeightedCluster.ClusterWeight"),
-    whole("envoy.config.route.v3.RouteAction.RequestMirrorPolicy"),
+    route::ROUTE,
 ];
 
 /// A message all of whose fields take effect.
