@@ -2,10 +2,23 @@
 //!
 //! The rooms, in the order traffic meets them:
 //!
+//! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
+//! - [`listener`]: accepting connections and choosing their filter chain.
 //! - [`runtime`]: threads, sockets and streams.
+//! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
+//! - [`admin`]: the admin port.
 
+pub mod admin;
+pub mod bootstrap;
 pub mod config;
+pub mod demo;
+pub mod listener;
 pub mod runtime;
+pub mod tcp;
 pub mod telemetry;
+pub mod upstream {
+    //! Only what compiling needs so far.
+    pub mod host_set;
+}

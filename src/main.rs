@@ -1,1 +1,107 @@
-fn main() {}
+//! The command line of Outrigger.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use outrigger::bootstrap::flags::{version_line, HOT_RESTART_VERSION};
+use outrigger::bootstrap::{self, Command, CommandLine, Flags, Mode};
+use outrigger::config::compile::CompiledBootstrap;
+use outrigger::telemetry::{access_log, log};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(shown) => {
+            // Help is no error; a wrong flag ends with 1, as every other mistake does.
+            let code = if shown.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            // Nothing can be done when the terminal is gone.
+            let _ = shown.print();
+            return code;
+        }
+    };
+    if line.version {
+        println!("\n{}\n", version_line());
+        return ExitCode::SUCCESS;
+    }
+    if line.hot_restart_version {
+        println!("{HOT_RESTART_VERSION}");
+        return ExitCode::SUCCESS;
+    }
+    match line.command {
+        None => run(&line.flags),
+        Some(Command::Run(flags)) => run(&flags),
+        Some(Command::Validate(flags)) => validate(&flags),
+        Some(Command::Demo { args }) => outrigger::demo::main(args),
+        Some(Command::Version) => {
+            println!("{}", version_line());
+            ExitCode::SUCCESS
+        }
+        Some(Command::Support { markdown: true }) => {
+            print!("{}", outrigger::config::support::markdown());
+            ExitCode::SUCCESS
+        }
+        Some(Command::Support { markdown: false }) => {
+            print!("{}", outrigger::config::support::table().to_markdown());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run(flags: &Flags) -> ExitCode {
+    if flags.mode == Mode::Validate {
+        return validate(flags);
+    }
+    let log = match log::init(flags.log_level, &flags.component_log_level, flags.log_path.as_deref()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    access_log::set_flush_interval(flags.file_flush_interval());
+    let Some(compiled) = compile(flags) else { return ExitCode::FAILURE };
+    for (flag, reason) in flags.without_effect() {
+        tracing::debug!("{flag} has no effect: {reason}");
+    }
+    for warning in &compiled.warnings {
+        tracing::warn!("{warning}");
+    }
+    if flags.mode == Mode::InitOnly {
+        return ExitCode::SUCCESS;
+    }
+    match outrigger::runtime::run(compiled, flags.clone(), log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn validate(flags: &Flags) -> ExitCode {
+    let Some(compiled) = compile(flags) else { return ExitCode::FAILURE };
+    for warning in &compiled.warnings {
+        eprintln!("warning: {}", bootstrap::problem_line(warning, &bootstrap::source_name(flags)));
+    }
+    println!("configuration '{}' OK", bootstrap::source_name(flags));
+    ExitCode::SUCCESS
+}
+
+/// The compiled bootstrap; `None` once every problem has been printed.
+fn compile(flags: &Flags) -> Option<CompiledBootstrap> {
+    let problems = match bootstrap::compile(flags) {
+        Ok(compiled) => return Some(compiled),
+        Err(problems) => problems,
+    };
+    let source = bootstrap::source_name(flags);
+    for problem in &problems {
+        eprintln!("{}", bootstrap::problem_line(problem, &source));
+    }
+    if !matches!(problems.as_slice(), [only] if only.path.is_empty()) {
+        eprintln!("{} problem{}", problems.len(), if problems.len() == 1 { "" } else { "s" });
+    }
+    None
+}

@@ -32,6 +32,10 @@ pub struct Cluster {
     pub breakers: [Breakers; 2],
     /// Below this share (percent) of available hosts, health is ignored. Default 50; 0 disables.
     pub panic_threshold: u8,
+    /// `overprovisioning_factor` in percent. Default 140.
+    pub overprovisioning: u32,
+    /// How often unused hosts of an original-destination cluster are dropped. Default 5 s.
+    pub cleanup_interval: Duration,
     /// In panic, fail instead of using unhealthy hosts.
     pub fail_traffic_on_panic: bool,
     /// HTTP towards the upstream.
@@ -93,6 +97,10 @@ pub struct Dns {
     pub family: DnsFamily,
     /// Name servers to ask instead of the system's.
     pub resolvers: Vec<SocketAddr>,
+    /// Ask by TCP.
+    pub tcp: bool,
+    /// Do not append the system's search domains.
+    pub no_search_domain: bool,
 }
 
 /// One name to resolve.

@@ -17,6 +17,10 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it listens.
     pub address: Address,
+    /// An IPv6 socket that takes IPv4 connections too.
+    pub ipv4_compat: bool,
+    /// File mode of a Unix socket; 0 leaves it to the umask.
+    pub pipe_mode: u32,
     /// Whether a socket is bound (false: reachable by hand-off only).
     pub bind_to_port: bool,
     /// Direction, for drain and metrics.

@@ -7,13 +7,19 @@
 
 pub mod chain_match;
 pub mod cluster;
+pub mod compile;
 pub mod headers;
 pub mod http;
 pub mod listener;
+pub mod matcher;
+pub mod problems;
+pub mod regex;
 pub mod route;
 pub mod slot;
+pub mod support;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
+pub use problems::{Problem, Problems};
 pub use slot::{Directory, Slot};

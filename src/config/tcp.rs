@@ -1,5 +1,210 @@
-//! The TCP proxy's compiled options.
+//! The TCP proxy's compiled options (`envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use outrigger_control_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
+
+use super::cluster::Cluster;
+use super::compile::{duration, idle, Environment};
+use super::problems::Problems;
+use super::slot::Slot;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stats::TcpProxyStats;
 
 /// A compiled `tcp_proxy`.
 #[derive(Debug)]
-pub struct TcpProxy {}
+pub struct TcpProxy {
+    /// `stat_prefix`.
+    pub stat_prefix: Box<str>,
+    /// `tcp.<stat_prefix>.` statistics.
+    pub stats: TcpProxyStats,
+    /// Where connections go.
+    pub target: Target,
+    /// Longest time without a byte in either direction. Default 1 h; `None` = for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How often to try to connect upstream, at least 1.
+    pub max_connect_attempts: u32,
+    /// Longest life of a connection.
+    pub max_connection_duration: Option<Duration>,
+    /// `max_downstream_connection_duration_jitter_percentage`: up to this share is added at random.
+    pub max_connection_duration_jitter: f64,
+    /// Written when a connection ends, and as `log_options` say.
+    pub access_logs: Vec<AccessLog>,
+    /// When else access logs are written.
+    pub log_options: LogOptions,
+    /// `hash_policy` with `source_ip`: hash-based balancing goes by the client's address.
+    pub hash_source_ip: bool,
+}
+
+/// Where connections go.
+#[derive(Debug)]
+pub enum Target {
+    /// One cluster.
+    Cluster(Arc<Slot<Cluster>>),
+    /// One of several, drawn anew for each attempt.
+    Weighted(Weighted),
+}
+
+/// `weighted_clusters`.
+#[derive(Debug)]
+pub struct Weighted {
+    /// Each with the sum of the weights up to and including its own; ascending.
+    clusters: Vec<(u64, Arc<Slot<Cluster>>)>,
+}
+
+/// `access_log_options`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Write when the connection is accepted.
+    pub on_start: bool,
+    /// Write when the upstream is connected.
+    pub on_connected: bool,
+    /// Write again and again at this interval.
+    pub interval: Option<Duration>,
+}
+
+impl TcpProxy {
+    /// Compiles the filter's configuration; `None` when it has problems, which are reported.
+    #[allow(deprecated)] // The fields before access_log_options are still in use.
+    pub fn compile(
+        config: &pb::TcpProxy,
+        environment: &Environment<'_>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let before = problems.count();
+        let target = match &config.cluster_specifier {
+            Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
+                Target::Cluster(environment.clusters.slot(name))
+            }
+            Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                Target::Weighted(Weighted::compile(weighted, environment))
+            }
+            // Reported by the field rules.
+            None => return None,
+        };
+        let runtime = |key: &str| environment.runtime.number(key);
+        let mut access_logs = Vec::with_capacity(config.access_log.len());
+        for (index, log) in config.access_log.iter().enumerate() {
+            access_logs.extend(
+                problems
+                    .at_index("access_log", index, |problems| AccessLog::compile(log, &runtime, problems)),
+            );
+        }
+        let proxy = Self {
+            stat_prefix: config.stat_prefix.as_str().into(),
+            stats: TcpProxyStats::new(&Scope::tcp(&config.stat_prefix)),
+            target,
+            idle_timeout: idle(
+                &config.idle_timeout,
+                Some(Duration::from_secs(3600)),
+                "idle_timeout",
+                problems,
+            ),
+            max_connect_attempts: config.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value),
+            max_connection_duration: duration(
+                &config.max_downstream_connection_duration,
+                "max_downstream_connection_duration",
+                problems,
+            ),
+            max_connection_duration_jitter: jitter(config, problems),
+            access_logs,
+            log_options: log_options(config, problems),
+            hash_source_ip: hashes_source_ip(config, problems),
+        };
+        (problems.count() == before).then_some(proxy)
+    }
+}
+
+impl Weighted {
+    fn compile(weighted: &pb::tcp_proxy::WeightedCluster, environment: &Environment<'_>) -> Self {
+        let mut sum = 0u64;
+        let add = |cluster: &pb::tcp_proxy::weighted_cluster::ClusterWeight| {
+            sum = sum.saturating_add(cluster.weight.into());
+            (sum, environment.clusters.slot(&cluster.name))
+        };
+        Self { clusters: weighted.clusters.iter().map(add).collect() }
+    }
+
+    /// The sum of the weights.
+    pub fn total(&self) -> u64 {
+        self.clusters.last().map_or(0, |(sum, _)| *sum)
+    }
+
+    /// The cluster that `draw`, a number below [`Weighted::total`], falls on.
+    pub fn at(&self, draw: u64) -> Option<&Arc<Slot<Cluster>>> {
+        let at = self.clusters.partition_point(|(sum, _)| *sum <= draw);
+        self.clusters.get(at).map(|(_, slot)| slot)
+    }
+}
+
+impl Target {
+    /// The cluster for one attempt.
+    pub fn draw(&self) -> Option<&Arc<Slot<Cluster>>> {
+        match self {
+            Target::Cluster(slot) => Some(slot),
+            Target::Weighted(weighted) => weighted.at(fastrand::u64(..weighted.total().max(1))),
+        }
+    }
+}
+
+fn jitter(config: &pb::TcpProxy, problems: &mut Problems) -> f64 {
+    let field = "max_downstream_connection_duration_jitter_percentage";
+    let percent = config.max_downstream_connection_duration_jitter_percentage.as_ref();
+    let percent = percent.map_or(0.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&percent) {
+        problems.report_at(field, format_args!("is {percent}, must be from 0 to 100"));
+    }
+    percent
+}
+
+#[allow(deprecated)]
+fn log_options(config: &pb::TcpProxy, problems: &mut Problems) -> LogOptions {
+    let Some(options) = &config.access_log_options else {
+        let interval = duration(&config.access_log_flush_interval, "access_log_flush_interval", problems);
+        check_interval(interval, "access_log_flush_interval", problems);
+        return LogOptions { on_start: false, on_connected: config.flush_access_log_on_connected, interval };
+    };
+    for (field, set) in [
+        ("flush_access_log_on_connected", config.flush_access_log_on_connected),
+        ("access_log_flush_interval", config.access_log_flush_interval.is_some()),
+    ] {
+        if set {
+            problems.report_at(field, "cannot be set together with access_log_options");
+        }
+    }
+    problems.at("access_log_options", |problems| {
+        let interval = duration(&options.access_log_flush_interval, "access_log_flush_interval", problems);
+        check_interval(interval, "access_log_flush_interval", problems);
+        LogOptions {
+            on_start: options.flush_access_log_on_start,
+            on_connected: options.flush_access_log_on_connected,
+            interval,
+        }
+    })
+}
+
+fn check_interval(interval: Option<Duration>, field: &str, problems: &mut Problems) {
+    if let Some(interval) = interval.filter(|interval| *interval < Duration::from_millis(1)) {
+        problems.report_at(field, format_args!("is {interval:?}, must be at least 1ms"));
+    }
+}
+
+fn hashes_source_ip(config: &pb::TcpProxy, problems: &mut Problems) -> bool {
+    let mut found = false;
+    for (index, policy) in config.hash_policy.iter().enumerate() {
+        problems.at_index("hash_policy", index, |problems| match &policy.policy_specifier {
+            Some(PolicySpecifier::SourceIp(_)) => found = true,
+            // Refused by the support table.
+            Some(PolicySpecifier::FilterState(_)) => {}
+            None => problems.report("needs source_ip"),
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "tcp_tests.rs"]
+mod tests;

@@ -286,6 +286,18 @@ pub(super) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Bytes in the send queue of `socket`, sent but not acknowledged ones included.
+pub(super) fn unsent(socket: BorrowedFd<'_>) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ on sockets) writes one int to the given address.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if result == 0 {
+        usize::try_from(count).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
 /// Lets the kernel choose the port when connecting, so that a fixed source address does not limit
 /// us to one ephemeral port range for all destinations together.
 fn bind_address_no_port(socket: &Socket) -> io::Result<()> {

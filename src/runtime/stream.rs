@@ -173,6 +173,11 @@ impl Stream {
         }
     }
 
+    /// Bytes written that the peer's kernel has not acknowledged yet.
+    pub fn unsent(&self) -> usize {
+        socket::unsent(self.as_fd())
+    }
+
     /// The error pending on the socket, which is thereby taken from it.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         each!(self, stream => stream.take_error())

@@ -4,7 +4,11 @@
 //! and log lines. Handles are resolved when config is compiled; the data path only counts.
 
 pub mod access_log;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod format;
+pub mod log;
 pub mod metrics;
+pub mod process;
 pub mod stats;
 pub mod stream_info;

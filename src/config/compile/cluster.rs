@@ -1,0 +1,481 @@
+//! Clusters: `envoy.config.cluster.v3.Cluster` in, a [`Cluster`] out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
+use outrigger_control_api::pb::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
+use outrigger_control_api::pb::envoy::extensions::load_balancing_policies as lb;
+use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
+    http_protocol_options::{explicit_http_config::ProtocolConfig, UpstreamProtocolOptions},
+    HttpProtocolOptions,
+};
+use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
+use outrigger_control_api::pb::google::protobuf::Any;
+use outrigger_control_api::type_of;
+
+use super::dns::dns;
+use super::endpoints::static_hosts;
+use super::http_options::http1_options;
+use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
+use crate::config::cluster::{
+    Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
+};
+use crate::config::problems::Problems;
+use crate::config::{Cluster, HeaderKey, HostSet};
+use crate::upstream::host_set::SplitOptions;
+
+/// Compiles `cluster`. What Envoy's field rules say of single fields is not checked again here.
+/// `None` when a problem was reported.
+pub fn compile(
+    cluster: &pb::Cluster,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Cluster> {
+    let before = problems.count();
+    let kind = kind(cluster, problems);
+    let lb_policy = lb_policy(cluster, kind.map(|kind| kind == Kind::OriginalDst), problems);
+    let name: Arc<str> = cluster.name.as_str().into();
+    let stat_name =
+        if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
+    let connect_timeout =
+        duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);
+    let (http, tcp_idle_timeout) = protocol_options(cluster, problems);
+    let breakers = breakers(cluster, environment, problems);
+    let (panic_threshold, fail_traffic_on_panic) = common_lb(cluster, environment);
+    let assignment = cluster.load_assignment.as_ref();
+    let overprovisioning = assignment
+        .and_then(|assignment| assignment.policy.as_ref())
+        .map_or(140, |policy| u32_or(policy.overprovisioning_factor, 140));
+    let discovery = discovery(cluster, kind?, environment, problems);
+    let hosts = match kind? {
+        Kind::Static => problems.at("load_assignment", |problems| static_hosts(assignment, problems)),
+        _ => Vec::new(),
+    };
+    let socket = SocketTuning {
+        keepalive: cluster
+            .upstream_connection_options
+            .as_ref()
+            .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
+        source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
+    };
+    if problems.count() > before {
+        return None;
+    }
+    let options = SplitOptions { overprovisioning, panic_threshold: panic_threshold.into() };
+    Some(Cluster {
+        name,
+        stat_name,
+        discovery: discovery?,
+        lb_policy: lb_policy?,
+        connect_timeout,
+        per_connection_buffer_limit: u32_or(cluster.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        breakers,
+        panic_threshold,
+        fail_traffic_on_panic,
+        overprovisioning,
+        cleanup_interval: duration_or(
+            &cluster.cleanup_interval,
+            Duration::from_secs(5),
+            "cleanup_interval",
+            problems,
+        ),
+        http,
+        tcp_idle_timeout,
+        socket,
+        added_via_api: false,
+        hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
+        stats: OnceLock::new(),
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Static,
+    StrictDns,
+    LogicalDns,
+    OriginalDst,
+}
+
+fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
+    use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
+    match &cluster.cluster_discovery_type {
+        None => Some(Kind::Static),
+        Some(ClusterDiscoveryType::Type(number)) => match DiscoveryType::try_from(*number).ok()? {
+            DiscoveryType::Static => Some(Kind::Static),
+            DiscoveryType::StrictDns => Some(Kind::StrictDns),
+            DiscoveryType::LogicalDns => Some(Kind::LogicalDns),
+            DiscoveryType::OriginalDst => Some(Kind::OriginalDst),
+            // Refused by the support table.
+            DiscoveryType::Eds => None,
+        },
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let found = custom.typed_config.as_ref().map(type_of).unwrap_or_default();
+            match (custom.name.as_str(), found) {
+                (_, "envoy.extensions.clusters.dns.v3.DnsCluster") => {
+                    problems.at("cluster_type", |problems| {
+                        let dns: DnsCluster =
+                            extension(custom.typed_config.as_ref()?, "typed_config", problems)?;
+                        Some(if dns.all_addresses_in_single_endpoint {
+                            Kind::LogicalDns
+                        } else {
+                            Kind::StrictDns
+                        })
+                    })
+                }
+                (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => {
+                    Some(Kind::OriginalDst)
+                }
+                ("envoy.cluster.static", "") => Some(Kind::Static),
+                ("envoy.cluster.strict_dns", "") => Some(Kind::StrictDns),
+                ("envoy.cluster.logical_dns", "") => Some(Kind::LogicalDns),
+                ("envoy.cluster.original_dst", "") => Some(Kind::OriginalDst),
+                (name, "") => {
+                    problems.report_at("cluster_type", format!("there is no cluster type {name:?}"));
+                    None
+                }
+                // A type without an entry in the support table is refused there.
+                _ => None,
+            }
+        }
+    }
+}
+
+fn discovery(
+    cluster: &pb::Cluster,
+    kind: Kind,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Discovery> {
+    match kind {
+        Kind::Static => Some(Discovery::Static),
+        Kind::OriginalDst => original_dst(cluster, problems),
+        Kind::StrictDns | Kind::LogicalDns => {
+            let dns = dns(cluster, environment, problems)?;
+            if kind == Kind::StrictDns {
+                return Some(Discovery::StrictDns(dns));
+            }
+            if dns.names.len() != 1 {
+                let message =
+                    format!("a LOGICAL_DNS cluster needs exactly one endpoint, this has {}", dns.names.len());
+                problems.report_at("load_assignment.endpoints", message);
+                return None;
+            }
+            Some(Discovery::LogicalDns(dns))
+        }
+    }
+}
+
+fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
+    use pb::cluster::{ClusterDiscoveryType, LbConfig};
+    if cluster.load_assignment.is_some() {
+        problems.report_at("load_assignment", "an ORIGINAL_DST cluster takes no endpoints");
+        return None;
+    }
+    let mut options = match &cluster.lb_config {
+        Some(LbConfig::OriginalDstLbConfig(config)) => OriginalDstCluster {
+            use_http_header: config.use_http_header,
+            http_header_name: config.http_header_name.clone(),
+            upstream_port_override: config.upstream_port_override,
+            metadata_key: None,
+        },
+        _ => OriginalDstCluster::default(),
+    };
+    if let Some(ClusterDiscoveryType::ClusterType(custom)) = &cluster.cluster_discovery_type {
+        if let Some(any) = &custom.typed_config {
+            options = problems.at("cluster_type", |problems| extension(any, "typed_config", problems))?;
+        }
+    }
+    let header = match options.http_header_name.as_str() {
+        "" => "x-envoy-original-dst-host",
+        name => name,
+    };
+    let port_override =
+        options.upstream_port_override.map(|port| u16::try_from(port.value).unwrap_or_default());
+    if options.upstream_port_override.is_some_and(|port| port.value > 65535) {
+        problems.report_at("original_dst_lb_config.upstream_port_override", "must be at most 65535");
+    }
+    Some(Discovery::OriginalDst {
+        header: options.use_http_header.then(|| HeaderKey::new(header)),
+        port_override,
+    })
+}
+
+fn lb_policy(cluster: &pb::Cluster, original_dst: Option<bool>, problems: &mut Problems) -> Option<LbPolicy> {
+    use pb::cluster::LbPolicy as Classic;
+    if let Some(policies) = &cluster.load_balancing_policy {
+        return problems
+            .at("load_balancing_policy", |problems| lb_extension(policies, original_dst, problems));
+    }
+    let policy = match cluster.lb_policy() {
+        Classic::RoundRobin => LbPolicy::RoundRobin,
+        Classic::Random => LbPolicy::Random,
+        Classic::LeastRequest => match &cluster.lb_config {
+            Some(pb::cluster::LbConfig::LeastRequestLbConfig(config)) => LbPolicy::LeastRequest {
+                choice_count: u32_or(config.choice_count, 2),
+                active_request_bias: problems.at("least_request_lb_config", |problems| {
+                    bias(config.active_request_bias.as_ref(), problems)
+                }),
+            },
+            _ => LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 },
+        },
+        Classic::ClusterProvided => LbPolicy::ClusterProvided,
+        Classic::LoadBalancingPolicyConfig => {
+            problems.report_at(
+                "load_balancing_policy",
+                "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG",
+            );
+            return None;
+        }
+        // Refused by the support table.
+        Classic::RingHash | Classic::Maglev => return None,
+    };
+    check_provided(policy, original_dst, "lb_policy", problems)
+}
+
+fn check_provided(
+    policy: LbPolicy,
+    original_dst: Option<bool>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
+    match (original_dst, &policy) {
+        (Some(true), LbPolicy::ClusterProvided) => {}
+        (Some(true), _) => {
+            problems.report_at(field, "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
+            return None;
+        }
+        (Some(false), LbPolicy::ClusterProvided) => {
+            problems.report_at(field, "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters");
+            return None;
+        }
+        // Of an unsupported type nothing is known.
+        _ => {}
+    }
+    Some(policy)
+}
+
+/// The first policy of the list that is supported, as Envoy chooses.
+fn lb_extension(
+    policies: &pb::LoadBalancingPolicy,
+    original_dst: Option<bool>,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
+    let mut names = Vec::new();
+    for (index, policy) in policies.policies.iter().enumerate() {
+        let Some(any) =
+            policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref())
+        else {
+            continue;
+        };
+        let chosen = problems.at_index("policies", index, |problems| {
+            problems.at("typed_extension_config.typed_config", |problems| lb_of(any, problems))
+        });
+        match chosen {
+            Some(policy) => return check_provided(policy, original_dst, "policies", problems),
+            None => names.push(type_of(any).to_owned()),
+        }
+    }
+    problems.report_at("policies", format!("none of these policies is supported: {}", names.join(", ")));
+    None
+}
+
+fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
+    let refuse_slow_start = |slow_start: bool, problems: &mut Problems| {
+        if slow_start {
+            problems.report_at("slow_start_config", super::SLOW_START);
+        }
+    };
+    let refuse_locality = |config: Option<lb::common::v3::LocalityLbConfig>, problems: &mut Problems| {
+        if config.is_some() {
+            problems.report_at("locality_lb_config", super::LOCALITY);
+        }
+    };
+    match type_of(any) {
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
+            let config: lb::round_robin::v3::RoundRobin = extension(any, "", problems)?;
+            refuse_slow_start(config.slow_start_config.is_some(), problems);
+            refuse_locality(config.locality_lb_config, problems);
+            Some(LbPolicy::RoundRobin)
+        }
+        "envoy.extensions.load_balancing_policies.random.v3.Random" => {
+            let config: lb::random::v3::Random = extension(any, "", problems)?;
+            refuse_locality(config.locality_lb_config, problems);
+            Some(LbPolicy::Random)
+        }
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
+            use lb::least_request::v3::{least_request::SelectionMethod, LeastRequest};
+            let config: LeastRequest = extension(any, "", problems)?;
+            refuse_slow_start(config.slow_start_config.is_some(), problems);
+            refuse_locality(config.locality_lb_config, problems);
+            if config.enable_full_scan.is_some_and(|scan| scan.value) {
+                problems.report_at("enable_full_scan", "a full scan is not supported yet");
+            }
+            if config.selection_method() == SelectionMethod::FullScan {
+                problems.report_at("selection_method", "a full scan is not supported yet");
+            }
+            Some(LbPolicy::LeastRequest {
+                choice_count: u32_or(config.choice_count, 2),
+                active_request_bias: bias(config.active_request_bias.as_ref(), problems),
+            })
+        }
+        "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
+            Some(LbPolicy::ClusterProvided)
+        }
+        _ => None,
+    }
+}
+
+fn bias(bias: Option<&core::RuntimeDouble>, problems: &mut Problems) -> f64 {
+    let value = bias.map_or(1.0, |bias| bias.default_value);
+    if value.is_nan() || value < 0.0 {
+        problems.note("active_request_bias", format!("{value} is no valid bias, 1.0 is used"));
+        return 1.0;
+    }
+    value
+}
+
+fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool) {
+    let config = cluster.common_lb_config.as_ref();
+    let threshold =
+        config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
+    // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
+    let threshold = environment.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
+    let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
+        Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
+            zone.fail_traffic_on_panic
+        }
+        _ => false,
+    };
+    (threshold.clamp(0.0, 100.0) as u8, fail)
+}
+
+fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> [Breakers; 2] {
+    use core::RoutingPriority;
+    use pb::circuit_breakers::Thresholds;
+    let config = cluster.circuit_breakers.as_ref();
+    let per_host = |priority: RoutingPriority| {
+        let list = config.map(|config| config.per_host_thresholds.as_slice()).unwrap_or_default();
+        list.iter().find(|entry| entry.priority() == priority).and_then(|entry| entry.max_connections)
+    };
+    for (index, entry) in config.iter().flat_map(|config| &config.per_host_thresholds).enumerate() {
+        let only_connections = Thresholds {
+            priority: entry.priority,
+            max_connections: entry.max_connections,
+            ..Default::default()
+        };
+        if *entry != only_connections {
+            problems.at("circuit_breakers", |problems| {
+                problems.at_index("per_host_thresholds", index, |problems| {
+                    problems.report("only max_connections can be limited per host");
+                });
+            });
+        }
+    }
+    [(RoutingPriority::Default, "default"), (RoutingPriority::High, "high")].map(|(priority, name)| {
+        let list = config.map(|config| config.thresholds.as_slice()).unwrap_or_default();
+        let entry = list.iter().find(|entry| entry.priority() == priority).copied().unwrap_or_default();
+        let limit = |field: &str, value, default| {
+            let key = format!("circuit_breakers.{}.{name}.{field}", cluster.name);
+            let runtime = environment.runtime.number(&key).map(|value| value as u32);
+            Limit::new(runtime.unwrap_or_else(|| u32_or(value, default)))
+        };
+        Breakers {
+            connections: limit("max_connections", entry.max_connections, 1024),
+            pending: limit("max_pending_requests", entry.max_pending_requests, 1024),
+            requests: limit("max_requests", entry.max_requests, 1024),
+            retries: limit("max_retries", entry.max_retries, 3),
+            pools: limit("max_connection_pools", entry.max_connection_pools, u32::MAX),
+            // The message without either field leaves `max_retries` in force, as in Envoy.
+            retry_budget: entry
+                .retry_budget
+                .filter(|budget| budget.budget_percent.is_some() || budget.min_retry_concurrency.is_some())
+                .map(|budget| RetryBudget {
+                    percent: budget.budget_percent.map_or(20.0, |percent| percent.value),
+                    min_concurrency: u32_or(budget.min_retry_concurrency, 3),
+                }),
+            track_remaining: entry.track_remaining,
+            per_host_connections: per_host(priority).map(|limit| limit.value),
+        }
+    })
+}
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
+
+/// HTTP options and the idle timeout of pooled TCP connections.
+fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (UpstreamHttp, Option<Duration>) {
+    let mut tcp_idle = Some(Duration::from_secs(600));
+    // The extension replaces the deprecated fields, as in Envoy.
+    let mut common = cluster.common_http_protocol_options;
+    let mut http1 = cluster.http_protocol_options.clone();
+    for (key, any) in &cluster.typed_extension_protocol_options {
+        problems.at(format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
+            HTTP_OPTIONS => {
+                let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
+                common = options.common_http_protocol_options;
+                http1 = match options.upstream_protocol_options {
+                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+                        match explicit.protocol_config {
+                            Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(http1),
+                            // The others are refused by the support table.
+                            _ => None,
+                        }
+                    }
+                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+                        config.http_protocol_options
+                    }
+                    _ => None,
+                };
+            }
+            TCP_OPTIONS => {
+                let Some(options) = extension::<TcpProtocolOptions>(any, "", problems) else { return };
+                tcp_idle = idle(&options.idle_timeout, tcp_idle, "idle_timeout", problems);
+            }
+            _ => problems.report(format!("there are no protocol options with the name {key:?}")),
+        });
+    }
+    let common = common.unwrap_or_default();
+    let http = problems.at("common_http_protocol_options", |problems| UpstreamHttp {
+        protocol: UpstreamProtocol::Http1,
+        idle_timeout: idle(&common.idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout", problems),
+        max_connection_duration: idle(
+            &common.max_connection_duration,
+            None,
+            "max_connection_duration",
+            problems,
+        ),
+        max_requests_per_connection: common
+            .max_requests_per_connection
+            .or(cluster.max_requests_per_connection)
+            .map_or(0, |max| max.value),
+        max_headers_count: u32_or(common.max_headers_count, 100),
+        max_response_headers: 80 * 1024,
+        http1: http1_options(http1.as_ref()),
+    });
+    (http, tcp_idle)
+}
+
+fn source_address(
+    bind: Option<&core::BindConfig>,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<SocketAddr> {
+    let Some(bind) = bind else { return environment.source_address };
+    problems.at("upstream_bind_config", |problems| bind_address(bind, problems))
+}
+
+/// `source_address` of a bind configuration. Port 0 leaves the choice to the kernel.
+pub(super) fn bind_address(bind: &core::BindConfig, problems: &mut Problems) -> Option<SocketAddr> {
+    let source = bind.source_address.as_ref()?;
+    problems.at("source_address", |problems| {
+        let Ok(ip) = source.address.parse::<IpAddr>() else {
+            problems.report_at("address", format!("{:?} is not an IP address", source.address));
+            return None;
+        };
+        Some(SocketAddr::new(ip, super::port(source, problems)?))
+    })
+}

@@ -1,0 +1,378 @@
+//! The HTTP connection manager: `HttpConnectionManager` in, [`HttpConnectionManager`] out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::filters::http::router::v3::Router;
+use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
+use outrigger_control_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use outrigger_control_api::type_of;
+
+use super::http_options::http1_options;
+use super::rooms;
+use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
+use crate::config::http::{
+    Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader,
+    StripPort, Underscores, Upgrade,
+};
+use crate::config::problems::Problems;
+use crate::config::route::RouteTable;
+use crate::config::{HeaderKey, Slot};
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stats::HcmStats;
+
+/// Time to the end of a request's head unless config says otherwise: a bound of our own, where Envoy
+/// has none and a silent client holds its connection for ever.
+const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Compiles `config`. `owner` names the listener; an inline route table without a name is called after it.
+/// `None` when a problem was reported.
+pub fn compile(
+    config: &pb::HttpConnectionManager,
+    owner: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<HttpConnectionManager> {
+    let before = problems.count();
+    let (filters, router) = filters(&config.http_filters, environment, problems);
+    let routes = routes(config, owner, environment, problems);
+    let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
+    let (internal_networks, internal_unix) = internal(config, problems);
+    let trusted_hops = trusted_hops(config, problems);
+    let local_reply = problems.at("local_reply_config", |problems| {
+        local_reply::compile(config.local_reply_config.as_ref(), environment, problems)
+    });
+    let common = config.common_http_protocol_options.unwrap_or_default();
+    let timeouts = timeouts(config, &common, problems);
+    let upgrades = upgrades(config, problems);
+    let http1 = config.http_protocol_options.as_ref();
+    let keep_going = http1
+        .and_then(|options| options.override_stream_error_on_invalid_http_message)
+        .or(config.stream_error_on_invalid_http_message);
+    let strip_port = strip_port(config, problems);
+    let drain_timeout = duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
+    let delayed_close_timeout =
+        duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);
+    let pack_trace_reason = pack_trace_reason(config, problems);
+    if problems.count() > before {
+        return None;
+    }
+    Some(HttpConnectionManager {
+        stats: HcmStats::new(&Scope::http(&config.stat_prefix)),
+        codec: match config.codec_type() {
+            pb::http_connection_manager::CodecType::Auto => Codec::Auto,
+            pb::http_connection_manager::CodecType::Http1 => Codec::Http1,
+            // HTTP/3 is refused by the support table.
+            pb::http_connection_manager::CodecType::Http2 | pb::http_connection_manager::CodecType::Http3 => {
+                Codec::Http2
+            }
+        },
+        routes: routes?,
+        filters,
+        router: router?,
+        access_logs,
+        server_name: text_or(&config.server_name, "envoy"),
+        server_header: match config.server_header_transformation() {
+            pb::http_connection_manager::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+            pb::http_connection_manager::ServerHeaderTransformation::AppendIfAbsent => {
+                ServerHeader::AppendIfAbsent
+            }
+            pb::http_connection_manager::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+        },
+        use_remote_address: bool_or(config.use_remote_address, false),
+        skip_xff_append: config.skip_xff_append,
+        xff_num_trusted_hops: trusted_hops,
+        internal_networks,
+        internal_unix,
+        via: optional(&config.via),
+        add_user_agent: bool_or(config.add_user_agent, false),
+        service: environment.service.clone(),
+        generate_request_id: bool_or(config.generate_request_id, true),
+        preserve_external_request_id: config.preserve_external_request_id,
+        always_set_request_id_in_response: config.always_set_request_id_in_response,
+        pack_trace_reason,
+        scheme_overwrite: config.scheme_header_transformation.as_ref().and_then(|scheme| {
+            let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) =
+                scheme.transformation.as_ref()?;
+            Some(Bytes::copy_from_slice(scheme.as_bytes()))
+        }),
+        normalize_path: bool_or(config.normalize_path, false),
+        merge_slashes: config.merge_slashes,
+        escaped_slashes: escaped_slashes(config),
+        strip_port,
+        strip_trailing_host_dot: config.strip_trailing_host_dot,
+        proxy_100_continue: config.proxy_100_continue,
+        stream_error_on_invalid_http_message: bool_or(keep_going, false),
+        append_x_forwarded_port: config.append_x_forwarded_port,
+        timeouts,
+        // The field's rule bounds it to 8192.
+        max_request_headers: u32_or(config.max_request_headers_kb, 60).saturating_mul(1024) as usize,
+        max_headers_count: u32_or(common.max_headers_count, 100),
+        max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
+        underscores: match common.headers_with_underscores_action() {
+            core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
+            core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
+            core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+        },
+        http1: http1_options(http1),
+        upgrades,
+        drain_timeout,
+        delayed_close_timeout,
+        local_reply,
+        always_forward_client_cert: config.forward_client_cert_details()
+            == pb::http_connection_manager::ForwardClientCertDetails::AlwaysForwardOnly,
+    })
+}
+
+fn optional(text: &str) -> Option<Bytes> {
+    (!text.is_empty()).then(|| Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn text_or(text: &str, default: &'static str) -> Bytes {
+    optional(text).unwrap_or(Bytes::from_static(default.as_bytes()))
+}
+
+fn routes(
+    config: &pb::HttpConnectionManager,
+    owner: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<Slot<RouteTable>>> {
+    use pb::http_connection_manager::RouteSpecifier;
+    match config.route_specifier.as_ref()? {
+        RouteSpecifier::RouteConfig(routes) => {
+            let table =
+                problems.at("route_config", |problems| rooms::route_table(routes, environment, problems))?;
+            // Several connection managers may use the same name for different tables, so the listener and
+            // a number are part of the slot's name.
+            let slot = (0..)
+                .map(|number| match number {
+                    0 => format!("{owner}/{}", routes.name),
+                    _ => format!("{owner}/{}#{number}", routes.name),
+                })
+                .find(|name| environment.routes.find(name).is_none())
+                .map(|name| environment.routes.slot(&name))?;
+            slot.set(Some(Arc::new(table)));
+            Some(slot)
+        }
+        // Refused by the support table.
+        RouteSpecifier::Rds(_) | RouteSpecifier::ScopedRoutes(_) => None,
+    }
+}
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+/// The filters before the router, and the router's options.
+fn filters(
+    list: &[pb::HttpFilter],
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> (Vec<HttpFilter>, Option<RouterOptions>) {
+    use pb::http_filter::ConfigType;
+    let filters = Vec::new();
+    let mut router = None;
+    let mut unsupported = false;
+    for (index, filter) in list.iter().enumerate() {
+        problems.at_index("http_filters", index, |problems| {
+            let any = match &filter.config_type {
+                Some(ConfigType::TypedConfig(any)) if !type_of(any).is_empty() => any,
+                Some(ConfigType::ConfigDiscovery(_)) => {
+                    // Refused by the support table.
+                    unsupported = true;
+                    return;
+                }
+                _ => {
+                    unsupported = true;
+                    return problems.report_at("typed_config", "is required");
+                }
+            };
+            match type_of(any) {
+                ROUTER => {
+                    if index + 1 < list.len() {
+                        problems.report(format!("the router ({}) must be the last filter", filter.name));
+                    }
+                    if filter.disabled {
+                        problems.report_at("disabled", "the router cannot be disabled");
+                    }
+                    router =
+                        problems.at("typed_config", |problems| router_options(any, environment, problems));
+                    unsupported |= router.is_none();
+                }
+                found => {
+                    unsupported = true;
+                    let message = format!("the HTTP filter {} ({found}) is not supported yet", filter.name);
+                    problems.report_at("typed_config", message);
+                }
+            }
+        });
+    }
+    let ends_with_router = list.last().is_some_and(
+        |last| matches!(&last.config_type, Some(ConfigType::TypedConfig(any)) if type_of(any) == ROUTER),
+    );
+    if !ends_with_router && !unsupported && router.is_none() {
+        problems.report_at("http_filters", "must end with the router (envoy.filters.http.router)");
+    }
+    (filters, router)
+}
+
+fn router_options(
+    any: &outrigger_control_api::pb::google::protobuf::Any,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<RouterOptions> {
+    let config: Router = extension(any, "", problems)?;
+    for (index, filter) in config.upstream_http_filters.iter().enumerate() {
+        let found = match &filter.config_type {
+            Some(pb::http_filter::ConfigType::TypedConfig(any)) => type_of(any),
+            _ => "",
+        };
+        if found != "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec" {
+            problems.at_index("upstream_http_filters", index, |problems| {
+                problems.report_at(
+                    "typed_config",
+                    format!("the upstream HTTP filter {} is not supported yet", filter.name),
+                );
+            });
+        }
+    }
+    Some(RouterOptions {
+        suppress_envoy_headers: config.suppress_envoy_headers,
+        strict_check_headers: config.strict_check_headers.iter().map(|name| HeaderKey::new(name)).collect(),
+        upstream_logs: rooms::access_logs(&config.upstream_log, "upstream_log", environment, problems),
+        respect_expected_rq_timeout: config.respect_expected_rq_timeout,
+    })
+}
+
+fn internal(config: &pb::HttpConnectionManager, problems: &mut Problems) -> (Vec<(IpAddr, u8)>, bool) {
+    let Some(internal) = &config.internal_address_config else { return (Vec::new(), false) };
+    let mut networks = Vec::new();
+    problems.at("internal_address_config", |problems| {
+        for (index, range) in internal.cidr_ranges.iter().enumerate() {
+            networks.extend(problems.at_index("cidr_ranges", index, |problems| cidr(range, problems)));
+        }
+    });
+    (networks, internal.unix_sockets)
+}
+
+/// `xff_num_trusted_hops`, from the field or from the extension that stands for it.
+fn trusted_hops(config: &pb::HttpConnectionManager, problems: &mut Problems) -> u32 {
+    const FIELD: &str = "original_ip_detection_extensions";
+    let mut hops = config.xff_num_trusted_hops;
+    if config.original_ip_detection_extensions.is_empty() {
+        return hops;
+    }
+    if bool_or(config.use_remote_address, false) {
+        problems.report_at(FIELD, "cannot be combined with use_remote_address");
+    }
+    if config.xff_num_trusted_hops > 0 {
+        problems.report_at(FIELD, "cannot be combined with xff_num_trusted_hops");
+    }
+    if config.original_ip_detection_extensions.len() > 1 {
+        problems.report_at(FIELD, "only one extension is supported");
+    }
+    for (index, extension_config) in config.original_ip_detection_extensions.iter().enumerate() {
+        problems.at_index(FIELD, index, |problems| {
+            let Some(any) = &extension_config.typed_config else {
+                return problems.report_at("typed_config", "is required");
+            };
+            // Other extensions are refused by the support table.
+            if type_of(any) == "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" {
+                problems.at("typed_config", |problems| {
+                    let Some(xff) = extension::<XffConfig>(any, "", problems) else { return };
+                    hops = xff.xff_num_trusted_hops;
+                    if !bool_or(xff.skip_xff_append, true) {
+                        problems.report_at("skip_xff_append", "appending by this extension is not supported");
+                    }
+                });
+            }
+        });
+    }
+    hops
+}
+
+fn timeouts(
+    config: &pb::HttpConnectionManager,
+    common: &core::HttpProtocolOptions,
+    problems: &mut Problems,
+) -> HcmTimeouts {
+    const COMMON: &str = "common_http_protocol_options";
+    let hour = Some(Duration::from_secs(3600));
+    HcmTimeouts {
+        idle: problems.at(COMMON, |problems| idle(&common.idle_timeout, hour, "idle_timeout", problems)),
+        stream_idle: idle(
+            &config.stream_idle_timeout,
+            Some(Duration::from_secs(300)),
+            "stream_idle_timeout",
+            problems,
+        ),
+        request: idle(&config.request_timeout, None, "request_timeout", problems),
+        request_headers: idle(
+            &config.request_headers_timeout,
+            Some(REQUEST_HEADERS_TIMEOUT),
+            "request_headers_timeout",
+            problems,
+        ),
+        max_connection_duration: problems.at(COMMON, |problems| {
+            idle(&common.max_connection_duration, None, "max_connection_duration", problems)
+        }),
+        max_stream_duration: problems
+            .at(COMMON, |problems| idle(&common.max_stream_duration, None, "max_stream_duration", problems)),
+    }
+}
+
+fn upgrades(config: &pb::HttpConnectionManager, problems: &mut Problems) -> Vec<Upgrade> {
+    let mut upgrades: Vec<Upgrade> = Vec::new();
+    for (index, upgrade) in config.upgrade_configs.iter().enumerate() {
+        problems.at_index("upgrade_configs", index, |problems| {
+            let kind = upgrade.upgrade_type.to_ascii_lowercase();
+            if upgrades.iter().any(|other| *other.kind == *kind) {
+                problems.report_at("upgrade_type", format!("the upgrade {kind:?} is configured twice"));
+            }
+            upgrades.push(Upgrade { kind: kind.into(), enabled: bool_or(upgrade.enabled, true) });
+        });
+    }
+    upgrades
+}
+
+fn strip_port(config: &pb::HttpConnectionManager, problems: &mut Problems) -> StripPort {
+    use pb::http_connection_manager::StripPortMode;
+    let any = matches!(config.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true)));
+    match (config.strip_matching_host_port, any) {
+        (true, true) => {
+            problems.report_at("strip_any_host_port", "cannot be combined with strip_matching_host_port");
+            StripPort::Any
+        }
+        (_, true) => StripPort::Any,
+        (true, _) => StripPort::Matching,
+        _ => StripPort::None,
+    }
+}
+
+fn escaped_slashes(config: &pb::HttpConnectionManager) -> EscapedSlashes {
+    use pb::http_connection_manager::PathWithEscapedSlashesAction as Action;
+    match config.path_with_escaped_slashes_action() {
+        Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,
+        Action::RejectRequest => EscapedSlashes::Reject,
+        Action::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
+        Action::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+    }
+}
+
+fn pack_trace_reason(config: &pb::HttpConnectionManager, problems: &mut Problems) -> bool {
+    let any = config.request_id_extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
+    // Other extensions are refused by the support table.
+    let Some(any) =
+        any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")
+    else {
+        return true;
+    };
+    problems
+        .at("request_id_extension", |problems| {
+            extension::<UuidRequestIdConfig>(any, "typed_config", problems)
+        })
+        .is_none_or(|uuid| bool_or(uuid.pack_trace_reason, true))
+}

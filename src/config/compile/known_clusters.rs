@@ -1,0 +1,64 @@
+//! Whether the clusters that a route configuration names exist (`validate_clusters`).
+
+use std::collections::HashSet;
+
+use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+
+use crate::config::problems::Problems;
+
+/// Reports each cluster in `config` that is not among `known`. Names taken from a request's header are
+/// looked up when it arrives.
+pub(super) fn check(config: &pb::RouteConfiguration, known: &HashSet<&str>, problems: &mut Problems) {
+    let check = Check { known };
+    check.mirrors(&config.request_mirror_policies, problems);
+    for (index, host) in config.virtual_hosts.iter().enumerate() {
+        problems.at_index("virtual_hosts", index, |problems| {
+            check.mirrors(&host.request_mirror_policies, problems);
+            for (index, route) in host.routes.iter().enumerate() {
+                let Some(pb::route::Action::Route(action)) = &route.action else { continue };
+                problems.at_index("routes", index, |problems| {
+                    problems.at("route", |problems| check.action(action, problems));
+                });
+            }
+        });
+    }
+}
+
+struct Check<'a> {
+    known: &'a HashSet<&'a str>,
+}
+
+impl Check<'_> {
+    fn action(&self, action: &pb::RouteAction, problems: &mut Problems) {
+        use pb::route_action::ClusterSpecifier;
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => self.name(name, "cluster", problems),
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                problems.at("weighted_clusters", |problems| {
+                    for (index, cluster) in weighted.clusters.iter().enumerate() {
+                        problems.at_index("clusters", index, |problems| {
+                            self.name(&cluster.name, "name", problems);
+                        });
+                    }
+                });
+            }
+            _ => {}
+        }
+        self.mirrors(&action.request_mirror_policies, problems);
+    }
+
+    fn mirrors(&self, policies: &[pb::route_action::RequestMirrorPolicy], problems: &mut Problems) {
+        for (index, policy) in policies.iter().enumerate() {
+            problems.at_index("request_mirror_policies", index, |problems| {
+                self.name(&policy.cluster, "cluster", problems);
+            });
+        }
+    }
+
+    fn name(&self, name: &str, field: &str, problems: &mut Problems) {
+        // An empty name breaks a field rule, or stands for a name in a header.
+        if !name.is_empty() && !self.known.contains(name) {
+            problems.report_at(field, format!("there is no cluster {name:?}"));
+        }
+    }
+}

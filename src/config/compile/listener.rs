@@ -1,0 +1,298 @@
+//! Listeners and filter chains: `envoy.config.listener.v3.Listener` in, a [`Listener`] out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::{core::v3 as core, listener::v3 as pb};
+use outrigger_control_api::pb::envoy::extensions::filters::network::{
+    direct_response::v3 as direct_response, http_connection_manager::v3::HttpConnectionManager as Hcm,
+    tcp_proxy::v3::TcpProxy as TcpProxyConfig,
+};
+use outrigger_control_api::type_of;
+
+use super::rooms;
+use super::{bool_or, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
+use crate::config::cluster::{Address, SocketTuning};
+use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
+use crate::config::problems::Problems;
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stats::ListenerStats;
+
+const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+/// Compiles `listener`. `None` when a problem was reported.
+pub fn compile(
+    listener: &pb::Listener,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Listener> {
+    let before = problems.count();
+    // Kinds of listeners that the support table refuses; they have no address or no filter chains.
+    let special = listener.api_listener.is_some()
+        || listener.udp_listener_config.is_some()
+        || listener.listener_specifier.is_some()
+        || listener.address.as_ref().is_some_and(is_udp);
+    let address = match &listener.address {
+        Some(address) => problems.at("address", |problems| bind_address(address, problems)),
+        None => {
+            if !special {
+                problems.report_at("address", "is required");
+            }
+            None
+        }
+    };
+    let shown = address.as_ref().map(|bind| bind.address.to_string()).unwrap_or_default();
+    let name: Arc<str> =
+        if listener.name.is_empty() { shown.as_str().into() } else { listener.name.as_str().into() };
+    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() && !special {
+        problems.report_at("filter_chains", "is empty: a listener needs a filter chain");
+    }
+    let mut chains = Vec::with_capacity(listener.filter_chains.len());
+    for (index, config) in listener.filter_chains.iter().enumerate() {
+        let compiled =
+            problems.at_index("filter_chains", index, |problems| chain(config, &name, environment, problems));
+        chains.extend(compiled.map(Arc::new));
+    }
+    let default_chain = listener.default_filter_chain.as_ref().and_then(|config| {
+        problems
+            .at("default_filter_chain", |problems| chain(config, &name, environment, problems))
+            .map(Arc::new)
+    });
+    let index = rooms::chain_index(&listener.filter_chains, problems);
+    let inspect = inspect(listener, problems);
+    let listener_filters_timeout = idle(
+        &listener.listener_filters_timeout,
+        Some(Duration::from_secs(15)),
+        "listener_filters_timeout",
+        problems,
+    );
+    let access_logs = rooms::access_logs(&listener.access_log, "access_log", environment, problems);
+    if problems.count() > before {
+        return None;
+    }
+    let bind = address?;
+    let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
+    Some(Listener {
+        stats: ListenerStats::new(&Scope::listener(stat_prefix)),
+        name,
+        address: bind.address,
+        ipv4_compat: bind.ipv4_compat,
+        pipe_mode: bind.pipe_mode,
+        bind_to_port: bool_or(listener.bind_to_port, true),
+        direction: match listener.traffic_direction() {
+            core::TrafficDirection::Unspecified => Direction::Unspecified,
+            core::TrafficDirection::Inbound => Direction::Inbound,
+            core::TrafficDirection::Outbound => Direction::Outbound,
+        },
+        index,
+        chains,
+        default_chain,
+        inspect,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
+        per_connection_buffer_limit: u32_or(listener.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        reuse_port: bool_or(listener.enable_reuse_port, true),
+        backlog: u32_or(listener.tcp_backlog_size, somaxconn()),
+        socket: SocketTuning::default(),
+        access_logs,
+    })
+}
+
+fn is_udp(address: &core::Address) -> bool {
+    matches!(&address.address, Some(core::address::Address::SocketAddress(socket))
+        if socket.protocol() == core::socket_address::Protocol::Udp)
+}
+
+/// Where and how to listen.
+pub(super) struct Bind {
+    pub(super) address: Address,
+    ipv4_compat: bool,
+    pipe_mode: u32,
+}
+
+/// Where to listen; `None` when a problem was reported.
+pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> Option<Bind> {
+    match address.address.as_ref()? {
+        core::address::Address::SocketAddress(socket) => problems.at("socket_address", |problems| {
+            let port = port(socket, problems)?;
+            let ip = match socket.address.parse::<IpAddr>() {
+                Ok(ip) => ip,
+                Err(_) if socket.address.is_empty() => return None, // Breaks a field rule.
+                Err(_) => {
+                    let message = format!("{:?} is not an IP address; a listener needs one", socket.address);
+                    problems.report_at("address", message);
+                    return None;
+                }
+            };
+            let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unspecified() || ip.to_ipv4_mapped().is_some());
+            if socket.ipv4_compat && !mapped(ip) {
+                problems.report_at("ipv4_compat", "is only for the address :: or an IPv4-mapped one");
+            }
+            let address = Address::Ip(SocketAddr::new(ip, port));
+            Some(Bind { address, ipv4_compat: socket.ipv4_compat, pipe_mode: 0 })
+        }),
+        core::address::Address::Pipe(pipe) => problems.at("pipe", |problems| {
+            // Room for the path in a socket address, its final NUL included.
+            const MAX_PATH: usize = 107;
+            if pipe.path.len() > MAX_PATH {
+                let message = format!("has {} bytes, may have at most {MAX_PATH}", pipe.path.len());
+                problems.report_at("path", message);
+            }
+            if pipe.path.starts_with('@') && pipe.mode != 0 {
+                problems.report_at("mode", "an abstract socket has no file mode");
+            }
+            let address = Address::Pipe(pipe.path.as_str().into());
+            Some(Bind { address, ipv4_compat: false, pipe_mode: pipe.mode })
+        }),
+        // Refused by the support table.
+        core::address::Address::EnvoyInternalAddress(_) => None,
+    }
+}
+
+fn inspect(listener: &pb::Listener, problems: &mut Problems) -> Inspect {
+    use pb::listener_filter::ConfigType;
+    let mut inspect = Inspect::default();
+    for (index, filter) in listener.listener_filters.iter().enumerate() {
+        problems.at_index("listener_filters", index, |problems| {
+            let found = match &filter.config_type {
+                Some(ConfigType::TypedConfig(any)) => type_of(any),
+                // Refused by the support table.
+                Some(ConfigType::ConfigDiscovery(_)) => return,
+                None => "",
+            };
+            match found {
+                "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => inspect.tls = true,
+                "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => inspect.http = true,
+                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+                    inspect.original_dst = true;
+                }
+                "" => problems.report_at("typed_config", "is required"),
+                found => {
+                    let message = format!("the listener filter {} ({found}) is not supported", filter.name);
+                    problems.report_at("typed_config", message);
+                }
+            }
+        });
+    }
+    inspect
+}
+
+fn chain(
+    config: &pb::FilterChain,
+    owner: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<FilterChain> {
+    let before = problems.count();
+    if let Some(socket) = &config.transport_socket {
+        problems.at("transport_socket", |problems| transport_socket(socket, problems));
+    }
+    let handshake_timeout =
+        duration(&config.transport_socket_connect_timeout, "transport_socket_connect_timeout", problems)
+            .filter(|timeout| !timeout.is_zero());
+    let terminal = terminal(&config.filters, owner, environment, problems);
+    if problems.count() > before {
+        return None;
+    }
+    Some(FilterChain { name: config.name.as_str().into(), handshake_timeout, terminal: terminal? })
+}
+
+/// Only plain text is supported; TLS is refused by the support table.
+pub(super) fn transport_socket(socket: &core::TransportSocket, problems: &mut Problems) {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        if socket.name != "envoy.transport_sockets.raw_buffer" {
+            problems.report_at("typed_config", "is required");
+        }
+        return;
+    };
+    if type_of(any) != RAW_BUFFER {
+        let message = format!("the transport socket {} ({}) is not supported yet", socket.name, type_of(any));
+        problems.report_at("typed_config", message);
+    }
+}
+
+/// The chain's one filter. A chain without any closes its connections at once, as in Envoy.
+fn terminal(
+    filters: &[pb::Filter],
+    owner: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Terminal> {
+    let mut terminal = filters.is_empty().then(|| Terminal::DirectResponse(Bytes::new()));
+    for (index, filter) in filters.iter().enumerate() {
+        let compiled = problems.at_index("filters", index, |problems| {
+            let compiled = network_filter(filter, owner, environment, problems);
+            if index + 1 < filters.len() && is_terminal(filter) {
+                let message =
+                    format!("the terminal filter {} must be the last one of its chain", filter.name);
+                problems.report(message);
+            }
+            compiled
+        });
+        terminal = compiled;
+    }
+    terminal
+}
+
+const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const ECHO: &str = "envoy.extensions.filters.network.echo.v3.Echo";
+const DIRECT_RESPONSE: &str = "envoy.extensions.filters.network.direct_response.v3.Config";
+
+fn is_terminal(filter: &pb::Filter) -> bool {
+    match &filter.config_type {
+        Some(pb::filter::ConfigType::TypedConfig(any)) => {
+            [HCM, TCP_PROXY, ECHO, DIRECT_RESPONSE].contains(&type_of(any))
+        }
+        _ => false,
+    }
+}
+
+fn network_filter(
+    filter: &pb::Filter,
+    owner: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Terminal> {
+    use pb::filter::ConfigType;
+    let any = match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) if !type_of(any).is_empty() => any,
+        // Refused by the support table.
+        Some(ConfigType::ConfigDiscovery(_)) => return None,
+        _ => {
+            problems.report_at("typed_config", "is required");
+            return None;
+        }
+    };
+    problems.at("typed_config", |problems| match type_of(any) {
+        HCM => {
+            let config: Hcm = extension(any, "", problems)?;
+            hcm::compile(&config, owner, environment, problems).map(|hcm| Terminal::Http(Arc::new(hcm)))
+        }
+        TCP_PROXY => {
+            let config: TcpProxyConfig = extension(any, "", problems)?;
+            rooms::tcp_proxy(&config, environment, problems).map(|proxy| Terminal::Tcp(Arc::new(proxy)))
+        }
+        ECHO => Some(Terminal::Echo),
+        DIRECT_RESPONSE => {
+            let config: direct_response::Config = extension(any, "", problems)?;
+            let response = match &config.response {
+                Some(source) => problems.at("response", |problems| data_source(source, problems))?,
+                None => Bytes::new(),
+            };
+            Some(Terminal::DirectResponse(response))
+        }
+        found => {
+            problems.report(format!("the network filter {} ({found}) is not supported yet", filter.name));
+            None
+        }
+    })
+}
+
+/// The kernel's limit of an accept queue, which is also Envoy's default.
+fn somaxconn() -> u32 {
+    let read = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+    read.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(4096)
+}

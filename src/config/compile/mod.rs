@@ -1,0 +1,235 @@
+//! From protobuf to the compiled model.
+//!
+//! In: xDS resources that were read without a syntax problem. Out: the immutable values of
+//! [`crate::config`], or every problem found, each with its field path. Three checks run over a
+//! resource, and all of them report before anything is given up: the support table
+//! ([`crate::config::support`]), the field rules of Envoy's own .proto files
+//! ([`crate::config::support::rules`]), and what is compiled here. What one of them reports, the
+//! others do not repeat.
+
+// Fields that Envoy has deprecated are still in use.
+#![allow(deprecated)]
+
+pub mod bootstrap;
+pub mod cluster;
+mod dns;
+mod endpoints;
+pub mod hcm;
+mod http_options;
+mod known_clusters;
+pub mod listener;
+mod local_reply;
+mod rooms;
+pub mod runtime;
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::google::protobuf::{self as wkt, Any};
+use outrigger_control_api::{unpack, UnpackError};
+use prost::{Message, Name};
+
+pub use bootstrap::{bootstrap, CompiledBootstrap};
+
+use self::dns::Resolver;
+use self::runtime::Runtime;
+use super::cluster::{Cluster, Keepalive};
+use super::problems::Problems;
+use super::route::RouteTable;
+use super::slot::Directory;
+
+/// Why slow start is refused.
+pub(crate) const SLOW_START: &str = "slow start is not supported yet";
+/// Why locality-aware balancing is refused.
+pub(crate) const LOCALITY: &str = "locality-aware load balancing is not supported yet";
+
+/// What compiling one resource may look at besides the resource.
+#[derive(Debug)]
+pub struct Environment<'a> {
+    /// Clusters by name.
+    pub clusters: &'a Directory<Cluster>,
+    /// Names of the clusters that are configured.
+    pub known_clusters: HashSet<&'a str>,
+    /// Route tables by name.
+    pub routes: &'a Directory<RouteTable>,
+    /// Runtime values of the bootstrap.
+    pub runtime: &'a Runtime,
+    /// This node's cluster and id, as `add_user_agent` sends them.
+    pub service: (Bytes, Bytes),
+    /// The bootstrap's resolver, for clusters that name none.
+    pub resolver: Resolver,
+    /// The bootstrap's source address, for clusters that set none.
+    pub source_address: Option<SocketAddr>,
+}
+
+impl<'a> Environment<'a> {
+    /// An environment without a node, known clusters or defaults from the bootstrap.
+    pub fn new(
+        clusters: &'a Directory<Cluster>,
+        routes: &'a Directory<RouteTable>,
+        runtime: &'a Runtime,
+    ) -> Self {
+        Self {
+            clusters,
+            known_clusters: HashSet::new(),
+            routes,
+            runtime,
+            service: Default::default(),
+            resolver: Resolver::default(),
+            source_address: None,
+        }
+    }
+}
+
+/// The message of type `M` in `any`, which stands in `field` (empty: the current path).
+pub(crate) fn extension<M: Message + Name + Default>(
+    any: &Any,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<M> {
+    match unpack(any) {
+        Ok(message) => Some(message),
+        // Malformed content was reported when the support table was consulted.
+        Err(UnpackError::Malformed { .. } | UnpackError::Unfit { .. }) => None,
+        Err(error) => {
+            match field {
+                "" => problems.report(error),
+                field => problems.report_at(field, error),
+            }
+            None
+        }
+    }
+}
+
+/// The duration in `field`, if it is set. Negative ones are reported.
+pub(crate) fn duration(
+    value: &Option<wkt::Duration>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<Duration> {
+    let value = value.as_ref()?;
+    match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
+        _ => {
+            problems.report_at(field, "must not be negative");
+            None
+        }
+    }
+}
+
+/// The duration in `field`, or `default`.
+pub(crate) fn duration_or(
+    value: &Option<wkt::Duration>,
+    default: Duration,
+    field: &str,
+    problems: &mut Problems,
+) -> Duration {
+    duration(value, field, problems).unwrap_or(default)
+}
+
+/// A timeout that 0 turns off.
+pub(crate) fn idle(
+    value: &Option<wkt::Duration>,
+    default: Option<Duration>,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<Duration> {
+    match duration(value, field, problems) {
+        Some(Duration::ZERO) => None,
+        Some(set) => Some(set),
+        None => default,
+    }
+}
+
+pub(crate) fn u32_or(value: Option<wkt::UInt32Value>, default: u32) -> u32 {
+    value.map_or(default, |value| value.value)
+}
+
+pub(crate) fn bool_or(value: Option<wkt::BoolValue>, default: bool) -> bool {
+    value.map_or(default, |value| value.value)
+}
+
+pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
+    let seconds =
+        |value: Option<wkt::UInt32Value>| value.map(|value| Duration::from_secs(value.value.into()));
+    value.map(|value| Keepalive {
+        probes: value.keepalive_probes.map(|probes| probes.value),
+        time: seconds(value.keepalive_time),
+        interval: seconds(value.keepalive_interval),
+    })
+}
+
+/// The port of a socket address; its field rule bounds it. Named ports are refused by the support
+/// table.
+pub(crate) fn port(address: &core::SocketAddress, _problems: &mut Problems) -> Option<u16> {
+    match address.port_specifier {
+        Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
+        _ => None,
+    }
+}
+
+/// An address that must be an IP address and a port.
+pub(crate) fn ip_address(address: &core::Address, problems: &mut Problems) -> Option<SocketAddr> {
+    match address.address.as_ref()? {
+        core::address::Address::SocketAddress(socket) => {
+            let port = port(socket, problems)?;
+            match socket.address.parse::<IpAddr>() {
+                Ok(ip) => Some(SocketAddr::new(ip, port)),
+                Err(_) if socket.address.is_empty() => None, // Breaks a field rule.
+                Err(_) => {
+                    let message = format!("{:?} is not an IP address", socket.address);
+                    problems.report_at("socket_address.address", message);
+                    None
+                }
+            }
+        }
+        core::address::Address::Pipe(_) => {
+            problems.report_at("pipe", "an IP address is needed here");
+            None
+        }
+        // Refused by the support table.
+        core::address::Address::EnvoyInternalAddress(_) => None,
+    }
+}
+
+/// A network: address and prefix length.
+pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(IpAddr, u8)> {
+    let Ok(ip) = range.address_prefix.parse::<IpAddr>() else {
+        if !range.address_prefix.is_empty() {
+            problems.report_at("address_prefix", format!("{:?} is not an IP address", range.address_prefix));
+        }
+        return None;
+    };
+    // Longer than the address counts as the whole address, as in Envoy.
+    let bits = if ip.is_ipv4() { 32 } else { 128 };
+    Some((ip, u8::try_from(u32_or(range.prefix_len, 0)).map_or(bits, |length| length.min(bits))))
+}
+
+/// The bytes that a data source names, read now.
+pub(crate) fn data_source(source: &core::DataSource, problems: &mut Problems) -> Option<Bytes> {
+    use core::data_source::Specifier;
+    match source.specifier.as_ref()? {
+        Specifier::InlineString(text) => Some(Bytes::copy_from_slice(text.as_bytes())),
+        Specifier::InlineBytes(bytes) => Some(Bytes::copy_from_slice(bytes)),
+        Specifier::Filename(path) => match std::fs::read(path) {
+            Ok(content) => Some(content.into()),
+            Err(error) => {
+                problems.report_at("filename", format!("cannot read {path}: {error}"));
+                None
+            }
+        },
+        Specifier::EnvironmentVariable(name) => match std::env::var_os(name) {
+            Some(value) => Some(Bytes::copy_from_slice(value.as_encoded_bytes())),
+            None => {
+                problems.report_at("environment_variable", format!("the variable {name} is not set"));
+                None
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! Runtime values: the static layers of the bootstrap, flattened. Later layers win.
+
+use std::collections::BTreeMap;
+
+use outrigger_control_api::pb::envoy::config::bootstrap::v3::{
+    runtime_layer::LayerSpecifier, LayeredRuntime,
+};
+use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct};
+
+use crate::config::problems::Problems;
+
+/// Runtime keys and their values.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Runtime {
+    values: BTreeMap<String, Value>,
+    /// Names of the layers, in order.
+    layers: Vec<String>,
+}
+
+/// One runtime value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A number.
+    Number(f64),
+    /// A switch.
+    Bool(bool),
+    /// Anything else.
+    Text(String),
+    /// A fractional percent: numerator and denominator.
+    Fraction(u32, u32),
+}
+
+impl Runtime {
+    /// Flattens the layers. Only static ones have values; the others are judged by the support table.
+    pub(super) fn compile(layered: Option<&LayeredRuntime>, problems: &mut Problems) -> Self {
+        let mut runtime = Self::default();
+        let mut admin = false;
+        for (index, layer) in layered.iter().flat_map(|layered| &layered.layers).enumerate() {
+            if !layer.name.is_empty() && runtime.layers.contains(&layer.name) {
+                problems.at_index("layers", index, |problems| {
+                    problems.report_at("name", format!("duplicate runtime layer {:?}", layer.name));
+                });
+            }
+            runtime.layers.push(layer.name.clone());
+            if matches!(layer.layer_specifier, Some(LayerSpecifier::AdminLayer(_))) {
+                if admin {
+                    problems.report_at(
+                        format_args!("layers[{index}].admin_layer"),
+                        "there can be one admin layer",
+                    );
+                }
+                admin = true;
+            }
+            if let Some(LayerSpecifier::StaticLayer(values)) = &layer.layer_specifier {
+                runtime.flatten("", values);
+            }
+        }
+        runtime
+    }
+
+    fn flatten(&mut self, prefix: &str, values: &Struct) {
+        for (key, value) in &values.fields {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            let value = match &value.kind {
+                Some(Kind::NumberValue(number)) => Value::Number(*number),
+                Some(Kind::BoolValue(on)) => Value::Bool(*on),
+                Some(Kind::StringValue(text)) => Value::of_text(text),
+                Some(Kind::StructValue(inner)) => match fraction(inner) {
+                    Some(fraction) => fraction,
+                    None => {
+                        self.flatten(&key, inner);
+                        continue;
+                    }
+                },
+                Some(Kind::ListValue(_) | Kind::NullValue(_)) | None => continue,
+            };
+            self.values.insert(key, value);
+        }
+    }
+
+    /// The number under `key`.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        match self.values.get(key)? {
+            Value::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// Every key with its value, sorted.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// The layers' names.
+    pub fn layers(&self) -> &[String] {
+        &self.layers
+    }
+}
+
+impl Value {
+    fn of_text(text: &str) -> Self {
+        match text {
+            "true" => Value::Bool(true),
+            "false" => Value::Bool(false),
+            _ => text.parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Number),
+        }
+    }
+}
+
+/// A structure of the shape of `FractionalPercent`.
+fn fraction(fields: &Struct) -> Option<Value> {
+    let only = |key: &String| key == "numerator" || key == "denominator";
+    let numerator = match fields.fields.get("numerator")?.kind.as_ref()? {
+        Kind::NumberValue(number) if fields.fields.keys().all(only) => *number as u32,
+        _ => return None,
+    };
+    let denominator = match fields.fields.get("denominator").and_then(|value| value.kind.as_ref()) {
+        None => 100,
+        Some(Kind::StringValue(name)) => match name.as_str() {
+            "HUNDRED" => 100,
+            "TEN_THOUSAND" => 10_000,
+            "MILLION" => 1_000_000,
+            _ => return None,
+        },
+        Some(_) => return None,
+    };
+    Some(Value::Fraction(numerator, denominator))
+}
+
+/// Whether a value under `key` changes anything here.
+pub(super) fn is_used(key: &str) -> bool {
+    key == "upstream.healthy_panic_threshold" || key.starts_with("circuit_breakers.")
+}

@@ -1,0 +1,235 @@
+//! Clusters and their endpoints.
+
+use super::*;
+
+#[test]
+fn defaults_are_envoys() {
+    let cluster = cluster(json!({"connect_timeout": null}));
+    assert_eq!(cluster.discovery, Discovery::Static);
+    assert_eq!(cluster.lb_policy, LbPolicy::RoundRobin);
+    assert_eq!(cluster.connect_timeout, Duration::from_secs(5));
+    assert_eq!(cluster.per_connection_buffer_limit, 1 << 20);
+    let breakers = &cluster.breakers[0];
+    let limits = [&breakers.connections, &breakers.pending, &breakers.requests, &breakers.retries];
+    assert_eq!(limits.map(crate::config::cluster::Limit::max), [1024, 1024, 1024, 3]);
+    assert_eq!(breakers.pools.max(), u32::MAX);
+    assert_eq!((cluster.panic_threshold, cluster.overprovisioning), (50, 140));
+    assert_eq!(cluster.http.idle_timeout, Some(Duration::from_secs(3600)));
+    assert_eq!(cluster.tcp_idle_timeout, Some(Duration::from_secs(600)));
+    assert!(cluster.http.http1.allow_absolute_url);
+    let hosts = cluster.hosts.load();
+    assert_eq!(hosts.all.len(), 1);
+    assert_eq!(&*hosts.all[0].address_text, "127.0.0.1:8081");
+    assert_eq!(hosts.all[0].template.weight, 1);
+}
+
+#[test]
+fn first_threshold_of_a_priority_wins() {
+    let cluster = cluster(json!({"circuit_breakers": {
+        "thresholds": [
+            {"max_connections": 1, "retry_budget": {"budget_percent": {"value": 25}}},
+            {"max_connections": 2},
+            {"priority": "HIGH", "max_retries": 9, "retry_budget": {}},
+        ],
+        "per_host_thresholds": [{"max_connections": 4}],
+    }}));
+    assert_eq!(cluster.breakers[0].connections.max(), 1);
+    let budget = cluster.breakers[0].retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_concurrency), (25.0, 3));
+    assert_eq!(cluster.breakers[0].per_host_connections, Some(4));
+    assert_eq!(cluster.breakers[1].retries.max(), 9);
+    assert_eq!(cluster.breakers[1].retry_budget, None);
+}
+
+#[test]
+fn dns_options() {
+    let cluster = cluster(json!({
+        "type": "LOGICAL_DNS",
+        "load_assignment": assignment(&[endpoint("origin.test", 80)]),
+        "dns_lookup_family": "V4_PREFERRED",
+        "dns_refresh_rate": "30s",
+        "dns_failure_refresh_rate": {"base_interval": "1s"},
+        "respect_dns_ttl": true,
+        "typed_dns_resolver_config": {"name": "cares", "typed_config": {
+            "@type": typed("extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"),
+            "resolvers": [{"socket_address": {"address": "10.0.0.53", "port_value": 53}}],
+            "dns_resolver_options": {"use_tcp_for_dns_lookups": true},
+        }},
+    }));
+    let Discovery::LogicalDns(dns) = &cluster.discovery else { panic!("{:?}", cluster.discovery) };
+    assert_eq!((&*dns.names[0].host, dns.names[0].port), ("origin.test", 80));
+    assert_eq!(&*dns.names[0].template.hostname, "origin.test");
+    assert_eq!(dns.family, DnsFamily::V4Preferred);
+    assert_eq!(dns.refresh, Duration::from_secs(30));
+    assert_eq!(dns.failure_refresh, Some((Duration::from_secs(1), Duration::from_secs(10))));
+    assert!(dns.respect_ttl && dns.tcp && !dns.no_search_domain);
+    assert_eq!(dns.resolvers, ["10.0.0.53:53".parse().unwrap()]);
+}
+
+#[test]
+fn the_dns_cluster_extension_is_the_same() {
+    let kind = json!({"name": "dns", "typed_config": {
+        "@type": typed("extensions.clusters.dns.v3.DnsCluster"),
+        "dns_refresh_rate": "7s", "dns_lookup_family": "V6_ONLY"}});
+    let cluster = cluster(json!({
+        "cluster_type": kind, "load_assignment": assignment(&[endpoint("a", 1), endpoint("b", 2)])}));
+    let Discovery::StrictDns(dns) = &cluster.discovery else { panic!("{:?}", cluster.discovery) };
+    assert_eq!((dns.names.len(), dns.refresh, dns.family), (2, Duration::from_secs(7), DnsFamily::V6Only));
+}
+
+#[test]
+fn original_destination() {
+    let cluster = cluster(json!({
+        "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "load_assignment": null,
+        "original_dst_lb_config": {"use_http_header": true, "upstream_port_override": 81}, "cleanup_interval": "9s",
+    }));
+    let Discovery::OriginalDst { header, port_override } = &cluster.discovery else { panic!() };
+    assert_eq!(header.as_ref().unwrap().name(), "x-envoy-original-dst-host");
+    assert_eq!(*port_override, Some(81));
+    assert_eq!(cluster.lb_policy, LbPolicy::ClusterProvided);
+    assert_eq!(cluster.cleanup_interval, Duration::from_secs(9));
+    refuses_cluster(
+        json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}),
+        "load_assignment: an ORIGINAL_DST cluster takes no endpoints",
+    );
+    refuses_cluster(
+        json!({"type": "ORIGINAL_DST", "load_assignment": null}),
+        "lb_policy: an ORIGINAL_DST cluster needs CLUSTER_PROVIDED",
+    );
+    refuses_cluster(
+        json!({"lb_policy": "CLUSTER_PROVIDED"}),
+        "lb_policy: CLUSTER_PROVIDED is only for ORIGINAL_DST clusters",
+    );
+}
+
+#[test]
+fn the_first_supported_policy_wins() {
+    let entry = |name: &str, more: Value| {
+        let mut config = more;
+        config["@type"] = json!(typed(&format!("extensions.load_balancing_policies.{name}")));
+        json!({"typed_extension_config": {"name": name, "typed_config": config}})
+    };
+    let maglev = entry("maglev.v3.Maglev", json!({}));
+    let least = entry("least_request.v3.LeastRequest", json!({"choice_count": 5}));
+    let random = entry("random.v3.Random", json!({}));
+    let chosen = cluster(json!({"load_balancing_policy": {"policies": [maglev, least, random]}}));
+    assert_eq!(chosen.lb_policy, LbPolicy::LeastRequest { choice_count: 5, active_request_bias: 1.0 });
+    refuses_cluster(
+        json!({"load_balancing_policy": {"policies": [maglev]}}),
+        "load_balancing_policy.policies: none of these policies is supported: \
+         envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
+    );
+    let slow = entry("round_robin.v3.RoundRobin", json!({"slow_start_config": {"slow_start_window": "1s"}}));
+    refuses_cluster(
+        json!({"load_balancing_policy": {"policies": [slow]}}),
+        "load_balancing_policy.policies[0].typed_extension_config.typed_config.slow_start_config: \
+         slow start is not supported yet",
+    );
+    refuses_cluster(
+        json!({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}),
+        "load_balancing_policy: is required with lb_policy LOAD_BALANCING_POLICY_CONFIG",
+    );
+    refuses_cluster(json!({"lb_policy": "RING_HASH"}), "lb_policy: consistent hashing is not supported yet");
+    refuses_cluster(
+        json!({"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}}),
+        "least_request_lb_config.choice_count: is 1, must be at least 2",
+    );
+}
+
+#[test]
+fn protocol_options() {
+    let options = |config: Value| {
+        json!({"typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": config,
+            "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions": {
+                "@type": typed("extensions.upstreams.tcp.v3.TcpProtocolOptions"), "idle_timeout": "0s"},
+        }})
+    };
+    let kind = typed("extensions.upstreams.http.v3.HttpProtocolOptions");
+    let common = json!({"idle_timeout": "3s", "max_requests_per_connection": 4});
+    let cluster = cluster(options(json!({
+        "@type": kind, "common_http_protocol_options": common,
+        "explicit_http_config": {"http_protocol_options": {"header_key_format": {"proper_case_words": {}}}},
+    })));
+    assert_eq!(cluster.http.idle_timeout, Some(Duration::from_secs(3)));
+    assert_eq!(cluster.http.max_requests_per_connection, 4);
+    assert_eq!(cluster.http.http1.header_case, HeaderCase::Proper);
+    assert_eq!(cluster.tcp_idle_timeout, None);
+    const AT: &str =
+        "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
+    refuses_cluster(
+        options(json!({"@type": kind, "explicit_http_config": {"http2_protocol_options": {}}})),
+        &format!("{AT}.explicit_http_config.http2_protocol_options: HTTP/2 upstream is not supported yet"),
+    );
+    refuses_cluster(
+        options(json!({"@type": kind})),
+        &format!(
+            "{AT}.upstream_protocol_options: is required: one of explicit_http_config, \
+             use_downstream_protocol_config, auto_config"
+        ),
+    );
+}
+
+#[test]
+fn socket_options() {
+    let cluster = cluster(json!({
+        "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 30, "keepalive_probes": 4}},
+        "upstream_bind_config": {"source_address": {"address": "127.0.0.2", "port_value": 0}},
+    }));
+    let keepalive = cluster.socket.keepalive.unwrap();
+    assert_eq!(
+        (keepalive.time, keepalive.probes, keepalive.interval),
+        (Some(Duration::from_secs(30)), Some(4), None)
+    );
+    assert_eq!(cluster.socket.source_address, Some("127.0.0.2:0".parse().unwrap()));
+}
+
+#[test]
+fn wrong_clusters_are_refused() {
+    for (changes, expected) in [
+        (json!({"connect_timeout": "0s"}), "connect_timeout: is 0s, must be greater than 0s"),
+        (json!({"type": "EDS", "load_assignment": null}),
+         "type: endpoint discovery from a control plane is not supported yet"),
+        (json!({"load_assignment": assignment(&[endpoint("localhost", 80)])}),
+         "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address: \"localhost\" is \
+          not an IP address; a cluster with host names needs type STRICT_DNS or LOGICAL_DNS"),
+        (json!({"load_assignment": assignment(&[endpoint("127.0.0.1", 70000)])}),
+         "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value: \
+          is 70000, must be at most 65535"),
+        (json!({"type": "LOGICAL_DNS", "load_assignment": assignment(&[endpoint("a", 1), endpoint("b", 2)])}),
+         "load_assignment.endpoints: a LOGICAL_DNS cluster needs exactly one endpoint, this has 2"),
+        (json!({"outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
+        (json!({"transport_socket": {"name": "tls", "typed_config": {
+            "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext")}}}),
+         "transport_socket.typed_config: TLS to upstreams is not supported yet"),
+        (json!({"type": "STRICT_DNS", "dns_failure_refresh_rate": {"base_interval": "2s", "max_interval": "1s"},
+            "load_assignment": assignment(&[endpoint("a", 1)])}),
+         "dns_failure_refresh_rate.max_interval: is 1s, must not be less than base_interval (2s)"),
+        (json!({"dns_refresh_rate": "0.001s"}), "dns_refresh_rate: is 0.001s, must be greater than 0.001s"),
+        (json!({"circuit_breakers": {"per_host_thresholds": [{"max_requests": 1}]}}),
+         "circuit_breakers.per_host_thresholds[0]: only max_connections can be limited per host"),
+        (json!({"common_lb_config": {"healthy_panic_threshold": {"value": 101}}}),
+         "common_lb_config.healthy_panic_threshold.value: is 101, must be at most 100"),
+        (json!({"preconnect_policy": {}}), "preconnect_policy: connecting ahead is not supported"),
+        (json!({"lb_subset_config": {}}), "lb_subset_config: subset load balancing is not supported yet"),
+        (json!({"lb_policy": "ROUND_ROBIN", "round_robin_lb_config": {"slow_start_config": {}}}),
+         "round_robin_lb_config.slow_start_config: slow start is not supported yet"),
+    ] {
+        refuses_cluster(changes, expected);
+    }
+    let heavy = json!({"load_balancing_weight": 0, "endpoint": endpoint("10.0.0.1", 1)["endpoint"]});
+    refuses_cluster(
+        json!({"load_assignment": assignment(&[heavy])}),
+        "load_assignment.endpoints[0].lb_endpoints[0].load_balancing_weight: is 0, must be at least 1",
+    );
+    refuses_cluster(
+        json!({"load_assignment/endpoints/0/priority": 129}),
+        "load_assignment.endpoints[0].priority: is 129, must be at most 128",
+    );
+}
+
+#[test]
+fn gaps_in_priorities_are_accepted_as_by_envoy() {
+    let cluster = cluster(json!({"load_assignment/endpoints/0/priority": 2}));
+    assert_eq!(cluster.hosts.load().priorities.len(), 3);
+}

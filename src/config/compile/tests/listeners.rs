@@ -1,0 +1,107 @@
+//! Listeners and filter chains.
+
+use super::*;
+
+fn listener(changes: Value) -> std::sync::Arc<crate::config::listener::Listener> {
+    let Value::Object(changes) = changes else { panic!() };
+    let pointers: Vec<_> = changes.keys().map(|key| format!("/static_resources/listeners/0/{key}")).collect();
+    let changes: Vec<_> = pointers.iter().map(String::as_str).zip(changes.into_values()).collect();
+    compiled(&changes).listeners[0].clone()
+}
+
+#[test]
+fn defaults_are_envoys() {
+    let listener = listener(json!({}));
+    assert_eq!((&*listener.name, listener.bind_to_port, listener.reuse_port), ("ingress", true, true));
+    assert_eq!(listener.listener_filters_timeout, Some(Duration::from_secs(15)));
+    assert_eq!(listener.per_connection_buffer_limit, 1 << 20);
+    assert_eq!(listener.direction, Direction::Unspecified);
+    assert!(!listener.ipv4_compat && listener.backlog > 0);
+}
+
+#[test]
+fn options() {
+    let listener = listener(json!({
+        "name": null, "traffic_direction": "INBOUND", "bind_to_port": false, "tcp_backlog_size": 7,
+        "listener_filters_timeout": "0s", "address": {"pipe": {"path": "/run/x.sock", "mode": 0o600}},
+        "listener_filters": [
+            {"name": "tls", "typed_config": {"@type": typed("extensions.filters.listener.tls_inspector.v3.TlsInspector")}},
+            {"name": "dst", "typed_config": {"@type": typed("extensions.filters.listener.original_dst.v3.OriginalDst")}},
+        ],
+    }));
+    assert_eq!(&*listener.name, "/run/x.sock");
+    assert_eq!((listener.address.clone(), listener.pipe_mode), (Address::Pipe("/run/x.sock".into()), 0o600));
+    assert_eq!(listener.direction, Direction::Inbound);
+    assert_eq!(
+        (listener.bind_to_port, listener.backlog, listener.listener_filters_timeout),
+        (false, 7, None)
+    );
+    assert!(listener.inspect.tls && listener.inspect.original_dst && !listener.inspect.http);
+}
+
+#[test]
+fn terminal_filters() {
+    let direct = json!({"name": "d", "typed_config": {
+        "@type": typed("extensions.filters.network.direct_response.v3.Config"), "response": {"inline_string": "hi"}}});
+    let Terminal::DirectResponse(body) =
+        &listener(json!({"filter_chains/0/filters/0": direct})).chains[0].terminal
+    else {
+        panic!()
+    };
+    assert_eq!(body, "hi");
+    let listener = listener(json!({"filter_chains/0/filters": [tcp_proxy("origin")]}));
+    assert!(matches!(listener.chains[0].terminal, Terminal::Tcp(_)));
+    // A chain without filters closes its connections, as Envoy's do.
+    let compiled = compiled(&[("/static_resources/listeners/0/filter_chains/0/filters", json!([]))]);
+    assert!(matches!(&compiled.listeners[0].chains[0].terminal, Terminal::DirectResponse(b) if b.is_empty()));
+}
+
+#[test]
+fn a_default_chain_is_enough() {
+    let chain = json!({"filters": [tcp_proxy("origin")]});
+    let listener = listener(json!({"filter_chains": [], "default_filter_chain": chain}));
+    assert!(listener.chains.is_empty() && listener.default_chain.is_some());
+}
+
+#[test]
+fn wrong_listeners_are_refused() {
+    for (changes, expected) in [
+        (
+            json!({"address/socket_address/address": "localhost"}),
+            "address.socket_address.address: \"localhost\" is not an IP address; a listener needs one",
+        ),
+        (
+            json!({"address/socket_address/protocol": "UDP"}),
+            "address.socket_address.protocol: UDP is not supported",
+        ),
+        (
+            json!({"filter_chains/0/filters": [tcp_proxy("origin"), tcp_proxy("origin")]}),
+            "filter_chains[0].filters[0]: the terminal filter tcp must be the last one of its chain",
+        ),
+        (
+            json!({"filter_chains/0/transport_socket": {"name": "tls", "typed_config": {
+            "@type": typed("extensions.transport_sockets.tls.v3.DownstreamTlsContext")}}}),
+            "filter_chains[0].transport_socket.typed_config: TLS termination is not supported yet",
+        ),
+        (
+            json!({"use_original_dst": true}),
+            "use_original_dst: handing connections to other listeners is not supported yet",
+        ),
+        (
+            json!({"listener_filters": [{"name": "p", "typed_config": {
+            "@type": typed("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol")}}]}),
+            "listener_filters[0].typed_config: the extension type \
+          envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol is known but not supported",
+        ),
+        (
+            json!({"additional_addresses": [{"address": {"pipe": {"path": "/x"}}}]}),
+            "additional_addresses: a listener has one address so far",
+        ),
+        (
+            json!({"socket_options": [{"level": 1, "name": 1, "int_value": 1}]}),
+            "socket_options: this socket option is not supported",
+        ),
+    ] {
+        refuses_listener(changes, expected);
+    }
+}

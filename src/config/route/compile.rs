@@ -1,0 +1,313 @@
+//! From a `RouteConfiguration` to a [`RouteTable`]. Every problem is reported, with its field path.
+
+use std::sync::Arc;
+
+use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+use outrigger_control_api::pb::google::protobuf::Any;
+
+use super::action::{DirectResponse, FilterConfigs, Mirror};
+use super::domains::Domains;
+use super::header_ops::HeaderOps;
+use super::path::{Conditions, PathMatch, PathText};
+use super::redirect::{Redirect, RedirectPath};
+use super::retry::RetryPolicy;
+use super::rewrite::PathRewrite;
+use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
+use crate::config::compile::{bool_or, data_source, u32_or};
+use crate::config::headers::HeaderKey;
+use crate::config::matcher::{regex, substitution, Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::problems::Problems;
+use crate::config::slot::Directory;
+use crate::config::Cluster;
+
+/// The header changes of a message that has the usual four fields.
+macro_rules! header_ops {
+    ($config:expr, $problems:expr) => {
+        (
+            HeaderOps::compile(
+                &$config.request_headers_to_add,
+                "request_headers_to_add",
+                &$config.request_headers_to_remove,
+                "request_headers_to_remove",
+                $problems,
+            )
+            .unwrap_or_default(),
+            HeaderOps::compile(
+                &$config.response_headers_to_add,
+                "response_headers_to_add",
+                &$config.response_headers_to_remove,
+                "response_headers_to_remove",
+                $problems,
+            )
+            .unwrap_or_default(),
+        )
+    };
+}
+pub(super) use header_ops;
+
+/// Longest body of a direct response in bytes, unless the table says otherwise.
+const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
+
+/// What routes inherit.
+pub(super) struct Scope<'a> {
+    pub(super) clusters: &'a Directory<Cluster>,
+    /// `most_specific_header_mutations_wins`.
+    most_specific_wins: bool,
+    max_direct_response_body: u32,
+    table_request: HeaderOps,
+    table_response: HeaderOps,
+    table_mirrors: Arc<[Mirror]>,
+}
+
+/// What the routes of one virtual host inherit from it.
+pub(super) struct HostScope {
+    request: HeaderOps,
+    response: HeaderOps,
+    pub(super) mirrors: Arc<[Mirror]>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
+    buffer_limit: Option<u32>,
+    pub(super) include_request_attempt_count: bool,
+    pub(super) include_attempt_count_in_response: bool,
+    pub(super) include_is_timeout_retry_header: bool,
+}
+
+/// Compiles `config`; clusters it names get a slot in `clusters`, whether they exist or not. `None` if
+/// anything was reported.
+pub fn compile(
+    config: &pb::RouteConfiguration,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<RouteTable> {
+    let before = problems.count();
+    let (request, response) = header_ops!(config, problems);
+    let scope = Scope {
+        clusters,
+        most_specific_wins: config.most_specific_header_mutations_wins,
+        max_direct_response_body: u32_or(
+            config.max_direct_response_body_size_bytes,
+            MAX_DIRECT_RESPONSE_BODY,
+        ),
+        table_request: request,
+        table_response: response,
+        table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
+    };
+    let mut domains = Domains::default();
+    let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
+    for (index, host) in config.virtual_hosts.iter().enumerate() {
+        problems.at_index("virtual_hosts", index, |problems| {
+            for (position, domain) in host.domains.iter().enumerate() {
+                // A table has fewer than 2^32 virtual hosts: its message is smaller than 4 GiB.
+                if let Err(duplicate) = domains.insert(domain, index as u32) {
+                    problems.at_index("domains", position, |problems| problems.report(duplicate));
+                }
+            }
+            hosts.extend(virtual_host(host, &scope, problems).map(Arc::new));
+        });
+    }
+    (problems.count() == before).then(|| RouteTable {
+        name: config.name.as_str().into(),
+        internal_only_headers: config.internal_only_headers.iter().map(|name| HeaderKey::new(name)).collect(),
+        per_filter: filter_configs(&config.typed_per_filter_config),
+        virtual_hosts: hosts.into(),
+        domains,
+        ignore_port: config.ignore_port_in_host_matching,
+        ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+    })
+}
+
+fn virtual_host(config: &pb::VirtualHost, scope: &Scope<'_>, problems: &mut Problems) -> Option<VirtualHost> {
+    use pb::virtual_host::TlsRequirementType;
+
+    let (request, response) = header_ops!(config, problems);
+    let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, scope.clusters, problems);
+    let host = HostScope {
+        request,
+        response,
+        mirrors: if own_mirrors.is_empty() { scope.table_mirrors.clone() } else { own_mirrors },
+        retry: config.retry_policy.as_ref().and_then(|policy| {
+            problems.at("retry_policy", |problems| RetryPolicy::compile(policy, problems)).map(Arc::new)
+        }),
+        buffer_limit: config.per_request_buffer_limit_bytes.map(|limit| limit.value),
+        include_request_attempt_count: config.include_request_attempt_count,
+        include_attempt_count_in_response: config.include_attempt_count_in_response,
+        include_is_timeout_retry_header: config.include_is_timeout_retry_header,
+    };
+    let routes = (config.routes.iter().enumerate())
+        .filter_map(|(index, config)| {
+            problems.at_index("routes", index, |problems| route(config, scope, &host, problems))
+        })
+        .map(Arc::new)
+        .collect();
+    Some(VirtualHost {
+        name: config.name.as_str().into(),
+        per_filter: filter_configs(&config.typed_per_filter_config),
+        require_tls: match config.require_tls() {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        routes,
+    })
+}
+
+fn route(config: &pb::Route, scope: &Scope<'_>, host: &HostScope, problems: &mut Problems) -> Option<Route> {
+    use pb::route::Action as Proto;
+
+    let name = (!config.name.is_empty()).then(|| Arc::from(config.name.as_str()));
+    let (request, response) = header_ops!(config, problems);
+    // Both parts are compiled whatever becomes of the other, to report the problems of both.
+    let matched = config
+        .r#match
+        .as_ref()
+        .and_then(|config| problems.at("match", |problems| route_match(config, problems)));
+    let action = match config.action.as_ref() {
+        Some(Proto::Route(config)) => problems
+            .at("route", |problems| compile_action::forward(config, scope, host, problems))
+            .map(|forward| Action::Forward(Box::new(forward))),
+        Some(Proto::Redirect(config)) => problems
+            .at("redirect", |problems| redirect(config, problems))
+            .map(|redirect| Action::Redirect(Box::new(redirect))),
+        Some(Proto::DirectResponse(config)) => problems
+            .at("direct_response", |problems| direct_response(config, scope, problems))
+            .map(Action::Direct),
+        Some(Proto::NonForwardingAction(_)) => Some(Action::NonForwarding),
+        Some(Proto::FilterAction(_)) => {
+            problems.report_at("filter_action", "filter actions are not supported");
+            None
+        }
+        // Demanded by a field rule.
+        None => None,
+    };
+    let (matched, conditions) = matched?;
+    let order = |route: &HeaderOps, host: &HeaderOps, table: &HeaderOps| {
+        if scope.most_specific_wins {
+            HeaderOps::sequence(&[table, host, route])
+        } else {
+            HeaderOps::sequence(&[route, host, table])
+        }
+    };
+    Some(Route {
+        name,
+        matched,
+        conditions,
+        action: action?,
+        request_headers: order(&request, &host.request, &scope.table_request),
+        response_headers: order(&response, &host.response, &scope.table_response),
+        buffer_limit: (config.per_request_buffer_limit_bytes.map(|limit| limit.value)).or(host.buffer_limit),
+        metadata: config.metadata.clone().map(Box::new),
+        per_filter: filter_configs(&config.typed_per_filter_config),
+        stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
+    })
+}
+
+fn route_match(config: &pb::RouteMatch, problems: &mut Problems) -> Option<(PathMatch, Conditions)> {
+    use pb::route_match::PathSpecifier;
+
+    let case_sensitive = bool_or(config.case_sensitive, true);
+    let text = |text: &str| PathText { text: text.as_bytes().into(), case_sensitive };
+    let path = match config.path_specifier.as_ref() {
+        Some(PathSpecifier::Prefix(prefix)) => Some(PathMatch::Prefix(text(prefix))),
+        Some(PathSpecifier::Path(path)) => Some(PathMatch::Exact(text(path))),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => Some(PathMatch::SeparatedPrefix(text(prefix))),
+        Some(PathSpecifier::SafeRegex(config)) => {
+            problems.at("safe_regex", |problems| regex(config, problems)).map(PathMatch::Regex)
+        }
+        Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatch::Connect),
+        Some(PathSpecifier::PathMatchPolicy(_)) => {
+            problems.report_at("path_match_policy", "path matcher extensions are not supported");
+            None
+        }
+        // Demanded by a field rule.
+        None => None,
+    };
+    let headers = HeaderMatcher::compile_all(&config.headers, "headers", problems);
+    let query: Vec<_> = (config.query_parameters.iter().enumerate())
+        .map(|(index, config)| {
+            problems.at_index("query_parameters", index, |problems| {
+                QueryParameterMatcher::compile(config, problems)
+            })
+        })
+        .collect();
+    let conditions = Conditions {
+        headers: headers?,
+        query: query.into_iter().collect::<Option<_>>()?,
+        grpc: config.grpc.is_some(),
+        fraction: config.runtime_fraction.as_ref().map(Fraction::of_runtime),
+    };
+    Some((path?, conditions))
+}
+
+fn redirect(config: &pb::RedirectAction, problems: &mut Problems) -> Option<Redirect> {
+    use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned().into());
+    let path = match &config.path_rewrite_specifier {
+        Some(PathRewriteSpecifier::PathRedirect(path)) => {
+            some(path).map_or(RedirectPath::Keep, RedirectPath::Replace)
+        }
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => some(prefix)
+            .map_or(RedirectPath::Keep, |prefix| RedirectPath::Rewrite(PathRewrite::Prefix(prefix))),
+        Some(PathRewriteSpecifier::RegexRewrite(config)) => {
+            let substitution = problems.at("regex_rewrite", |problems| substitution(config, problems))?;
+            RedirectPath::Rewrite(PathRewrite::Regex(Box::new(substitution)))
+        }
+        None => RedirectPath::Keep,
+    };
+    let port = match u16::try_from(config.port_redirect) {
+        Ok(0) => None,
+        Ok(port) => Some(port),
+        Err(_) => {
+            let message = format_args!("{} is no port, the highest is 65535", config.port_redirect);
+            problems.report_at("port_redirect", message);
+            return None;
+        }
+    };
+    Some(Redirect {
+        status: match config.response_code() {
+            RedirectResponseCode::MovedPermanently => 301,
+            RedirectResponseCode::Found => 302,
+            RedirectResponseCode::SeeOther => 303,
+            RedirectResponseCode::TemporaryRedirect => 307,
+            RedirectResponseCode::PermanentRedirect => 308,
+        },
+        scheme: match &config.scheme_rewrite_specifier {
+            Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => some("https"),
+            Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => some(scheme),
+            Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
+        },
+        host: some(&config.host_redirect),
+        port,
+        path,
+        strip_query: config.strip_query,
+    })
+}
+
+fn direct_response(
+    config: &pb::DirectResponseAction,
+    scope: &Scope<'_>,
+    problems: &mut Problems,
+) -> Option<DirectResponse> {
+    let body = match &config.body {
+        None => bytes::Bytes::new(),
+        Some(source) => problems.at("body", |problems| data_source(source, problems))?,
+    };
+    let limit = scope.max_direct_response_body;
+    if body.len() > limit as usize {
+        let message = format_args!(
+            "the body has {} bytes, max_direct_response_body_size_bytes allows {limit}",
+            body.len()
+        );
+        problems.report_at("body", message);
+        return None;
+    }
+    // Bounded by a field rule.
+    let status = u16::try_from(config.status).ok()?;
+    Some(DirectResponse { status, body })
+}
+
+pub(super) fn filter_configs(configs: &std::collections::HashMap<String, Any>) -> FilterConfigs {
+    let mut list: Vec<_> =
+        configs.iter().map(|(name, config)| (name.as_str().into(), config.clone())).collect();
+    list.sort_by(|(a, _): &(Box<str>, Any), (b, _)| a.cmp(b));
+    list.into()
+}

@@ -1,0 +1,318 @@
+//! From a `RouteAction` to a [`Forward`].
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_control_api::pb::envoy::config::core::v3::RoutingPriority;
+use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+
+use super::action::{
+    ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror, Target,
+    WeightedCluster, WeightedClusters,
+};
+use super::compile::{filter_configs, header_ops, HostScope, Scope};
+use super::header_ops::HeaderOps;
+use super::retry::RetryPolicy;
+use super::rewrite::{HostRewrite, PathRewrite};
+use crate::config::compile::{duration, duration_or};
+use crate::config::headers::HeaderKey;
+use crate::config::http::Upgrade;
+use crate::config::matcher::{substitution, Fraction};
+use crate::config::problems::Problems;
+use crate::config::slot::Directory;
+use crate::config::Cluster;
+
+/// A route's timeout unless it has its own.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Compiles `config`.
+pub(super) fn forward(
+    config: &pb::RouteAction,
+    scope: &Scope<'_>,
+    host: &HostScope,
+    problems: &mut Problems,
+) -> Option<Forward> {
+    let before = problems.count();
+    let target = target(config, scope, problems);
+    let retry = match &config.retry_policy {
+        Some(policy) => {
+            problems.at("retry_policy", |problems| RetryPolicy::compile(policy, problems)).map(Arc::new)
+        }
+        None => host.retry.clone(),
+    };
+    let own_mirrors = mirrors(&config.request_mirror_policies, scope.clusters, problems);
+    let (timeout, max_stream_duration, grpc_timeout) = timeouts(config, problems);
+    let forward = Forward {
+        timeout,
+        idle_timeout: duration(&config.idle_timeout, "idle_timeout", problems).map(unless_zero),
+        max_stream_duration,
+        grpc_timeout,
+        retry,
+        priority: match config.priority() {
+            RoutingPriority::Default => 0,
+            RoutingPriority::High => 1,
+        },
+        cluster_not_found_code: not_found_code(config),
+        upgrades: upgrades(config, problems),
+        mirrors: if own_mirrors.is_empty() { host.mirrors.clone() } else { own_mirrors },
+        hash_policies: hash_policies(config, problems),
+        path_rewrite: path_rewrite(config, problems),
+        host_rewrite: host_rewrite(config, problems).unwrap_or_default(),
+        append_x_forwarded_host: config.append_x_forwarded_host,
+        include_request_attempt_count: host.include_request_attempt_count,
+        include_attempt_count_in_response: host.include_attempt_count_in_response,
+        include_is_timeout_retry_header: host.include_is_timeout_retry_header,
+        target: target?,
+    };
+    (problems.count() == before).then_some(forward)
+}
+
+fn unless_zero(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+/// Route timeout, longest stream life, use of `grpc-timeout`.
+#[allow(clippy::type_complexity)] // Three fields of one struct.
+#[allow(deprecated)] // The older fields for grpc-timeout are still sent.
+fn timeouts(
+    config: &pb::RouteAction,
+    problems: &mut Problems,
+) -> (Option<Duration>, Option<Option<Duration>>, Option<GrpcTimeout>) {
+    let timeout = duration_or(&config.timeout, DEFAULT_TIMEOUT, "timeout", problems);
+    let Some(stream) = &config.max_stream_duration else {
+        let offset = duration(&config.grpc_timeout_offset, "grpc_timeout_offset", problems);
+        let grpc = duration(&config.max_grpc_timeout, "max_grpc_timeout", problems).map(|max| GrpcTimeout {
+            limits: GrpcTimeoutLimits::Route,
+            max: unless_zero(max),
+            offset: offset.unwrap_or_default(),
+        });
+        return (unless_zero(timeout), None, grpc);
+    };
+    problems.at("max_stream_duration", |problems| {
+        let max = duration(&stream.max_stream_duration, "max_stream_duration", problems);
+        let offset = duration(&stream.grpc_timeout_header_offset, "grpc_timeout_header_offset", problems);
+        let grpc = duration(&stream.grpc_timeout_header_max, "grpc_timeout_header_max", problems);
+        let grpc = grpc.map(|max| GrpcTimeout {
+            limits: GrpcTimeoutLimits::Stream,
+            max: unless_zero(max),
+            offset: offset.unwrap_or_default(),
+        });
+        // As Envoy: a route that limits its streams has no route timeout.
+        (None, max.map(unless_zero), grpc)
+    })
+}
+
+fn target(config: &pb::RouteAction, scope: &Scope<'_>, problems: &mut Problems) -> Option<Target> {
+    use pb::route_action::ClusterSpecifier;
+
+    // One of them is demanded by a field rule.
+    match config.cluster_specifier.as_ref()? {
+        ClusterSpecifier::Cluster(name) => Some(Target::Cluster(scope.clusters.slot(name))),
+        ClusterSpecifier::ClusterHeader(name) => Some(Target::Header(HeaderKey::new(name))),
+        ClusterSpecifier::WeightedClusters(config) => problems
+            .at("weighted_clusters", |problems| weighted(config, scope, problems))
+            .map(|weighted| Target::Weighted(Box::new(weighted))),
+        ClusterSpecifier::ClusterSpecifierPlugin(_) => {
+            problems.report_at("cluster_specifier_plugin", "cluster specifier plugins are not supported");
+            None
+        }
+        ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+            let message = "cluster specifier plugins are not supported";
+            problems.report_at("inline_cluster_specifier_plugin", message);
+            None
+        }
+    }
+}
+
+fn weighted(
+    config: &pb::WeightedCluster,
+    scope: &Scope<'_>,
+    problems: &mut Problems,
+) -> Option<WeightedClusters> {
+    use pb::weighted_cluster::{cluster_weight::HostRewriteSpecifier, RandomValueSpecifier};
+
+    let before = problems.count();
+    let mut clusters = Vec::with_capacity(config.clusters.len());
+    for (index, config) in config.clusters.iter().enumerate() {
+        problems.at_index("clusters", index, |problems| {
+            let (request_headers, response_headers) = header_ops!(config, problems);
+            let Some(cluster) =
+                cluster_ref(&config.name, "name", &config.cluster_header, scope.clusters, problems)
+            else {
+                return;
+            };
+            let host_rewrite = match &config.host_rewrite_specifier {
+                Some(HostRewriteSpecifier::HostRewriteLiteral(host)) if !host.is_empty() => {
+                    Some(host.clone().into())
+                }
+                _ => None,
+            };
+            let weight = config.weight.map_or(0, |weight| weight.value);
+            let cluster = WeightedCluster {
+                cluster,
+                request_headers,
+                response_headers,
+                host_rewrite,
+                per_filter: filter_configs(&config.typed_per_filter_config),
+            };
+            clusters.push((weight, cluster));
+        });
+    }
+    if problems.count() > before {
+        return None;
+    }
+    let random_header = config
+        .random_value_specifier
+        .as_ref()
+        .map(|RandomValueSpecifier::HeaderName(name)| HeaderKey::new(name));
+    let weighted = WeightedClusters::new(clusters, random_header);
+    if weighted.is_none() {
+        problems.report_at("clusters", "the sum of all weights must be between 1 and 4294967295");
+    }
+    weighted
+}
+
+/// A cluster that is named either outright or by a header.
+fn cluster_ref(
+    name: &str,
+    name_field: &str,
+    header: &str,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<ClusterRef> {
+    match (name, header) {
+        (name, "") if !name.is_empty() => Some(ClusterRef::Slot(clusters.slot(name))),
+        ("", header) if !header.is_empty() => Some(ClusterRef::Header(HeaderKey::new(header))),
+        _ => {
+            problems.report(format_args!("needs either {name_field} or cluster_header"));
+            None
+        }
+    }
+}
+
+/// Compiles `request_mirror_policies`.
+pub(super) fn mirrors(
+    policies: &[pb::route_action::RequestMirrorPolicy],
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Arc<[Mirror]> {
+    (policies.iter().enumerate())
+        .filter_map(|(index, policy)| {
+            problems.at_index("request_mirror_policies", index, |problems| {
+                Some(Mirror {
+                    cluster: cluster_ref(
+                        &policy.cluster,
+                        "cluster",
+                        &policy.cluster_header,
+                        clusters,
+                        problems,
+                    )?,
+                    fraction: policy.runtime_fraction.as_ref().map_or(Fraction::ALL, Fraction::of_runtime),
+                    append_shadow_suffix: !policy.disable_shadow_host_suffix_append,
+                })
+            })
+        })
+        .collect()
+}
+
+fn not_found_code(config: &pb::RouteAction) -> u16 {
+    use pb::route_action::ClusterNotFoundResponseCode;
+
+    match config.cluster_not_found_response_code() {
+        ClusterNotFoundResponseCode::ServiceUnavailable => 503,
+        ClusterNotFoundResponseCode::NotFound => 404,
+        ClusterNotFoundResponseCode::InternalServerError => 500,
+    }
+}
+
+fn upgrades(config: &pb::RouteAction, problems: &mut Problems) -> Box<[Upgrade]> {
+    let mut kinds = HashSet::new();
+    let mut upgrades = Vec::with_capacity(config.upgrade_configs.len());
+    for (index, upgrade) in config.upgrade_configs.iter().enumerate() {
+        let kind = upgrade.upgrade_type.to_ascii_lowercase();
+        if !kinds.insert(kind.clone()) {
+            problems.at_index("upgrade_configs", index, |problems| {
+                problems.report_at("upgrade_type", format_args!("{kind:?} occurs twice"));
+            });
+        }
+        let enabled = upgrade.enabled.is_none_or(|enabled| enabled.value);
+        upgrades.push(Upgrade { kind: kind.into(), enabled });
+    }
+    upgrades.into()
+}
+
+fn hash_policies(config: &pb::RouteAction, problems: &mut Problems) -> Box<[HashPolicy]> {
+    use pb::route_action::hash_policy::PolicySpecifier;
+
+    let compile = |policy: &pb::route_action::HashPolicy, problems: &mut Problems| {
+        let input = match policy.policy_specifier.as_ref()? {
+            PolicySpecifier::Header(header) => {
+                let rewrite = match &header.regex_rewrite {
+                    Some(config) => {
+                        let compiled =
+                            problems.at("header.regex_rewrite", |problems| substitution(config, problems));
+                        Some(Box::new(compiled?))
+                    }
+                    None => None,
+                };
+                HashInput::Header(HeaderKey::new(&header.header_name), rewrite)
+            }
+            PolicySpecifier::Cookie(cookie) => HashInput::Cookie(Box::new(HashCookie {
+                name: cookie.name.as_str().into(),
+                ttl: duration(&cookie.ttl, "cookie.ttl", problems),
+                path: (!cookie.path.is_empty()).then(|| cookie.path.as_str().into()),
+                attributes: (cookie.attributes.iter())
+                    .map(|attribute| (attribute.name.as_str().into(), attribute.value.as_str().into()))
+                    .collect(),
+            })),
+            PolicySpecifier::ConnectionProperties(properties) => {
+                // Nothing to hash when the one property is off.
+                properties.source_ip.then_some(HashInput::SourceIp)?
+            }
+            PolicySpecifier::QueryParameter(parameter) => {
+                HashInput::QueryParameter(parameter.name.as_str().into())
+            }
+            PolicySpecifier::FilterState(_) => {
+                problems.report_at("filter_state", "there is no filter state to hash");
+                return None;
+            }
+        };
+        Some(HashPolicy { input, terminal: policy.terminal })
+    };
+    (config.hash_policy.iter().enumerate())
+        .filter_map(|(index, policy)| {
+            problems.at_index("hash_policy", index, |problems| compile(policy, problems))
+        })
+        .collect()
+}
+
+fn path_rewrite(config: &pb::RouteAction, problems: &mut Problems) -> Option<PathRewrite> {
+    if config.path_rewrite_policy.is_some() {
+        problems.report_at("path_rewrite_policy", "path rewriter extensions are not supported");
+    }
+    let prefix = (!config.prefix_rewrite.is_empty())
+        .then(|| PathRewrite::Prefix(config.prefix_rewrite.clone().into()));
+    let Some(regex) = &config.regex_rewrite else { return prefix };
+    if prefix.is_some() {
+        problems.report_at("regex_rewrite", "prefix_rewrite and regex_rewrite cannot both be set");
+    }
+    problems
+        .at("regex_rewrite", |problems| substitution(regex, problems))
+        .map(|substitution| PathRewrite::Regex(Box::new(substitution)))
+}
+
+fn host_rewrite(config: &pb::RouteAction, problems: &mut Problems) -> Option<HostRewrite> {
+    use pb::route_action::HostRewriteSpecifier;
+
+    match config.host_rewrite_specifier.as_ref()? {
+        HostRewriteSpecifier::HostRewriteLiteral(host) if host.is_empty() => None,
+        HostRewriteSpecifier::HostRewriteLiteral(host) => Some(HostRewrite::Literal(host.clone().into())),
+        HostRewriteSpecifier::HostRewriteHeader(name) if name.is_empty() => None,
+        HostRewriteSpecifier::HostRewriteHeader(name) => Some(HostRewrite::Header(HeaderKey::new(name))),
+        HostRewriteSpecifier::HostRewritePathRegex(config) => problems
+            .at("host_rewrite_path_regex", |problems| substitution(config, problems))
+            .map(|substitution| HostRewrite::PathRegex(Box::new(substitution))),
+        HostRewriteSpecifier::AutoHostRewrite(auto) => auto.value.then_some(HostRewrite::Auto),
+    }
+}

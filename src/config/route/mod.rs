@@ -1,0 +1,161 @@
+//! Routes: which cluster, redirect or reply answers a request.
+//!
+//! Comes in: a `RouteConfiguration`. Goes out: a [`RouteTable`] that [`RouteTable::select`] searches
+//! without allocating, and [`Route`]s that say what to do with the request. Pure data and functions;
+//! the data path does the forwarding.
+
+mod action;
+mod compile;
+mod compile_action;
+mod domains;
+mod header_ops;
+mod path;
+mod redirect;
+mod retry;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, LazyLock};
+
+use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
+
+use self::domains::{without_port, Domains};
+use self::path::{matches, Conditions, RequestPath};
+use super::headers::{HeaderKey, Known, RequestView};
+
+pub use action::{
+    Action, Chosen, ClusterRef, DirectResponse, FilterConfigs, Forward, GrpcTimeout, GrpcTimeoutLimits,
+    HashCookie, HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
+};
+pub use compile::compile;
+pub use header_ops::HeaderOps;
+pub use path::{PathMatch, PathText};
+pub use redirect::{own_location, tls_location, Redirect, RedirectPath};
+pub use retry::{
+    BackOff, HostPredicate, RateLimitedBackOff, RequestRetries, ResetFormat, ResetHeader, RetryOn,
+    RetryPolicy, RETRY_HEADERS,
+};
+pub use rewrite::{HostRewrite, PathRewrite};
+
+/// A compiled route configuration.
+#[derive(Debug)]
+pub struct RouteTable {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Removed from requests that come from outside.
+    pub internal_only_headers: Box<[HeaderKey]>,
+    /// Per-filter configuration for all virtual hosts.
+    pub per_filter: FilterConfigs,
+    virtual_hosts: Box<[Arc<VirtualHost>]>,
+    domains: Domains,
+    ignore_port: bool,
+    ignore_path_parameters: bool,
+}
+
+/// A compiled virtual host.
+#[derive(Debug)]
+pub struct VirtualHost {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Per-filter configuration for all its routes.
+    pub per_filter: FilterConfigs,
+    require_tls: RequireTls,
+    routes: Box<[Arc<Route>]>,
+}
+
+/// `require_tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RequireTls {
+    None,
+    ExternalOnly,
+    All,
+}
+
+/// A compiled route.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name, if it has one.
+    pub name: Option<Arc<str>>,
+    /// Its path matcher.
+    pub matched: PathMatch,
+    conditions: Conditions,
+    /// What to do.
+    pub action: Action,
+    /// Changes to the request's head by route, virtual host and table, in the order they apply.
+    pub request_headers: HeaderOps,
+    /// Changes to the response's head, likewise.
+    pub response_headers: HeaderOps,
+    /// Most body bytes kept for retries and mirrors; `None` = the connection's limit.
+    pub buffer_limit: Option<u32>,
+    /// Free-form metadata.
+    pub metadata: Option<Box<Metadata>>,
+    /// Per-filter configuration.
+    pub per_filter: FilterConfigs,
+    /// Name for statistics.
+    pub stat_prefix: Option<Arc<str>>,
+}
+
+/// What [`RouteTable::select`] found.
+#[derive(Debug, Clone, Copy)]
+pub enum Selection<'t> {
+    /// No virtual host serves the authority, or none of its routes matches: 404.
+    NotFound,
+    /// The virtual host wants TLS: 301 to [`tls_location`].
+    RequireTls(&'t Arc<VirtualHost>),
+    /// A route.
+    Found {
+        /// Its virtual host.
+        vhost: &'t Arc<VirtualHost>,
+        /// The route.
+        route: &'t Arc<Route>,
+    },
+}
+
+static ENVOY_INTERNAL: LazyLock<HeaderKey> = LazyLock::new(|| Known::XEnvoyInternal.into());
+
+impl RouteTable {
+    /// The first route that matches. `random`, drawn once for a request, decides runtime fractions and
+    /// weighted clusters. Allocates nothing.
+    pub fn select<'t, R: RequestView>(&'t self, request: &R, random: u64) -> Selection<'t> {
+        let mut authority = request.authority();
+        if self.ignore_port {
+            authority = without_port(authority);
+        }
+        let index = self.domains.find(authority);
+        let Some(vhost) = index.and_then(|index| self.virtual_hosts.get(index as usize)) else {
+            return Selection::NotFound;
+        };
+        if vhost.wants_tls(request) {
+            return Selection::RequireTls(vhost);
+        }
+        let path = RequestPath::new(request.path(), self.ignore_path_parameters);
+        let found = (vhost.routes.iter())
+            .find(|route| matches(&route.matched, &route.conditions, path, request, random));
+        match found {
+            Some(route) => Selection::Found { vhost, route },
+            None => Selection::NotFound,
+        }
+    }
+
+    /// The virtual hosts, in order.
+    pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
+        &self.virtual_hosts
+    }
+}
+
+impl VirtualHost {
+    /// The routes, in order.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    fn wants_tls<R: RequestView>(&self, request: &R) -> bool {
+        match self.require_tls {
+            RequireTls::None => false,
+            _ if redirect::forwarded_proto(request) == b"https" => false,
+            RequireTls::All => true,
+            RequireTls::ExternalOnly => request.first(&ENVOY_INTERNAL) != Some(b"true"),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What a route demands of a request: its path, and everything else.
+
+use crate::config::headers::RequestView;
+use crate::config::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::regex::Regex;
+
+/// A route's path matcher. Paths are compared without query and fragment.
+#[derive(Debug, Clone)]
+pub enum PathMatch {
+    /// Starts with.
+    Prefix(PathText),
+    /// Is.
+    Exact(PathText),
+    /// Is, or starts with and goes on with `/`.
+    SeparatedPrefix(PathText),
+    /// Matches as a whole.
+    Regex(Regex),
+    /// Any CONNECT request, and CONNECT-UDP.
+    Connect,
+}
+
+/// The fixed text of a path matcher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathText {
+    /// The text, as configured.
+    pub text: Box<[u8]>,
+    /// Whether ASCII case counts (`case_sensitive`).
+    pub case_sensitive: bool,
+}
+
+/// A request's path, prepared once for all routes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestPath<'r> {
+    /// As sent; empty for a request without a path.
+    full: &'r [u8],
+    /// Without query, fragment and what else matching is to ignore.
+    bare: &'r [u8],
+}
+
+impl<'r> RequestPath<'r> {
+    pub(super) fn new(full: &'r [u8], ignore_parameters: bool) -> Self {
+        let mut bare = without_query(full);
+        if ignore_parameters {
+            let end = memchr::memchr(b';', bare).unwrap_or(bare.len());
+            bare = bare.get(..end).unwrap_or(bare);
+        }
+        Self { full, bare }
+    }
+}
+
+/// `path` up to its query or fragment.
+pub(super) fn without_query(path: &[u8]) -> &[u8] {
+    let end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
+    path.get(..end).unwrap_or(path)
+}
+
+impl PathText {
+    fn equals(&self, path: &[u8]) -> bool {
+        if self.case_sensitive {
+            path == &*self.text
+        } else {
+            path.eq_ignore_ascii_case(&self.text)
+        }
+    }
+
+    fn starts(&self, path: &[u8]) -> bool {
+        path.get(..self.text.len()).is_some_and(|start| self.equals(start))
+    }
+}
+
+impl PathMatch {
+    fn matches<R: RequestView>(&self, path: RequestPath<'_>, request: &R) -> bool {
+        if path.full.is_empty() && !matches!(self, PathMatch::Connect) {
+            return false;
+        }
+        match self {
+            PathMatch::Prefix(text) => text.starts(path.bare),
+            PathMatch::Exact(text) => text.equals(path.bare),
+            PathMatch::SeparatedPrefix(text) => {
+                text.starts(path.bare) && matches!(path.bare.get(text.text.len()), None | Some(b'/'))
+            }
+            PathMatch::Regex(regex) => regex.matches(path.bare),
+            PathMatch::Connect => match request.upgrade() {
+                None => request.method() == b"CONNECT",
+                Some(protocol) => protocol.eq_ignore_ascii_case(b"connect-udp"),
+            },
+        }
+    }
+
+    /// How much of `path` a prefix rewrite replaces.
+    pub(super) fn matched_length(&self, path: &[u8]) -> usize {
+        match self {
+            PathMatch::Prefix(text) | PathMatch::Exact(text) | PathMatch::SeparatedPrefix(text) => {
+                text.text.len().min(path.len())
+            }
+            PathMatch::Regex(_) | PathMatch::Connect => without_query(path).len(),
+        }
+    }
+}
+
+/// What a route demands besides the path; all of it must hold.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Conditions {
+    pub(super) headers: Box<[HeaderMatcher]>,
+    pub(super) query: Box<[QueryParameterMatcher]>,
+    pub(super) grpc: bool,
+    pub(super) fraction: Option<Fraction>,
+}
+
+/// Whether a request meets a route's demands.
+pub(super) fn matches<R: RequestView>(
+    matched: &PathMatch,
+    conditions: &Conditions,
+    path: RequestPath<'_>,
+    request: &R,
+    random: u64,
+) -> bool {
+    matched.matches(path, request)
+        && conditions.fraction.is_none_or(|fraction| fraction.holds(random))
+        && (!conditions.grpc || request.is_grpc())
+        && conditions.headers.iter().all(|matcher| matcher.matches(request))
+        && conditions.query.iter().all(|matcher| matcher.matches(path.full))
+}

@@ -1,0 +1,158 @@
+//! What compiling refuses, and what routes inherit.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn every_problem_is_reported_with_its_path() {
+    let (table, problems, _) = try_table(json!({
+        "request_headers_to_add": [{"header": {"key": ":path", "value": "/"}}],
+        "response_headers_to_remove": ["Host"],
+        "virtual_hosts": [
+            {"name": "a", "domains": ["a.b", "*"], "routes": [
+                {"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "c", "prefix_rewrite": "/",
+                    "regex_rewrite": {"pattern": {"regex": "a"}, "substitution": r"\1"}}},
+                {"match": {"prefix": "/", "headers": [{"name": "x", "string_match": {"safe_regex": {"regex": "(?=x)"}}}]},
+                    "direct_response": {"status": 200, "body": {"inline_string": "x".repeat(4097)}}},
+                {"match": {"prefix": "/"}, "redirect": {"port_redirect": 70000}},
+                {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [
+                    {"name": "a", "cluster_header": "b", "weight": 1}, {"name": "a", "weight": 1}]}}},
+                {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "a", "weight": 0}]}}},
+                {"match": {"prefix": "/"}, "route": {"cluster": "a", "timeout": "-1s", "upgrade_configs": [
+                    {"upgrade_type": "websocket"}, {"upgrade_type": "WebSocket"}]}},
+                {"match": {"prefix": "/"}, "route": {"cluster": "a", "request_mirror_policies": [{}],
+                    "retry_policy": {"retry_back_off": {"base_interval": "1s", "max_interval": "0.5s"}}}},
+            ]},
+            {"name": "a", "domains": ["A.b", "*"], "routes": [
+                {"match": {"prefix": "/"}, "non_forwarding_action": {}, "request_headers_to_add": [
+                    {"header": {"key": "x", "value": "%NOPE%"}},
+                    {"header": {"key": "x", "value": "1"}, "append": true, "append_action": "ADD_IF_ABSENT"}]}]},
+        ],
+    }));
+    assert!(table.is_none());
+    let wanted = [
+        "request_headers_to_add[0].header.key: \":path\": pseudo headers and host cannot be changed",
+        "response_headers_to_remove[0]: \"Host\": pseudo headers and host cannot be removed",
+        "virtual_hosts[0].routes[0].match.safe_regex.regex: regular expression \"(\": ",
+        "virtual_hosts[0].routes[0].route.regex_rewrite: prefix_rewrite and regex_rewrite cannot both be set",
+        "virtual_hosts[0].routes[0].route.regex_rewrite: substitution \"\\\\1\": ",
+        "virtual_hosts[0].routes[1].match.headers[0].string_match.safe_regex.regex: regular expression \"(?=x)\": ",
+        "virtual_hosts[0].routes[1].direct_response.body: the body has 4097 bytes, max_direct_response_body_size_bytes allows 4096",
+        "virtual_hosts[0].routes[2].redirect.port_redirect: 70000 is no port",
+        "virtual_hosts[0].routes[3].route.weighted_clusters.clusters[0]: needs either name or cluster_header",
+        "virtual_hosts[0].routes[4].route.weighted_clusters.clusters: the sum of all weights must be between 1",
+        "virtual_hosts[0].routes[5].route.timeout: must not be negative",
+        "virtual_hosts[0].routes[5].route.upgrade_configs[1].upgrade_type: \"websocket\" occurs twice",
+        "virtual_hosts[0].routes[6].route.retry_policy.retry_back_off.max_interval: 500ms is less than base_interval, 1s",
+        "virtual_hosts[0].routes[6].route.request_mirror_policies[0]: needs either cluster or cluster_header",
+        "virtual_hosts[1].domains[0]: the domain \"a.b\" occurs twice",
+        "virtual_hosts[1].domains[1]: the domain \"*\" occurs twice",
+        "virtual_hosts[1].routes[0].request_headers_to_add[0].header.value: ",
+        "virtual_hosts[1].routes[0].request_headers_to_add[1].append: append and append_action cannot both be set",
+    ];
+    for (problem, wanted) in problems.iter().zip(wanted) {
+        assert!(problem.starts_with(wanted), "{problem}\n{wanted}");
+    }
+    assert_eq!(problems.len(), wanted.len(), "{problems:#?}");
+}
+
+#[test]
+fn timeouts() {
+    let forward = |mut action: Value| {
+        action["cluster"] = "c".into();
+        let table = table_with(json!({"prefix": "/"}), ("route", action));
+        let forward = the_forward(&table, &Request::get("h", "/"));
+        (forward.timeout, forward.idle_timeout, forward.max_stream_duration, forward.grpc_timeout)
+    };
+    let s = Duration::from_secs;
+    let grpc = |limits, max, offset| Some(GrpcTimeout { limits, max, offset });
+    assert_eq!(forward(json!({})), (Some(s(15)), None, None, None));
+    assert_eq!(forward(json!({"timeout": "0s", "idle_timeout": "0s"})), (None, Some(None), None, None));
+    assert_eq!(
+        forward(json!({"timeout": "3s", "idle_timeout": "4s"})),
+        (Some(s(3)), Some(Some(s(4))), None, None)
+    );
+    assert_eq!(
+        forward(json!({"timeout": "3s", "max_stream_duration": {"max_stream_duration": "5s"}})),
+        (None, None, Some(Some(s(5))), None)
+    );
+    assert_eq!(
+        forward(json!({"max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "9s",
+            "grpc_timeout_header_offset": "1s"}})),
+        (None, None, Some(None), grpc(GrpcTimeoutLimits::Stream, Some(s(9)), s(1)))
+    );
+    assert_eq!(
+        forward(json!({"max_grpc_timeout": "0s"})),
+        (Some(s(15)), None, None, grpc(GrpcTimeoutLimits::Route, None, s(0)))
+    );
+}
+
+#[test]
+fn mirrors_and_limits_are_inherited() {
+    let mirror = |cluster: &str| json!([{"cluster": cluster}]);
+    let config = |host: Value| {
+        let mut all = json!({"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/own"}, "per_request_buffer_limit_bytes": 10,
+                "route": {"cluster": "c", "request_mirror_policies": mirror("route")}},
+            {"match": {"prefix": "/"}, "route": {"cluster": "c"}}]});
+        all.as_object_mut().unwrap().extend(host.as_object().unwrap().clone());
+        table(json!({"request_mirror_policies": mirror("table"), "virtual_hosts": [all]}))
+    };
+    let mirrors =
+        |table: &RouteTable, path: &str| match &the_forward(table, &Request::get("h", path)).mirrors[..] {
+            [Mirror { cluster: ClusterRef::Slot(slot), append_shadow_suffix: true, fraction }] => {
+                assert!(fraction.holds(u64::MAX));
+                slot.name().to_string()
+            }
+            other => panic!("{other:?}"),
+        };
+    let limit = |table: &RouteTable, path: &str| the_route(table, &Request::get("h", path)).buffer_limit;
+    let plain = config(json!({}));
+    assert_eq!((mirrors(&plain, "/own"), mirrors(&plain, "/")), ("route".into(), "table".into()));
+    assert_eq!((limit(&plain, "/own"), limit(&plain, "/")), (Some(10), None));
+    let own = config(json!({"request_mirror_policies": mirror("host"), "per_request_buffer_limit_bytes": 20,
+        "include_request_attempt_count": true, "include_attempt_count_in_response": true}));
+    assert_eq!((mirrors(&own, "/own"), mirrors(&own, "/")), ("route".into(), "host".into()));
+    assert_eq!((limit(&own, "/own"), limit(&own, "/")), (Some(10), Some(20)));
+    let forward = the_forward(&own, &Request::get("h", "/"));
+    assert!(forward.include_request_attempt_count && forward.include_attempt_count_in_response);
+    assert!(!forward.include_is_timeout_retry_header);
+}
+
+#[test]
+fn clusters_share_their_slots() {
+    let clusters = Directory::<Cluster>::default();
+    let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [
+        {"match": {"prefix": "/a"}, "route": {"cluster": "c", "priority": "HIGH", "cluster_not_found_response_code": "NOT_FOUND"}},
+        {"match": {"prefix": "/"}, "route": {"cluster_header": "x-c"}}]}]});
+    let loaded = load_value(&config).unwrap();
+    let table = compile(&loaded.message, &clusters, &mut Problems::new()).unwrap();
+    let request = Request::get("h", "/a");
+    let forward = the_forward(&table, &request);
+    assert_eq!((forward.priority, forward.cluster_not_found_code), (1, 404));
+    assert!(matches!(&forward.target, Target::Cluster(slot) if Arc::ptr_eq(slot, &clusters.slot("c"))));
+    let request = Request::get("h", "/").with("x-c", "named");
+    let (chosen, weighted) = the_forward(&table, &request).target.choose(&request, 0);
+    assert!(matches!(chosen, Chosen::Named(Some(b"named"))) && weighted.is_none());
+}
+
+#[test]
+fn hash_policies_are_read() {
+    let action = json!({"cluster": "c", "hash_policy": [
+        {"header": {"header_name": "X-User"}, "terminal": true},
+        {"cookie": {"name": "sid", "ttl": "0s", "path": "/"}},
+        {"connection_properties": {"source_ip": true}},
+        {"connection_properties": {"source_ip": false}},
+        {"query_parameter": {"name": "q"}}]});
+    let table = table_with(json!({"prefix": "/"}), ("route", action));
+    let policies = &the_forward(&table, &Request::get("h", "/")).hash_policies;
+    assert_eq!(policies.len(), 4);
+    assert!(
+        policies[0].terminal
+            && matches!(&policies[0].input, HashInput::Header(key, None) if key.name() == "x-user")
+    );
+    assert!(matches!(&policies[1].input, HashInput::Cookie(cookie) if cookie.ttl == Some(Duration::ZERO)));
+    assert!(matches!(&policies[2].input, HashInput::SourceIp));
+    assert!(matches!(&policies[3].input, HashInput::QueryParameter(name) if &**name == "q"));
+}

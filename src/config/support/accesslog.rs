@@ -1,0 +1,149 @@
+//! Access loggers and the formats they share with local replies.
+
+use outrigger_control_api::support::MessageSupport;
+
+/// What is supported of access logs.
+pub const ACCESS_LOG: &[MessageSupport] = &[
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.AccessLog",
+        implemented: &["name", "filter", "typed_config"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.AccessLogFilter",
+        implemented: &[
+            "status_code_filter",
+            "duration_filter",
+            "not_health_check_filter",
+            "traceable_filter",
+            "runtime_filter",
+            "and_filter",
+            "or_filter",
+            "response_flag_filter",
+            "grpc_status_filter",
+            "log_type_filter",
+        ],
+        observe: &[],
+        rejected: &[
+            ("header_filter", "header matchers are not wired to access logs yet"),
+            ("metadata_filter", "there is no dynamic metadata to match"),
+            ("extension_filter", "filter extensions (CEL) are not supported"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.StatusCodeFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.DurationFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.ComparisonFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.NotHealthCheckFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.TraceableFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.RuntimeFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.AndFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.OrFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.ResponseFlagFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.GrpcStatusFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.LogTypeFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.SubstitutionFormatString",
+        implemented: &[
+            "text_format",
+            "json_format",
+            "text_format_source",
+            "omit_empty_values",
+            "content_type",
+            "json_format_options",
+        ],
+        observe: &[],
+        rejected: &[("formatters", "formatter extensions are not supported")],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.JsonFormatOptions",
+        implemented: &[],
+        observe: &[("sort_properties", "keys are always sorted")],
+        rejected: &[],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use outrigger_control_api::support::SupportTable;
+
+    use super::ACCESS_LOG;
+
+    #[test]
+    fn names_are_those_of_the_messages() {
+        assert_eq!(SupportTable::new(&[ACCESS_LOG]).mistakes(), Vec::<String>::new());
+    }
+}

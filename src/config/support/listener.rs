@@ -1,0 +1,125 @@
+//! Support of `envoy.config.listener.v3` and of the listener and network filters without a room of
+//! their own.
+
+use outrigger_control_api::support::MessageSupport;
+
+use super::whole;
+
+const BALANCE: &str = "the kernel spreads connections over the workers";
+const SOCKET: &str = "this socket option is not supported";
+
+pub(super) const MESSAGES: &[MessageSupport] = &[
+    MessageSupport {
+        message: "envoy.config.listener.v3.Listener",
+        implemented: &[
+            "name",
+            "address",
+            "stat_prefix",
+            "filter_chains",
+            "default_filter_chain",
+            "per_connection_buffer_limit_bytes",
+            "listener_filters",
+            "listener_filters_timeout",
+            "continue_on_listener_filters_timeout",
+            "traffic_direction",
+            "enable_reuse_port",
+            "access_log",
+            "tcp_backlog_size",
+            "bind_to_port",
+            "drain_type",
+            "connection_balance_config",
+            "ignore_global_conn_limit",
+            "bypass_overload_manager",
+        ],
+        observe: &[
+            ("metadata", "metadata is not used yet"),
+            ("reuse_port", "enable_reuse_port decides"),
+            ("max_connections_to_accept_per_socket_event", "a worker accepts one connection at a time"),
+        ],
+        rejected: &[
+            ("additional_addresses", "a listener has one address so far"),
+            ("filter_chain_matcher", "the filter chain matcher is not supported yet"),
+            ("use_original_dst", "handing connections to other listeners is not supported yet"),
+            ("deprecated_v1", "use bind_to_port"),
+            ("transparent", SOCKET),
+            ("freebind", SOCKET),
+            ("socket_options", SOCKET),
+            ("tcp_fast_open_queue_length", SOCKET),
+            ("enable_mptcp", SOCKET),
+            ("udp_listener_config", "UDP is not supported"),
+            ("api_listener", "API listeners are not supported"),
+            ("internal_listener", "internal listeners are not supported"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.listener.v3.Listener.ConnectionBalanceConfig",
+        implemented: &[],
+        observe: &[("exact_balance", BALANCE)],
+        rejected: &[("extend_balance", BALANCE)],
+    },
+    MessageSupport {
+        message: "envoy.config.listener.v3.ListenerFilter",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[
+            ("filter_disabled", "listener filters cannot be disabled by port yet"),
+            ("config_discovery", "discovery from a control plane is not supported yet"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.listener.v3.FilterChain",
+        implemented: &[
+            "filter_chain_match",
+            "filters",
+            "transport_socket",
+            "transport_socket_connect_timeout",
+            "name",
+        ],
+        observe: &[("metadata", "metadata is not used yet")],
+        rejected: &[
+            ("use_proxy_proto", "the PROXY protocol is not supported yet"),
+            ("on_demand_configuration", "filter chains are always ready"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.listener.v3.Filter",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
+    },
+    MessageSupport {
+        message: "envoy.config.listener.v3.FilterChainMatch",
+        implemented: &[
+            "destination_port",
+            "prefix_ranges",
+            "direct_source_prefix_ranges",
+            "source_type",
+            "source_prefix_ranges",
+            "source_ports",
+            "server_names",
+            "transport_protocol",
+            "application_protocols",
+        ],
+        observe: &[],
+        rejected: &[
+            ("address_suffix", "Envoy does not implement it either"),
+            ("suffix_len", "Envoy does not implement it either"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+        implemented: &["enable_ja3_fingerprinting", "enable_ja4_fingerprinting"],
+        observe: &[
+            ("initial_read_buffer_size", "a ClientHello is read in one go"),
+            ("max_client_hello_size", "the limit is 64 KiB"),
+        ],
+        rejected: &[(
+            "close_connection_on_client_hello_parsing_errors",
+            "a connection without a ClientHello counts as plain text",
+        )],
+    },
+    whole("envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"),
+    whole("envoy.extensions.filters.listener.original_dst.v3.OriginalDst"),
+    whole("envoy.extensions.filters.network.echo.v3.Echo"),
+    whole("envoy.extensions.filters.network.direct_response.v3.Config"),
+];

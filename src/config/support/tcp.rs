@@ -1,0 +1,64 @@
+//! Support of the TCP proxy's messages.
+
+use outrigger_control_api::support::MessageSupport;
+
+use super::whole;
+
+const TLVS: &str = "the PROXY protocol is not supported yet";
+
+/// The TCP proxy.
+pub const TCP: &[MessageSupport] = &[
+    MessageSupport {
+        message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        implemented: &[
+            "stat_prefix",
+            "cluster",
+            "weighted_clusters",
+            "idle_timeout",
+            "access_log",
+            "max_connect_attempts",
+            "hash_policy",
+            "max_downstream_connection_duration",
+            "max_downstream_connection_duration_jitter_percentage",
+            "access_log_flush_interval",
+            "flush_access_log_on_connected",
+            "access_log_options",
+            "upstream_connect_mode",
+        ],
+        observe: &[],
+        rejected: &[
+            ("on_demand", "clusters are not discovered on demand yet"),
+            ("metadata_match", "subset load balancing is not supported yet"),
+            ("downstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
+            ("upstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
+            ("backoff_options", "attempts follow each other without a pause so far"),
+            ("tunneling_config", "tunnelling TCP over HTTP is not supported yet"),
+            ("proxy_protocol_tlvs", TLVS),
+            ("proxy_protocol_tlv_merge_policy", TLVS),
+            ("upstream_connect_mode=ON_DOWNSTREAM_DATA", "the upstream is connected at once"),
+            ("upstream_connect_mode=ON_DOWNSTREAM_TLS_HANDSHAKE", "the upstream is connected at once"),
+            ("max_early_data_bytes", "the upstream is connected at once"),
+            ("check_drain_close", "connections are cut at the end of a drain only"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster",
+        implemented: &["clusters"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
+        implemented: &["name", "weight"],
+        observe: &[],
+        rejected: &[("metadata_match", "subset load balancing is not supported yet")],
+    },
+    whole("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions"),
+    MessageSupport {
+        message: "envoy.type.v3.HashPolicy",
+        implemented: &["source_ip"],
+        observe: &[],
+        rejected: &[("filter_state", "there is no filter state yet")],
+    },
+    whole("envoy.type.v3.HashPolicy.SourceIp"),
+];

@@ -1,0 +1,3 @@
+//! Accepting connections and deciding which filter chain serves each.
+
+pub mod inspect;

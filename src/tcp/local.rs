@@ -1,0 +1,46 @@
+//! The terminal filters that need no upstream: echo and direct response.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use crate::runtime::Stream;
+
+/// How long a finished connection is still read, so that closing it does not reset what the client
+/// has not read yet. Envoy's delayed close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Room for one read.
+const READ: usize = 16 << 10;
+
+/// Sends everything back, `prefix` first, until the client ends its side.
+pub async fn echo(stream: &Stream, mut prefix: BytesMut) -> io::Result<()> {
+    loop {
+        stream.write_all(&prefix).await?;
+        prefix.clear();
+        // Wait before making room: an idle connection holds no buffer.
+        if prefix.capacity() > 0 {
+            prefix = BytesMut::new();
+        }
+        stream.readable().await?;
+        prefix.reserve(READ);
+        if stream.read_buf(&mut prefix).await? == 0 {
+            return stream.shutdown_write();
+        }
+    }
+}
+
+/// Sends `response` and closes.
+pub async fn direct_response(stream: &Stream, response: &[u8]) -> io::Result<()> {
+    stream.write_all(response).await?;
+    stream.shutdown_write()?;
+    let drain = async {
+        let mut rest = BytesMut::with_capacity(1024);
+        while stream.read_buf(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LINGER, drain).await.unwrap_or(Ok(()))
+}

@@ -1,0 +1,262 @@
+//! The TCP proxy: connects upstream as soon as the filter chain is chosen, relays, and keeps the
+//! record of the connection.
+//!
+//! Flags, statistics and the contents of access logs are those of Envoy 1.40, observed case by case.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use tokio::time::{interval_at, sleep_until, Instant};
+
+use super::relay::{relay, End, Limits, Meter, Side, Traffic};
+use super::splice::Pipes;
+use super::{Dial, DialContext, Dialed};
+use crate::config::tcp::TcpProxy;
+use crate::config::Cluster;
+use crate::runtime::Stream;
+use crate::telemetry::format::{FormatContext, LogType};
+use crate::telemetry::stats::Held;
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+
+/// Serves `downstream` until it is done, `cut` completes (the end of a drain), or the future is
+/// dropped; either way the access log is written once at the end. `prefix` holds the bytes already
+/// read from it.
+pub async fn serve<D: Dial>(
+    proxy: Arc<TcpProxy>,
+    downstream: Stream,
+    prefix: BytesMut,
+    connection: Rc<ConnectionInfo>,
+    dialler: &D,
+    cut: impl Future<Output = ()>,
+) {
+    proxy.stats.downstream_cx_total.increment(1);
+    let deadline = deadline(&proxy);
+    let mut session = Session::new(proxy, connection);
+    if session.proxy.log_options.on_start {
+        session.log(LogType::TcpConnectionStart);
+    }
+    let mut cut = pin!(cut);
+    let connected = tokio::select! {
+        biased;
+        connected = session.connect(dialler) => connected,
+        // Reading has not begun, so a client that only ended its side still waits for its answer.
+        _ = downstream.failed() => None,
+        () = at(deadline) => {
+            session.expired();
+            None
+        }
+        () = cut.as_mut() => None,
+    };
+    let Some((cluster, upstream)) = connected else {
+        return;
+    };
+    if session.proxy.log_options.on_connected {
+        session.log(LogType::TcpUpstreamConnected);
+    }
+    let proxy = session.proxy.clone();
+    let meter = Counts::new(&proxy, &cluster);
+    let pipes = Pipes::of_thread();
+    let limits = Limits { idle: proxy.idle_timeout, deadline };
+    let traffic = session.traffic.clone();
+    let end = {
+        let mut relaying = pin!(relay(
+            (&downstream, prefix),
+            &upstream.stream,
+            limits,
+            cut.as_mut(),
+            &traffic,
+            &meter,
+            &pipes
+        ));
+        match proxy.log_options.interval {
+            None => relaying.await,
+            Some(period) => {
+                let mut ticks = interval_at(Instant::now() + period, period);
+                loop {
+                    tokio::select! {
+                        end = &mut relaying => break end,
+                        _ = ticks.tick() => session.log(LogType::TcpPeriodic),
+                    }
+                }
+            }
+        }
+    };
+    match end {
+        End::Failed(Side::Upstream, _) => session.info.flags.insert(ResponseFlags::UR),
+        End::Idle => proxy.stats.idle_timeout.increment(1),
+        End::Deadline => session.expired(),
+        End::Finished | End::Failed(Side::Downstream, _) | End::Cut => {}
+    }
+}
+
+/// When the connection has lived long enough.
+fn deadline(proxy: &TcpProxy) -> Option<Instant> {
+    let longest = proxy.max_connection_duration?;
+    let share = proxy.max_connection_duration_jitter / 100.0 * fastrand::f64();
+    Instant::now().checked_add(longest.saturating_add(longest.mul_f64(share)))
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The record of one connection. Its drop is the connection's end.
+struct Session {
+    proxy: Arc<TcpProxy>,
+    info: StreamInfo,
+    traffic: Rc<Traffic>,
+}
+
+impl Session {
+    fn new(proxy: Arc<TcpProxy>, connection: Rc<ConnectionInfo>) -> Self {
+        let start = connection.start;
+        let start_time = SystemTime::now().checked_sub(start.elapsed()).unwrap_or_else(SystemTime::now);
+        Self { proxy, info: StreamInfo::new(connection, start, start_time), traffic: Rc::default() }
+    }
+
+    /// Tries hosts until one is connected; otherwise the flags say why not.
+    async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
+        loop {
+            let slot = self.proxy.target.draw().cloned();
+            let found = slot.and_then(|slot| slot.get().map(|cluster| (slot, cluster)));
+            let Some((slot, cluster)) = found else {
+                self.proxy.stats.downstream_cx_no_route.increment(1);
+                self.info.flags.insert(ResponseFlags::NC);
+                return None;
+            };
+            self.info.cluster = Some(cluster.name.clone());
+            let attempt = self.info.attempts;
+            if attempt >= self.proxy.max_connect_attempts {
+                self.info.flags.insert(ResponseFlags::URX);
+                cluster.stats().upstream_cx_connect_attempts_exceeded.increment(1);
+                return None;
+            }
+            let context = DialContext {
+                attempt,
+                hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
+                local: self.info.connection.local,
+            };
+            match dialler.dial(&slot, context).await {
+                Ok(dialed) => {
+                    self.info.attempts = attempt.saturating_add(1);
+                    self.info.host = Some(dialed.host.clone());
+                    self.info.upstream_local = dialed.stream.local_addr();
+                    self.info.upstream_connection_id = dialed.id;
+                    return Some((cluster, dialed));
+                }
+                Err(error) => {
+                    self.info.flags.insert(error.flag);
+                    if !error.details.is_empty() {
+                        self.info.upstream_failure = Some(error.details);
+                    }
+                    if error.host.is_some() {
+                        self.info.host = error.host;
+                    }
+                    if !error.flag.contains(ResponseFlags::UF) {
+                        return None;
+                    }
+                    self.info.attempts = attempt.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    fn expired(&mut self) {
+        self.proxy.stats.max_downstream_connection_duration.increment(1);
+        self.info.flags.insert(ResponseFlags::DT);
+    }
+
+    fn log(&mut self, log_type: LogType) {
+        if self.proxy.access_logs.is_empty() {
+            return;
+        }
+        let (info, traffic) = (&mut self.info, &self.traffic);
+        info.bytes_received = traffic.from_downstream.get();
+        info.bytes_sent = traffic.to_downstream.get();
+        info.upstream_wire_sent = traffic.to_upstream.get();
+        info.upstream_wire_received = traffic.from_upstream.get();
+        info.times.end = Some(info.start.elapsed());
+        let mut context = FormatContext::new(&self.info);
+        context.log_type = log_type;
+        for log in &self.proxy.access_logs {
+            log.write(&context);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.log(LogType::TcpConnectionEnd);
+    }
+}
+
+/// Passes a relay's news on to the statistics.
+struct Counts<'a> {
+    proxy: &'a TcpProxy,
+    cluster: &'a Cluster,
+    counted: Traffic,
+    flushing: Cell<Option<Held>>,
+}
+
+impl<'a> Counts<'a> {
+    fn new(proxy: &'a TcpProxy, cluster: &'a Cluster) -> Self {
+        Self { proxy, cluster, counted: Traffic::default(), flushing: Cell::default() }
+    }
+}
+
+impl Meter for Counts<'_> {
+    fn moved(&self, traffic: &Traffic) {
+        let (downstream, upstream) = (&self.proxy.stats, self.cluster.stats());
+        for (now, before, counter) in [
+            (
+                &traffic.from_downstream,
+                &self.counted.from_downstream,
+                &downstream.downstream_cx_rx_bytes_total,
+            ),
+            (&traffic.to_downstream, &self.counted.to_downstream, &downstream.downstream_cx_tx_bytes_total),
+            (&traffic.from_upstream, &self.counted.from_upstream, &upstream.upstream_cx_rx_bytes_total),
+            (&traffic.to_upstream, &self.counted.to_upstream, &upstream.upstream_cx_tx_bytes_total),
+        ] {
+            let new = now.get().wrapping_sub(before.replace(now.get()));
+            if new > 0 {
+                counter.increment(new);
+            }
+        }
+    }
+
+    fn paused(&self, side: Side, paused: bool) {
+        let (downstream, upstream) = (&self.proxy.stats, self.cluster.stats());
+        let counter = match (side, paused) {
+            (Side::Downstream, true) => &downstream.downstream_flow_control_paused_reading_total,
+            (Side::Downstream, false) => &downstream.downstream_flow_control_resumed_reading_total,
+            (Side::Upstream, true) => &upstream.upstream_flow_control_paused_reading_total,
+            (Side::Upstream, false) => &upstream.upstream_flow_control_resumed_reading_total,
+        };
+        counter.increment(1);
+        if side == Side::Downstream {
+            let buffer = if paused {
+                &upstream.upstream_flow_control_backed_up_total
+            } else {
+                &upstream.upstream_flow_control_drained_total
+            };
+            buffer.increment(1);
+        }
+    }
+
+    fn flushing(&self) {
+        self.proxy.stats.upstream_flush_total.increment(1);
+        self.flushing.set(Some(Held::new(&self.proxy.stats.upstream_flush_active)));
+    }
+}
+
+#[cfg(test)]
+#[path = "proxy_tests.rs"]
+mod tests;

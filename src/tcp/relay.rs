@@ -1,0 +1,527 @@
+//! Carrying bytes both ways between two streams until both are done.
+//!
+//! Comes in: two connected [`Stream`]s, bytes already read from the client, limits. Goes out: how it
+//! [`End`]ed, with the bytes counted in [`Traffic`]. Each direction is its own small machine: it
+//! never reads while it still holds bytes that the other side has not taken, so a slow reader
+//! stops its sender and nothing grows. It starts by copying through a buffer that the whole thread
+//! shares; once it proves to be bulk it moves to `splice(2)`. A direction at rest holds neither
+//! buffer nor pipe.
+
+use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn, Future};
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::Interest;
+use tokio::time::{sleep_until, Instant};
+
+use super::splice::{Lent, Pipes};
+use crate::runtime::Stream;
+
+/// The thread's copy buffer, and the most a direction holds in memory for a slow reader.
+const SCRATCH: usize = 64 << 10;
+/// A read of at least this much counts as bulk.
+const BIG: usize = 16 << 10;
+/// Bytes in big reads, one after the other, that move a direction to splicing.
+const BULK: usize = 64 << 10;
+/// A splice of less than this is no gain over a copy.
+const SMALL: usize = 8 << 10;
+/// Small splices in a row that move a direction back to copying.
+const SMALL_STREAK: u32 = 8;
+/// After failing to get a pipe, bytes to copy before asking again.
+const RETRY_PIPE: usize = 1 << 20;
+/// Reads in one turn of a direction before the other one has its turn.
+const TURN: u32 = 4;
+
+/// Bytes moved so far; live while the relay runs.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Read from the client, bytes that came with the connection included.
+    pub from_downstream: Cell<u64>,
+    /// Written to the upstream.
+    pub to_upstream: Cell<u64>,
+    /// Read from the upstream.
+    pub from_upstream: Cell<u64>,
+    /// Written to the client.
+    pub to_downstream: Cell<u64>,
+}
+
+impl Traffic {
+    /// Changes whenever anything moves.
+    fn sum(&self) -> u64 {
+        let all = [&self.from_downstream, &self.to_upstream, &self.from_upstream, &self.to_downstream];
+        all.into_iter().fold(0, |sum, count| sum.wrapping_add(count.get()))
+    }
+}
+
+/// What a relay tells while it runs, at most once per wake-up each.
+pub trait Meter {
+    /// Bytes were moved; `traffic` has the totals.
+    fn moved(&self, traffic: &Traffic);
+    /// Reading from `side` stopped because the other side is slow (`true`), or went on.
+    fn paused(&self, side: Side, paused: bool);
+    /// The client cannot be written any more; what it had sent is still being delivered.
+    fn flushing(&self);
+}
+
+/// One end of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client.
+    Downstream,
+    /// The server.
+    Upstream,
+}
+
+/// Limits of a relay; `None` = none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Longest time without a byte in either direction.
+    pub idle: Option<Duration>,
+    /// When it ends whatever happens.
+    pub deadline: Option<Instant>,
+}
+
+/// How a relay ended. The streams are still open; those of a failed relay are set to reset when
+/// they are dropped.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides sent their end of stream, and everything was delivered.
+    Finished,
+    /// A side failed, as by a reset; the other one will be reset too.
+    Failed(Side, io::Error),
+    /// Nothing moved for [`Limits::idle`].
+    Idle,
+    /// [`Limits::deadline`] passed.
+    Deadline,
+    /// The caller's `cut` completed.
+    Cut,
+}
+
+/// Relays between `downstream` and `upstream`, starting with `prefix` towards the upstream, until
+/// both sides are done or something ends it.
+pub async fn relay(
+    (downstream, prefix): (&Stream, BytesMut),
+    upstream: &Stream,
+    limits: Limits,
+    cut: impl Future<Output = ()>,
+    traffic: &Traffic,
+    meter: &impl Meter,
+    pipes: &Rc<Pipes>,
+) -> End {
+    traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
+    let mut up = Half::new(prefix, pipes);
+    let mut down = Half::new(BytesMut::new(), pipes);
+    let mut broken = None;
+    let mut active = Instant::now();
+    let mut cut = pin!(cut);
+    let mut timer = pin!(sleep_until(next_deadline(limits, active).unwrap_or(active)));
+    loop {
+        // A stream that is read is seen to fail by reading it; one that is only written, only so.
+        let (watch_down, watch_up) = (up.is_done() && !down.is_done(), down.is_done() && !up.is_done());
+        let moving = poll_fn(|cx| {
+            let ways = [
+                (&mut up, downstream, upstream, &traffic.from_downstream, &traffic.to_upstream),
+                (&mut down, upstream, downstream, &traffic.from_upstream, &traffic.to_downstream),
+            ];
+            let before = traffic.sum();
+            let result = drive(cx, ways, &mut broken, meter);
+            if traffic.sum() != before {
+                active = Instant::now();
+                meter.moved(traffic);
+            }
+            result
+        });
+        tokio::select! {
+            biased;
+            moved = moving => match moved {
+                Ok(true) => {
+                    return broken.take().map_or(End::Finished, |(side, error)| End::Failed(side, error));
+                }
+                // One direction is done: from now on another stream is watched.
+                Ok(false) => {}
+                Err((side, error)) => {
+                    downstream.set_linger_zero();
+                    upstream.set_linger_zero();
+                    return End::Failed(side, error);
+                }
+            },
+            failure = failure(downstream, watch_down) => {
+                reset_if_delivered(upstream);
+                return End::Failed(Side::Downstream, failure);
+            }
+            failure = failure(upstream, watch_up) => {
+                reset_if_delivered(downstream);
+                return End::Failed(Side::Upstream, failure);
+            }
+            () = timer.as_mut(), if limits.idle.is_some() || limits.deadline.is_some() => {
+                // The timer is not touched while bytes move: it looks at the clock when it fires.
+                let now = Instant::now();
+                if limits.deadline.is_some_and(|deadline| now >= deadline) {
+                    return End::Deadline;
+                }
+                if limits.idle.is_some_and(|idle| now >= active + idle) {
+                    return End::Idle;
+                }
+                if let Some(next) = next_deadline(limits, active) {
+                    timer.as_mut().reset(next);
+                }
+            }
+            () = cut.as_mut() => return End::Cut,
+        }
+    }
+}
+
+/// Passes a reset on to a stream that was sent its end of stream already, unless that would throw
+/// away bytes which are still on their way; closing it then has to do.
+fn reset_if_delivered(stream: &Stream) {
+    if stream.unsent() == 0 {
+        stream.set_linger_zero();
+    }
+}
+
+fn next_deadline(limits: Limits, active: Instant) -> Option<Instant> {
+    let idle = limits.idle.map(|idle| active + idle);
+    [idle, limits.deadline].into_iter().flatten().min()
+}
+
+/// The error of a stream that is no longer read; never completes while `watch` is false.
+async fn failure(stream: &Stream, watch: bool) -> io::Error {
+    if !watch || stream.failed().await.is_err() {
+        return pending().await;
+    }
+    stream.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+type Way<'a> = (&'a mut Half, &'a Stream, &'a Stream, &'a Cell<u64>, &'a Cell<u64>);
+type Broken = Option<(Side, io::Error)>;
+
+/// Runs both directions until neither can go on. `true` when both are done, `false` when one of
+/// them has just been.
+///
+/// A stream that cannot be written any more ends one direction only: what it sent before it failed
+/// is still delivered, and reading it then tells how it ended.
+fn drive(
+    cx: &mut Context<'_>,
+    ways: [Way<'_>; 2],
+    broken: &mut Broken,
+    meter: &impl Meter,
+) -> Poll<Result<bool, (Side, io::Error)>> {
+    let [(up, downstream, upstream, read_down, wrote_up), (down, _, _, read_up, wrote_down)] = ways;
+    loop {
+        let (mut blocked, mut ended) = (true, false);
+        for (from, to, source, target, half, read, wrote) in [
+            (Side::Downstream, Side::Upstream, downstream, upstream, &mut *up, read_down, wrote_up),
+            (Side::Upstream, Side::Downstream, upstream, downstream, &mut *down, read_up, wrote_down),
+        ] {
+            if half.is_done() {
+                continue;
+            }
+            let held = half.held() > 0;
+            match half.turn(cx, source, target, read, wrote) {
+                Ok(Turn::Blocked) => {}
+                Ok(Turn::More) => blocked = false,
+                Ok(Turn::Done) => ended = true,
+                Err((At::Source, error)) => return Poll::Ready(Err((from, error))),
+                Err((At::Target, error)) => {
+                    half.abandon();
+                    ended = true;
+                    *broken = Some((to, error));
+                    if to == Side::Downstream {
+                        meter.flushing();
+                    }
+                }
+            }
+            if held != (half.held() > 0) {
+                meter.paused(from, !held);
+            }
+        }
+        if ended {
+            return Poll::Ready(Ok(up.is_done() && down.is_done()));
+        }
+        if blocked {
+            return Poll::Pending;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The source may have more.
+    Open,
+    /// The source is at its end, and everything was delivered.
+    Ending,
+    /// The end was passed on, or the target is gone.
+    Done,
+}
+
+enum Turn {
+    /// Waits for a stream, which will wake the task.
+    Blocked,
+    /// Had its share; could go on.
+    More,
+    /// Just passed the end on.
+    Done,
+}
+
+enum At {
+    Source,
+    Target,
+}
+
+/// One direction.
+struct Half {
+    state: State,
+    /// Bytes in memory that the target has not taken.
+    pending: BytesMut,
+    /// A pipe with bytes that the target has not taken.
+    pipe: Option<Lent>,
+    pipes: Rc<Pipes>,
+    mode: Mode,
+    /// The source was read since the task woke up.
+    fresh: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    /// Copying, with the bytes read so far in an unbroken row of big reads (negative: not to be
+    /// counted yet, because pipes are short).
+    Copy(isize),
+    /// Copying for good: one of the streams cannot be spliced.
+    CopyOnly,
+    /// Splicing, with the number of small moves in a row.
+    Splice(u32),
+}
+
+impl Half {
+    fn new(pending: BytesMut, pipes: &Rc<Pipes>) -> Self {
+        let (state, mode) = (State::Open, Mode::Copy(0));
+        Self { state, pending, pipe: None, pipes: pipes.clone(), mode, fresh: false }
+    }
+
+    fn held(&self) -> usize {
+        self.pending.len() + self.pipe.as_ref().map_or(0, |pipe| pipe.held())
+    }
+
+    fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Stops without delivering what is held.
+    fn abandon(&mut self) {
+        self.state = State::Done;
+        self.pending = BytesMut::new();
+        self.pipe = None;
+    }
+
+    /// Moves what can be moved, up to this direction's share.
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &Stream,
+        target: &Stream,
+        read: &Cell<u64>,
+        wrote: &Cell<u64>,
+    ) -> Result<Turn, (At, io::Error)> {
+        for _ in 0..TURN {
+            while self.held() > 0 {
+                if pending_or(target.poll_write_ready(cx)).map_err(|error| (At::Target, error))? {
+                    return Ok(Turn::Blocked);
+                }
+                self.deliver(target, wrote).map_err(|error| (At::Target, error))?;
+            }
+            if self.state == State::Ending {
+                self.release();
+                // A target that is gone has no use for our end of stream.
+                let _ = target.shutdown_write();
+                self.state = State::Done;
+                return Ok(Turn::Done);
+            }
+            if pending_or(source.poll_read_ready(cx)).map_err(|error| (At::Source, error))? {
+                self.release();
+                self.fresh = false;
+                return Ok(Turn::Blocked);
+            }
+            let count = match self.fetch(source, target, wrote)? {
+                Some(0) => {
+                    self.state = State::Ending;
+                    continue;
+                }
+                Some(count) => count,
+                None => continue,
+            };
+            read.set(read.get() + count as u64);
+            self.fresh = true;
+        }
+        Ok(Turn::More)
+    }
+
+    /// Gives the pipe back once it is empty, and memory likewise.
+    fn release(&mut self) {
+        self.pipe = None;
+        if self.pending.capacity() > 0 && self.pending.is_empty() {
+            self.pending = BytesMut::new();
+        }
+    }
+
+    /// Writes what is held, once. Holding nothing less than before means "would block".
+    fn deliver(&mut self, target: &Stream, wrote: &Cell<u64>) -> io::Result<()> {
+        let result = if !self.pending.is_empty() {
+            target.try_write(&self.pending).inspect(|count| self.pending.advance(*count))
+        } else if let Some(pipe) = &mut self.pipe {
+            match target.try_io(Interest::WRITABLE, || pipe.drain(target.as_fd())) {
+                // This target takes no splices (an odd kind of socket): copy from now on.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.mode = Mode::CopyOnly;
+                    self.pending = BytesMut::from(pipe.take()?.as_slice());
+                    self.pipe = None;
+                    return Ok(());
+                }
+                other => other,
+            }
+        } else {
+            return Ok(());
+        };
+        match result {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                wrote.set(wrote.get() + count as u64);
+                Ok(())
+            }
+            Err(error) if would_block(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads once: how many bytes, 0 at the end of the stream, `None` if there is nothing now.
+    fn fetch(
+        &mut self,
+        source: &Stream,
+        target: &Stream,
+        wrote: &Cell<u64>,
+    ) -> Result<Option<usize>, (At, io::Error)> {
+        if let Mode::Splice(_) = self.mode {
+            if self.pipe.is_none() {
+                self.pipe = self.pipes.lend();
+            }
+            match &mut self.pipe {
+                Some(_) => return self.fetch_spliced(source, target, wrote),
+                None => self.mode = Mode::Copy(-(RETRY_PIPE as isize)),
+            }
+        }
+        self.fetch_copied(source, target, wrote)
+    }
+
+    fn fetch_copied(
+        &mut self,
+        source: &Stream,
+        target: &Stream,
+        wrote: &Cell<u64>,
+    ) -> Result<Option<usize>, (At, io::Error)> {
+        let result = with_scratch(|scratch| match source.try_read(scratch) {
+            Ok(count) => {
+                let bytes = scratch.get(..count).unwrap_or_default();
+                self.hand_on(bytes, target, wrote).map_err(|error| (At::Target, error)).map(|()| Some(count))
+            }
+            Err(error) if would_block(&error) => Ok(None),
+            Err(error) => Err((At::Source, error)),
+        });
+        if let (Ok(Some(count)), Mode::Copy(row)) = (&result, self.mode) {
+            let row = if *count >= BIG || row < 0 { row.saturating_add_unsigned(*count) } else { 0 };
+            self.mode = if row >= BULK as isize { Mode::Splice(0) } else { Mode::Copy(row) };
+        }
+        result
+    }
+
+    /// Writes `bytes` to the target and keeps what it does not take.
+    fn hand_on(&mut self, bytes: &[u8], target: &Stream, wrote: &Cell<u64>) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let count = match target.try_write(bytes) {
+            Ok(count) => count,
+            Err(error) if would_block(&error) => 0,
+            Err(error) => return Err(error),
+        };
+        wrote.set(wrote.get() + count as u64);
+        self.pending.extend_from_slice(bytes.get(count..).unwrap_or_default());
+        Ok(())
+    }
+
+    fn fetch_spliced(
+        &mut self,
+        source: &Stream,
+        target: &Stream,
+        wrote: &Cell<u64>,
+    ) -> Result<Option<usize>, (At, io::Error)> {
+        let Some(pipe) = &mut self.pipe else {
+            return Ok(None);
+        };
+        let fresh = self.fresh;
+        // TCP's urgent data stops splices but not reads: a ready stream that yields nothing, and one
+        // that seems to be at its end, are asked again with a read.
+        let mut ask_again = false;
+        let filled = source.try_io(Interest::READABLE, || {
+            let filled = pipe.fill(source.as_fd());
+            ask_again = match &filled {
+                Ok(count) => *count == 0,
+                Err(error) => would_block(error) && !fresh && source.try_peek(&mut [0]).is_ok(),
+            };
+            if ask_again {
+                return Ok(0);
+            }
+            filled
+        });
+        if ask_again {
+            return self.fetch_copied(source, target, wrote);
+        }
+        match filled {
+            Ok(count) => {
+                if let Mode::Splice(streak) = &mut self.mode {
+                    *streak = if count < SMALL { *streak + 1 } else { 0 };
+                    if *streak >= SMALL_STREAK {
+                        self.mode = Mode::Copy(0);
+                    }
+                }
+                self.deliver(target, wrote).map_err(|error| (At::Target, error))?;
+                Ok(Some(count))
+            }
+            Err(error) if would_block(&error) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.mode = Mode::CopyOnly;
+                self.pipe = None;
+                Ok(None)
+            }
+            Err(error) => Err((At::Source, error)),
+        }
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Whether a readiness is still pending.
+fn pending_or(poll: Poll<io::Result<()>>) -> io::Result<bool> {
+    match poll {
+        Poll::Pending => Ok(true),
+        Poll::Ready(result) => result.map(|()| false),
+    }
+}
+
+/// Lends the thread's copy buffer.
+fn with_scratch<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local! {
+        static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+    }
+    BUFFER.with_borrow_mut(|buffer| work(buffer))
+}
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

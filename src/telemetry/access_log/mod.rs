@@ -1,0 +1,77 @@
+//! Access logs: one line for each finished stream.
+//!
+//! Comes in: a loggers' configuration, and streams as [`FormatContext`]s. Goes out: lines, appended
+//! to the buffer of the file they belong to and written by that file's own thread, so that a worker
+//! never waits for a disk.
+
+mod compile;
+mod filter;
+mod sink;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+pub use compile::substitution_format;
+pub use filter::LogFilter;
+use sink::Sink;
+
+use super::format::{Format, FormatContext};
+
+/// A compiled access logger.
+#[derive(Debug)]
+pub struct AccessLog {
+    filter: Option<LogFilter>,
+    format: Format,
+    sink: Sink,
+}
+
+thread_local! {
+    /// Where a line is put together before it goes to the shared buffer.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Longest line kept allocated between lines, in bytes.
+const KEPT_LINE: usize = 16 * 1024;
+
+impl AccessLog {
+    /// Writes a line about the stream if the filter lets it through. Never blocks on I/O; when the
+    /// file's buffer is full the line is dropped and counted (`filesystem.write_dropped`).
+    pub fn write(&self, ctx: &FormatContext<'_>) {
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(ctx)) {
+            return;
+        }
+        LINE.with(|line| {
+            // Rendering calls nothing that logs, so the line is never borrowed already.
+            let Ok(mut line) = line.try_borrow_mut() else { return };
+            line.clear();
+            self.format.render(&mut line, ctx);
+            self.sink.append(&line);
+            line.shrink_to(KEPT_LINE);
+        });
+    }
+
+    /// Writes out what is buffered for this logger's file and waits for it, at most for `patience`.
+    /// Not for workers.
+    pub fn flush(&self, patience: Duration) -> bool {
+        self.sink.flush(patience)
+    }
+}
+
+/// How often files are written to: `--file-flush-interval-msec`. Default 10 s.
+pub fn set_flush_interval(interval: Duration) {
+    sink::set_flush_interval(interval);
+}
+
+/// Writes out everything buffered and waits for it, at most for `patience`. False when something
+/// was not written in time. For shutdown; not for workers.
+pub fn flush_all(patience: Duration) -> bool {
+    sink::flush_all(patience)
+}
+
+/// Closes and opens every log file again, for log rotation (`POST /reopen_logs`, `SIGUSR1`). What is
+/// buffered goes to the old file.
+pub fn reopen_all() {
+    sink::reopen_all();
+}

@@ -1,5 +1,0 @@
-//! Substitution formats.
-
-/// A compiled format string.
-#[derive(Debug, Clone)]
-pub struct Format {}

@@ -1,0 +1,356 @@
+//! The operators: how each is written in config and what it reads.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use super::parse::Token;
+use super::time::TimeFormat;
+use super::values::{
+    grpc_status, put, put_bytes, put_grpc_name, put_number, put_query_param, put_underscored, split_query,
+    AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS, TEXTS, TLS,
+};
+use super::{FormatContext, FormatError};
+use crate::config::{HeaderKey, HeaderView};
+use crate::telemetry::stream_info::StreamTimes;
+
+/// A parsed operator.
+#[derive(Debug)]
+pub(super) enum Operator {
+    /// Known when parsed: `HOSTNAME`, `ENVIRONMENT`. `None`: no such variable.
+    Constant(Option<Box<str>>),
+    /// `REQ(A?B)`.
+    Request(Pick),
+    /// `RESP(A?B)`.
+    Response(Pick),
+    /// `TRAILER(A?B)`.
+    Trailer(Pick),
+    /// `START_TIME(format)`.
+    StartTime(TimeFormat),
+    /// `EMIT_TIME(format)`.
+    EmitTime(TimeFormat),
+    /// A whole number.
+    Number(NumberOf),
+    /// Text that needs no argument.
+    Text(TextOf),
+    /// An address with its port.
+    Address(AddressOf),
+    /// An address without its port.
+    Ip(AddressOf),
+    /// The port of an address.
+    Port(AddressOf),
+    /// `COMMON_DURATION(from:to:unit)`.
+    Between { from: Point, to: Point, unit: TimeUnit },
+    /// `PATH(query:which)`.
+    Path { query: bool, which: WhichPath },
+    /// `QUERY_PARAM(name)`, decoded.
+    QueryParam(Box<str>),
+    /// `GRPC_STATUS(form)`.
+    GrpcStatus(GrpcForm),
+    /// `RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES?)`.
+    Details { keep_spaces: bool },
+    /// `REQUESTED_SERVER_NAME(option)`.
+    ServerName(ServerName),
+    /// Accepted, but this proxy has no such value.
+    Never(Box<str>),
+}
+
+/// The first of two headers that is there.
+#[derive(Debug)]
+pub(super) struct Pick(HeaderKey, Option<HeaderKey>);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Point {
+    Start,
+    Of(fn(&StreamTimes) -> Option<Duration>),
+    /// A point that nothing sets.
+    Never,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TimeUnit {
+    Milli,
+    Micro,
+    Nano,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum WhichPath {
+    Original,
+    Current,
+    OriginalOrCurrent,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum GrpcForm {
+    Camel,
+    Snake,
+    Number,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ServerName {
+    SniOnly,
+    SniFirst,
+    HostFirst,
+}
+
+impl Operator {
+    pub fn new(token: &Token<'_>) -> Result<Self, FormatError> {
+        let operator = Self::resolve(token)?;
+        let takes_length = match &operator {
+            Operator::Request(_)
+            | Operator::Response(_)
+            | Operator::Trailer(_)
+            | Operator::Path { .. }
+            | Operator::QueryParam(_)
+            | Operator::Never(_) => true,
+            Operator::Constant(_) => token.argument.is_some(),
+            _ => false,
+        };
+        if token.limit.is_some() && !takes_length {
+            return Err(FormatError::TakesNoLength(token.name.into()));
+        }
+        Ok(operator)
+    }
+
+    fn resolve(token: &Token<'_>) -> Result<Self, FormatError> {
+        let wrong = |reason: &str| FormatError::Argument {
+            operator: token.name.into(),
+            argument: token.argument.unwrap_or_default().into(),
+            reason: reason.into(),
+        };
+        let argument = token.argument.unwrap_or_default();
+        let required = || match argument {
+            "" => Err(FormatError::NeedsArgument(token.name.into())),
+            argument => Ok(argument),
+        };
+        let none = || match token.argument {
+            Some(_) => Err(FormatError::TakesNoArgument(token.name.into())),
+            None => Ok(()),
+        };
+        let pick = || Pick::parse(required()?).map_err(wrong);
+        let time = || TimeFormat::parse(argument).map_err(|reason| wrong(&reason));
+        Ok(match token.name {
+            "REQ" => Operator::Request(pick()?),
+            "RESP" => Operator::Response(pick()?),
+            "TRAILER" => Operator::Trailer(pick()?),
+            "START_TIME" => Operator::StartTime(time()?),
+            "EMIT_TIME" => Operator::EmitTime(time()?),
+            "COMMON_DURATION" => between(required()?).map_err(wrong)?,
+            "PATH" => path(argument).map_err(wrong)?,
+            "QUERY_PARAM" => Operator::QueryParam(required()?.into()),
+            "GRPC_STATUS" => Operator::GrpcStatus(match argument {
+                "" | "CAMEL_STRING" => GrpcForm::Camel,
+                "SNAKE_STRING" => GrpcForm::Snake,
+                "NUMBER" => GrpcForm::Number,
+                _ => return Err(wrong("must be CAMEL_STRING, SNAKE_STRING or NUMBER")),
+            }),
+            "RESPONSE_CODE_DETAILS" => Operator::Details { keep_spaces: argument == "ALLOW_WHITESPACES" },
+            "REQUESTED_SERVER_NAME" => Operator::ServerName(match argument.split(':').next().unwrap_or("") {
+                "" | "SNI_ONLY" => ServerName::SniOnly,
+                "SNI_FIRST" => ServerName::SniFirst,
+                "HOST_FIRST" => ServerName::HostFirst,
+                _ => return Err(wrong("must be SNI_ONLY, SNI_FIRST or HOST_FIRST")),
+            }),
+            "ENVIRONMENT" => Operator::Constant(std::env::var(required()?).ok().map(Into::into)),
+            "HOSTNAME" => {
+                none()?;
+                let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+                Operator::Constant(name.map(|name| name.trim().into()))
+            }
+            name => {
+                let operator = by_table(name).ok_or_else(|| FormatError::Unknown(name.into()))?;
+                match operator {
+                    (operator, Argument::None) => none().map(|()| operator)?,
+                    (operator, Argument::Optional) => operator,
+                    (operator, Argument::Required) => required().map(|_| operator)?,
+                }
+            }
+        })
+    }
+
+    /// Whether values are numbers in JSON.
+    pub fn is_number(&self) -> bool {
+        matches!(
+            self,
+            Operator::Number(_)
+                | Operator::Port(_)
+                | Operator::Between { .. }
+                | Operator::GrpcStatus(GrpcForm::Number)
+        )
+    }
+
+    /// Appends the value; false when there is none (what was appended is then to be cut off).
+    pub fn write(&self, out: &mut Vec<u8>, ctx: &FormatContext<'_>) -> bool {
+        let info = ctx.info;
+        match self {
+            Operator::Constant(value) => put(out, value.as_deref()),
+            Operator::Request(pick) => put_bytes(out, ctx.request.and_then(|view| pick.first(view))),
+            Operator::Response(pick) => put_bytes(out, ctx.response.and_then(|view| pick.first(view))),
+            Operator::Trailer(pick) => put_bytes(out, ctx.trailers.and_then(|view| pick.first(view))),
+            Operator::StartTime(format) => {
+                format.write(out, info.start_time);
+                true
+            }
+            Operator::EmitTime(format) => {
+                format.write(out, SystemTime::now());
+                true
+            }
+            Operator::Number(number) => put_number(out, number(ctx)),
+            Operator::Text(text) => text(ctx, out),
+            Operator::Address(of) => of(info).is_some_and(|address| write!(out, "{address}").is_ok()),
+            Operator::Ip(of) => of(info).is_some_and(|address| write!(out, "{}", address.ip()).is_ok()),
+            Operator::Port(of) => put_number(out, of(info).map(|address| address.port().into())),
+            Operator::Between { from, to, unit } => {
+                let times = &info.times;
+                let value = from.get(times).zip(to.get(times)).and_then(|(from, to)| to.checked_sub(from));
+                put_number(out, value.map(|value| unit.of(value)))
+            }
+            Operator::Path { query, which } => {
+                let Some(request) = ctx.request else { return false };
+                let original = || request.first(&KEYS.original_path);
+                let current = || request.first(&KEYS.path);
+                let path = match which {
+                    WhichPath::Original => original(),
+                    WhichPath::Current => current(),
+                    WhichPath::OriginalOrCurrent => original().or_else(current),
+                };
+                let without = |path| if *query { path } else { split_query(path).0 };
+                put_bytes(out, path.map(without))
+            }
+            Operator::QueryParam(name) => {
+                let path = ctx.request.and_then(|request| request.first(&KEYS.path));
+                path.is_some_and(|path| put_query_param(out, split_query(path).1, name.as_bytes()))
+            }
+            Operator::GrpcStatus(form) => match (grpc_status(ctx), form) {
+                (Some(status), GrpcForm::Number) => put_number(out, Some(status)),
+                (Some(status), form) => put_grpc_name(out, status, *form),
+                (None, _) => false,
+            },
+            Operator::Details { keep_spaces: true } => put(out, Some(&*info.details)),
+            Operator::Details { keep_spaces: false } => put_underscored(out, &info.details),
+            Operator::ServerName(order) => {
+                let sni = || info.connection.server_name.as_deref().map(str::as_bytes);
+                let host = || {
+                    let authority = ctx.request?.first(&KEYS.authority)?;
+                    authority.split(|b| *b == b':').next()
+                };
+                put_bytes(
+                    out,
+                    match order {
+                        ServerName::SniOnly => sni(),
+                        ServerName::SniFirst => sni().or_else(host),
+                        ServerName::HostFirst => host().or_else(sni),
+                    },
+                )
+            }
+            Operator::Never(_) => false,
+        }
+    }
+}
+
+fn by_table(name: &str) -> Option<(Operator, Argument)> {
+    if let Some((_, number)) = NUMBERS.iter().find(|(n, _)| *n == name) {
+        return Some((Operator::Number(*number), Argument::None));
+    }
+    if let Some((_, text)) = TEXTS.iter().find(|(n, _)| *n == name) {
+        return Some((Operator::Text(*text), Argument::None));
+    }
+    for (stem, of) in ADDRESSES {
+        match name.strip_prefix(stem) {
+            Some("_ADDRESS") => return Some((Operator::Address(*of), Argument::None)),
+            Some("_ADDRESS_WITHOUT_PORT") => return Some((Operator::Ip(*of), Argument::None)),
+            Some("_PORT") => return Some((Operator::Port(*of), Argument::None)),
+            _ => {}
+        }
+    }
+    let tls = name.strip_prefix("DOWNSTREAM_").or_else(|| name.strip_prefix("UPSTREAM_"));
+    let never = NEVER.iter().find(|(n, _)| *n == name);
+    let never = never.or_else(|| TLS.iter().find(|(n, _)| Some(*n) == tls));
+    never.map(|(_, argument)| (Operator::Never(name.into()), *argument))
+}
+
+impl Pick {
+    fn parse(argument: &str) -> Result<Self, &'static str> {
+        let mut names = argument.split('?');
+        let main = names.next().unwrap_or_default();
+        let other = names.next();
+        if names.next().is_some() {
+            return Err("at most one alternative header");
+        }
+        let key = |name: &str| {
+            let token = name.strip_prefix(':').unwrap_or(name);
+            let good = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+            good.then(|| HeaderKey::new(name)).ok_or("not a header name")
+        };
+        Ok(Pick(key(main)?, other.map(key).transpose()?))
+    }
+
+    fn first<'a>(&self, view: &'a dyn HeaderView) -> Option<&'a [u8]> {
+        view.first(&self.0).or_else(|| self.1.as_ref().and_then(|other| view.first(other)))
+    }
+}
+
+fn between(argument: &str) -> Result<Operator, &'static str> {
+    let mut parts = argument.split(':');
+    let (from, to) = match (parts.next(), parts.next()) {
+        (Some(from), Some(to)) if !from.is_empty() && !to.is_empty() => (from, to),
+        _ => return Err("must be <start>:<end> or <start>:<end>:<unit>"),
+    };
+    let unit = match parts.next() {
+        None | Some("ms") => TimeUnit::Milli,
+        Some("us") => TimeUnit::Micro,
+        Some("ns") => TimeUnit::Nano,
+        Some(_) => return Err("the unit must be ms, us or ns"),
+    };
+    let point = |name| match name {
+        "DS_RX_BEG" => Point::Start,
+        "DS_RX_END" => Point::Of(|t| t.request_complete),
+        "US_TX_BEG" => Point::Of(|t| t.first_upstream_tx),
+        "US_TX_END" => Point::Of(|t| t.last_upstream_tx),
+        "US_RX_BEG" => Point::Of(|t| t.first_upstream_rx),
+        "US_RX_END" => Point::Of(|t| t.last_upstream_rx),
+        "DS_TX_BEG" => Point::Of(|t| t.first_downstream_tx),
+        "DS_TX_END" => Point::Of(|t| t.last_downstream_tx),
+        // Envoy takes other names for points that filters set.
+        _ => Point::Never,
+    };
+    Ok(Operator::Between { from: point(from), to: point(to), unit })
+}
+
+impl Point {
+    fn get(self, times: &StreamTimes) -> Option<Duration> {
+        match self {
+            Point::Start => Some(Duration::ZERO),
+            Point::Of(of) => of(times),
+            Point::Never => None,
+        }
+    }
+}
+
+impl TimeUnit {
+    pub fn of(self, value: Duration) -> u64 {
+        let value = match self {
+            TimeUnit::Milli => value.as_millis(),
+            TimeUnit::Micro => value.as_micros(),
+            TimeUnit::Nano => value.as_nanos(),
+        };
+        u64::try_from(value).unwrap_or(u64::MAX)
+    }
+}
+
+fn path(argument: &str) -> Result<Operator, &'static str> {
+    let (query, which) = argument.split_once(':').unwrap_or((argument, ""));
+    let query = match query {
+        "" | "WQ" => true,
+        "NQ" => false,
+        _ => return Err("the first option must be WQ or NQ"),
+    };
+    let which = match which {
+        "ORIG" => WhichPath::Original,
+        "PATH" => WhichPath::Current,
+        "" | "ORIG_OR_PATH" => WhichPath::OriginalOrCurrent,
+        _ => return Err("the second option must be ORIG, PATH or ORIG_OR_PATH"),
+    };
+    Ok(Operator::Path { query, which })
+}
