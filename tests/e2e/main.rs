@@ -1,1 +1,7 @@
-//! End-to-end tests.
+//! End-to-end tests: Outrigger's own binary as a process between real sockets on loopback, beside the real Envoy
+//! and other real programs. `tests/run` installs what they need.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod differential;
+mod harness;
+mod peers;

@@ -1,0 +1,33 @@
+//! What every end-to-end test stands on: a proxy process (Outrigger or the real Envoy) started from a bootstrap
+//! template, scripted origin servers in this process, and a client that sees raw bytes. Nothing here sleeps for a
+//! fixed time; every wait is for a condition and has a deadline.
+
+pub mod client;
+pub mod http1;
+pub mod origin;
+pub mod ports;
+pub mod proxy;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// How long a test waits for something that ought to happen at once, on a machine that is busy building.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Asks `condition` until it is true; false when the deadline passes first.
+pub async fn eventually<F, Fut>(deadline: Duration, mut condition: F) -> bool
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let end = tokio::time::Instant::now() + deadline;
+    loop {
+        if condition().await {
+            return true;
+        }
+        if tokio::time::Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
