@@ -11,7 +11,9 @@ pub struct Bootstrap {
 /// Puts `text` under a key at the given depth.
 fn indent(text: &str, depth: usize) -> String {
     let pad = " ".repeat(depth);
-    text.lines().map(|line| if line.is_empty() { String::from("\n") } else { format!("{pad}{line}\n") }).collect()
+    text.lines()
+        .map(|line| if line.is_empty() { String::from("\n") } else { format!("{pad}{line}\n") })
+        .collect()
 }
 
 /// What every access-log line of the suite says, one `key=value` each, separated by tabs.
@@ -33,9 +35,10 @@ impl Bootstrap {
             .cluster("empty", "type: STATIC\nload_assignment: { cluster_name: empty }")
     }
 
-    /// A static cluster of one of the suite's origins (`a`, `b`) with more cluster options.
+    /// A static cluster of one of the suite's origins (`a`, `b`, or `a-anything`) with more cluster options.
     pub fn origin(self, name: &str, options: &str) -> Bootstrap {
-        let body = format!("{}\n{options}", endpoints(&[&format!("@origin:{name}@")]));
+        let origin = name.split('-').next().unwrap_or(name);
+        let body = format!("{}\n{options}", endpoints(&[&format!("@origin:{origin}@")]));
         self.cluster(name, &body)
     }
 

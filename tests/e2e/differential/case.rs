@@ -37,8 +37,10 @@ pub enum After {
 /// How Outrigger may differ.
 #[derive(Clone, Copy)]
 pub enum Difference {
-    /// It answers 400, closes, and the origin sees nothing.
+    /// It answers 400, closes, and the origin sees nothing (or nothing whole, see `Case::partial`).
     Refused,
+    /// Its first answer has this status line; the rest is not compared.
+    Status(&'static str),
     /// Lines of the observation whose key starts with one of these are not compared.
     In(&'static [&'static str]),
 }
@@ -62,6 +64,9 @@ pub struct Case {
     /// Requests the origins must have seen at the end, when that is later than the response.
     pub mirrored: usize,
     pub difference: Option<(&'static str, Difference)>,
+    /// The request goes wrong after its head: whether the origin saw that head is a race, only whether it saw a whole
+    /// request counts.
+    pub partial: bool,
 }
 
 /// A case on a listener. Without more said the origins answer `200 ok`.
@@ -77,6 +82,7 @@ pub fn case(listener: &'static str, name: &'static str) -> Case {
         lines: None,
         mirrored: 0,
         difference: None,
+        partial: false,
     }
 }
 
@@ -145,6 +151,17 @@ impl Case {
 
     pub fn mirrored(mut self, n: usize) -> Case {
         self.mirrored = n;
+        self
+    }
+
+    pub fn partial(mut self) -> Case {
+        self.partial = true;
+        self
+    }
+
+    /// Outrigger's first answer is another; `id` says why in `docs/differences.md`.
+    pub fn answered(mut self, id: &'static str, status: &'static str) -> Case {
+        self.difference = Some((id, Difference::Status(status)));
         self
     }
 

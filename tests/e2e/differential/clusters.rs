@@ -51,12 +51,16 @@ pub fn group() -> Group {
         .cluster("unresolved", UNRESOLVED)
         .cluster("breaker", &format!("{}\n{breaker}", endpoints(&["@origin:a@"])))
         .listener("main", "", HOSTS)
+        .route_options("main", "validate_clusters: false")
         .plain("request-timeout", "request_timeout: 0.3s")
         .plain("headers-timeout", "request_headers_timeout: 0.3s")
         .plain("stream-idle", "stream_idle_timeout: 0.3s")
-        .plain("idle", "common_http_protocol_options: { idle_timeout: 0.3s }")
+        .plain("idle", "common_http_protocol_options: { idle_timeout: 0.3s }\ndrain_timeout: 0.1s")
         .plain("one-request", "common_http_protocol_options: { max_requests_per_connection: 1 }")
-        .plain("short", "common_http_protocol_options: { max_connection_duration: 0.2s }\ndrain_timeout: 0.1s");
+        .plain(
+            "short",
+            "common_http_protocol_options: { max_connection_duration: 0.2s }\ndrain_timeout: 0.1s",
+        );
     let mut cases = choice();
     cases.extend(failures());
     cases.extend(timeouts());
@@ -76,16 +80,24 @@ fn choice() -> Vec<Case> {
         get("missing cluster with 404", "/missing-404"),
         get("missing cluster with 500", "/missing-500"),
         case("main", "missing cluster for a post").send("POST", "/missing", "", "hello"),
-        case("main", "missing cluster for grpc")
-            .send("POST", "/missing", "content-type: application/grpc\r\nte: trailers\r\n", ""),
+        case("main", "missing cluster for grpc").send(
+            "POST",
+            "/missing",
+            "content-type: application/grpc\r\nte: trailers\r\n",
+            "",
+        ),
         get("no endpoint", "/empty"),
         get("no healthy endpoint", "/sick"),
         get("name that does not resolve", "/unresolved"),
         get("connection refused", "/refused"),
         case("main", "connection refused for head").send("HEAD", "/refused", "", "").answers_head(),
         case("main", "connection refused for a post").send("POST", "/refused", "", "hello"),
-        case("main", "connection refused for grpc")
-            .send("POST", "/refused", "content-type: application/grpc\r\nte: trailers\r\n", ""),
+        case("main", "connection refused for grpc").send(
+            "POST",
+            "/refused",
+            "content-type: application/grpc\r\nte: trailers\r\n",
+            "",
+        ),
         get("circuit breaker open", "/breaker"),
     ]
 }
@@ -107,7 +119,8 @@ fn failures() -> Vec<Case> {
         ),
         get(
             "origin closes inside a chunked body",
-            Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").then(Then::Close),
+            Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+                .then(Then::Close),
         ),
         get(
             "origin closes inside a chunk",

@@ -40,7 +40,11 @@ fn addresses() -> Vec<Case> {
         get("main", "claims, not at the edge", CLAIMS),
         get("edge", "claims at the edge", CLAIMS),
         get("edge", "no claims at the edge", ""),
-        get("edge", "x-forwarded-for twice at the edge", "X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n"),
+        get(
+            "edge",
+            "x-forwarded-for twice at the edge",
+            "X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n",
+        ),
         get("edge", "x-forwarded-for empty at the edge", "X-Forwarded-For:\r\n"),
         get("edge-internal", "claims at an internal edge", CLAIMS),
         get("edge-internal", "no claims at an internal edge", ""),
@@ -56,7 +60,8 @@ fn addresses() -> Vec<Case> {
         get("port", "x-forwarded-port", ""),
         get("port", "x-forwarded-port is there already", "X-Forwarded-Port: 9\r\n"),
         get("scheme", "scheme overwritten", ""),
-        case("main", "scheme of an absolute target").raw("GET https://t.test/ HTTP/1.1\r\nHost: t.test\r\n\r\n"),
+        case("main", "scheme of an absolute target")
+            .raw("GET https://t.test/ HTTP/1.1\r\nHost: t.test\r\n\r\n"),
     ]
 }
 

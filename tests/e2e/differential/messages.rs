@@ -16,7 +16,10 @@ pub fn group() -> Group {
     let bootstrap = Bootstrap::new()
         .origin("a-trailers", TRAILERS)
         .plain("main", "")
-        .plain("http10", "http_protocol_options: { accept_http_10: true, default_host_for_http_10: ten.test }")
+        .plain(
+            "http10",
+            "http_protocol_options: { accept_http_10: true, default_host_for_http_10: ten.test }",
+        )
         .plain("http10-no-host", "http_protocol_options: { accept_http_10: true }")
         .plain("no-absolute", "http_protocol_options: { allow_absolute_url: false }")
         .plain("continue", "proxy_100_continue: true")
@@ -78,31 +81,24 @@ fn methods() -> Vec<Case> {
 fn targets() -> Vec<Case> {
     vec![
         case("main", "absolute form").raw("GET http://abs.test/x?y=1 HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
-        case("main", "absolute form beats the host header").raw(
-            "GET http://abs.test/x HTTP/1.1\r\nHost: other.test\r\n\r\n",
-        ),
-        case("main", "absolute form with a port").raw(
-            "GET http://abs.test:8080/x HTTP/1.1\r\nHost: abs.test:8080\r\n\r\n",
-        ),
-        case("main", "absolute form without a path").raw("GET http://abs.test HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
-        case("main", "absolute form with https").raw(
-            "GET https://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
-        case("main", "absolute form with another scheme").raw(
-            "GET ftp://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
-        case("main", "absolute form in mixed case").raw(
-            "GET HTTP://Abs.Test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
-        case("main", "absolute form with userinfo").raw(
-            "GET http://user:pw@abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
-        case("main", "absolute form with a query and no path").raw(
-            "GET http://abs.test?q=1 HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
-        case("no-absolute", "absolute form where it is off").raw(
-            "GET http://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n",
-        ),
+        case("main", "absolute form beats the host header")
+            .raw("GET http://abs.test/x HTTP/1.1\r\nHost: other.test\r\n\r\n"),
+        case("main", "absolute form with a port")
+            .raw("GET http://abs.test:8080/x HTTP/1.1\r\nHost: abs.test:8080\r\n\r\n"),
+        case("main", "absolute form without a path")
+            .raw("GET http://abs.test HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("main", "absolute form with https")
+            .raw("GET https://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("main", "absolute form with another scheme")
+            .raw("GET ftp://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("main", "absolute form in mixed case")
+            .raw("GET HTTP://Abs.Test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("main", "absolute form with userinfo")
+            .raw("GET http://user:pw@abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("main", "absolute form with a query and no path")
+            .raw("GET http://abs.test?q=1 HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("no-absolute", "absolute form where it is off")
+            .raw("GET http://abs.test/x HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
         case("main", "target with a fragment").get("/a#b", ""),
         case("main", "target with dots").get("/a/../b/./c//d", ""),
         case("main", "target with escapes").get("/a%2fb%2e%2e%00%zz", ""),
@@ -113,7 +109,8 @@ fn targets() -> Vec<Case> {
 
 fn bodies() -> Vec<Case> {
     let big = "0123456789abcdef".repeat(20_000);
-    let big_request = format!("POST / HTTP/1.1\r\nHost: t.test\r\nContent-Length: {}\r\n\r\n{big}", big.len());
+    let big_request =
+        format!("POST / HTTP/1.1\r\nHost: t.test\r\nContent-Length: {}\r\n\r\n{big}", big.len());
     vec![
         case("main", "chunked request").raw(
             "POST / HTTP/1.1\r\nHost: t.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
@@ -209,18 +206,20 @@ fn http10() -> Vec<Case> {
         case("http10", "http/1.0").raw("GET / HTTP/1.0\r\nHost: t.test\r\n\r\n"),
         case("http10", "http/1.0 without a host").raw("GET / HTTP/1.0\r\n\r\n"),
         case("http10-no-host", "http/1.0 without a host or a default").raw("GET / HTTP/1.0\r\n\r\n"),
-        case("http10", "http/1.0 with keep-alive").raw(
-            "GET / HTTP/1.0\r\nHost: t.test\r\nConnection: keep-alive\r\n\r\n",
-        ),
+        case("http10", "http/1.0 with keep-alive")
+            .raw("GET / HTTP/1.0\r\nHost: t.test\r\nConnection: keep-alive\r\n\r\n"),
         case("http10", "http/1.0 gets a chunked answer")
             .raw("GET / HTTP/1.0\r\nHost: t.test\r\n\r\n")
-            .answers(Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")),
+            .answers(Answer::raw(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            )),
         case("http10", "http/1.0 with keep-alive gets a chunked answer")
             .raw("GET / HTTP/1.0\r\nHost: t.test\r\nConnection: keep-alive\r\n\r\n")
-            .answers(Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")),
-        case("http10", "http/1.0 post").raw(
-            "POST / HTTP/1.0\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello",
-        ),
+            .answers(Answer::raw(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            )),
+        case("http10", "http/1.0 post")
+            .raw("POST / HTTP/1.0\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello"),
         case("http10", "http/1.0 with a chunked body").raw(
             "POST / HTTP/1.0\r\nHost: t.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         ),

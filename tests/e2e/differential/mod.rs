@@ -64,12 +64,16 @@ async fn run(group: Group) {
         };
         let (theirs, mine) = tokio::join!(observe(&envoy, case), observe(ours, case));
         if show {
-            println!("=== {} [{}]\n{case}\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}", case.name, case.listener);
+            println!(
+                "=== {} [{}]\n{case}\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}",
+                case.name, case.listener
+            );
         }
         let complaint = match case.difference {
             None => theirs.compare(&mine, &[]),
             Some((_, Difference::In(keys))) => theirs.compare(&mine, keys),
             Some((_, Difference::Refused)) => mine.refused(),
+            Some((_, Difference::Status(status))) => mine.answered(status),
         };
         let same = theirs.compare(&mine, &[]).is_none();
         let complaint = complaint.or_else(|| match case.difference {
@@ -77,7 +81,10 @@ async fn run(group: Group) {
             _ => None,
         });
         if let Some(complaint) = complaint {
-            failures.push(format!("=== {}\n{case}\n{complaint}--- Envoy\n{theirs}--- Outrigger\n{mine}", case.name));
+            failures.push(format!(
+                "=== {}\n{case}\n{complaint}--- Envoy\n{theirs}--- Outrigger\n{mine}",
+                case.name
+            ));
         }
     }
     assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
@@ -125,6 +132,8 @@ fn differences_are_documented() {
 }
 
 /// An answer for both origins that depends on nothing.
-fn always(answer: Answer) -> impl Fn(&crate::harness::http1::Message) -> Answer + Clone + Send + Sync + 'static {
+fn always(
+    answer: Answer,
+) -> impl Fn(&crate::harness::http1::Message) -> Answer + Clone + Send + Sync + 'static {
     move |_| answer.clone()
 }

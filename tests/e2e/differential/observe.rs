@@ -60,6 +60,12 @@ impl Observation {
         self.lines.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
+    /// Complains unless this is the status line of the first response.
+    pub fn answered(&self, expected: &str) -> Option<String> {
+        let status = self.get("response[0].status").unwrap_or("none");
+        (status != expected).then(|| format!("  should answer {expected}, not {status}\n"))
+    }
+
     /// Complains unless this is a 400, a closed connection and an origin that saw nothing.
     pub fn refused(&self) -> Option<String> {
         let status = self.get("response[0].status").unwrap_or("none");
@@ -100,6 +106,7 @@ impl Mask {
         for (name, port) in side.proxy.ports() {
             replacements.push((format!(":{port}"), format!(":<port-{name}>")));
         }
+        replacements.extend(own_addresses().into_iter().map(|a| (a, "<own address>".to_string())));
         Mask { replacements }
     }
 
@@ -126,9 +133,17 @@ impl Mask {
             "x-request-id" if uuid(value) && !sent.contains(value) => {
                 format!("<uuid, version {}>", &value[14..15])
             }
+            "x-forwarded-port" => self.text(&format!(":{value}")),
             _ => self.text(value),
         }
     }
+}
+
+/// The machine's addresses other than loopback: Envoy puts one of them where a client on loopback would stand.
+fn own_addresses() -> Vec<String> {
+    let output = std::process::Command::new("hostname").arg("-I").output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    text.split_whitespace().map(str::to_string).collect()
 }
 
 /// Runs the case.
@@ -138,6 +153,7 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
         let script = case.script.clone();
         origin.answer(move |request| script(request));
     }
+    let logged = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len());
     let mut lines = Vec::new();
     let mut heads = String::new();
     let Ok(mut client) = Client::connect(side.proxy.port(case.listener)).await else {
@@ -176,7 +192,8 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
         read(&mut client, case, &mut responses, &mut ended).await;
     }
     let final_responses = finals(&responses);
-    let connection = if dropped { String::from("dropped by the client") } else { end(&mut client, case, ended).await };
+    let connection =
+        if dropped { String::from("dropped by the client") } else { end(&mut client, case, ended).await };
     let local = client.local();
     drop(client);
     lines.push(("connection".to_string(), connection));
@@ -202,11 +219,18 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
     }
     for (name, origin) in &side.origins {
         for (i, request) in origin.take().iter().enumerate() {
-            describe(&mut lines, &mask, &format!("origin-{name}[{i}]"), "line", request, &sent);
+            if case.partial {
+                if request.complete {
+                    lines.push((format!("origin-{name}"), "saw a whole request".to_string()));
+                }
+            } else {
+                describe(&mut lines, &mask, &format!("origin-{name}[{i}]"), "line", request, &sent);
+            }
             heads += &format!("  >>> {}: {}\n", name, request.raw_head.escape_ascii());
         }
     }
-    log(&mut lines, &mask, side, local.port(), case.lines.unwrap_or(final_responses)).await;
+    let expected = case.lines.unwrap_or(final_responses);
+    log(&mut lines, &mask, side, (logged, local.port()), expected).await;
     lines.sort();
     Observation { lines, heads }
 }
@@ -303,14 +327,22 @@ fn describe(
 }
 
 /// Waits for the access-log lines of this client's connection, without those of the probe.
-async fn log(lines: &mut Vec<(String, String)>, mask: &Mask, side: &Side, client: u16, expected: usize) {
+async fn log(
+    lines: &mut Vec<(String, String)>,
+    mask: &Mask,
+    side: &Side,
+    (from, client): (u64, u16),
+    expected: usize,
+) {
     let peer = format!("peer=127.0.0.1:{client}\t");
     let found = || -> Vec<String> {
         let mut bytes = Vec::new();
         if let Ok(mut file) = std::fs::File::open(side.proxy.file("access.log")) {
             let _ = std::io::Read::read_to_end(&mut file, &mut bytes);
         }
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        // Ports come again: only what was written since this case began counts.
+        let fresh = bytes.get(from as usize..).unwrap_or_default();
+        let text = String::from_utf8_lossy(fresh).into_owned();
         let mine = text.lines().filter(|l| l.starts_with(&peer) && !l.contains("\thost=probe.test\t"));
         mine.map(str::to_string).collect()
     };

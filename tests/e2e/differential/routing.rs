@@ -36,7 +36,7 @@ const REDIRECTS: &str = r"- name: redirects
   - { match: { path: /308 }, redirect: { path_redirect: /x, response_code: PERMANENT_REDIRECT } }
   - match: { path: /with-headers }
     redirect: { path_redirect: /x }
-    response_headers_to_add: [ { header: { key: x-added, value: yes } } ]
+    response_headers_to_add: [ { header: { key: x-added, value: 'yes' } } ]
   - { match: { path: /empty }, direct_response: { status: 204 } }
   - { match: { path: /teapot }, direct_response: { status: 418, body: { inline_string: short and stout } } }
   - { match: { path: /html }, direct_response: { status: 200, body: { inline_string: '<b>' } }, response_headers_to_add: [ { header: { key: content-type, value: text/html }, append_action: OVERWRITE_IF_EXISTS_OR_ADD } ] }
@@ -70,9 +70,9 @@ pub fn group() -> Group {
         answer("h-present-inverted", "prefix: /h/inverted, headers: [ { name: x-h, present_match: true, invert_match: true } ]"),
         answer("h-exact", "prefix: /h/exact, headers: [ { name: X-H, string_match: { exact: One } } ]"),
         answer("h-ignore-case", "prefix: /h/icase, headers: [ { name: x-h, string_match: { exact: ONE, ignore_case: true } } ]"),
-        answer("h-prefix", "prefix: /h/prefix, headers: [ { name: x-h, string_match: { prefix: On } } ]"),
+        answer("h-prefix", "prefix: /h/prefix, headers: [ { name: x-h, string_match: { prefix: 'On' } } ]"),
         answer("h-suffix", "prefix: /h/suffix, headers: [ { name: x-h, string_match: { suffix: ne } } ]"),
-        answer("h-contains", "prefix: /h/contains, headers: [ { name: x-h, string_match: { contains: n } } ]"),
+        answer("h-contains", "prefix: /h/contains, headers: [ { name: x-h, string_match: { contains: 'n' } } ]"),
         answer("h-regex", "prefix: /h/regex, headers: [ { name: x-h, string_match: { safe_regex: { regex: 'O.e' } } } ]"),
         answer("h-range", "prefix: /h/range, headers: [ { name: x-h, range_match: { start: -5, end: 10 } } ]"),
         answer("h-invert", "prefix: /h/not, headers: [ { name: x-h, string_match: { exact: One }, invert_match: true } ]"),
@@ -197,7 +197,12 @@ fn matcher_cases() -> Vec<Case> {
         get("first of two equal routes", "/twice", ""),
         get("no route", "/none", ""),
         case("matchers", "no route for a post with a body").send("POST", "/none", "", "hello"),
-        case("matchers", "no route for a grpc request").send("POST", "/none", "content-type: application/grpc\r\nte: trailers\r\n", ""),
+        case("matchers", "no route for a grpc request").send(
+            "POST",
+            "/none",
+            "content-type: application/grpc\r\nte: trailers\r\n",
+            "",
+        ),
         case("matchers", "direct response to a post with a body").send("POST", "/twice", "", "hello"),
         case("matchers", "direct response to head").send("HEAD", "/twice", "", "").answers_head(),
         case("matchers", "direct response and connection: close").get("/twice", "Connection: close\r\n"),
@@ -225,9 +230,11 @@ fn redirect_cases() -> Vec<Case> {
         get("redirect with 307", "/307"),
         get("redirect with 308", "/308"),
         get("redirect with headers", "/with-headers"),
-        case("redirects", "redirect trusts no x-forwarded-proto").get("/host", "X-Forwarded-Proto: https\r\n"),
+        case("redirects", "redirect trusts no x-forwarded-proto")
+            .get("/host", "X-Forwarded-Proto: https\r\n"),
         case("redirects", "redirect of a post with a body").send("POST", "/path", "", "hello"),
-        case("redirects", "redirect of an absolute target").raw("GET http://abs.test/path HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
+        case("redirects", "redirect of an absolute target")
+            .raw("GET http://abs.test/path HTTP/1.1\r\nHost: abs.test\r\n\r\n"),
         get("direct response 204", "/empty"),
         get("direct response 418", "/teapot"),
         get("direct response with a content-type", "/html"),

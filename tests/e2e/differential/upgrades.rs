@@ -59,20 +59,27 @@ fn cases() -> Vec<Case> {
             .step(Step::Tunnel(b"hello".to_vec()))
             .step(Step::Finish)
             .after(After::Close),
-        case("websocket", "upgrade refused by the origin")
-            .get("/ws", UPGRADE)
-            .answers(Answer::status(403, "Forbidden", "no")),
+        case("websocket", "upgrade refused by the origin").get("/ws", UPGRADE).answers(Answer::status(
+            403,
+            "Forbidden",
+            "no",
+        )),
         case("websocket", "upgrade answered with 200").get("/ws", UPGRADE),
         case("websocket", "upgrade that is off for the route").get("/off", UPGRADE),
         case("websocket", "upgrade of another type").get("/x", "Connection: Upgrade\r\nUpgrade: other\r\n"),
         case("websocket", "upgrade without a connection header").get("/x", "Upgrade: websocket\r\n"),
         case("websocket", "connection: upgrade without an upgrade").get("/x", "Connection: Upgrade\r\n"),
         case("plain", "upgrade that is not offered").get("/ws", UPGRADE),
-        case("plain", "tls upgrade that is not offered").get("/", "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n"),
-        case("websocket", "upgrade with a body").send("POST", "/ws", UPGRADE, "hello"),
+        case("plain", "tls upgrade that is not offered")
+            .get("/", "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n"),
+        case("websocket", "upgrade with a body")
+            .send("POST", "/ws", UPGRADE, "hello")
+            .answers(Answer::status(403, "Forbidden", "no").at_head().then(Then::Close))
+            .after(After::Nothing),
         case("connect", "connect passed on")
             .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\n\r\n")
             .answers(Answer::raw("HTTP/1.1 200 OK\r\n\r\n").then(Then::Echo))
+            .answers_head()
             .step(Step::Tunnel(b"hello".to_vec()))
             .step(Step::Finish)
             .after(After::Close),
@@ -81,6 +88,7 @@ fn cases() -> Vec<Case> {
             .answers(Answer::status(403, "Forbidden", "no")),
         case("terminate", "connect ended here")
             .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\n\r\n")
+            .answers_head()
             .step(Step::Tunnel(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP".to_vec()))
             .after(After::Nothing)
             .lines(0),

@@ -151,7 +151,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             headers.push((name.to_string(), value.trim_matches([' ', '\t']).to_string()));
         }
         let framing = Framing::Empty;
-        Ok(Message { start_line, headers, framing, body: vec![], trailers: vec![], complete: false, raw_head })
+        Ok(Message {
+            start_line,
+            headers,
+            framing,
+            body: vec![],
+            trailers: vec![],
+            complete: false,
+            raw_head,
+        })
     }
 
     /// How the body of a request is framed.
