@@ -1,0 +1,418 @@
+//! Clusters and hosts: where requests can go.
+//!
+//! A [`Cluster`] is immutable but for its host set, which the control thread swaps whole. A
+//! [`Host`] is shared by all workers and by successive host sets: its counters are atomics.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::telemetry::stats::ClusterStats;
+
+/// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name, the key that routes use.
+    pub name: Arc<str>,
+    /// The name under which statistics appear (`alt_stat_name`, else `name`).
+    pub stat_name: Arc<str>,
+    /// How its hosts are found.
+    pub discovery: Discovery,
+    /// How a host is chosen.
+    pub lb_policy: LbPolicy,
+    /// Time for TCP connect (and TLS handshake). Envoy's default: 5 s.
+    pub connect_timeout: Duration,
+    /// Soft limit in bytes of what one upstream connection may buffer. Default 1 MiB.
+    pub per_connection_buffer_limit: usize,
+    /// Circuit breakers of routing priority DEFAULT and HIGH.
+    pub breakers: [Breakers; 2],
+    /// Below this share (percent) of available hosts, health is ignored. Default 50; 0 disables.
+    pub panic_threshold: u8,
+    /// In panic, fail instead of using unhealthy hosts.
+    pub fail_traffic_on_panic: bool,
+    /// HTTP towards the upstream.
+    pub http: UpstreamHttp,
+    /// Idle timeout of unassociated pooled TCP connections. Default 10 min; `None` = never.
+    pub tcp_idle_timeout: Option<Duration>,
+    /// Socket options for upstream connections.
+    pub socket: SocketTuning,
+    /// Aggregates of the extension `envoy.clusters.aggregate` are not here yet; kept for admin.
+    pub added_via_api: bool,
+    /// The current hosts.
+    pub hosts: ArcSwap<HostSet>,
+    /// Statistics, made on first use so that an unused cluster costs no series.
+    pub stats: OnceLock<Box<ClusterStats>>,
+}
+
+impl Cluster {
+    /// The cluster's statistics.
+    pub fn stats(&self) -> &ClusterStats {
+        self.stats.get_or_init(|| Box::new(ClusterStats::for_cluster(&self.stat_name)))
+    }
+}
+
+/// How hosts are found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Discovery {
+    /// Listed in the cluster.
+    Static,
+    /// Every address of every name is a host.
+    StrictDns(Dns),
+    /// One logical host; each new connection goes to the current first address.
+    LogicalDns(Dns),
+    /// From EDS under this service name.
+    Eds {
+        /// The `ClusterLoadAssignment` to ask for.
+        service_name: Arc<str>,
+    },
+    /// The connection's original destination.
+    OriginalDst {
+        /// Header that overrides the destination (`x-envoy-original-dst-host` unless named).
+        header: Option<super::HeaderKey>,
+        /// Port that replaces the destination's.
+        port_override: Option<u16>,
+    },
+}
+
+/// DNS discovery options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dns {
+    /// What to resolve: host name, port, weight, priority, locality.
+    pub names: Vec<DnsName>,
+    /// Time between resolutions. Default 5 s.
+    pub refresh: Duration,
+    /// Base and cap of the back-off after a failure; `None` = `refresh`.
+    pub failure_refresh: Option<(Duration, Duration)>,
+    /// Use the record's TTL instead of `refresh`.
+    pub respect_ttl: bool,
+    /// Which address families to use.
+    pub family: DnsFamily,
+    /// Name servers to ask instead of the system's.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+/// One name to resolve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsName {
+    /// The name.
+    pub host: Arc<str>,
+    /// The port of the resulting hosts.
+    pub port: u16,
+    /// What the resulting hosts carry.
+    pub template: HostTemplate,
+}
+
+/// `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsFamily {
+    /// IPv6, else IPv4 (Envoy's default).
+    Auto,
+    /// Only IPv4.
+    V4Only,
+    /// Only IPv6.
+    V6Only,
+    /// IPv4, else IPv6.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// `lb_policy`, classic or extension form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LbPolicy {
+    /// Rotation; by EDF when weights differ.
+    RoundRobin,
+    /// Uniform.
+    Random,
+    /// The least loaded of `choice_count` random hosts.
+    LeastRequest {
+        /// Draws per pick, 2 or more. Default 2.
+        choice_count: u32,
+        /// Exponent on active requests when weights differ. Default 1.0.
+        active_request_bias: f64,
+    },
+    /// The cluster decides (original destination).
+    ClusterProvided,
+}
+
+/// Circuit breakers of one routing priority, shared by all workers.
+#[derive(Debug)]
+pub struct Breakers {
+    /// Upstream connections. Default 1024.
+    pub connections: Limit,
+    /// Requests waiting for a connection. Default 1024.
+    pub pending: Limit,
+    /// Requests in flight. Default 1024.
+    pub requests: Limit,
+    /// Retries in flight. Default 3.
+    pub retries: Limit,
+    /// Connection pools. Default unlimited.
+    pub pools: Limit,
+    /// Replaces `retries` when set.
+    pub retry_budget: Option<RetryBudget>,
+    /// Publish `remaining_*` gauges.
+    pub track_remaining: bool,
+    /// `max_connections` per host, if limited.
+    pub per_host_connections: Option<u32>,
+}
+
+/// `retry_budget`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of active and pending requests that may be retries. Default 20.
+    pub percent: f64,
+    /// Retries always allowed. Default 3.
+    pub min_concurrency: u32,
+}
+
+/// One limit and what counts against it.
+#[derive(Debug)]
+pub struct Limit {
+    max: u32,
+    used: AtomicU32,
+    /// Whether the limit was last seen reached (the `*_open` gauge).
+    open: AtomicBool,
+}
+
+impl Limit {
+    /// A limit of `max`.
+    pub fn new(max: u32) -> Self {
+        Self { max, used: AtomicU32::new(0), open: AtomicBool::new(max == 0) }
+    }
+
+    /// The configured maximum.
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+
+    /// How many are held now.
+    pub fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes one if the limit allows it. Give it back with [`Limit::release`].
+    pub fn try_take(&self) -> bool {
+        if self.used.fetch_add(1, Ordering::Relaxed) >= self.max {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Takes one whatever the limit says (Envoy always allows a host's first connection).
+    pub fn take_anyway(&self) {
+        self.used.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives one back.
+    pub fn release(&self) {
+        let before = self.used.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "released more than was taken");
+    }
+
+    /// Whether nothing more is allowed now.
+    pub fn is_open(&self) -> bool {
+        self.used() >= self.max
+    }
+
+    /// Notes the state for the gauge; true when it changed.
+    pub fn note_open(&self, open: bool) -> bool {
+        self.open.swap(open, Ordering::Relaxed) != open
+    }
+}
+
+/// HTTP options towards an upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamHttp {
+    /// Which protocol to speak.
+    pub protocol: UpstreamProtocol,
+    /// Close a connection without requests after this. Default 1 h; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// Close a connection this old.
+    pub max_connection_duration: Option<Duration>,
+    /// Requests per connection; 0 = unlimited.
+    pub max_requests_per_connection: u32,
+    /// Response header fields allowed. Default 100.
+    pub max_headers_count: u32,
+    /// Response head size allowed, in bytes. Default 60 KiB (80 KiB for HTTP/1).
+    pub max_response_headers: usize,
+    /// HTTP/1 codec options.
+    pub http1: super::http::Http1Options,
+}
+
+/// Protocol towards an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// As the downstream request.
+    Downstream,
+    /// By ALPN.
+    Auto,
+}
+
+/// Socket options.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SocketTuning {
+    /// Keepalive: idle time, interval, probes. `None` fields leave the kernel's.
+    pub keepalive: Option<Keepalive>,
+    /// Local address to bind before connecting.
+    pub source_address: Option<SocketAddr>,
+}
+
+/// TCP keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Probes before the peer counts as dead.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}
+
+/// Where a host listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// IP and port.
+    Ip(SocketAddr),
+    /// Unix domain socket.
+    Pipe(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Ip(address) => address.fmt(f),
+            Address::Pipe(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What config says of a host besides its address.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostTemplate {
+    /// The name it was given or resolved from.
+    pub hostname: Arc<str>,
+    /// `load_balancing_weight`, at least 1.
+    pub weight: u32,
+    /// Priority level; 0 is tried first.
+    pub priority: u32,
+    /// Region, zone, sub-zone.
+    pub locality: Arc<Locality>,
+    /// Health told by the control plane.
+    pub health: Health,
+    /// Further addresses for happy eyeballs.
+    pub additional: Vec<SocketAddr>,
+}
+
+/// `envoy.config.core.v3.Locality`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct Locality {
+    pub region: Box<str>,
+    pub zone: Box<str>,
+    pub sub_zone: Box<str>,
+}
+
+/// `health_status` of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// HEALTHY or UNKNOWN.
+    #[default]
+    Healthy,
+    /// DEGRADED.
+    Degraded,
+    /// UNHEALTHY, DRAINING or TIMEOUT.
+    Unhealthy,
+}
+
+/// One endpoint. Identity is the `Arc`: a host that stays across updates keeps its counters and
+/// its pooled connections.
+#[derive(Debug)]
+pub struct Host {
+    /// Where it listens.
+    pub address: Address,
+    /// `address`, as text for logs.
+    pub address_text: Arc<str>,
+    /// What config says of it.
+    pub template: HostTemplate,
+    /// Requests in flight, all workers of this process.
+    pub active_requests: AtomicU32,
+    /// Connections open now.
+    pub active_connections: AtomicU32,
+    /// Counters shown by `/clusters`.
+    pub counters: HostCounters,
+}
+
+/// Per-host counters of Envoy's `/clusters`.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct HostCounters {
+    pub cx_total: AtomicU64,
+    pub cx_connect_fail: AtomicU64,
+    pub rq_total: AtomicU64,
+    pub rq_success: AtomicU64,
+    pub rq_error: AtomicU64,
+    pub rq_timeout: AtomicU64,
+}
+
+impl Host {
+    /// A host with zeroed counters.
+    pub fn new(address: Address, template: HostTemplate) -> Arc<Self> {
+        let address_text = address.to_string().into();
+        Arc::new(Self {
+            address,
+            address_text,
+            template,
+            active_requests: AtomicU32::new(0),
+            active_connections: AtomicU32::new(0),
+            counters: HostCounters::default(),
+        })
+    }
+
+    /// What the control plane says of its health.
+    pub fn health(&self) -> Health {
+        self.template.health
+    }
+}
+
+/// The hosts of a cluster at one moment, sorted into priorities, with what picking needs computed
+/// beforehand.
+#[derive(Debug, Default)]
+pub struct HostSet {
+    /// Every host, in config order.
+    pub all: Vec<Arc<Host>>,
+    /// By priority; indices into `all`.
+    pub priorities: Vec<PriorityHosts>,
+    /// Share of traffic per priority in percent: healthy hosts, then degraded ones.
+    pub load: Vec<PriorityLoad>,
+}
+
+/// One priority level.
+#[derive(Debug, Default, Clone)]
+pub struct PriorityHosts {
+    /// Every host of the level.
+    pub hosts: Vec<u32>,
+    /// The healthy ones.
+    pub healthy: Vec<u32>,
+    /// The degraded ones.
+    pub degraded: Vec<u32>,
+}
+
+/// A priority's share of traffic.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PriorityLoad {
+    /// Percent sent to its healthy hosts.
+    pub healthy: u8,
+    /// Percent sent to its degraded hosts.
+    pub degraded: u8,
+    /// In panic: health is ignored.
+    pub panic: bool,
+}

@@ -1,0 +1,253 @@
+//! The HTTP connection manager's compiled options
+//! (`envoy.extensions.filters.network.http_connection_manager.v3`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Slot;
+use crate::config::route::RouteTable;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::stats::HcmStats;
+
+/// A compiled HTTP connection manager.
+#[derive(Debug)]
+pub struct HttpConnectionManager {
+    /// `http.<stat_prefix>.` statistics.
+    pub stats: HcmStats,
+    /// `codec_type`.
+    pub codec: Codec,
+    /// The route table: inline, or a slot that RDS fills.
+    pub routes: Arc<Slot<RouteTable>>,
+    /// The filter chain without its terminal router.
+    pub filters: Vec<HttpFilter>,
+    /// Options of the router filter.
+    pub router: RouterOptions,
+    /// Access logs written when a stream ends.
+    pub access_logs: Vec<AccessLog>,
+    /// Value of the `server` header. Default `envoy`.
+    pub server_name: Bytes,
+    /// What to do with the upstream's `server` header.
+    pub server_header: ServerHeader,
+    /// The peer's address is the client's; append it to XFF.
+    pub use_remote_address: bool,
+    /// Do not append to XFF even with `use_remote_address`.
+    pub skip_xff_append: bool,
+    /// Trusted proxies in front of us.
+    pub xff_num_trusted_hops: u32,
+    /// `internal_address_config`: networks whose peers count as internal. Empty = none.
+    pub internal_networks: Vec<(std::net::IpAddr, u8)>,
+    /// `internal_address_config.unix_sockets`.
+    pub internal_unix: bool,
+    /// Value of `via`, if set.
+    pub via: Option<Bytes>,
+    /// `add_user_agent`: the `user-agent` for requests without one, and
+    /// `x-envoy-downstream-service-cluster` / `-node`.
+    pub add_user_agent: bool,
+    /// The proxy's `--service-cluster` and `--service-node`, for `add_user_agent`.
+    pub service: (Bytes, Bytes),
+    /// Make an `x-request-id` where one is missing. Default true.
+    pub generate_request_id: bool,
+    /// Keep `x-request-id` of external requests.
+    pub preserve_external_request_id: bool,
+    /// Return `x-request-id` on every response.
+    pub always_set_request_id_in_response: bool,
+    /// Pack the trace decision into the id (uuid extension; default true).
+    pub pack_trace_reason: bool,
+    /// Replace `x-forwarded-proto`'s meaning: overwrite `:scheme` with this.
+    pub scheme_overwrite: Option<Bytes>,
+    /// RFC 3986 normalisation of the path.
+    pub normalize_path: bool,
+    /// Squeeze repeated slashes.
+    pub merge_slashes: bool,
+    /// What to do about `%2F`, `%5C`.
+    pub escaped_slashes: EscapedSlashes,
+    /// Strip the port from the authority.
+    pub strip_port: StripPort,
+    /// Strip a trailing dot from the authority.
+    pub strip_trailing_host_dot: bool,
+    /// Forward `Expect: 100-continue` and 1xx responses.
+    pub proxy_100_continue: bool,
+    /// Answer bad HTTP/1 messages and keep the connection.
+    pub stream_error_on_invalid_http_message: bool,
+    /// Append the connection's `x-forwarded-port`.
+    pub append_x_forwarded_port: bool,
+    /// `append_local_overload` and friends do not exist here; timeouts follow.
+    pub timeouts: HcmTimeouts,
+    /// Request head limit in bytes. Default 60 KiB.
+    pub max_request_headers: usize,
+    /// Request header fields allowed. Default 100.
+    pub max_headers_count: u32,
+    /// Requests per connection; 0 = unlimited.
+    pub max_requests_per_connection: u32,
+    /// Headers with underscores.
+    pub underscores: Underscores,
+    /// HTTP/1 codec options.
+    pub http1: Http1Options,
+    /// Upgrades accepted on every route unless the route says otherwise (lower-case names).
+    pub upgrades: Vec<Upgrade>,
+    /// How long a draining HTTP/2 connection waits between GOAWAYs. Default 5 s.
+    pub drain_timeout: Duration,
+    /// Linger after a local close. Default 1 s.
+    pub delayed_close_timeout: Duration,
+    /// The body and headers of local replies, when config changes them.
+    pub local_reply: Option<LocalReplyRules>,
+    /// `forward_client_cert_details`; without TLS the header is removed unless this says always.
+    pub always_forward_client_cert: bool,
+}
+
+/// Timers of the connection manager; `None` = off.
+#[derive(Clone, Debug)]
+pub struct HcmTimeouts {
+    /// Connection without requests. Default 1 h.
+    pub idle: Option<Duration>,
+    /// Stream without progress. Default 5 min.
+    pub stream_idle: Option<Duration>,
+    /// From the first byte to the end of the request. Default off.
+    pub request: Option<Duration>,
+    /// From the first byte to the end of the head. Default: 10 s bar of our own (Envoy: off).
+    pub request_headers: Option<Duration>,
+    /// Age at which a connection is drained.
+    pub max_connection_duration: Option<Duration>,
+    /// Age at which a stream is reset.
+    pub max_stream_duration: Option<Duration>,
+}
+
+/// `codec_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// The client's first bytes decide.
+    Auto,
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// An HTTP filter before the router.
+#[derive(Debug, Clone)]
+pub enum HttpFilter {}
+
+/// `envoy.extensions.filters.http.router.v3.Router`.
+#[derive(Debug, Default)]
+pub struct RouterOptions {
+    /// Do not add `x-envoy-*` headers.
+    pub suppress_envoy_headers: bool,
+    /// Reject requests whose `x-envoy-*` values do not parse (names in lower case).
+    pub strict_check_headers: Vec<super::HeaderKey>,
+    /// Upstream access logs.
+    pub upstream_logs: Vec<AccessLog>,
+    /// Respect `x-envoy-expected-rq-timeout-ms` of the previous hop.
+    pub respect_expected_rq_timeout: bool,
+}
+
+/// `server_header_transformation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+/// `path_with_escaped_slashes_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum EscapedSlashes {
+    Keep,
+    Reject,
+    UnescapeAndRedirect,
+    UnescapeAndForward,
+}
+
+/// `strip_matching_host_port`, `strip_any_host_port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StripPort {
+    None,
+    Matching,
+    Any,
+}
+
+/// `headers_with_underscores_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Underscores {
+    Allow,
+    Reject,
+    Drop,
+}
+
+/// `Http1ProtocolOptions`.
+#[derive(Clone, Debug, Default)]
+pub struct Http1Options {
+    /// Accept absolute-form targets. Default true (`allow_absolute_url`).
+    pub allow_absolute_url: bool,
+    /// Accept HTTP/1.0 and requests without Host.
+    pub accept_http_10: bool,
+    /// Host for HTTP/1.0 requests without one.
+    pub default_host_for_http_10: Option<Bytes>,
+    /// Forward trailers instead of dropping them.
+    pub enable_trailers: bool,
+    /// Accept `Transfer-Encoding: chunked` beside `Content-Length` (the length is dropped).
+    pub allow_chunked_length: bool,
+    /// Spelling of header names we write.
+    pub header_case: HeaderCase,
+    /// Accept method tokens that are not registered (Envoy: `allow_custom_methods`).
+    pub allow_custom_methods: bool,
+}
+
+/// `header_key_format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HeaderCase {
+    /// As Envoy writes them: lower case.
+    #[default]
+    Lower,
+    /// `Proper-Case`.
+    Proper,
+    /// As they were received.
+    Preserve,
+}
+
+/// An upgrade that is accepted or refused.
+#[derive(Clone, Debug)]
+pub struct Upgrade {
+    /// Lower-case protocol (`websocket`, `connect`).
+    pub kind: Box<str>,
+    /// Whether it is on.
+    pub enabled: bool,
+}
+
+/// `local_reply_config`.
+#[derive(Debug)]
+pub struct LocalReplyRules {
+    /// First match wins.
+    pub mappers: Vec<LocalReplyMapper>,
+    /// Format of bodies that no mapper formats.
+    pub body_format: Option<BodyFormat>,
+}
+
+/// One `ResponseMapper`.
+#[derive(Debug)]
+pub struct LocalReplyMapper {
+    /// When it applies.
+    pub filter: crate::telemetry::access_log::LogFilter,
+    /// New status.
+    pub status: Option<u16>,
+    /// New body, before formatting.
+    pub body: Option<Bytes>,
+    /// Header changes.
+    pub headers: crate::config::route::HeaderOps,
+    /// Format of this reply.
+    pub body_format: Option<BodyFormat>,
+}
+
+/// `SubstitutionFormatString` of a local reply's body.
+#[derive(Debug)]
+pub struct BodyFormat {
+    /// The compiled format.
+    pub format: crate::telemetry::format::Format,
+    /// The body's content type.
+    pub content_type: Bytes,
+}

@@ -1,0 +1,92 @@
+//! Listeners and filter chains (`envoy.config.listener.v3`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::chain_match::ChainIndex;
+use super::cluster::{Address, SocketTuning};
+use super::http::HttpConnectionManager;
+use super::tcp::TcpProxy;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::stats::ListenerStats;
+
+/// A compiled listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name; a listener without one is named by its address.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: Address,
+    /// Whether a socket is bound (false: reachable by hand-off only).
+    pub bind_to_port: bool,
+    /// Direction, for drain and metrics.
+    pub direction: Direction,
+    /// Which chain serves a connection.
+    pub index: ChainIndex,
+    /// The chains `index` points into.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// Serves what no chain matches.
+    pub default_chain: Option<Arc<FilterChain>>,
+    /// What is looked at before a chain is chosen.
+    pub inspect: Inspect,
+    /// How long inspection may take. Default 15 s; `None` = for ever.
+    pub listener_filters_timeout: Option<Duration>,
+    /// Go on without the answer when inspection times out.
+    pub continue_on_listener_filters_timeout: bool,
+    /// Soft limit in bytes of what one downstream connection may buffer. Default 1 MiB.
+    pub per_connection_buffer_limit: usize,
+    /// `SO_REUSEPORT`, one socket per worker. Default true.
+    pub reuse_port: bool,
+    /// Accept backlog.
+    pub backlog: u32,
+    /// Socket options of accepted connections.
+    pub socket: SocketTuning,
+    /// Logs of connections that no filter chain logged.
+    pub access_logs: Vec<AccessLog>,
+    /// Statistics under `listener.<address>.`.
+    pub stats: ListenerStats,
+}
+
+/// A compiled filter chain.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Its name, possibly empty.
+    pub name: Arc<str>,
+    /// Time for the downstream transport handshake.
+    pub handshake_timeout: Option<Duration>,
+    /// What serves the connection.
+    pub terminal: Terminal,
+}
+
+/// The terminal network filter.
+#[derive(Debug, Clone)]
+pub enum Terminal {
+    /// L7.
+    Http(Arc<HttpConnectionManager>),
+    /// L4.
+    Tcp(Arc<TcpProxy>),
+    /// Sends back what it receives.
+    Echo,
+    /// Sends this and closes.
+    DirectResponse(bytes::Bytes),
+}
+
+/// `traffic_direction`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Direction {
+    Unspecified,
+    Inbound,
+    Outbound,
+}
+
+/// Listener filters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inspect {
+    /// Peek for a ClientHello.
+    pub tls: bool,
+    /// Peek for an HTTP request line.
+    pub http: bool,
+    /// Restore the original destination.
+    pub original_dst: bool,
+}

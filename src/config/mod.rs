@@ -1,0 +1,19 @@
+//! The compiled configuration: what the data path reads and never writes.
+//!
+//! Protobuf resources come in through `compile`; immutable values come out, each reachable through
+//! a [`Slot`] that is swapped whole. A compiled value cannot express an invalid state: what could
+//! be wrong with a resource is found while it is compiled and reported with its field path.
+//! Nothing here does I/O, and nothing here knows about threads.
+
+pub mod chain_match;
+pub mod cluster;
+pub mod headers;
+pub mod http;
+pub mod listener;
+pub mod route;
+pub mod slot;
+pub mod tcp;
+
+pub use cluster::{Cluster, Host, HostSet};
+pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
+pub use slot::{Directory, Slot};

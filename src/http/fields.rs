@@ -1,0 +1,336 @@
+//! The header fields of a message head, in one buffer.
+//!
+//! A received head is copied once into the buffer; fields are offsets into it, added values go to
+//! its end. Lines that are already in the form they leave in (`name: value CRLF`) are written back
+//! as runs of bytes, so an unchanged head costs one copy in and one copy out.
+
+use std::cell::RefCell;
+
+use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet};
+
+/// A range of [`Fields::buf`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    known: Known,
+    /// Whether the line in the buffer is exactly `name: value\r\n`.
+    canonical: bool,
+    name: Span,
+    value: Span,
+}
+
+/// Header fields in the order of arrival, without pseudo headers.
+#[derive(Debug, Default)]
+pub struct Fields {
+    buf: Vec<u8>,
+    list: Vec<Field>,
+    present: KnownSet,
+}
+
+/// What one thread keeps for reuse; more than this is freed.
+const KEPT_PER_THREAD: usize = 64;
+/// A buffer that grew beyond this is not kept.
+const KEPT_CAPACITY: usize = 16 * 1024;
+
+thread_local! {
+    static SPARE: RefCell<Vec<(Vec<u8>, Vec<Field>)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Fields {
+    /// Empty fields on a recycled buffer.
+    pub fn recycled() -> Self {
+        let spare = SPARE.with(|spare| spare.borrow_mut().pop());
+        let (buf, list) = spare.unwrap_or_else(|| (Vec::with_capacity(1024), Vec::with_capacity(24)));
+        Self { buf, list, present: 0 }
+    }
+
+    /// Copies `raw` into the buffer and returns where it begins, for spans into it.
+    pub(super) fn load(&mut self, raw: &[u8]) -> usize {
+        let start = self.buf.len();
+        self.buf.extend_from_slice(raw);
+        start
+    }
+
+    /// Adds a field whose line already stands in the buffer. `lower` lower-cases the name in place.
+    pub(super) fn push_loaded(&mut self, name: (usize, usize), value: (usize, usize), lower: bool) {
+        let (name_start, name_len) = name;
+        let (value_start, value_len) = value;
+        // The caller took these offsets from the bytes that it loaded.
+        let known = {
+            let name = &mut self.buf[name_start..name_start + name_len];
+            if lower {
+                name.make_ascii_lowercase();
+                Known::of(name)
+            } else {
+                Known::of(&name.to_ascii_lowercase())
+            }
+        };
+        let canonical = value_start == name_start + name_len + 2
+            && self.buf.get(name_start + name_len..value_start) == Some(b": ")
+            && self.buf.get(value_start + value_len..value_start + value_len + 2) == Some(b"\r\n");
+        self.present |= known.bit();
+        self.list.push(Field { known, canonical, name: span(name_start, name_len), value: span(value_start, value_len) });
+    }
+
+    /// Adds a field. The name is written as given: lower case unless case is preserved.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let known = Known::of(name);
+        let name_start = self.buf.len();
+        self.buf.extend_from_slice(name);
+        self.buf.extend_from_slice(b": ");
+        let value_start = self.buf.len();
+        self.buf.extend_from_slice(value);
+        self.buf.extend_from_slice(b"\r\n");
+        self.present |= known.bit();
+        self.list.push(Field {
+            known,
+            canonical: true,
+            name: span(name_start, name.len()),
+            value: span(value_start, value.len()),
+        });
+    }
+
+    /// Adds a known field.
+    pub fn push_known(&mut self, known: Known, value: &[u8]) {
+        self.push(known.name().as_bytes(), value);
+    }
+
+    /// Stores bytes that are not a field (a path, an authority) and returns where.
+    pub fn store(&mut self, bytes: &[u8]) -> Span {
+        let start = self.buf.len();
+        self.buf.extend_from_slice(bytes);
+        span(start, bytes.len())
+    }
+
+    /// The bytes of a span of this buffer.
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        self.buf.get(start..start + span.len as usize).unwrap_or_default()
+    }
+
+    /// Whether the field is there.
+    pub fn has(&self, known: Known) -> bool {
+        self.present & known.bit() != 0
+    }
+
+    /// Whether any of the set is there.
+    pub fn has_any(&self, set: KnownSet) -> bool {
+        self.present & set != 0
+    }
+
+    /// The first value of a known field.
+    pub fn get(&self, known: Known) -> Option<&[u8]> {
+        if !self.has(known) {
+            return None;
+        }
+        self.list.iter().find(|field| field.known == known).map(|field| self.bytes(field.value))
+    }
+
+    /// Where the first value of a known field stands.
+    pub fn span_of(&self, known: Known) -> Option<Span> {
+        if !self.has(known) {
+            return None;
+        }
+        self.list.iter().find(|field| field.known == known).map(|field| field.value)
+    }
+
+    /// All values of a known field.
+    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        let list: &[Field] = if self.has(known) { &self.list } else { &[] };
+        list.iter().filter(move |field| field.known == known).map(|field| self.bytes(field.value))
+    }
+
+    /// Every field: number, name, value.
+    pub fn iter(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
+        self.list.iter().map(|field| (field.known, self.bytes(field.name), self.bytes(field.value)))
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Replaces all values of a known field by one.
+    pub fn set_known(&mut self, known: Known, value: &[u8]) {
+        self.remove_known(known);
+        self.push_known(known, value);
+    }
+
+    /// Removes a known field; says whether it was there.
+    pub fn remove_known(&mut self, known: Known) -> bool {
+        if !self.has(known) {
+            return false;
+        }
+        self.list.retain(|field| field.known != known);
+        self.present &= !known.bit();
+        true
+    }
+
+    /// Removes every field of the set.
+    pub fn remove_set(&mut self, set: KnownSet) {
+        if self.present & set & !Known::Other.bit() != 0 {
+            self.list.retain(|field| field.known == Known::Other || field.known.bit() & set == 0);
+            self.present &= !set | Known::Other.bit();
+        }
+    }
+
+    /// Removes fields by predicate on the (possibly mixed-case) name.
+    pub fn remove_where(&mut self, mut drop: impl FnMut(&[u8]) -> bool) -> bool {
+        let before = self.list.len();
+        let buf = &self.buf;
+        self.list.retain(|field| {
+            let start = field.name.start as usize;
+            !drop(buf.get(start..start + field.name.len as usize).unwrap_or_default())
+        });
+        if self.list.len() == before {
+            return false;
+        }
+        self.present = self.list.iter().fold(0, |set, field| set | field.known.bit());
+        true
+    }
+
+    /// Appends all fields as HTTP/1 lines, adjacent canonical ones in one copy.
+    pub fn write_lines(&self, out: &mut Vec<u8>) {
+        let mut run: Option<(usize, usize)> = None;
+        for field in &self.list {
+            let start = field.name.start as usize;
+            let end = (field.value.start + field.value.len) as usize + 2;
+            if field.canonical {
+                run = match run {
+                    Some((from, to)) if to == start => Some((from, end)),
+                    Some((from, to)) => {
+                        out.extend_from_slice(self.buf.get(from..to).unwrap_or_default());
+                        Some((start, end))
+                    }
+                    None => Some((start, end)),
+                };
+                continue;
+            }
+            if let Some((from, to)) = run.take() {
+                out.extend_from_slice(self.buf.get(from..to).unwrap_or_default());
+            }
+            out.extend_from_slice(self.bytes(field.name));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(self.bytes(field.value));
+            out.extend_from_slice(b"\r\n");
+        }
+        if let Some((from, to)) = run {
+            out.extend_from_slice(self.buf.get(from..to).unwrap_or_default());
+        }
+    }
+
+    /// Appends all fields with `Proper-Case` names.
+    pub fn write_lines_proper(&self, out: &mut Vec<u8>) {
+        for (_, name, value) in self.iter() {
+            let mut upper = true;
+            out.extend(name.iter().map(|byte| {
+                let written = if upper { byte.to_ascii_uppercase() } else { *byte };
+                upper = !byte.is_ascii_alphanumeric();
+                written
+            }));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn matches(&self, field: &Field, key: &HeaderKey) -> bool {
+        if key.known() == Known::Other {
+            field.known == Known::Other && self.bytes(field.name).eq_ignore_ascii_case(key.name().as_bytes())
+        } else {
+            field.known == key.known()
+        }
+    }
+}
+
+impl Clone for Fields {
+    fn clone(&self) -> Self {
+        let mut copy = Fields::recycled();
+        copy.buf.extend_from_slice(&self.buf);
+        copy.list.extend_from_slice(&self.list);
+        copy.present = self.present;
+        copy
+    }
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        if self.buf.capacity() == 0 || self.buf.capacity() > KEPT_CAPACITY {
+            return;
+        }
+        let (mut buf, mut list) = (std::mem::take(&mut self.buf), std::mem::take(&mut self.list));
+        buf.clear();
+        list.clear();
+        // The thread may be ending; then there is nothing to keep.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < KEPT_PER_THREAD {
+                spare.push((buf, list));
+            }
+        });
+    }
+}
+
+fn span(start: usize, len: usize) -> Span {
+    // Heads are limited to 8 MiB by config, far below 4 GiB.
+    Span { start: start as u32, len: len as u32 }
+}
+
+impl HeaderView for Fields {
+    fn values(&self, key: &HeaderKey, each: &mut dyn FnMut(&[u8])) {
+        if !self.has(key.known()) {
+            return;
+        }
+        for field in self.list.iter().filter(|field| self.matches(field, key)) {
+            each(self.bytes(field.value));
+        }
+    }
+
+    fn first(&self, key: &HeaderKey) -> Option<&[u8]> {
+        if !self.has(key.known()) {
+            return None;
+        }
+        self.list.iter().find(|field| self.matches(field, key)).map(|field| self.bytes(field.value))
+    }
+
+    fn byte_size(&self) -> usize {
+        self.list.iter().map(|field| (field.name.len + field.value.len) as usize).sum()
+    }
+}
+
+impl HeaderMutate for Fields {
+    fn append(&mut self, key: &HeaderKey, value: &[u8]) {
+        self.push(key.name().as_bytes(), value);
+    }
+
+    fn set(&mut self, key: &HeaderKey, value: &[u8]) {
+        self.remove(key);
+        self.push(key.name().as_bytes(), value);
+    }
+
+    fn remove(&mut self, key: &HeaderKey) -> bool {
+        if key.known() != Known::Other {
+            return self.remove_known(key.known());
+        }
+        if !self.has(Known::Other) {
+            return false;
+        }
+        self.remove_where(|name| name.eq_ignore_ascii_case(key.name().as_bytes()))
+    }
+
+    fn remove_prefix(&mut self, prefix: &str) {
+        self.remove_where(|name| {
+            name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+        });
+    }
+}

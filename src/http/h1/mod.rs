@@ -1,0 +1,67 @@
+//! HTTP/1.1 on the wire (RFC 9112): heads and bodies in and out of byte buffers, no I/O.
+//!
+//! Strict by default: whatever two parsers could read differently is refused.
+
+pub mod body;
+pub mod parse;
+pub mod write;
+
+pub use body::{BodyDecoder, BodyEvent, Framing};
+pub use parse::{parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits};
+
+/// Why a message was refused: what the client is told and what the log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{details} (answered {status})")]
+pub struct Refusal {
+    /// The status of the answer.
+    pub status: u16,
+    /// `response_code_details`, Envoy's where it has one.
+    pub details: &'static str,
+    /// Body of the answer; Envoy sends most of them without one.
+    pub body: &'static str,
+}
+
+impl Refusal {
+    const fn new(status: u16, details: &'static str) -> Self {
+        Self { status, details, body: "" }
+    }
+}
+
+macro_rules! refusals {
+    ($($(#[$meta:meta])* $name:ident = $status:literal $details:literal;)*) => {
+        impl Refusal {
+            $($(#[$meta])* pub const $name: Refusal = Refusal::new($status, $details);)*
+        }
+    };
+}
+
+refusals! {
+    /// Anything that is not HTTP.
+    CODEC = 400 "http1.codec_error";
+    /// Head larger than the limit.
+    HEAD_TOO_LARGE = 431 "http1.headers_too_large";
+    /// More fields than the limit.
+    TOO_MANY_FIELDS = 431 "http1.too_many_headers";
+    /// A transfer coding other than chunked.
+    TRANSFER_ENCODING = 501 "http1.invalid_transfer_encoding";
+    /// Length and chunked together.
+    LENGTH_AND_CHUNKED = 400 "http1.content_length_and_chunked_not_allowed";
+    /// Length that is no number, or several lengths.
+    CONTENT_LENGTH = 400 "http1.codec_error";
+    /// Request target of no known form.
+    TARGET = 400 "http1.invalid_url";
+    /// A host that is missing, doubled or malformed.
+    HOST = 400 "http1.invalid_host";
+    /// Bytes that may not be in a field.
+    CHARACTERS = 400 "http1.invalid_characters";
+    /// Field name with an underscore where config forbids them.
+    UNDERSCORE = 400 "http1.unexpected_underscore";
+    /// HTTP/1.0 where config does not accept it.
+    LOW_VERSION = 426 "low_version";
+    /// Chunked framing that is broken.
+    CHUNK = 400 "http1.codec_error";
+    /// Trailers larger than the limit.
+    TRAILERS_TOO_LARGE = 431 "http1.trailers_too_large";
+    /// A body where the message cannot have one.
+    BODY_DISALLOWED = 400 "http1.body_disallowed";
+}

@@ -1,0 +1,77 @@
+//! Message heads to bytes.
+
+use crate::config::http::HeaderCase;
+use crate::config::RequestView;
+use crate::http::fields::Fields;
+use crate::http::head::{reason, RequestHead, ResponseHead};
+
+/// Appends a request head; `extra` are complete lines that go last.
+pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, extra: &[u8]) {
+    out.extend_from_slice(head.method());
+    out.push(b' ');
+    // CONNECT has no path; its target is the authority.
+    out.extend_from_slice(if head.path().is_empty() { head.authority() } else { head.path() });
+    out.extend_from_slice(match case {
+        HeaderCase::Lower => b" HTTP/1.1\r\nhost: ",
+        HeaderCase::Proper | HeaderCase::Preserve => b" HTTP/1.1\r\nHost: ",
+    });
+    out.extend_from_slice(head.authority());
+    out.extend_from_slice(b"\r\n");
+    lines(out, &head.fields, case);
+    out.extend_from_slice(extra);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a response head; `extra` are complete lines that go last.
+pub fn response_head(out: &mut Vec<u8>, head: &ResponseHead, case: HeaderCase, extra: &[u8]) {
+    status_line(out, head);
+    lines(out, &head.fields, case);
+    out.extend_from_slice(extra);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn status_line(out: &mut Vec<u8>, head: &ResponseHead) {
+    if head.status == 200 {
+        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+        return;
+    }
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(head.status_text());
+    out.push(b' ');
+    out.extend_from_slice(reason(head.status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase) {
+    match case {
+        HeaderCase::Lower | HeaderCase::Preserve => fields.write_lines(out),
+        HeaderCase::Proper => fields.write_lines_proper(out),
+    }
+}
+
+/// Appends the line that opens a chunk of `length` bytes.
+pub fn chunk_open(out: &mut Vec<u8>, length: usize) {
+    let mut digits = [0u8; 16];
+    let mut at = digits.len();
+    let mut rest = length;
+    loop {
+        at -= 1;
+        // 16 digits hold any usize; `rest & 15` is a digit.
+        digits[at] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the end of a chunked body with trailers.
+pub fn chunked_end(out: &mut Vec<u8>, trailers: Option<&Fields>) {
+    out.extend_from_slice(b"0\r\n");
+    if let Some(trailers) = trailers {
+        trailers.write_lines(out);
+    }
+    out.extend_from_slice(b"\r\n");
+}

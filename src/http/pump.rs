@@ -1,0 +1,173 @@
+//! Moves one body from one HTTP/1 connection to another: unframe, frame, write, with back-pressure.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+
+use super::fields::Fields;
+use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
+use super::h1::write::{chunk_open, chunked_end};
+use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
+use crate::runtime::stream::Stream;
+
+/// Nothing more is read while this much waits to be written.
+const HIGH_WATER: usize = 64 * 1024;
+
+/// Why a body stopped.
+#[derive(Debug)]
+pub enum PumpError {
+    /// The source closed before the body's end.
+    SourceClosed,
+    /// Reading failed.
+    SourceIo(io::Error),
+    /// The source's framing is broken.
+    Source(Refusal),
+    /// Writing failed.
+    SinkIo(io::Error),
+}
+
+/// The body of one message on its way.
+#[derive(Debug)]
+pub struct Pump {
+    decoder: BodyDecoder,
+    chunked: bool,
+    trailers: bool,
+    received: bool,
+    /// Bytes of body that went through.
+    pub bytes: u64,
+    /// Something moved since this was last cleared.
+    pub progress: bool,
+    /// Trailers as received.
+    pub received_trailers: Option<Fields>,
+    read_size: usize,
+}
+
+impl Pump {
+    /// A body framed as `framing` at its source. It is written chunked if `chunked`; trailers go
+    /// along if `trailers`.
+    pub fn new(framing: Framing, chunked: bool, trailers: bool, max_trailers: usize) -> Self {
+        let mut pump = Self {
+            decoder: BodyDecoder::new(framing, max_trailers),
+            chunked,
+            trailers,
+            received: false,
+            bytes: 0,
+            progress: false,
+            received_trailers: None,
+            read_size: FIRST_READ,
+        };
+        pump.received = pump.decoder.is_done() && !chunked;
+        pump
+    }
+
+    /// Whether the source has sent the whole body.
+    pub fn is_received(&self) -> bool {
+        self.received
+    }
+
+    /// Ready when the whole body has been received and written. `each` sees every piece before it
+    /// is written.
+    pub fn poll(
+        &mut self,
+        source: (&Stream, &mut BytesMut),
+        sink: (&Stream, &mut OutBuf),
+        mut each: impl FnMut(&[u8]),
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PumpError>> {
+        let (source, input) = source;
+        let (sink, out) = sink;
+        loop {
+            self.decode(input, out, &mut each).map_err(PumpError::Source)?;
+            if !out.is_empty() {
+                let before = out.len();
+                let flushed = out.poll_flush(sink, context);
+                self.progress |= out.len() != before;
+                match flushed {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SinkIo(error))),
+                    Poll::Pending => return Poll::Pending,
+                }
+                if !self.received && !input.is_empty() {
+                    // The high-water mark stopped decoding; go on with what was read.
+                    let had = input.len();
+                    self.decode(input, out, &mut each).map_err(PumpError::Source)?;
+                    if input.len() != had || !out.is_empty() {
+                        continue;
+                    }
+                }
+            }
+            if self.received {
+                return Poll::Ready(Ok(()));
+            }
+            match poll_read(source, input, self.read_size, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0)) if self.decoder.ends_at_close() => {
+                    self.decoder.finish();
+                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(PumpError::SourceClosed)),
+                Poll::Ready(Ok(count)) => {
+                    self.progress = true;
+                    if count >= self.read_size / 2 {
+                        self.read_size = BULK_READ;
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
+            }
+        }
+    }
+
+    /// Takes what is complete off `input` and puts it, framed, into `out`.
+    pub fn decode(
+        &mut self,
+        input: &mut BytesMut,
+        out: &mut OutBuf,
+        each: &mut impl FnMut(&[u8]),
+    ) -> Result<(), Refusal> {
+        while !self.received && out.len() < HIGH_WATER {
+            match self.decoder.next(input)? {
+                BodyEvent::More => return Ok(()),
+                BodyEvent::Data(length) => {
+                    self.bytes += length as u64;
+                    each(input.get(..length).unwrap_or_default());
+                    if self.chunked {
+                        chunk_open(out.flat(), length);
+                        out.take(input, length);
+                        out.flat().extend_from_slice(b"\r\n");
+                    } else {
+                        out.take(input, length);
+                    }
+                }
+                BodyEvent::End(trailers) => {
+                    self.received = true;
+                    if self.chunked {
+                        chunked_end(out.flat(), trailers.as_ref().filter(|_| self.trailers));
+                    }
+                    self.received_trailers = trailers;
+                }
+            }
+            if self.decoder.is_done() && !self.chunked {
+                self.received = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames bytes that were kept from an earlier attempt.
+    pub fn replay(&self, piece: &Bytes, out: &mut OutBuf) {
+        if self.chunked && !piece.is_empty() {
+            chunk_open(out.flat(), piece.len());
+            out.push(piece.clone());
+            out.flat().extend_from_slice(b"\r\n");
+        } else {
+            out.push(piece.clone());
+        }
+    }
+
+    /// Frames the end of a body that was received in an earlier attempt.
+    pub fn replay_end(&self, out: &mut OutBuf) {
+        if self.chunked {
+            chunked_end(out.flat(), self.received_trailers.as_ref().filter(|_| self.trailers));
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Threads, sockets and streams: the only room that knows what the operating system calls things.
+//!
+//! Comes in: addresses and socket options from config. Goes out: bound listening sockets,
+//! [`Stream`]s and [`Acceptor`]s that belong to one worker's current-thread runtime.
+
+pub mod socket;
+pub mod stream;
+
+pub use stream::{Acceptor, Stream};

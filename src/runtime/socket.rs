@@ -1,0 +1,359 @@
+//! Sockets as config describes them: binding, connecting, options, and the few calls that neither
+//! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
+#![allow(unsafe_code)] // peek, scheduling affinity and resource limits have no safe wrapper here.
+
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, UnixStream};
+
+use super::stream::Stream;
+use crate::config::cluster::{Address, Keepalive, SocketTuning};
+
+/// Keepalive of connections whose config does not speak of it: a vanished peer is noticed after
+/// about five minutes instead of the kernel's two hours.
+///
+/// `TCP_USER_TIMEOUT` stays unset: it would also reset a live peer that merely reads nothing for
+/// that long (a paused consumer with a closed window), which is data loss that Envoy does not cause.
+const KEEPALIVE: Keepalive = Keepalive {
+    probes: Some(9),
+    time: Some(Duration::from_secs(180)),
+    interval: Some(Duration::from_secs(15)),
+};
+
+/// Why a listening socket could not be had. The text is one line for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another process (or a listener without `SO_REUSEPORT`) has it.
+    #[error("address {0} is in use")]
+    InUse(Address),
+    /// The kernel forbids it.
+    #[error("no permission to listen on address {0}")]
+    Denied(Address),
+    /// It is not an address of this machine.
+    #[error("address {0} is not an address of this machine")]
+    NotLocal(Address),
+    /// Something that is not a socket stands in the way.
+    #[error("cannot listen on {0}: the path exists and is not a socket")]
+    NotASocket(Address),
+    /// Anything else.
+    #[error("cannot listen on address {address}: {source}")]
+    Other {
+        /// Where.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// How to bind a listening socket.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// `SO_REUSEPORT`: one socket per worker, and a successor process may bind beside us.
+    pub reuse_port: bool,
+    /// Accept backlog; the kernel caps it at `net.core.somaxconn`.
+    pub backlog: u32,
+    /// A `[::]` socket takes IPv4 too (`ipv4_compat`).
+    pub ipv4_compat: bool,
+    /// `IP_TRANSPARENT`, for TPROXY. Needs CAP_NET_ADMIN.
+    pub transparent: bool,
+    /// `IP_FREEBIND`: the address need not exist yet.
+    pub freebind: bool,
+    /// Permission bits of a Unix socket's path.
+    pub mode: Option<u32>,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            reuse_port: true,
+            backlog: 4096,
+            ipv4_compat: false,
+            transparent: false,
+            freebind: false,
+            mode: None,
+        }
+    }
+}
+
+/// A listening socket that no runtime owns yet.
+#[derive(Debug)]
+pub enum Bound {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix domain.
+    Unix(UnixListener),
+}
+
+impl Bound {
+    /// The address bound, with the port that the kernel chose for port 0.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Unix(_) => None,
+        }
+    }
+
+    /// A second handle on the same socket and its accept queue.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Bound::Tcp(listener) => Bound::Tcp(listener.try_clone()?),
+            Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
+        })
+    }
+}
+
+/// Binds and listens. A Unix path that holds a socket is taken over, as Envoy does; `@name` is the
+/// abstract namespace.
+pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, ListenError> {
+    let bound = match address {
+        Address::Ip(ip) => listen_tcp(*ip, options).map(Bound::Tcp),
+        Address::Pipe(path) => {
+            let is_file = |kind: std::fs::FileType| !kind.is_socket();
+            if std::fs::symlink_metadata(path).is_ok_and(|meta| is_file(meta.file_type())) {
+                return Err(ListenError::NotASocket(address.clone()));
+            }
+            listen_unix(path, options).map(Bound::Unix)
+        }
+    };
+    bound.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse(address.clone()),
+        io::ErrorKind::PermissionDenied => ListenError::Denied(address.clone()),
+        io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(address.clone()),
+        _ => ListenError::Other { address: address.clone(), source },
+    })
+}
+
+fn listen_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // Lets a restart bind while old connections are in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        socket.set_only_v6(!options.ipv4_compat)?;
+    }
+    if options.transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    if options.freebind {
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+    }
+    socket.bind(&address.into())?;
+    socket.listen(backlog(options))?;
+    Ok(socket.into())
+}
+
+fn listen_unix(path: &Path, options: &ListenOptions) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    let abstract_name = is_abstract(path);
+    if !abstract_name {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    socket.bind(&SockAddr::unix(kernel_path(path))?)?;
+    if let (Some(mode), false) = (options.mode, abstract_name) {
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    socket.listen(backlog(options))?;
+    Ok(socket.into())
+}
+
+fn backlog(options: &ListenOptions) -> i32 {
+    i32::try_from(options.backlog).unwrap_or(i32::MAX)
+}
+
+fn is_abstract(path: &Path) -> bool {
+    path.as_os_str().as_bytes().first() == Some(&b'@')
+}
+
+/// `@name` as the kernel spells abstract names: with a leading NUL.
+fn kernel_path(path: &Path) -> PathBuf {
+    match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => {
+            let mut bytes = vec![0];
+            bytes.extend_from_slice(name);
+            OsString::from_vec(bytes).into()
+        }
+        None => path.to_owned(),
+    }
+}
+
+/// Connects on the current runtime. Has no timeout of its own; dropping the future closes the
+/// socket.
+pub async fn connect(address: &Address, tuning: &SocketTuning) -> io::Result<Stream> {
+    match address {
+        Address::Ip(ip) => {
+            let socket =
+                Socket::new(Domain::for_address(*ip), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            socket.set_tcp_nodelay(true)?;
+            keep_alive(&SockRef::from(&socket), tuning)?;
+            // A source of the other family cannot be meant for this host.
+            if let Some(source) = tuning.source_address.filter(|source| source.is_ipv4() == ip.is_ipv4()) {
+                if source.port() == 0 {
+                    bind_address_no_port(&socket)?;
+                }
+                socket.bind(&source.into())?;
+            }
+            let stream = TcpSocket::from_std_stream(socket.into()).connect(*ip).await?;
+            Ok(Stream::Tcp(stream))
+        }
+        Address::Pipe(path) => Ok(Stream::Unix(UnixStream::connect(kernel_path(path)).await?)),
+    }
+}
+
+/// Gives an accepted connection its options. A connection that is already dead is left alone: its
+/// first read will tell.
+pub fn tune_accepted(stream: &Stream, tuning: &SocketTuning) {
+    if let Stream::Tcp(tcp) = stream {
+        let socket = SockRef::from(tcp);
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = keep_alive(&socket, tuning);
+    }
+}
+
+fn keep_alive(socket: &Socket, tuning: &SocketTuning) -> io::Result<()> {
+    let wanted = tuning.keepalive.unwrap_or(KEEPALIVE);
+    // The kernel takes whole seconds, at least one.
+    let whole = |time: Duration| Duration::from_secs(time.as_secs().clamp(1, 32_767));
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(time) = wanted.time {
+        keepalive = keepalive.with_time(whole(time));
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(whole(interval));
+    }
+    if let Some(probes) = wanted.probes {
+        keepalive = keepalive.with_retries(probes.clamp(1, 127));
+    }
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Where a redirect rule (nftables REDIRECT or DNAT) took this connection from. An error when the
+/// connection was not redirected.
+pub fn original_dst(socket: BorrowedFd<'_>, ipv4: bool) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(&socket);
+    let original = if ipv4 {
+        socket.original_dst_v4()
+    } else {
+        // A dual-stack socket's IPv4 clients are only known to the IPv4 table.
+        socket.original_dst_v6().or_else(|error| socket.original_dst_v4().map_err(|_| error))
+    }?;
+    original.as_socket().map(unmapped).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// `::ffff:a.b.c.d` as the IPv4 address that it means; anything else as it is.
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), v6.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
+    }
+}
+
+/// Copies bytes that wait on `socket` without consuming them.
+pub(super) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length describe `buffer`, which outlives the call; the kernel writes
+    // at most that many bytes.
+    let count = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Lets the kernel choose the port when connecting, so that a fixed source address does not limit
+/// us to one ephemeral port range for all destinations together.
+fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int; pointer and size describe `on`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Keeps the calling thread on processor `core`.
+pub fn pin_thread(core: usize) -> io::Result<()> {
+    if core >= 8 * size_of::<libc::cpu_set_t>() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: cpu_set_t is a plain bit set for which zero is a valid value; `core` is within it.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Names the calling thread; the kernel keeps 15 bytes.
+pub fn set_thread_name(name: &str) {
+    let mut bytes = [0u8; 16];
+    for (to, from) in bytes.iter_mut().take(15).zip(name.bytes().filter(|byte| *byte != 0)) {
+        *to = from;
+    }
+    // SAFETY: `bytes` ends with a NUL, since only its first 15 bytes were written.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, bytes.as_ptr());
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; returns the limit now in force.
+pub fn raise_nofile_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that the call fills.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` is a valid rlimit.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(limit.rlim_cur)
+}
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

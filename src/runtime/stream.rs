@@ -1,0 +1,280 @@
+//! The byte streams that workers read and write, and the sockets they are accepted from.
+//!
+//! Everything works on `&self`: a [`Stream`] belongs to one task on one current-thread runtime, so
+//! reading and writing it at the same time needs no lock and no splitting. The `try_*` functions
+//! never wait; `poll_*_ready` says when to try again.
+//!
+//! Readiness is edge-triggered. A read that leaves room in its buffer, or a write that the kernel
+//! took only part of, has used the edge up: it is cleared right away, which saves the call that
+//! would only have said "would block". This relies on the I/O driver running on the same thread
+//! as the task, so that no event can arrive between the call and the clearing.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::task::{ready, Context, Poll};
+use std::time::Duration;
+
+use bytes::BufMut;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::socket;
+use crate::config::cluster::SocketTuning;
+
+/// A connected byte stream.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// Unix domain, stream type.
+    Unix(UnixStream),
+}
+
+macro_rules! each {
+    ($self:expr, $stream:ident => $body:expr) => {
+        match $self {
+            Stream::Tcp($stream) => $body,
+            Stream::Unix($stream) => $body,
+        }
+    };
+}
+
+impl Stream {
+    /// Reads what is there into `buffer`. `Ok(0)` is the peer's end of stream (or an empty
+    /// `buffer`); [`io::ErrorKind::WouldBlock`] when nothing is there.
+    #[inline]
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = buffer.len();
+        let count = each!(self, stream => stream.try_read(buffer))?;
+        if 0 < count && count < room {
+            self.used_up(Interest::READABLE);
+        }
+        Ok(count)
+    }
+
+    /// As [`Stream::try_read`], into the spare room of `buffer`: its next chunk, so reserve first.
+    #[inline]
+    pub fn try_read_buf<B: BufMut>(&self, buffer: &mut B) -> io::Result<usize> {
+        let room = buffer.chunk_mut().len();
+        let count = each!(self, stream => stream.try_read_buf(buffer))?;
+        if 0 < count && count < room {
+            self.used_up(Interest::READABLE);
+        }
+        Ok(count)
+    }
+
+    /// Writes what the kernel takes of `bytes`.
+    #[inline]
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let count = each!(self, stream => stream.try_write(bytes))?;
+        if 0 < count && count < bytes.len() {
+            self.used_up(Interest::WRITABLE);
+        }
+        Ok(count)
+    }
+
+    /// Writes what the kernel takes of `slices`, at most 1024 of them.
+    #[inline]
+    pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let count = each!(self, stream => stream.try_write_vectored(slices))?;
+        if count > 0 && slices.len() <= MAX_SLICES && count < slices.iter().map(|s| s.len()).sum() {
+            self.used_up(Interest::WRITABLE);
+        }
+        Ok(count)
+    }
+
+    /// Copies what is there into `buffer` without consuming it. Looks at the socket each time,
+    /// whatever the readiness says, and leaves the readiness alone.
+    pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        socket::peek(self.as_fd(), buffer)
+    }
+
+    /// Whether an idle connection can still be used: nothing to read, no end of stream, no error.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.try_peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Ready when a read may make progress, end of stream and errors included.
+    #[inline]
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => stream.poll_read_ready(cx))
+    }
+
+    /// Ready when a write may make progress, errors included.
+    #[inline]
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => stream.poll_write_ready(cx))
+    }
+
+    /// Waits until a read may make progress. Only one task may wait to read.
+    #[inline]
+    pub async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_read_ready(cx)).await
+    }
+
+    /// Waits until a write may make progress. Only one task may wait to write.
+    #[inline]
+    pub async fn writable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_write_ready(cx)).await
+    }
+
+    /// Waits until the socket has failed, as by a reset from the peer. For streams that are read to
+    /// their end already and have nothing to write.
+    pub async fn failed(&self) -> io::Result<()> {
+        each!(self, stream => stream.ready(Interest::ERROR).await.map(drop))
+    }
+
+    /// Reads once into `buffer`, waiting until something is there.
+    pub async fn read_buf<B: BufMut>(&self, buffer: &mut B) -> io::Result<usize> {
+        poll_fn(|cx| loop {
+            ready!(self.poll_read_ready(cx))?;
+            match self.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        })
+        .await
+    }
+
+    /// Writes all of `bytes`, waiting as often as it takes.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.writable().await?;
+            match self.try_write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `operation` if the readiness for `interest` is set, and clears it when `operation`
+    /// says [`io::ErrorKind::WouldBlock`].
+    #[inline]
+    pub fn try_io<R>(&self, interest: Interest, operation: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        each!(self, stream => stream.try_io(interest, operation))
+    }
+
+    /// Sends the end of our side (FIN), leaving the other direction open.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        each!(self, stream => SockRef::from(stream).shutdown(Shutdown::Write))
+    }
+
+    /// Makes closing send a reset (RST) and throw away what is unsent. No effect on Unix sockets.
+    pub fn set_linger_zero(&self) {
+        if let Stream::Tcp(stream) = self {
+            // Fails only on a socket that is already dead.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// The error pending on the socket, which is thereby taken from it.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        each!(self, stream => stream.take_error())
+    }
+
+    /// Our address; `None` for Unix sockets.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.local_addr().ok().map(socket::unmapped),
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// The peer's address; `None` for Unix sockets and peers that are gone.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.peer_addr().ok().map(socket::unmapped),
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// Where the client meant to go before a redirect rule brought it here.
+    pub fn original_dst(&self) -> io::Result<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => socket::original_dst(stream.as_fd(), stream.local_addr()?.is_ipv4()),
+            Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Clears the readiness for `interest` until the next event. Sound only after a call has shown
+    /// that there is nothing more to read, or no more room.
+    #[inline]
+    fn used_up(&self, interest: Interest) {
+        let _ = self.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+}
+
+/// What the kernel looks at in one vectored write (`UIO_MAXIOV`).
+const MAX_SLICES: usize = 1024;
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        each!(self, stream => stream.as_raw_fd())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        each!(self, stream => stream.as_fd())
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Stream::Tcp(stream)
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Stream::Unix(stream)
+    }
+}
+
+/// A listening socket on one worker's runtime.
+#[derive(Debug)]
+pub enum Acceptor {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix domain.
+    Unix(UnixListener),
+}
+
+impl Acceptor {
+    /// Hands a bound socket to the current runtime.
+    pub fn new(bound: socket::Bound) -> io::Result<Self> {
+        Ok(match bound {
+            socket::Bound::Tcp(listener) => Acceptor::Tcp(TcpListener::from_std(listener)?),
+            socket::Bound::Unix(listener) => Acceptor::Unix(UnixListener::from_std(listener)?),
+        })
+    }
+
+    /// The next connection, not yet tuned.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        Poll::Ready(match self {
+            Acceptor::Tcp(listener) => ready!(listener.poll_accept(cx)).map(|(stream, _)| stream.into()),
+            Acceptor::Unix(listener) => ready!(listener.poll_accept(cx)).map(|(stream, _)| stream.into()),
+        })
+    }
+
+    /// Waits for the next connection and gives it the options of `tuning`.
+    pub async fn accept(&self, tuning: &SocketTuning) -> io::Result<Stream> {
+        let stream = poll_fn(|cx| self.poll_accept(cx)).await?;
+        socket::tune_accepted(&stream, tuning);
+        Ok(stream)
+    }
+
+    /// The address listened on; `None` for Unix sockets.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Acceptor::Tcp(listener) => listener.local_addr().ok(),
+            Acceptor::Unix(_) => None,
+        }
+    }
+}

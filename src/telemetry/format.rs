@@ -1,0 +1,5 @@
+//! Substitution formats.
+
+/// A compiled format string.
+#[derive(Debug, Clone)]
+pub struct Format {}

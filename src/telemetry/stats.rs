@@ -1,0 +1,257 @@
+//! The statistics each room keeps, as structs of handles resolved when config is compiled.
+//!
+//! Names are Envoy's (cluster_stats.rst, http_conn_man stats, listener stats): a field
+//! `upstream_rq_total` of [`ClusterStats`] is `cluster.<name>.upstream_rq_total`.
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::metrics::Scope;
+
+/// Defines a struct of metric handles and a constructor that resolves all of them in one scope.
+#[macro_export]
+macro_rules! stats {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            counters { $($counter:ident),* $(,)? }
+            gauges { $($gauge:ident),* $(,)? }
+            histograms { $($histogram:ident : $unit:ident),* $(,)? }
+        }
+    ) => {
+        $(#[$meta])*
+        #[allow(missing_docs)]
+        $vis struct $name {
+            $(pub $counter: ::metrics::Counter,)*
+            $(pub $gauge: ::metrics::Gauge,)*
+            $(pub $histogram: ::metrics::Histogram,)*
+        }
+
+        impl $name {
+            /// Resolves every handle in `scope`.
+            pub fn new(scope: &$crate::telemetry::metrics::Scope) -> Self {
+                Self {
+                    $($counter: scope.counter(stringify!($counter)),)*
+                    $($gauge: scope.gauge(stringify!($gauge)),)*
+                    $($histogram: scope.histogram(
+                        stringify!($histogram),
+                        $crate::telemetry::metrics::Unit::$unit,
+                    ),)*
+                }
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+    };
+}
+
+stats! {
+    /// `cluster.<name>.` connection and request statistics.
+    pub struct ClusterCounters {
+        counters {
+            upstream_cx_total, upstream_cx_http1_total, upstream_cx_http2_total,
+            upstream_cx_connect_fail, upstream_cx_connect_timeout, upstream_cx_idle_timeout,
+            upstream_cx_max_duration_reached, upstream_cx_connect_attempts_exceeded,
+            upstream_cx_overflow, upstream_cx_pool_overflow, upstream_cx_destroy,
+            upstream_cx_destroy_local, upstream_cx_destroy_remote,
+            upstream_cx_destroy_with_active_rq, upstream_cx_destroy_local_with_active_rq,
+            upstream_cx_destroy_remote_with_active_rq, upstream_cx_close_notify,
+            upstream_cx_none_healthy, upstream_cx_protocol_error, upstream_cx_max_requests,
+            upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total,
+            upstream_rq_total, upstream_rq_completed, upstream_rq_pending_total,
+            upstream_rq_pending_overflow, upstream_rq_pending_failure_eject, upstream_rq_cancelled,
+            upstream_rq_maintenance_mode, upstream_rq_timeout, upstream_rq_max_duration_reached,
+            upstream_rq_per_try_timeout, upstream_rq_per_try_idle_timeout, upstream_rq_rx_reset,
+            upstream_rq_tx_reset, upstream_rq_0rtt, upstream_rq_retry,
+            upstream_rq_retry_backoff_exponential, upstream_rq_retry_backoff_ratelimited,
+            upstream_rq_retry_limit_exceeded, upstream_rq_retry_success, upstream_rq_retry_overflow,
+            upstream_flow_control_paused_reading_total, upstream_flow_control_resumed_reading_total,
+            upstream_flow_control_backed_up_total, upstream_flow_control_drained_total,
+            upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total,
+            membership_change, lb_healthy_panic, lb_recalculate_zone_structures,
+            original_dst_host_invalid, retry_or_shadow_abandoned, bind_errors,
+            update_attempt, update_success, update_failure, update_empty, update_no_rebuild,
+            assignment_stale, assignment_timeout_received,
+        }
+        gauges {
+            upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
+            upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered,
+            membership_healthy, membership_degraded, membership_excluded, membership_total,
+            max_host_weight, version,
+        }
+        histograms { upstream_cx_connect_ms: Milliseconds, upstream_cx_length_ms: Milliseconds }
+    }
+}
+
+stats! {
+    /// `cluster.<name>.circuit_breakers.<priority>.` gauges.
+    pub struct BreakerGauges {
+        counters {}
+        gauges {
+            cx_open, cx_pool_open, rq_pending_open, rq_open, rq_retry_open,
+            remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq,
+        }
+        histograms {}
+    }
+}
+
+/// Everything a cluster counts.
+#[derive(Debug)]
+pub struct ClusterStats {
+    /// Connections and requests.
+    pub counters: ClusterCounters,
+    /// `upstream_rq_<code>`, `upstream_rq_<class>xx` and `upstream_rq_time`.
+    pub responses: ResponseCodes,
+    /// Gauges of priority DEFAULT and HIGH.
+    pub breakers: [BreakerGauges; 2],
+}
+
+impl ClusterStats {
+    /// Resolves the statistics of the cluster shown as `name`.
+    pub fn for_cluster(name: &str) -> Self {
+        let scope = Scope::cluster(name);
+        Self {
+            counters: ClusterCounters::new(&scope),
+            responses: ResponseCodes::new(&scope),
+            breakers: ["default", "high"]
+                .map(|priority| BreakerGauges::new(&scope.sub(&format!("circuit_breakers.{priority}")))),
+        }
+    }
+}
+
+impl std::ops::Deref for ClusterStats {
+    type Target = ClusterCounters;
+
+    fn deref(&self) -> &ClusterCounters {
+        &self.counters
+    }
+}
+
+/// Response counters by code and class, external and internal kept apart as Envoy does. A code's
+/// counter is made when the code is first seen.
+pub struct ResponseCodes {
+    scope: Scope,
+    classes: [Counter; 5],
+    codes: [std::sync::OnceLock<Counter>; 500],
+    /// `upstream_rq_time` in milliseconds.
+    pub time: Histogram,
+}
+
+impl std::fmt::Debug for ResponseCodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ResponseCodes")
+    }
+}
+
+impl ResponseCodes {
+    fn new(scope: &Scope) -> Self {
+        Self {
+            scope: scope.clone(),
+            classes: [1, 2, 3, 4, 5].map(|class| scope.counter(&format!("upstream_rq_{class}xx"))),
+            codes: std::array::from_fn(|_| std::sync::OnceLock::new()),
+            time: scope.histogram("upstream_rq_time", super::metrics::Unit::Milliseconds),
+        }
+    }
+
+    /// Counts one response with this status.
+    pub fn count(&self, status: u16) {
+        let Some(index) = status.checked_sub(100).map(usize::from).filter(|i| *i < self.codes.len()) else {
+            return;
+        };
+        if let Some(class) = self.classes.get(index / 100) {
+            class.increment(1);
+        }
+        if let Some(code) = self.codes.get(index) {
+            code.get_or_init(|| self.scope.counter(&format!("upstream_rq_{status}"))).increment(1);
+        }
+    }
+}
+
+stats! {
+    /// `http.<stat_prefix>.` statistics.
+    pub struct HcmStats {
+        counters {
+            downstream_cx_total, downstream_cx_ssl_total, downstream_cx_http1_total,
+            downstream_cx_http2_total, downstream_cx_upgrades_total, downstream_cx_destroy,
+            downstream_cx_destroy_remote, downstream_cx_destroy_local,
+            downstream_cx_destroy_active_rq, downstream_cx_destroy_local_active_rq,
+            downstream_cx_destroy_remote_active_rq, downstream_cx_rx_bytes_total,
+            downstream_cx_tx_bytes_total, downstream_cx_drain_close, downstream_cx_idle_timeout,
+            downstream_cx_max_duration_reached, downstream_cx_max_requests_reached,
+            downstream_cx_overload_disable_keepalive, downstream_cx_protocol_error,
+            downstream_flow_control_paused_reading_total,
+            downstream_flow_control_resumed_reading_total,
+            downstream_rq_total, downstream_rq_http1_total, downstream_rq_http2_total,
+            downstream_rq_rx_reset, downstream_rq_tx_reset, downstream_rq_non_relative_path,
+            downstream_rq_too_large, downstream_rq_failed_path_normalization,
+            downstream_rq_redirected_with_normalized_path, downstream_rq_rejected_via_ip_detection,
+            downstream_rq_response_before_rq_complete, downstream_rq_completed,
+            downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx,
+            downstream_rq_5xx, downstream_rq_ws_on_non_ws_route, downstream_rq_timeout,
+            downstream_rq_header_timeout, downstream_rq_idle_timeout, downstream_rq_max_duration_reached,
+            downstream_rq_overload_close, rs_too_large,
+            no_route, no_cluster, rq_total, rq_redirect, rq_direct_response, rq_retry_skipped_request_not_complete,
+            rq_reset_after_downstream_response_started, rq_overload_local_reply,
+            passthrough_internal_redirect_bad_location,
+        }
+        gauges {
+            downstream_cx_active, downstream_cx_ssl_active, downstream_cx_http1_active,
+            downstream_cx_http2_active, downstream_cx_upgrades_active,
+            downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, downstream_rq_active,
+        }
+        histograms { downstream_rq_time: Milliseconds, downstream_cx_length_ms: Milliseconds }
+    }
+}
+
+stats! {
+    /// `listener.<address>.` statistics.
+    pub struct ListenerStats {
+        counters {
+            downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow,
+            downstream_cx_overload_reject, downstream_global_cx_overflow,
+            downstream_cx_transport_socket_connect_timeout, downstream_pre_cx_timeout,
+            downstream_listener_filter_remote_close, downstream_listener_filter_error,
+            no_filter_chain_match, connections_accepted_per_socket_event,
+        }
+        gauges { downstream_cx_active, downstream_pre_cx_active }
+        histograms { downstream_cx_length_ms: Milliseconds }
+    }
+}
+
+stats! {
+    /// `tcp.<stat_prefix>.` statistics.
+    pub struct TcpProxyStats {
+        counters {
+            downstream_cx_total, downstream_cx_no_route, downstream_cx_tx_bytes_total,
+            downstream_cx_rx_bytes_total, downstream_flow_control_paused_reading_total,
+            downstream_flow_control_resumed_reading_total, early_data_received_count_total,
+            idle_timeout, max_downstream_connection_duration, on_demand_cluster_attempt,
+            on_demand_cluster_missing, on_demand_cluster_success, on_demand_cluster_timeout,
+            upstream_flush_total,
+        }
+        gauges {
+            downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active,
+        }
+        histograms {}
+    }
+}
+
+/// Raises a gauge while it lives.
+pub struct Held(Gauge);
+
+impl Held {
+    /// Raises `gauge` by one until the value is dropped.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

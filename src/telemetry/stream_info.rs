@@ -1,0 +1,218 @@
+//! What is known of one stream (an HTTP request or a TCP connection) while it lives, as access logs
+//! and header formats read it.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::config::Host;
+
+/// Facts of the downstream connection, shared by its streams.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Number of the connection, unique in this process.
+    pub id: u64,
+    /// The peer (after the PROXY protocol). `None` for Unix sockets.
+    pub remote: Option<SocketAddr>,
+    /// The peer of the socket itself.
+    pub direct_remote: Option<SocketAddr>,
+    /// Our end (after restoring the original destination).
+    pub local: Option<SocketAddr>,
+    /// Our end of the socket itself.
+    pub direct_local: Option<SocketAddr>,
+    /// SNI.
+    pub server_name: Option<Box<str>>,
+    /// Name of the filter chain.
+    pub filter_chain: Arc<str>,
+    /// When it was accepted.
+    pub start: Instant,
+}
+
+/// HTTP version of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Http10,
+    #[default]
+    Http11,
+    Http2,
+}
+
+impl Protocol {
+    /// As logs spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Http10 => "HTTP/1.0",
+            Protocol::Http11 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
+}
+
+macro_rules! response_flags {
+    ($($bit:literal $konst:ident $short:literal $long:literal),* $(,)?) => {
+        /// Envoy's response flags, a set.
+        #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+        pub struct ResponseFlags(pub u32);
+
+        #[allow(missing_docs)]
+        impl ResponseFlags {
+            $(pub const $konst: ResponseFlags = ResponseFlags(1 << $bit);)*
+
+            /// Every flag: itself, short and long name, in Envoy's order.
+            pub const ALL: &'static [(ResponseFlags, &'static str, &'static str)] =
+                &[$((ResponseFlags::$konst, $short, $long)),*];
+        }
+    };
+}
+
+response_flags! {
+    0 LH "LH" "FailedLocalHealthCheck", 1 UH "UH" "NoHealthyUpstream",
+    2 UT "UT" "UpstreamRequestTimeout", 3 LR "LR" "LocalReset",
+    4 UR "UR" "UpstreamRemoteReset", 5 UF "UF" "UpstreamConnectionFailure",
+    6 UC "UC" "UpstreamConnectionTermination", 7 UO "UO" "UpstreamOverflow",
+    8 NR "NR" "NoRouteFound", 9 DI "DI" "DelayInjected", 10 FI "FI" "FaultInjected",
+    11 RL "RL" "RateLimited", 12 UAEX "UAEX" "UnauthorizedExternalService",
+    13 RLSE "RLSE" "RateLimitServiceError", 14 DC "DC" "DownstreamConnectionTermination",
+    15 URX "URX" "UpstreamRetryLimitExceeded", 16 SI "SI" "StreamIdleTimeout",
+    17 IH "IH" "InvalidEnvoyRequestHeaders", 18 DPE "DPE" "DownstreamProtocolError",
+    19 UMSDR "UMSDR" "UpstreamMaxStreamDurationReached",
+    20 RFCF "RFCF" "ResponseFromCacheFilter", 21 NFCF "NFCF" "NoFilterConfigFound",
+    22 DT "DT" "DurationTimeout", 23 UPE "UPE" "UpstreamProtocolError",
+    24 NC "NC" "NoClusterFound", 25 OM "OM" "OverloadManagerTerminated",
+    26 DF "DF" "DnsResolutionFailed", 27 DO "DO" "DropOverload",
+    28 DR "DR" "DownstreamRemoteReset", 29 UDO "UDO" "UnconditionalDropOverload",
+}
+
+impl ResponseFlags {
+    /// No flag.
+    pub const NONE: ResponseFlags = ResponseFlags(0);
+
+    /// Adds the flags of `other`.
+    pub fn insert(&mut self, other: ResponseFlags) {
+        self.0 |= other.0;
+    }
+
+    /// Whether all flags of `other` are set.
+    pub fn contains(self, other: ResponseFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether no flag is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The record of one stream.
+#[derive(Debug, Clone)]
+pub struct StreamInfo {
+    /// Wall clock at the first byte.
+    pub start_time: SystemTime,
+    /// Monotonic clock at the first byte.
+    pub start: Instant,
+    /// Its connection.
+    pub connection: Rc<ConnectionInfo>,
+    /// The client after XFF processing, if that differs from the connection's peer.
+    pub client: Option<SocketAddr>,
+    /// HTTP version; `None` for TCP.
+    pub protocol: Option<Protocol>,
+    /// Status sent downstream; 0 = none.
+    pub response_code: u16,
+    /// Response flags.
+    pub flags: ResponseFlags,
+    /// `response_code_details`.
+    pub details: Cow<'static, str>,
+    /// `CONNECTION_TERMINATION_DETAILS`.
+    pub termination_details: Cow<'static, str>,
+    /// Body bytes from the client.
+    pub bytes_received: u64,
+    /// Body bytes to the client.
+    pub bytes_sent: u64,
+    /// Head bytes from the client, uncompressed.
+    pub request_headers_bytes: u64,
+    /// Head bytes to the client.
+    pub response_headers_bytes: u64,
+    /// Bytes to and from the upstream, heads included.
+    pub upstream_wire_sent: u64,
+    /// Bytes from the upstream, head included.
+    pub upstream_wire_received: u64,
+    /// Name of the route that matched.
+    pub route_name: Option<Arc<str>>,
+    /// Cluster the request went to.
+    pub cluster: Option<Arc<str>>,
+    /// Host the (last) attempt went to.
+    pub host: Option<Arc<Host>>,
+    /// Our end of the upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// Number of the upstream connection.
+    pub upstream_connection_id: u64,
+    /// HTTP version upstream.
+    pub upstream_protocol: Option<Protocol>,
+    /// Why the upstream transport failed.
+    pub upstream_failure: Option<Box<str>>,
+    /// Attempts made, the first included.
+    pub attempts: u32,
+    /// Times since `start`.
+    pub times: StreamTimes,
+}
+
+/// Points in a stream's life, as durations since its start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamTimes {
+    /// Last byte of the request received.
+    pub request_complete: Option<Duration>,
+    /// First byte sent upstream.
+    pub first_upstream_tx: Option<Duration>,
+    /// Last byte sent upstream.
+    pub last_upstream_tx: Option<Duration>,
+    /// First byte received from upstream.
+    pub first_upstream_rx: Option<Duration>,
+    /// Last byte received from upstream.
+    pub last_upstream_rx: Option<Duration>,
+    /// First byte sent downstream.
+    pub first_downstream_tx: Option<Duration>,
+    /// Last byte sent downstream.
+    pub last_downstream_tx: Option<Duration>,
+    /// The stream's end.
+    pub end: Option<Duration>,
+}
+
+impl StreamInfo {
+    /// The record of a stream that starts now.
+    pub fn new(connection: Rc<ConnectionInfo>, start: Instant, start_time: SystemTime) -> Self {
+        Self {
+            start_time,
+            start,
+            connection,
+            client: None,
+            protocol: None,
+            response_code: 0,
+            flags: ResponseFlags::NONE,
+            details: Cow::Borrowed(""),
+            termination_details: Cow::Borrowed(""),
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_headers_bytes: 0,
+            response_headers_bytes: 0,
+            upstream_wire_sent: 0,
+            upstream_wire_received: 0,
+            route_name: None,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            upstream_connection_id: 0,
+            upstream_protocol: None,
+            upstream_failure: None,
+            attempts: 0,
+            times: StreamTimes::default(),
+        }
+    }
+
+    /// The client's address.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.client.or(self.connection.remote)
+    }
+}

@@ -1,0 +1,117 @@
+//! One worker's state for one cluster: its load balancer and one pool per host.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::pick::{PickContext, Picker};
+use super::pool::HostPool;
+use super::UpstreamError;
+use crate::config::cluster::{Address, HostTemplate};
+use crate::config::{Cluster, Host, HostSet};
+
+/// A cluster as one worker uses it.
+#[derive(Debug)]
+pub struct ClusterLocal {
+    /// The compiled cluster.
+    pub cluster: Arc<Cluster>,
+    view: RefCell<View>,
+    /// Pools of hosts that no host set lists (original destinations).
+    dynamic: RefCell<HashMap<SocketAddr, Rc<HostPool>>>,
+}
+
+/// The host set that the picker and the pools were made for.
+#[derive(Debug)]
+struct View {
+    set: Arc<HostSet>,
+    picker: Picker,
+    pools: Vec<Rc<HostPool>>,
+    rng: fastrand::Rng,
+}
+
+impl ClusterLocal {
+    pub(super) fn new(cluster: Arc<Cluster>) -> Self {
+        let set = cluster.hosts.load_full();
+        let view = View::new(&cluster, set, HashMap::new());
+        Self { cluster, view: RefCell::new(view), dynamic: RefCell::default() }
+    }
+
+    /// Chooses a host.
+    ///
+    /// # Errors
+    /// [`UpstreamError::NoHealthyHost`] when none may be used.
+    pub fn pick(&self, context: &PickContext<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
+            self.rebuild(&mut view);
+        }
+        let View { set, picker, pools, rng } = &mut *view;
+        let chosen = picker.pick(set, context, rng).and_then(|index| pools.get(index)).cloned();
+        chosen.ok_or_else(|| {
+            self.cluster.stats().upstream_cx_none_healthy.increment(1);
+            UpstreamError::NoHealthyHost
+        })
+    }
+
+    /// The pool of an original destination, made on demand.
+    pub fn original_destination(&self, address: SocketAddr) -> Rc<HostPool> {
+        let mut dynamic = self.dynamic.borrow_mut();
+        let make = || HostPool::new(&self.cluster, Host::new(Address::Ip(address), HostTemplate::default()));
+        dynamic.entry(address).or_insert_with(make).clone()
+    }
+
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
+            self.rebuild(&mut view);
+        }
+        for pool in &view.pools {
+            pool.sweep(now);
+        }
+        self.dynamic.borrow_mut().retain(|_, pool| {
+            pool.sweep(now);
+            pool.is_used()
+        });
+    }
+
+    /// Follows a new host set: hosts that stayed keep their pools, the others' pools are retired.
+    fn rebuild(&self, view: &mut View) {
+        let mut kept: HashMap<*const Host, Rc<HostPool>> =
+            view.pools.drain(..).map(|pool| (Arc::as_ptr(&pool.host), pool)).collect();
+        let set = self.cluster.hosts.load_full();
+        let keep = set.all.iter().filter_map(|host| kept.remove_entry(&Arc::as_ptr(host))).collect();
+        for pool in kept.into_values() {
+            pool.retire();
+        }
+        *view = View::new(&self.cluster, set, keep);
+    }
+}
+
+impl Drop for ClusterLocal {
+    fn drop(&mut self) {
+        for pool in &self.view.borrow().pools {
+            pool.retire();
+        }
+        for pool in self.dynamic.borrow().values() {
+            pool.retire();
+        }
+    }
+}
+
+impl View {
+    fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: HashMap<*const Host, Rc<HostPool>>) -> Self {
+        let mut rng = fastrand::Rng::new();
+        let picker = Picker::new(&cluster.lb_policy, &set, cluster.fail_traffic_on_panic, &mut rng);
+        let pools = set
+            .all
+            .iter()
+            .map(|host| {
+                kept.remove(&Arc::as_ptr(host)).unwrap_or_else(|| HostPool::new(cluster, host.clone()))
+            })
+            .collect();
+        Self { set, picker, pools, rng }
+    }
+}

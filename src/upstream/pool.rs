@@ -1,0 +1,447 @@
+//! The connections of one worker to one host.
+//!
+//! A connection is either lent to a request or idle here. An idle connection is looked at before it
+//! is lent again (readiness costs no system call): one that the peer closed, or that has bytes
+//! nobody asked for, is dropped. When the connection limit is reached, requests wait in order.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::permit::{Kind, Permit};
+use super::UpstreamError;
+use crate::config::{Cluster, Host};
+use crate::runtime::stream::Stream;
+use crate::telemetry::stats::Held;
+
+/// The pool of one host.
+#[derive(Debug)]
+pub struct HostPool {
+    /// The host.
+    pub host: Arc<Host>,
+    cluster: Arc<Cluster>,
+    idle: RefCell<Vec<Idle>>,
+    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Connections open or opening, idle or lent.
+    open: Cell<u32>,
+    retired: Cell<bool>,
+    /// What the host has taught us about how long it keeps idle connections.
+    learned_idle: Cell<Option<Duration>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: UpstreamConnection,
+    since: Instant,
+}
+
+/// A request that waits for a connection.
+#[derive(Debug, Default)]
+struct Waiter {
+    state: RefCell<Waiting>,
+}
+
+#[derive(Debug, Default)]
+enum Waiting {
+    #[default]
+    New,
+    Parked(Waker),
+    /// A connection to use.
+    Given(Box<UpstreamConnection>),
+    /// One was closed: there may be room to open another.
+    Retry,
+    Gone,
+}
+
+/// Numbers connections for logs.
+static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+
+/// A connection to a host. Dropping it closes it and gives its permits back; [`HostPool::give_back`]
+/// keeps it for the next request.
+pub struct UpstreamConnection {
+    /// The socket.
+    pub stream: Stream,
+    /// Bytes read and not used yet.
+    pub input: BytesMut,
+    /// Its number.
+    pub id: u64,
+    /// Requests sent on it.
+    pub requests: u32,
+    /// Whether it was idle in the pool before this request.
+    pub reused: bool,
+    opened: Instant,
+    pool: Rc<HostPool>,
+    remote_closed: Cell<bool>,
+    _permit: Permit,
+    _active: Held,
+}
+
+impl std::fmt::Debug for UpstreamConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamConnection")
+            .field("id", &self.id)
+            .field("host", &self.pool.host.address_text)
+            .field("requests", &self.requests)
+            .finish_non_exhaustive()
+    }
+}
+
+impl UpstreamConnection {
+    /// Notes that the peer closed it, for the statistics.
+    pub fn note_remote_close(&self) {
+        self.remote_closed.set(true);
+    }
+
+    /// When it was opened.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Whether nothing has happened on it that forbids another request.
+    fn is_alive(&self) -> bool {
+        let mut byte = [0u8; 1];
+        // No readiness event since the last read means no system call here.
+        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl Drop for UpstreamConnection {
+    fn drop(&mut self) {
+        let stats = self.pool.cluster.stats();
+        stats.upstream_cx_destroy.increment(1);
+        if self.remote_closed.get() {
+            stats.upstream_cx_destroy_remote.increment(1);
+        } else {
+            stats.upstream_cx_destroy_local.increment(1);
+        }
+        stats.upstream_cx_length_ms.record(self.opened.elapsed().as_secs_f64() * 1000.0);
+        self.pool.host.active_connections.fetch_sub(1, Ordering::Relaxed);
+        self.pool.closed_one();
+    }
+}
+
+impl HostPool {
+    pub(super) fn new(cluster: &Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
+        Rc::new(Self {
+            host,
+            cluster: cluster.clone(),
+            idle: RefCell::default(),
+            waiting: RefCell::default(),
+            open: Cell::new(0),
+            retired: Cell::new(false),
+            learned_idle: Cell::new(None),
+        })
+    }
+
+    /// An idle connection that is still alive, if there is one. Never waits.
+    pub fn reuse(&self) -> Option<UpstreamConnection> {
+        loop {
+            let Idle { mut connection, since } = self.idle.borrow_mut().pop()?;
+            if connection.is_alive() {
+                connection.reused = true;
+                return Some(connection);
+            }
+            self.learn(since.elapsed());
+            connection.note_remote_close();
+        }
+    }
+
+    /// A connection: idle, new, or the next that becomes free when no new one is allowed.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn connection(self: &Rc<Self>, priority: usize) -> Result<UpstreamConnection, UpstreamError> {
+        if let Some(connection) = self.reuse() {
+            return Ok(connection);
+        }
+        let stats = self.cluster.stats();
+        let Some(_pending) = Permit::take(&self.cluster, priority, Kind::Pending) else {
+            stats.upstream_rq_pending_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        stats.upstream_rq_pending_total.increment(1);
+        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        loop {
+            if let Some(permit) = self.connection_permit(priority) {
+                return self.connect(permit).await;
+            }
+            if let Some(connection) = self.wait().await {
+                return Ok(connection);
+            }
+            if let Some(connection) = self.reuse() {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// A new connection for one TCP session, not to be pooled.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn dedicated(self: &Rc<Self>) -> Result<UpstreamConnection, UpstreamError> {
+        let stats = self.cluster.stats();
+        let Some(_pending) = Permit::take(&self.cluster, 0, Kind::Pending) else {
+            stats.upstream_rq_pending_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        stats.upstream_rq_pending_total.increment(1);
+        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let Some(permit) = Permit::take(&self.cluster, 0, Kind::Connections) else {
+            stats.upstream_cx_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_connections"));
+        };
+        self.connect(permit).await
+    }
+
+    /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.
+    pub fn give_back(&self, mut connection: UpstreamConnection, reusable: bool, now: Instant) {
+        connection.requests += 1;
+        let http = &self.cluster.http;
+        if !reusable || self.retired.get() || !connection.input.is_empty() {
+            return;
+        }
+        if http.max_requests_per_connection != 0 && connection.requests >= http.max_requests_per_connection {
+            self.cluster.stats().upstream_cx_max_requests.increment(1);
+            return;
+        }
+        if http.max_connection_duration.is_some_and(|max| now.duration_since(connection.opened) >= max) {
+            self.cluster.stats().upstream_cx_max_duration_reached.increment(1);
+            return;
+        }
+        // An idle connection holds no buffer.
+        connection.input = BytesMut::new();
+        let mut connection = Box::new(connection);
+        while let Some(waiter) = self.next_waiter() {
+            connection.reused = true;
+            match waiter.give(connection) {
+                None => return,
+                Some(back) => connection = back,
+            }
+        }
+        self.idle.borrow_mut().push(Idle { connection: *connection, since: now });
+    }
+
+    /// Stops pooling: the host left or the cluster was replaced. Requests in flight finish.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Whether any connection is open.
+    pub fn is_used(&self) -> bool {
+        self.open.get() > 0
+    }
+
+    pub(super) fn sweep(&self, now: Instant) {
+        let limit = match (self.cluster.http.idle_timeout, self.learned_idle.get()) {
+            (Some(configured), Some(learned)) => Some(configured.min(learned)),
+            (configured, learned) => configured.or(learned),
+        };
+        let mut dropped = Vec::new();
+        self.idle.borrow_mut().retain_mut(|idle| {
+            let age = now.saturating_duration_since(idle.since);
+            let closed = !idle.connection.is_alive();
+            let expired = limit.is_some_and(|limit| age >= limit);
+            if closed || expired {
+                dropped.push((closed, age));
+                if closed {
+                    idle.connection.note_remote_close();
+                }
+            }
+            !(closed || expired)
+        });
+        for (closed, age) in dropped {
+            if closed {
+                self.learn(age);
+            } else {
+                self.cluster.stats().upstream_cx_idle_timeout.increment(1);
+            }
+        }
+    }
+
+    /// Remembers that the host closed a connection idle for `age`, to retire the next ones a fifth
+    /// earlier. Closes within the first second teach nothing: they are restarts, not idle limits.
+    fn learn(&self, age: Duration) {
+        if age < Duration::from_secs(1) {
+            return;
+        }
+        let earlier = age.mul_f64(0.8);
+        let known = self.learned_idle.get().unwrap_or(Duration::MAX);
+        self.learned_idle.set(Some(earlier.min(known)));
+    }
+
+    fn connection_permit(&self, priority: usize) -> Option<Permit> {
+        if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
+            return Some(permit);
+        }
+        self.cluster.stats().upstream_cx_overflow.increment(1);
+        // A host without any connection is always allowed one, as in Envoy.
+        (self.open.get() == 0).then(|| Permit::take_anyway(&self.cluster, priority, Kind::Connections))
+    }
+
+    async fn connect(self: &Rc<Self>, permit: Permit) -> Result<UpstreamConnection, UpstreamError> {
+        let stats = self.cluster.stats();
+        self.open.set(self.open.get() + 1);
+        let opening = Opening(Some(self.clone()));
+        stats.upstream_cx_total.increment(1);
+        self.host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
+        let outcome = tokio::time::timeout(self.cluster.connect_timeout, connect).await;
+        let error = match outcome {
+            Ok(Ok(stream)) => {
+                opening.done();
+                stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
+                self.host.active_connections.fetch_add(1, Ordering::Relaxed);
+                return Ok(UpstreamConnection {
+                    stream,
+                    input: BytesMut::new(),
+                    id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+                    requests: 0,
+                    reused: false,
+                    opened: started,
+                    pool: self.clone(),
+                    remote_closed: Cell::new(false),
+                    _permit: permit,
+                    _active: Held::new(&stats.upstream_cx_active),
+                });
+            }
+            Ok(Err(error)) => UpstreamError::Connect {
+                host: self.host.address_text.clone(),
+                local: is_local(&error),
+                reason: error.to_string(),
+            },
+            Err(_) => {
+                stats.upstream_cx_connect_timeout.increment(1);
+                UpstreamError::ConnectTimeout { host: self.host.address_text.clone() }
+            }
+        };
+        stats.upstream_cx_connect_fail.increment(1);
+        stats.upstream_cx_destroy.increment(1);
+        stats.upstream_cx_destroy_remote.increment(1);
+        stats.upstream_rq_pending_failure_eject.increment(1);
+        self.host.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
+        Err(error)
+    }
+
+    async fn wait(&self) -> Option<UpstreamConnection> {
+        let waiter = Rc::new(Waiter::default());
+        self.waiting.borrow_mut().push_back(waiter.clone());
+        let guard = Leave { pool: self, waiter: waiter.clone() };
+        let given = poll_fn(|context| {
+            let mut state = waiter.state.borrow_mut();
+            match std::mem::replace(&mut *state, Waiting::Parked(context.waker().clone())) {
+                Waiting::Given(connection) => {
+                    *state = Waiting::Gone;
+                    Poll::Ready(Some(*connection))
+                }
+                Waiting::Retry => {
+                    *state = Waiting::Gone;
+                    Poll::Ready(None)
+                }
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        drop(guard);
+        given
+    }
+
+    fn next_waiter(&self) -> Option<Rc<Waiter>> {
+        self.waiting.borrow_mut().pop_front()
+    }
+
+    /// A connection of this pool ended: somebody who waits may open another.
+    fn closed_one(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        if let Some(waiter) = self.next_waiter() {
+            waiter.retry();
+        }
+    }
+}
+
+/// A connection being opened; counts as open until it fails or becomes an [`UpstreamConnection`].
+struct Opening(Option<Rc<HostPool>>);
+
+impl Opening {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.take() {
+            pool.closed_one();
+        }
+    }
+}
+
+impl Waiter {
+    /// Hands the connection over, or gives it back when nobody waits any more.
+    fn give(&self, connection: Box<UpstreamConnection>) -> Option<Box<UpstreamConnection>> {
+        let mut state = self.state.borrow_mut();
+        match std::mem::replace(&mut *state, Waiting::Gone) {
+            Waiting::Gone => Some(connection),
+            before => {
+                *state = Waiting::Given(connection);
+                if let Waiting::Parked(waker) = before {
+                    waker.wake();
+                }
+                None
+            }
+        }
+    }
+
+    fn retry(&self) {
+        let mut state = self.state.borrow_mut();
+        if let Waiting::Parked(waker) = std::mem::replace(&mut *state, Waiting::Retry) {
+            waker.wake();
+        }
+    }
+}
+
+/// Takes a waiter out of the queue when its request goes away; a connection that was already given
+/// to it goes back to the pool.
+struct Leave<'a> {
+    pool: &'a HostPool,
+    waiter: Rc<Waiter>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.pool.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.waiter));
+        let state = std::mem::replace(&mut *self.waiter.state.borrow_mut(), Waiting::Gone);
+        match state {
+            Waiting::Given(connection) => {
+                self.pool.idle.borrow_mut().push(Idle { connection: *connection, since: Instant::now() });
+            }
+            Waiting::Retry => self.pool.wake_next(),
+            _ => {}
+        }
+    }
+}
+
+impl HostPool {
+    fn wake_next(&self) {
+        if let Some(waiter) = self.next_waiter() {
+            waiter.retry();
+        }
+    }
+}
+
+/// Whether a connect failed for want of something of our own.
+fn is_local(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
