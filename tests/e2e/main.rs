@@ -4,4 +4,5 @@
 
 mod differential;
 mod harness;
+mod licences;
 mod peers;
