@@ -119,7 +119,8 @@ const TABLE: [u8; TABLE_SIZE] = {
 const fn hash(name: &[u8]) -> usize {
     let len = name.len();
     let (first, middle, last) = (name[0] as usize, name[len / 2] as usize, name[len - 1] as usize);
-    (len.wrapping_mul(37) ^ first.wrapping_mul(7) ^ middle.wrapping_mul(13) ^ last.wrapping_mul(31)) % TABLE_SIZE
+    (len.wrapping_mul(37) ^ first.wrapping_mul(7) ^ middle.wrapping_mul(13) ^ last.wrapping_mul(31))
+        % TABLE_SIZE
 }
 
 impl Known {

@@ -5,7 +5,8 @@ use std::process::Command;
 
 /// The strings of a TOML array `allow = [...]`.
 fn allowed(policy: &str) -> Vec<&str> {
-    let list = policy.split_once("\nallow = [").and_then(|(_, rest)| rest.split_once(']')).expect("an allow list").0;
+    let list =
+        policy.split_once("\nallow = [").and_then(|(_, rest)| rest.split_once(']')).expect("an allow list").0;
     list.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()).collect()
 }
 

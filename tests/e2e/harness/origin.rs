@@ -135,13 +135,17 @@ impl Origin {
         });
         let shared = state.clone();
         let task = tokio::spawn(async move {
+            // Connections end with the origin.
+            let mut connections = tokio::task::JoinSet::new();
             loop {
-                match listener.accept().await {
+                let accepted = listener.accept().await;
+                while connections.try_join_next().is_some() {}
+                match accepted {
                     Ok((stream, _)) => {
                         shared.accepted.fetch_add(1, Ordering::Relaxed);
                         shared.open.fetch_add(1, Ordering::Relaxed);
                         let shared = shared.clone();
-                        tokio::spawn(async move {
+                        connections.spawn(async move {
                             serve(stream, &shared).await;
                             shared.open.fetch_sub(1, Ordering::Relaxed);
                         });

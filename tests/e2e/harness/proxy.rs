@@ -48,7 +48,10 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    /// `OUTRIGGER_E2E_STAND_IN=1` puts Envoy in Outrigger's place, to see whether a test asks for something that Envoy
+    /// does not do either.
     pub fn new(kind: Kind, template: &'a str, values: &'a [(&'a str, String)]) -> Plan<'a> {
+        let kind = if std::env::var_os("OUTRIGGER_E2E_STAND_IN").is_some() { Kind::Envoy } else { kind };
         Plan { kind, template, values, arguments: &[], descriptors: None, ports: BTreeMap::new() }
     }
 }

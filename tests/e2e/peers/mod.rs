@@ -1,6 +1,8 @@
 //! The real programs that the tests run against: where they are and how they are started on free ports in
 //! directories of their own. `tests/run` installs them; a test that misses one fails and says so.
 
+pub mod servers;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
