@@ -5,5 +5,9 @@
 mod differential;
 mod examples;
 mod harness;
+mod inputs;
 mod licences;
+mod lifecycle;
+mod load;
 mod peers;
+mod pressure;

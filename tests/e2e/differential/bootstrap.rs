@@ -98,6 +98,16 @@ impl Bootstrap {
         self
     }
 
+    /// More access logs of a listener, a YAML list.
+    pub fn access_logs(mut self, name: &str, logs: &str) -> Bootstrap {
+        let place = format!(
+            "          stat_prefix: {name}\n          delayed_close_timeout: 0.1s\n          access_log:\n"
+        );
+        let more = format!("{place}{}", indent(logs, 10));
+        self.listeners = self.listeners.replace(&place, &more);
+        self
+    }
+
     /// More top-level YAML.
     pub fn also(mut self, text: &str) -> Bootstrap {
         self.more += text;
@@ -133,4 +143,9 @@ pub fn endpoints(ports: &[&str]) -> String {
         );
     }
     text
+}
+
+/// The values of a template's `@origin:a@` and `@origin:b@`.
+pub fn origins(a: u16, b: u16) -> [(&'static str, String); 2] {
+    [("origin:a", a.to_string()), ("origin:b", b.to_string())]
 }

@@ -5,10 +5,12 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
-mod bootstrap;
+pub mod bootstrap;
 mod case;
 mod clusters;
+mod counters;
 mod forwarded;
+mod logs;
 mod messages;
 mod mutation;
 mod observe;
@@ -21,7 +23,8 @@ use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::peers;
 use bootstrap::Bootstrap;
 use case::{Case, Difference};
-use observe::{observe, Side};
+use observe::observe;
+pub use observe::Side;
 use std::collections::BTreeSet;
 
 /// A bootstrap and the cases that run against it.
@@ -34,10 +37,10 @@ fn set(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|v| !v.is_empty())
 }
 
-async fn side(kind: Kind, template: &str) -> Side {
+async fn run_side(kind: Kind, template: &str) -> Side {
     let a = Origin::start().await;
     let b = Origin::start().await;
-    let values = [("origin:a", a.port().to_string()), ("origin:b", b.port().to_string())];
+    let values = bootstrap::origins(a.port(), b.port());
     let proxy = Proxy::start(Plan::new(kind, template, &values)).await;
     Side { proxy, origins: vec![("a", a), ("b", b)] }
 }
@@ -50,10 +53,10 @@ async fn run(group: Group) {
     let template = group.bootstrap.render();
     let show = set("OUTRIGGER_E2E_SHOW").is_some();
     let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
-    let envoy = side(Kind::Envoy, &template).await;
+    let envoy = run_side(Kind::Envoy, &template).await;
     let ours = match set("OUTRIGGER_E2E_ENVOY_ONLY") {
         Some(_) => None,
-        None => Some(side(Kind::Outrigger, &template).await),
+        None => Some(run_side(Kind::Outrigger, &template).await),
     };
     let mut failures = Vec::new();
     let cases = group.cases.iter().filter(|c| c.name.contains(&only));

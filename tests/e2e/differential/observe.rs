@@ -93,13 +93,17 @@ impl fmt::Display for Observation {
 }
 
 /// Replaces what differs from run to run inside a value.
-struct Mask {
+pub struct Mask {
     replacements: Vec<(String, String)>,
 }
 
 impl Mask {
-    fn new(side: &Side, client: u16) -> Mask {
-        let mut replacements = vec![(format!(":{client}"), ":<client>".to_string())];
+    /// For what one side says; `client` is the port of the client's end, 0 for none.
+    pub fn new(side: &Side, client: u16) -> Mask {
+        let mut replacements = Vec::new();
+        if client != 0 {
+            replacements.push((format!(":{client}"), ":<client>".to_string()));
+        }
         for (name, origin) in &side.origins {
             replacements.push((format!(":{}", origin.port()), format!(":<origin-{name}>")));
         }
@@ -110,7 +114,12 @@ impl Mask {
         Mask { replacements }
     }
 
-    fn text(&self, value: &str) -> String {
+    /// One more thing to replace.
+    pub fn also(&mut self, from: &str, to: &str) {
+        self.replacements.push((from.to_string(), to.to_string()));
+    }
+
+    pub fn text(&self, value: &str) -> String {
         let mut value = value.to_string();
         for (from, to) in &self.replacements {
             value = value.replace(from, to);

@@ -31,3 +31,22 @@ where
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Tests that measure or load the machine run one at a time within one test process.
+pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ONE.lock().await
+}
+
+/// Waits until `value` has not changed for a hundred looks in a row, and returns it.
+pub async fn settled(mut value: impl FnMut() -> usize) -> usize {
+    let (mut last, mut same) = (value(), 0);
+    eventually(DEADLINE * 3, || {
+        let now = value();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        std::future::ready(same >= 100)
+    })
+    .await;
+    last
+}

@@ -45,6 +45,8 @@ pub struct Answer {
     pub then: Then,
     /// The answer waits for a permit of this.
     pub gate: Option<Arc<Semaphore>>,
+    /// So many more bytes after the pieces, made as they are sent.
+    pub flood: usize,
     /// Like `pieces`, sent after the head and before the body is read (for `100 Continue`).
     pub interim: Vec<u8>,
 }
@@ -53,7 +55,7 @@ impl Answer {
     /// These bytes, then keep-alive.
     pub fn raw(bytes: impl AsRef<[u8]>) -> Answer {
         let pieces = vec![bytes.as_ref().to_vec()];
-        Answer { when: When::Body, pieces, then: Then::KeepAlive, gate: None, interim: vec![] }
+        Answer { when: When::Body, pieces, then: Then::KeepAlive, gate: None, flood: 0, interim: vec![] }
     }
 
     /// A 200 with this body and a content-length.
@@ -87,6 +89,11 @@ impl Answer {
         self
     }
 
+    pub fn flood(mut self, bytes: usize) -> Answer {
+        self.flood = bytes;
+        self
+    }
+
     pub fn gated(mut self, gate: &Arc<Semaphore>) -> Answer {
         self.gate = Some(gate.clone());
         self
@@ -104,6 +111,8 @@ struct State {
     open: AtomicUsize,
     /// Requests whose head was read, kept or not.
     requests: AtomicUsize,
+    /// Bytes of floods written.
+    flooded: AtomicUsize,
     /// Load tests do not keep the requests.
     keep: bool,
 }
@@ -131,6 +140,7 @@ impl Origin {
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            flooded: AtomicUsize::new(0),
             keep,
         });
         let shared = state.clone();
@@ -180,6 +190,11 @@ impl Origin {
     /// Requests whose head was read, in all.
     pub fn requests(&self) -> usize {
         self.state.requests.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of floods written in all.
+    pub fn flooded(&self) -> usize {
+        self.state.flooded.load(Ordering::Relaxed)
     }
 
     /// Connections accepted in all.
@@ -242,6 +257,17 @@ async fn serve(stream: TcpStream, state: &State) {
         }
         for piece in &answer.pieces {
             alive = alive && write.write_all(piece).await.is_ok() && write.flush().await.is_ok();
+        }
+        let chunk = vec![b'f'; 16 * 1024];
+        let mut left = answer.flood;
+        while alive && left > 0 {
+            match write.write(&chunk[..left.min(chunk.len())]).await {
+                Ok(n) => {
+                    left -= n;
+                    state.flooded.fetch_add(n, Ordering::Relaxed);
+                }
+                Err(_) => alive = false,
+            }
         }
         match answer.then {
             Then::KeepAlive if alive => {
