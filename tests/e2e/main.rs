@@ -4,6 +4,7 @@
 
 mod differential;
 mod examples;
+mod flags;
 mod harness;
 mod inputs;
 mod licences;

@@ -16,6 +16,7 @@ mod mutation;
 mod observe;
 mod routing;
 mod smuggling;
+mod tcp;
 mod upgrades;
 
 use crate::harness::origin::{Answer, Origin};

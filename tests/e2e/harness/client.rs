@@ -37,6 +37,12 @@ impl Client {
         timeout(DEADLINE, self.writer.write_all(bytes)).await?
     }
 
+    /// Makes the close that follows (when this is dropped) a reset.
+    pub fn reset(&self) {
+        let stream: &TcpStream = self.writer.as_ref();
+        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    }
+
     /// Closes the sending direction only.
     pub async fn finish(&mut self) -> io::Result<()> {
         self.writer.shutdown().await

@@ -7,6 +7,7 @@ pub mod http1;
 pub mod origin;
 pub mod ports;
 pub mod proxy;
+pub mod tcp_origin;
 
 use std::future::Future;
 use std::time::Duration;

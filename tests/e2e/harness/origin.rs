@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -377,24 +377,4 @@ impl Drop for Silent {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// A plain TCP echo server; every byte comes back, half-close included.
-pub async fn echo() -> (u16, JoinHandle<()>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    let task = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut bytes = vec![0u8; 64 * 1024];
-                while let Ok(n) = stream.read(&mut bytes).await {
-                    if n == 0 || stream.write_all(&bytes[..n]).await.is_err() {
-                        break;
-                    }
-                }
-                let _ = stream.shutdown().await;
-            });
-        }
-    });
-    (port, task)
 }
