@@ -5,7 +5,6 @@
 pub struct Bootstrap {
     listeners: String,
     clusters: String,
-    more: String,
 }
 
 /// Puts `text` under a key at the given depth.
@@ -27,7 +26,7 @@ impl Bootstrap {
     /// A bootstrap with the clusters `a`, `b` (an origin each), `refused` (nobody listens there) and `empty` (no
     /// endpoint).
     pub fn new() -> Bootstrap {
-        let bootstrap = Bootstrap { listeners: String::new(), clusters: String::new(), more: String::new() };
+        let bootstrap = Bootstrap { listeners: String::new(), clusters: String::new() };
         bootstrap
             .origin("a", "")
             .origin("b", "")
@@ -108,19 +107,13 @@ impl Bootstrap {
         self
     }
 
-    /// More top-level YAML.
-    pub fn also(mut self, text: &str) -> Bootstrap {
-        self.more += text;
-        self
-    }
-
     /// The template.
     pub fn render(&self) -> String {
         format!(
             "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\n\
-             node: {{ id: differential, cluster: tests }}\n{}\
+             node: {{ id: differential, cluster: tests }}\n\
              static_resources:\n  listeners:\n{}  clusters:\n{}",
-            self.more, self.listeners, self.clusters
+            self.listeners, self.clusters
         )
     }
 }

@@ -45,11 +45,6 @@ impl Message {
         self.start_line.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
     }
 
-    /// The method of a request.
-    pub fn method(&self) -> &str {
-        self.start_line.split(' ').next().unwrap_or("")
-    }
-
     /// The target of a request.
     pub fn target(&self) -> &str {
         self.start_line.split(' ').nth(1).unwrap_or("")
@@ -243,14 +238,6 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             message.trailers.push((name.to_string(), value.trim().to_string()));
         }
-    }
-
-    /// A whole request.
-    pub async fn request(&mut self) -> Result<Message, ReadError> {
-        let mut message = self.head().await?;
-        message.framing = Self::request_framing(&message);
-        self.body(&mut message).await?;
-        Ok(message)
     }
 
     /// A whole response, interim ones (1xx except 101) included one by one.

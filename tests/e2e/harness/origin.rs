@@ -105,10 +105,6 @@ type Script = dyn Fn(&Message) -> Answer + Send + Sync;
 struct State {
     script: Mutex<Arc<Script>>,
     received: Mutex<Vec<Message>>,
-    /// Connections accepted, ever.
-    accepted: AtomicUsize,
-    /// Connections open now.
-    open: AtomicUsize,
     /// Requests whose head was read, kept or not.
     requests: AtomicUsize,
     /// Bytes of floods written.
@@ -137,8 +133,6 @@ impl Origin {
         let state = Arc::new(State {
             script: Mutex::new(Arc::new(script)),
             received: Mutex::new(Vec::new()),
-            accepted: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             flooded: AtomicUsize::new(0),
             keep,
@@ -152,13 +146,8 @@ impl Origin {
                 while connections.try_join_next().is_some() {}
                 match accepted {
                     Ok((stream, _)) => {
-                        shared.accepted.fetch_add(1, Ordering::Relaxed);
-                        shared.open.fetch_add(1, Ordering::Relaxed);
                         let shared = shared.clone();
-                        connections.spawn(async move {
-                            serve(stream, &shared).await;
-                            shared.open.fetch_sub(1, Ordering::Relaxed);
-                        });
+                        connections.spawn(async move { serve(stream, &shared).await });
                     }
                     // Out of descriptors in a load test: give the others time to finish.
                     Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
@@ -195,16 +184,6 @@ impl Origin {
     /// Bytes of floods written in all.
     pub fn flooded(&self) -> usize {
         self.state.flooded.load(Ordering::Relaxed)
-    }
-
-    /// Connections accepted in all.
-    pub fn accepted(&self) -> usize {
-        self.state.accepted.load(Ordering::Relaxed)
-    }
-
-    /// Connections open now.
-    pub fn open(&self) -> usize {
-        self.state.open.load(Ordering::Relaxed)
     }
 
     /// Waits until at least `n` requests are recorded (since the last `take`).
