@@ -191,7 +191,7 @@ async fn admin_pages(side: &Side) -> Vec<(String, String)> {
         let mut text = super::observe::Mask::new(side, 0).text(text);
         text =
             regex::Regex::new(r"::(cx|rq)_\w+::\d+").expect("a pattern").replace_all(&text, "").into_owned();
-        regex::Regex::new(r"\"port_value\": \d+").expect("a pattern").replace_all(&text, "").into_owned()
+        regex::Regex::new("\"port_value\": [0-9]+").expect("a pattern").replace_all(&text, "").into_owned()
     };
     let ready = get(port, "/ready").await.unwrap();
     pages.push(("/ready".to_string(), format!("{} {}", ready.status(), ready.text())));
