@@ -6,6 +6,7 @@ mod differential;
 mod examples;
 mod flags;
 mod harness;
+mod hostile;
 mod inputs;
 mod licences;
 mod lifecycle;
