@@ -284,7 +284,10 @@ fn a_missing_field_is_refused_as_envoy_refuses_it() {
             let parent = written(&path[..path.len().saturating_sub(1)]);
             let lines = text.lines().filter(|l| !l.trim().is_empty()).count();
             if mine.status.code() != Some(1) || lines > 3 || !text.contains(&parent) {
-                wrong.push(format!("without {place}: not one clear line naming {parent}: {text}"));
+                wrong.push(format!(
+                    "without {place}: not one clear line naming {parent}: {}",
+                    text.replace('\n', " / ")
+                ));
             }
         }
     }
