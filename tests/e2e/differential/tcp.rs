@@ -144,7 +144,7 @@ struct Case {
     reaches: bool,
     /// Whether a line is logged.
     logged: bool,
-    /// Access-log fields that are not compared, with the reason.
+    /// Access-log fields, or `origin` for the end of its connection, that are not compared.
     ignore: &'static [&'static str],
 }
 
@@ -201,6 +201,10 @@ fn cases() -> Vec<Case> {
         case.logged = false;
         case
     };
+    let ignoring = |keys, mut case: Case| {
+        case.ignore = keys;
+        case
+    };
     let split: Vec<Act> = hello("a.test", &[]).iter().map(|b| Send(vec![*b])).collect();
     let whole = split.len();
     vec![
@@ -216,7 +220,11 @@ fn cases() -> Vec<Case> {
             vec![send("early\n"), Read(3), send("more from the client"), Finish, End],
         ),
         case("the origin resets", "plain", vec![send("reset\n"), End]),
-        case("the client resets", "plain", vec![send("echo\nx"), Read(1), Reset]),
+        // The reset is passed on; Envoy makes an orderly end of it.
+        ignoring(
+            &["origin", "flags"],
+            case("the client resets", "plain", vec![send("echo\nx"), Read(1), Reset]),
+        ),
         case("the client ends without a word", "plain", vec![Finish, End]),
         case("a mebibyte back", "plain", vec![send("source 1048576\n"), Read(1 << 20), Finish, End]),
         case("sixteen mebibytes back", "plain", vec![send("source 16777216\n"), Read(16 << 20), Finish, End]),
@@ -315,7 +323,10 @@ async fn observe(side: &Side, case: &Case) -> String {
     }
     drop(client);
     if case.reaches {
-        text += &format!("origin: {}\n", side.origin.end().await);
+        let end = side.origin.end().await;
+        if !case.ignore.contains(&"origin") {
+            text += &format!("origin: {end}\n");
+        }
     }
     if case.logged {
         let peer = format!("peer=127.0.0.1:{local}\t");
