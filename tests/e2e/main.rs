@@ -1,1 +1,15 @@
-//! End-to-end tests.
+//! End-to-end tests: Outrigger's own binary as a process between real sockets on loopback, beside the real Envoy
+//! and other real programs. `tests/run` installs what they need.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod differential;
+mod examples;
+mod flags;
+mod harness;
+mod hostile;
+mod inputs;
+mod licences;
+mod lifecycle;
+mod load;
+mod peers;
+mod pressure;

@@ -1,0 +1,143 @@
+//! The same bootstrap and the same bytes to Outrigger and to the real Envoy, in front of equal origins in this
+//! process. Compared are the answers, what the origins received, whether the connection was kept, and the
+//! access-log line. A case that may differ names an entry of `docs/differences.md`.
+//!
+//! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
+//! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
+
+pub mod bootstrap;
+mod case;
+mod clusters;
+mod counters;
+mod forwarded;
+mod logs;
+mod messages;
+mod mutation;
+mod observe;
+mod routing;
+mod smuggling;
+mod tcp;
+mod upgrades;
+
+use crate::harness::origin::{Answer, Origin};
+use crate::harness::proxy::{Kind, Plan, Proxy};
+use crate::peers;
+use bootstrap::Bootstrap;
+use case::{Case, Difference};
+use observe::observe;
+pub use observe::Side;
+use std::collections::BTreeSet;
+
+/// A bootstrap and the cases that run against it.
+pub struct Group {
+    pub bootstrap: Bootstrap,
+    pub cases: Vec<Case>,
+}
+
+fn set(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|v| !v.is_empty())
+}
+
+async fn run_side(kind: Kind, template: &str) -> Side {
+    let a = Origin::start().await;
+    let b = Origin::start().await;
+    let values = bootstrap::origins(a.port(), b.port());
+    let proxy = Proxy::start(Plan::new(kind, template, &values)).await;
+    Side { proxy, origins: vec![("a", a), ("b", b)] }
+}
+
+/// Runs a group; panics at the end with every case that differs.
+async fn run(group: Group) {
+    if !peers::have(&["envoy"]) {
+        return;
+    }
+    let template = group.bootstrap.render();
+    let show = set("OUTRIGGER_E2E_SHOW").is_some();
+    let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
+    let envoy = run_side(Kind::Envoy, &template).await;
+    let ours = match set("OUTRIGGER_E2E_ENVOY_ONLY") {
+        Some(_) => None,
+        None => Some(run_side(Kind::Outrigger, &template).await),
+    };
+    let mut failures = Vec::new();
+    let cases = group.cases.iter().filter(|c| c.name.contains(&only));
+    for case in cases {
+        let Some(ours) = &ours else {
+            println!("=== {} [{}]\n{}\n{}", case.name, case.listener, case, observe(&envoy, case).await);
+            continue;
+        };
+        let (theirs, mine) = tokio::join!(observe(&envoy, case), observe(ours, case));
+        if show {
+            println!(
+                "=== {} [{}]\n{case}\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}",
+                case.name, case.listener
+            );
+        }
+        let complaint = match case.difference {
+            None => theirs.compare(&mine, &[]),
+            Some((_, Difference::In(keys))) => theirs.compare(&mine, keys),
+            Some((_, Difference::Refused)) => mine.refused(),
+            Some((_, Difference::Status(status))) => mine.answered(status),
+        };
+        let same = theirs.compare(&mine, &[]).is_none();
+        let complaint = complaint.or_else(|| match case.difference {
+            Some((id, _)) if same => Some(format!("both are equal: the difference {id} is not needed here")),
+            _ => None,
+        });
+        if let Some(complaint) = complaint {
+            failures.push(format!(
+                "=== {}\n{case}\n{complaint}--- Envoy\n{theirs}--- Outrigger\n{mine}",
+                case.name
+            ));
+        }
+    }
+    assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
+}
+
+fn groups() -> Vec<(&'static str, Group)> {
+    vec![
+        ("messages", messages::group()),
+        ("routing", routing::group()),
+        ("mutation", mutation::group()),
+        ("clusters", clusters::group()),
+        ("forwarded", forwarded::group()),
+        ("smuggling", smuggling::group()),
+        ("upgrades", upgrades::group()),
+    ]
+}
+
+macro_rules! groups {
+    ($($name:ident),*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            run(self::$name::group()).await;
+        }
+    )*};
+}
+
+groups!(messages, routing, mutation, clusters, forwarded, smuggling, upgrades);
+
+/// Every accepted difference is explained, and every explanation is in use.
+#[test]
+fn differences_are_documented() {
+    let page = include_str!("../../../docs/differences.md");
+    let documented: BTreeSet<&str> =
+        page.lines().filter_map(|l| l.strip_prefix("### `")?.strip_suffix('`')).collect();
+    let mut used = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (group, cases) in groups().into_iter().map(|(n, g)| (n, g.cases)) {
+        for case in cases {
+            assert!(names.insert((group, case.name)), "two cases of {group} are named {}", case.name);
+            used.extend(case.difference.map(|(id, _)| id));
+        }
+    }
+    assert!(names.len() >= 100, "only {} cases", names.len());
+    assert_eq!(used, documented, "left: used by cases, right: headings in docs/differences.md");
+}
+
+/// An answer for both origins that depends on nothing.
+fn always(
+    answer: Answer,
+) -> impl Fn(&crate::harness::http1::Message) -> Answer + Clone + Send + Sync + 'static {
+    move |_| answer.clone()
+}
