@@ -5,6 +5,8 @@
 //! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
 //! - [`listener`]: accepting connections and choosing their filter chain.
+//! - [`http`]: L7, from heads to the router.
+//! - [`upstream`]: from a cluster to a connection.
 //! - [`runtime`]: threads, sockets and streams.
 //! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
@@ -14,11 +16,9 @@ pub mod admin;
 pub mod bootstrap;
 pub mod config;
 pub mod demo;
+pub mod http;
 pub mod listener;
 pub mod runtime;
 pub mod tcp;
 pub mod telemetry;
-pub mod upstream {
-    //! Only what compiling needs so far.
-    pub mod host_set;
-}
+pub mod upstream;

@@ -74,7 +74,12 @@ impl Fields {
             && self.buf.get(name_start + name_len..value_start) == Some(b": ")
             && self.buf.get(value_start + value_len..value_start + value_len + 2) == Some(b"\r\n");
         self.present |= known.bit();
-        self.list.push(Field { known, canonical, name: span(name_start, name_len), value: span(value_start, value_len) });
+        self.list.push(Field {
+            known,
+            canonical,
+            name: span(name_start, name_len),
+            value: span(value_start, value_len),
+        });
     }
 
     /// Adds a field. The name is written as given: lower case unless case is preserved.

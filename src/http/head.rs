@@ -26,13 +26,7 @@ pub struct RequestHead {
 
 impl RequestHead {
     /// A head whose parts stand in `fields` already.
-    pub(super) fn new(
-        fields: Fields,
-        protocol: Protocol,
-        method: Span,
-        path: Span,
-        authority: Span,
-    ) -> Self {
+    pub(super) fn new(fields: Fields, protocol: Protocol, method: Span, path: Span, authority: Span) -> Self {
         let grpc = fields.get(Known::ContentType).is_some_and(is_grpc_type);
         Self {
             fields,
@@ -120,7 +114,9 @@ fn pseudo(head: &RequestHead, known: Known) -> Option<&[u8]> {
 impl HeaderMutate for RequestHead {
     fn append(&mut self, key: &HeaderKey, value: &[u8]) {
         match key.known() {
-            Known::Method | Known::Path | Known::Authority | Known::Host | Known::Scheme => self.set(key, value),
+            Known::Method | Known::Path | Known::Authority | Known::Host | Known::Scheme => {
+                self.set(key, value)
+            }
             _ => self.fields.append(key, value),
         }
     }

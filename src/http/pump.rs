@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 
 use super::fields::Fields;
-use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h1::write::{chunk_open, chunked_end};
+use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
 use crate::runtime::stream::Stream;
 

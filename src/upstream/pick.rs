@@ -55,7 +55,12 @@ impl Picker {
     }
 
     /// The index of a host, or `None` when no host may be used.
-    pub fn pick(&mut self, set: &HostSet, context: &PickContext<'_>, rng: &mut fastrand::Rng) -> Option<usize> {
+    pub fn pick(
+        &mut self,
+        set: &HostSet,
+        context: &PickContext<'_>,
+        rng: &mut fastrand::Rng,
+    ) -> Option<usize> {
         let mut chosen = self.pick_once(set, rng)?;
         for _ in 0..context.repicks {
             let host = set.all.get(chosen)?;
@@ -109,7 +114,8 @@ impl Source {
         let first = hosts.first().map(|index| weight(*index));
         let equal = hosts.iter().all(|index| Some(weight(*index)) == first);
         let weighted = matches!(policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. }) && !equal;
-        let weighted = weighted.then(|| Edf::new(hosts.iter().map(|i| (*i, f64::from(weight(*i)))), rng.u64(..)));
+        let weighted =
+            weighted.then(|| Edf::new(hosts.iter().map(|i| (*i, f64::from(weight(*i)))), rng.u64(..)));
         let next = if hosts.is_empty() { 0 } else { rng.usize(..hosts.len()) };
         Self { hosts: hosts.to_vec(), next, weighted }
     }
@@ -224,7 +230,10 @@ mod tests {
         set.all[0].active_requests.store(50, Ordering::Relaxed);
         let policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
         let seen = shares(&policy, &set, 1000);
-        assert!((200..300).contains(&seen[0]), "both draws hit the busy host a quarter of the time: {seen:?}");
+        assert!(
+            (200..300).contains(&seen[0]),
+            "both draws hit the busy host a quarter of the time: {seen:?}"
+        );
     }
 
     #[test]

@@ -442,6 +442,13 @@ impl HostPool {
 fn is_local(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE | libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        Some(
+            libc::EADDRNOTAVAIL
+                | libc::EADDRINUSE
+                | libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+        )
     )
 }

@@ -7,7 +7,9 @@ pub mod parse;
 pub mod write;
 
 pub use body::{BodyDecoder, BodyEvent, Framing};
-pub use parse::{parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits};
+pub use parse::{
+    parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits,
+};
 
 /// Why a message was refused: what the client is told and what the log says. The answer's body is
 /// the status text, its flag DPE, and the connection is closed.

@@ -234,7 +234,8 @@ pub fn parse_response(
     } else {
         Framing::UntilClose
     };
-    let keep_alive = connection.keep_alive(protocol) && !matches!(framing, Framing::UntilClose | Framing::Tunnel);
+    let keep_alive =
+        connection.keep_alive(protocol) && !matches!(framing, Framing::UntilClose | Framing::Tunnel);
     let head = ResponseHead::new(fields, status, protocol);
     Ok(Some(ParsedResponse { head, consumed, framing, keep_alive }))
 }
@@ -309,11 +310,40 @@ fn load_fields(
 fn known_method(method: &str) -> bool {
     matches!(
         method,
-        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" | "PATCH"
-            | "ACL" | "BIND" | "CHECKOUT" | "COPY" | "LINK" | "LOCK" | "M-SEARCH" | "MERGE"
-            | "MKACTIVITY" | "MKCALENDAR" | "MKCOL" | "MOVE" | "NOTIFY" | "PROPFIND" | "PROPPATCH"
-            | "PURGE" | "REBIND" | "REPORT" | "SEARCH" | "SOURCE" | "SUBSCRIBE" | "UNBIND"
-            | "UNLINK" | "UNLOCK" | "UNSUBSCRIBE"
+        "GET"
+            | "HEAD"
+            | "POST"
+            | "PUT"
+            | "DELETE"
+            | "CONNECT"
+            | "OPTIONS"
+            | "TRACE"
+            | "PATCH"
+            | "ACL"
+            | "BIND"
+            | "CHECKOUT"
+            | "COPY"
+            | "LINK"
+            | "LOCK"
+            | "M-SEARCH"
+            | "MERGE"
+            | "MKACTIVITY"
+            | "MKCALENDAR"
+            | "MKCOL"
+            | "MOVE"
+            | "NOTIFY"
+            | "PROPFIND"
+            | "PROPPATCH"
+            | "PURGE"
+            | "REBIND"
+            | "REPORT"
+            | "SEARCH"
+            | "SOURCE"
+            | "SUBSCRIBE"
+            | "UNBIND"
+            | "UNLINK"
+            | "UNLOCK"
+            | "UNSUBSCRIBE"
     )
 }
 
@@ -353,7 +383,8 @@ impl<'a> Target<'a> {
         let Some((scheme, rest)) = rest else {
             let scheme = target.windows(3).position(|window| window == b"://");
             let named = scheme.and_then(|end| target.get(..end)).is_some_and(|scheme| {
-                scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(u8::is_ascii_alphanumeric)
+                scheme.first().is_some_and(u8::is_ascii_alphabetic)
+                    && scheme.iter().all(u8::is_ascii_alphanumeric)
             });
             return Err(if named { Refusal::SCHEME } else { Refusal::TARGET });
         };
@@ -366,9 +397,7 @@ impl<'a> Target<'a> {
         match path.first() {
             _ if authority.is_empty() => Err(Refusal::TARGET),
             Some(_) => Ok(Self { scheme: Some(scheme), authority: Some(authority), path }),
-            None => {
-                Ok(Self { scheme: Some(scheme), authority: Some(authority), path: b"/" })
-            }
+            None => Ok(Self { scheme: Some(scheme), authority: Some(authority), path: b"/" }),
         }
     }
 }
@@ -381,12 +410,31 @@ fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8
 /// `host[:port]` (RFC 9110 §7.2): no userinfo, no path, no list, a port of digits.
 fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
     let allowed = |byte: &u8| {
-        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=')
+        byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b'%'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b';'
+                    | b'='
+            )
     };
     let (host, port) = if authority.first() == Some(&b'[') {
         let end = authority.iter().position(|byte| *byte == b']').ok_or(Refusal::HOST)?;
         let inside = authority.get(1..end).unwrap_or_default();
-        if !inside.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.' | b'%') || byte.is_ascii_alphabetic()) {
+        if !inside.iter().all(|byte| {
+            byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.' | b'%') || byte.is_ascii_alphabetic()
+        }) {
             return Err(Refusal::HOST);
         }
         (inside, authority.get(end + 1..).unwrap_or_default())

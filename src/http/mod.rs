@@ -1,0 +1,16 @@
+//! L7: HTTP connections served.
+//!
+//! Comes in: an accepted byte stream and the connection manager that its filter chain names. A
+//! request's head is parsed (`h1`), prepared (`manager`), routed and forwarded (`router`), its
+//! bodies moved by `pump`; every answer of our own is a `local_reply`. Goes out: bytes both ways, one
+//! access-log record a stream. Nothing here knows about threads or reads protobuf.
+
+pub mod fields;
+pub mod h1;
+pub mod head;
+pub mod io;
+pub mod manager;
+pub mod path;
+pub mod pump;
+pub mod timer;
+pub mod worker;
