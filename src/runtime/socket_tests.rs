@@ -205,9 +205,15 @@ fn new_connections_go_where_they_are_steered() {
 #[test]
 fn closing_after_steering_loses_nothing() {
     let (old, new) = listeners(&any());
+    steer_new_connections(old.as_fd(), 0).unwrap();
     let before = std::net::TcpStream::connect(old.local_addr().unwrap()).unwrap();
     steer_new_connections(old.as_fd(), 1).unwrap();
-    assert_eq!(arrivals([&old, &new], 20).iter().sum::<usize>(), 20);
+    assert_eq!(arrivals([&new, &new], 20).iter().sum::<usize>(), 20);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while old.accept().is_err() {
+        assert!(std::time::Instant::now() < deadline, "the waiting connection is gone");
+        std::thread::yield_now();
+    }
     drop(old);
     // The group's only socket now has index 0, and the rule's 1 names nobody.
     assert_eq!(arrivals([&new, &new], 20).iter().sum::<usize>(), 20);

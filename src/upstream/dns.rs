@@ -154,13 +154,15 @@ async fn run(cluster: Arc<Cluster>, mut first: Option<oneshot::Sender<()>>) {
             // A zero interval would spin.
             schedule(&mut lookups, index, target, delay.max(Duration::from_millis(1)));
         }
+        if !target.failing {
+            store(&cluster, &targets, logical);
+        }
         if targets.iter().all(|target| target.answered) {
             if let Some(first) = first.take() {
                 // Nobody need wait for it.
                 let _ = first.send(());
             }
         }
-        store(&cluster, &targets);
     }
 }
 
@@ -213,7 +215,7 @@ fn take_answer(
 }
 
 /// Swaps in the host set that `targets` describe, if it differs from the present one.
-fn store(cluster: &Cluster, targets: &[Target]) {
+fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
     let present = cluster.hosts.load();
     let mut known: HashMap<&Address, Vec<&Arc<Host>>> = HashMap::new();
     for host in &present.all {
@@ -242,8 +244,11 @@ fn store(cluster: &Cluster, targets: &[Target]) {
         overprovisioning: cluster.overprovisioning,
         panic_threshold: cluster.panic_threshold.into(),
     };
+    // A logical host that moves stays one member: Envoy does not count it.
+    if !(logical && hosts.len() == present.all.len()) {
+        cluster.stats().membership_change.increment(1);
+    }
     cluster.hosts.store(Arc::new(HostSet::new(hosts, options)));
-    cluster.stats().membership_change.increment(1);
     publish_membership(cluster);
 }
 
@@ -274,6 +279,8 @@ impl Resolver {
                 let ttl = ttl.filter(|ttl| *ttl < MAX_TTL).map(|ttl| Duration::from_secs(ttl.into()));
                 Ok(Answer { addresses: found.iter().collect(), ttl })
             }
+            // A name that is not there at all (NXDOMAIN) is a failure: the last good hosts stay.
+            // Envoy 1.40 empties a STRICT_DNS cluster then.
             Err(reason) if reason.is_no_records_found() && !reason.is_nx_domain() => {
                 Ok(Answer { addresses: Vec::new(), ttl: None })
             }

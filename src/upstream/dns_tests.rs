@@ -211,6 +211,10 @@ async fn failures_keep_the_last_good_hosts_but_an_empty_answer_counts() {
     for code in [NXDOMAIN, REFUSED] {
         zones.lock().unwrap().insert("a.test", Zone::Code(code));
         more(&cluster, "update_failure", 3).await;
+        // Only a good answer can leave the hosts as they were.
+        let unchanged = stat(&cluster, "update_no_rebuild");
+        more(&cluster, "update_failure", 3).await;
+        assert_eq!(stat(&cluster, "update_no_rebuild"), unchanged);
         assert!(Arc::ptr_eq(&before, &cluster.hosts.load_full()), "{code}");
     }
     zones.lock().unwrap().insert("a.test", has(&[]));
@@ -239,6 +243,7 @@ async fn a_logical_host_follows_the_first_address() {
     assert!(Arc::ptr_eq(&before, &cluster.hosts.load_full()));
     zones.lock().unwrap().insert("a.test", has(&["127.0.0.3", "127.0.0.2"]));
     until_hosts(&cluster, &["127.0.0.3:80"]).await;
+    assert_eq!(stat(&cluster, "membership_change"), 1);
     task.abort();
 }
 
