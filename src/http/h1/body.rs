@@ -216,7 +216,7 @@ fn check_extensions(mut rest: &[u8]) -> Result<(), Refusal> {
                 match value.get(at) {
                     Some(b'"') => break,
                     Some(b'\\') if value.get(at + 1).is_some_and(|byte| *byte >= 0x20 && *byte != 0x7f) => {
-                        at += 2
+                        at += 2;
                     }
                     Some(b'\t' | 0x20..=0x5b | 0x5d..=0x7e) => at += 1,
                     _ => return Err(Refusal::CHUNK),

@@ -1,6 +1,7 @@
 //! Random damage to valid requests: nothing panics, and nothing that a second, independent parser
 //! reads otherwise is passed on. Seeded, so a failure repeats.
 
+use super::body::decode;
 use super::*;
 
 const CORPUS: &[&str] = &[
