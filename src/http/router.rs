@@ -509,14 +509,13 @@ impl Attempts<'_> {
             chunked_length: cluster.http.http1.allow_chunked_length,
         };
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
-        let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));
         let mut interim = 0u32;
         let mut started = false;
         let result = poll_fn(|context| {
             self.poll_upload(ex, connection, &mut sent.out, context)?;
             loop {
                 if !connection.input.is_empty() {
-                    match h1::parse_response(&connection.input, &limits, to_head, connect) {
+                    match h1::parse_response(&connection.input, &limits, to_head, self.upgrade) {
                         Ok(Some(parsed)) if parsed.head.status < 200 && parsed.head.status != 101 => {
                             bytes::Buf::advance(&mut connection.input, parsed.consumed);
                             interim += 1;
@@ -647,7 +646,8 @@ impl Attempts<'_> {
         ex.info.details = Cow::Borrowed("via_upstream");
         self.charge(ex, head.status, now.saturating_duration_since(sent.at));
         self.deadlines.per_try = None;
-        if self.upgrade && head.status != 101 && head.status / 100 == 2 && framing != Framing::Tunnel {
+        let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));
+        if self.upgrade && !connect && head.status / 100 == 2 {
             // Neither accepted nor refused: the client could not tell where the other protocol begins.
             ex.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
             let mut fields = Fields::recycled();

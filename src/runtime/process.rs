@@ -1,5 +1,6 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{signal, SignalKind};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::drain::Drain;
 use super::socket::{self, Bound, ListenError, ListenOptions};
@@ -18,6 +19,7 @@ use crate::bootstrap::Flags;
 use crate::config::cluster::{Address, Discovery};
 use crate::config::compile::CompiledBootstrap;
 use crate::telemetry::access_log;
+use crate::upstream::dns;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{Server, ServerState};
 
@@ -188,11 +190,20 @@ fn strategy(flags: &Flags, graceful: bool) -> Option<Duration> {
 
 /// Hosts of DNS clusters are looked up before traffic is taken, as Envoy warms clusters.
 async fn start_clusters(compiled: &CompiledBootstrap) {
+    let mut answers = Vec::new();
     for slot in compiled.clusters.all() {
         let Some(cluster) = slot.get() else { continue };
         if matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
-            tracing::warn!("cluster {}: DNS discovery is not part of this build", cluster.name);
+            let (first, answer) = oneshot::channel();
+            answers.push(answer);
+            tokio::spawn(dns::follow_announcing(cluster, first));
+        } else {
+            dns::publish_membership(&cluster);
         }
+    }
+    for answer in answers {
+        // Without an answer in time the listeners open anyway; requests get 503 until it comes.
+        let _ = dns::first_resolution(answer).await;
     }
 }
 
@@ -220,6 +231,7 @@ fn start_workers(
     let mut shares: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     let mut handles = Vec::new();
+    let mut inodes = Vec::new();
     for (listener, first, options) in sockets {
         let fail = |source| RunError::Listen { name: listener.name.clone(), source };
         let bound_address = first.local_addr();
@@ -232,6 +244,9 @@ fn start_workers(
                 // Without SO_REUSEPORT the workers share one accept queue.
                 first.try_clone()?
             };
+            if let Bound::Tcp(own) = &own {
+                inodes.push(socket::inode(own.as_fd())?);
+            }
             share.push((listener.clone(), own));
         }
         handles.push(first);
@@ -253,7 +268,7 @@ fn start_workers(
         let thread = std::thread::Builder::new().name(format!("worker_{index}"));
         threads.push(thread.spawn(move || worker::run(assignment))?);
     }
-    Ok(Workers { threads, statuses, stop, end, addresses, inodes: Vec::new(), handles, count })
+    Ok(Workers { threads, statuses, stop, end, addresses, inodes, handles, count })
 }
 
 /// Binds the admin port; the process we replace may need a moment to let go of it.
@@ -326,7 +341,18 @@ async fn finish(workers: &Workers, limit: Duration) {
 impl Workers {
     /// Whether another process listens on all our ports; new connections then go to it alone.
     fn handed_over(&self) -> bool {
-        let _ = (&self.addresses, &self.inodes, &self.handles, self.count);
-        false
+        let taken = |address| socket::foreign_listener(address, &self.inodes);
+        if self.addresses.is_empty() || !self.addresses.iter().copied().all(taken) {
+            return false;
+        }
+        for handle in &self.handles {
+            if let Bound::Tcp(listener) = handle {
+                // Our sockets came first in the group. Where steering is not possible the kernel goes
+                // on spreading connections until we close.
+                let first_of_theirs = u32::try_from(self.count).unwrap_or(u32::MAX);
+                let _ = socket::steer_new_connections(listener.as_fd(), first_of_theirs);
+            }
+        }
+        true
     }
 }
