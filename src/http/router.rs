@@ -340,6 +340,7 @@ impl Attempts<'_> {
                         return self.respond(ex, parsed, connection, request_permit, sent).await;
                     }
                     drop(request_permit);
+                    self.charge_error(ex, parsed.head.status >= 500);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         let pool = connection.pool().clone();
                         pool.give_back(*connection, true, Instant::now());
@@ -359,6 +360,7 @@ impl Attempts<'_> {
             }
             if self.retry_failure(ex, &failure, &mut left, &mut permit) {
                 was_timeout = matches!(failure, Failure::Timeout(Expired::PerTry));
+                self.charge_error(ex, true);
                 self.back_off(ex).await;
                 continue;
             }
@@ -785,6 +787,13 @@ impl Attempts<'_> {
         if let Some(host) = &ex.info.host {
             let counter = if status >= 500 { &host.counters.rq_error } else { &host.counters.rq_success };
             counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a try that is not the last against its host.
+    fn charge_error(&self, ex: &Exchange<'_>, failed: bool) {
+        if let (true, Some(host)) = (failed, &ex.info.host) {
+            host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
         }
     }
 

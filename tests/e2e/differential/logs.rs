@@ -180,6 +180,9 @@ fn is_duration(operator: &str) -> bool {
 
 #[tokio::test]
 async fn access_logs() {
+    if !super::wanted() {
+        return;
+    }
     if !peers::have(&["envoy"]) {
         return;
     }

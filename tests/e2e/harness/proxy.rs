@@ -127,8 +127,9 @@ impl Proxy {
         }
         command.arg("-c").arg(&file);
         if plan.kind == Kind::Envoy {
-            command.args(["--disable-hot-restart", "--file-flush-interval-msec", "10", "-l", "error"]);
+            command.args(["--disable-hot-restart", "-l", "error"]);
         }
+        command.args(["--file-flush-interval-msec", "10"]);
         command.args(["--concurrency", "1"]).args(plan.arguments);
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("the output file")).stderr(output);
         let child = command.spawn().unwrap_or_else(|e| panic!("{:?} cannot be started: {e}", plan.kind));
