@@ -5,6 +5,8 @@
 //! bodies moved by `pump`; every answer of our own is a `local_reply`. Goes out: bytes both ways, one
 //! access-log record a stream. Nothing here knows about threads or reads protobuf.
 
+pub mod connection;
+pub mod exchange;
 pub mod fields;
 pub mod h1;
 pub mod head;
@@ -12,5 +14,8 @@ pub mod io;
 pub mod manager;
 pub mod path;
 pub mod pump;
+pub mod router;
+pub mod shadow;
 pub mod timer;
+pub mod tunnel;
 pub mod worker;

@@ -61,6 +61,11 @@ impl Pump {
         pump
     }
 
+    /// Whether it is written chunked.
+    pub fn is_chunked(&self) -> bool {
+        self.chunked
+    }
+
     /// Whether the source has sent the whole body.
     pub fn is_received(&self) -> bool {
         self.received

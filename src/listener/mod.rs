@@ -1,3 +1,4 @@
 //! Accepting connections and deciding which filter chain serves each.
 
+pub mod accept;
 pub mod inspect;

@@ -4,27 +4,10 @@
 //! [`Stream`]s and [`Acceptor`]s that belong to one worker's current-thread runtime.
 
 pub mod drain;
+pub mod process;
 pub mod socket;
 pub mod stream;
+pub mod worker;
 
+pub use process::{run, RunError};
 pub use stream::{Acceptor, Stream};
-
-/// Why the process cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The data path is not part of this build.
-    #[error("this build cannot serve traffic")]
-    NotBuilt,
-}
-
-/// Serves traffic until it is told to stop.
-///
-/// # Errors
-/// A listener cannot be bound, or the runtime cannot start.
-pub fn run(
-    _compiled: crate::config::compile::CompiledBootstrap,
-    _flags: crate::bootstrap::Flags,
-    _log: crate::telemetry::log::LogControl,
-) -> Result<(), RunError> {
-    Err(RunError::NotBuilt)
-}

@@ -1,14 +1,14 @@
 //! Sockets as config describes them: binding, connecting, options, and the few calls that neither
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
-#![allow(unsafe_code)] // peek, scheduling affinity and resource limits have no safe wrapper here.
+#![allow(unsafe_code)] // peek, steering, affinity and resource limits have no safe wrapper here.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -316,6 +316,111 @@ fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// The kernel's number of a socket, as `/proc/net/tcp` shows it.
+pub fn inode(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    // Following the link stats the socket itself.
+    Ok(std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))?.ino())
+}
+
+/// Whether a socket that is not one of ours (`own_inodes`, see [`inode`]) listens on exactly this
+/// address and port in our network namespace: a successor or predecessor process. False when the
+/// kernel's tables cannot be read.
+pub fn foreign_listener(local: SocketAddr, own_inodes: &[u64]) -> bool {
+    let table = match local {
+        SocketAddr::V4(_) => "/proc/self/net/tcp",
+        SocketAddr::V6(_) => "/proc/self/net/tcp6",
+    };
+    // A file of the kernel's, but with no promise of being UTF-8.
+    let table = std::fs::read(table).unwrap_or_default();
+    String::from_utf8_lossy(&table)
+        .lines()
+        .filter_map(listening)
+        .any(|(address, inode)| address == local && !own_inodes.contains(&inode))
+}
+
+/// Address and inode of a line of `/proc/net/tcp` or `tcp6`, if it is a listening socket's.
+fn listening(line: &str) -> Option<(SocketAddr, u64)> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (address, port) = fields.next()?.split_once(':')?;
+    if fields.nth(1)? != LISTEN {
+        return None;
+    }
+    // Skipped: queues, timer, retransmits, user, timeout.
+    let inode = fields.nth(5)?.parse().ok()?;
+    // Words of the address as it lies in memory, read as numbers of this machine.
+    let word = |index: usize| {
+        let digits = address.get(8 * index..8 * index + 8)?;
+        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+    };
+    let ip: IpAddr = match address.len() {
+        8 => word(0)?.into(),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index)?);
+            }
+            bytes.into()
+        }
+        _ => return None,
+    };
+    Some((SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?), inode))
+}
+
+/// Sends every new connection of the `SO_REUSEPORT` group of `socket` to the group's member
+/// `index`, in order of `listen`. With a successor listening on the same port, its first socket has
+/// the number of ours as index: we then get no more connections, can accept what waits in our
+/// queues, and close without losing any. Connections in handshake at this moment still arrive here,
+/// so accept for about a round trip longer.
+///
+/// An index beyond the group leaves the kernel's spreading by hash. The rule belongs to the group
+/// and outlives `socket`: see [`stop_steering`].
+pub fn steer_new_connections(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut program =
+        [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: index }];
+    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    // SAFETY: `filter` describes the one instruction of `program`; both outlive the call, which
+    // copies them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Ends [`steer_new_connections`] for the group of `socket`: new connections spread by hash again.
+/// The successor calls it once its predecessor is gone, else a rule left behind could single out
+/// one of its sockets. Without a rule, nothing happens. Linux 5.3 or later.
+pub fn stop_steering(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let ignored: libc::c_int = 0;
+    // SAFETY: the option takes an int whose value does not matter; pointer and size describe one.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_REUSEPORT_BPF,
+            (&raw const ignored).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            error => Err(error),
+        },
     }
 }
 

@@ -1,3 +1,4 @@
+use std::os::fd::AsFd;
 use std::task::{Context, Waker};
 
 use super::*;
@@ -153,4 +154,99 @@ fn threads_and_limits() {
 fn mapped_addresses() {
     assert_eq!(unmapped("[::ffff:10.0.0.1]:80".parse().unwrap()), "10.0.0.1:80".parse().unwrap());
     assert_eq!(unmapped("[::1]:80".parse().unwrap()), "[::1]:80".parse().unwrap());
+}
+
+fn listeners(address: &Address) -> (TcpListener, TcpListener) {
+    let one = |address: &Address| match listen(address, &ListenOptions::default()).unwrap() {
+        Bound::Tcp(listener) => listener,
+        Bound::Unix(_) => panic!("not asked for"),
+    };
+    let first = one(address);
+    let second = one(&Address::Ip(first.local_addr().unwrap()));
+    (first, second)
+}
+
+/// Connects `count` times; how many of them waited at each listener.
+fn arrivals(listeners: [&TcpListener; 2], count: usize) -> [usize; 2] {
+    let to = listeners[0].local_addr().unwrap();
+    let clients: Vec<_> = (0..count).map(|_| std::net::TcpStream::connect(to).unwrap()).collect();
+    let mut arrived = [0, 0];
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    // A client's connect may return before the listener has its connection.
+    while arrived[0] + arrived[1] < clients.len() {
+        assert!(std::time::Instant::now() < deadline, "{arrived:?}");
+        for (listener, arrived) in listeners.iter().zip(&mut arrived) {
+            while listener.accept().is_ok() {
+                *arrived += 1;
+            }
+        }
+        std::thread::yield_now();
+    }
+    arrived
+}
+
+#[test]
+fn new_connections_go_where_they_are_steered() {
+    let (first, second) = listeners(&any());
+    steer_new_connections(first.as_fd(), 1).unwrap();
+    assert_eq!(arrivals([&first, &second], 50), [0, 50]);
+    steer_new_connections(first.as_fd(), 0).unwrap();
+    assert_eq!(arrivals([&first, &second], 50), [50, 0]);
+    // Nobody has this index: both get some, but with a chance of one in 2^49.
+    steer_new_connections(first.as_fd(), 7).unwrap();
+    assert!(!arrivals([&first, &second], 50).contains(&0));
+    steer_new_connections(first.as_fd(), 1).unwrap();
+    stop_steering(second.as_fd()).unwrap();
+    stop_steering(second.as_fd()).unwrap();
+    assert!(!arrivals([&first, &second], 50).contains(&0));
+}
+
+/// The order of a hand-over: the old process steers, empties its queue and closes.
+#[test]
+fn closing_after_steering_loses_nothing() {
+    let (old, new) = listeners(&any());
+    steer_new_connections(old.as_fd(), 0).unwrap();
+    let before = std::net::TcpStream::connect(old.local_addr().unwrap()).unwrap();
+    steer_new_connections(old.as_fd(), 1).unwrap();
+    assert_eq!(arrivals([&new, &new], 20).iter().sum::<usize>(), 20);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while old.accept().is_err() {
+        assert!(std::time::Instant::now() < deadline, "the waiting connection is gone");
+        std::thread::yield_now();
+    }
+    drop(old);
+    // The group's only socket now has index 0, and the rule's 1 names nobody.
+    assert_eq!(arrivals([&new, &new], 20).iter().sum::<usize>(), 20);
+    drop(before);
+}
+
+#[test]
+fn a_foreign_listener_is_told_from_our_own() {
+    for address in [any(), Address::Ip((std::net::Ipv6Addr::LOCALHOST, 0).into())] {
+        let (first, second) = listeners(&address);
+        let local = first.local_addr().unwrap();
+        let own = [inode(first.as_fd()).unwrap(), inode(second.as_fd()).unwrap()];
+        assert_ne!(own[0], own[1]);
+        assert!(!foreign_listener(local, &own));
+        assert!(foreign_listener(local, &own[..1]));
+        assert!(foreign_listener(local, &own[1..]));
+        drop(second);
+        assert!(!foreign_listener(local, &own[..1]));
+        drop(first);
+        assert!(!foreign_listener(local, &[]));
+    }
+}
+
+#[test]
+fn lines_of_the_kernels_table() {
+    let line = |state: &str, address: &str| {
+        format!("   0: {address}:1F90 00000000:0000 {state} 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 100 0 0 10 0")
+    };
+    let local = u32::from_ne_bytes([127, 0, 0, 1]);
+    let expected = Some((SocketAddr::from(([127, 0, 0, 1], 8080)), 4711));
+    assert_eq!(listening(&line("0A", &format!("{local:08X}"))), expected);
+    assert_eq!(listening(&line("01", &format!("{local:08X}"))), None);
+    for broken in ["", "0A", "\u{e4}\u{e4}\u{e4}\u{e4}", "ZZZZZZZZ"] {
+        assert_eq!(listening(&line("0A", broken)), None, "{broken}");
+    }
 }

@@ -5,6 +5,7 @@
 //! ([`Upstreams`]); shared between workers are only the immutable cluster, the host counters and the
 //! circuit breakers.
 
+pub mod dns;
 pub mod edf;
 pub mod host_set;
 pub mod local;

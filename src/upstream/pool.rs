@@ -77,18 +77,34 @@ pub struct UpstreamConnection {
     pub requests: u32,
     /// Whether it was idle in the pool before this request.
     pub reused: bool,
+    permit: ConnectionPermit,
+}
+
+/// What an open connection holds: its place in the breakers, gauges and counts. Dropping it says that
+/// the connection is closed.
+#[derive(Debug)]
+pub struct ConnectionPermit {
     opened: Instant,
     pool: Rc<HostPool>,
     remote_closed: Cell<bool>,
     _permit: Permit,
-    _active: Held,
+    _active: Active,
+}
+
+/// The `upstream_cx_active` gauge, held.
+struct Active(#[allow(dead_code)] Held);
+
+impl std::fmt::Debug for Active {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Active")
+    }
 }
 
 impl std::fmt::Debug for UpstreamConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UpstreamConnection")
             .field("id", &self.id)
-            .field("host", &self.pool.host.address_text)
+            .field("host", &self.permit.pool.host.address_text)
             .field("requests", &self.requests)
             .finish_non_exhaustive()
     }
@@ -97,12 +113,22 @@ impl std::fmt::Debug for UpstreamConnection {
 impl UpstreamConnection {
     /// Notes that the peer closed it, for the statistics.
     pub fn note_remote_close(&self) {
-        self.remote_closed.set(true);
+        self.permit.remote_closed.set(true);
+    }
+
+    /// The pool it belongs to.
+    pub fn pool(&self) -> &Rc<HostPool> {
+        &self.permit.pool
+    }
+
+    /// The stream alone, for a TCP session, and what must be held while it is open.
+    pub fn split(self) -> (Stream, ConnectionPermit) {
+        (self.stream, self.permit)
     }
 
     /// When it was opened.
     pub fn opened(&self) -> Instant {
-        self.opened
+        self.permit.opened
     }
 
     /// Whether nothing has happened on it that forbids another request.
@@ -113,7 +139,7 @@ impl UpstreamConnection {
     }
 }
 
-impl Drop for UpstreamConnection {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let stats = self.pool.cluster.stats();
         stats.upstream_cx_destroy.increment(1);
@@ -171,7 +197,7 @@ impl HostPool {
         let _gauge = Held::new(&stats.upstream_rq_pending_active);
         loop {
             if let Some(permit) = self.connection_permit(priority) {
-                return self.connect(permit).await;
+                return self.connect(permit, true).await;
             }
             if let Some(connection) = self.wait().await {
                 return Ok(connection);
@@ -198,7 +224,7 @@ impl HostPool {
             stats.upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
-        self.connect(permit).await
+        self.connect(permit, false).await
     }
 
     /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.
@@ -212,7 +238,8 @@ impl HostPool {
             self.cluster.stats().upstream_cx_max_requests.increment(1);
             return;
         }
-        if http.max_connection_duration.is_some_and(|max| now.duration_since(connection.opened) >= max) {
+        if http.max_connection_duration.is_some_and(|max| now.duration_since(connection.permit.opened) >= max)
+        {
             self.cluster.stats().upstream_cx_max_duration_reached.increment(1);
             return;
         }
@@ -287,7 +314,11 @@ impl HostPool {
         (self.open.get() == 0).then(|| Permit::take_anyway(&self.cluster, priority, Kind::Connections))
     }
 
-    async fn connect(self: &Rc<Self>, permit: Permit) -> Result<UpstreamConnection, UpstreamError> {
+    async fn connect(
+        self: &Rc<Self>,
+        permit: Permit,
+        http: bool,
+    ) -> Result<UpstreamConnection, UpstreamError> {
         let stats = self.cluster.stats();
         self.open.set(self.open.get() + 1);
         let opening = Opening(Some(self.clone()));
@@ -299,6 +330,7 @@ impl HostPool {
         let error = match outcome {
             Ok(Ok(stream)) => {
                 opening.done();
+                stats.upstream_cx_http1_total.increment(u64::from(http));
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
                 self.host.active_connections.fetch_add(1, Ordering::Relaxed);
                 return Ok(UpstreamConnection {
@@ -307,11 +339,13 @@ impl HostPool {
                     id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                     requests: 0,
                     reused: false,
-                    opened: started,
-                    pool: self.clone(),
-                    remote_closed: Cell::new(false),
-                    _permit: permit,
-                    _active: Held::new(&stats.upstream_cx_active),
+                    permit: ConnectionPermit {
+                        opened: started,
+                        pool: self.clone(),
+                        remote_closed: Cell::new(false),
+                        _permit: permit,
+                        _active: Active(Held::new(&stats.upstream_cx_active)),
+                    },
                 });
             }
             Ok(Err(error)) => UpstreamError::Connect {

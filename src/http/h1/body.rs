@@ -216,7 +216,7 @@ fn check_extensions(mut rest: &[u8]) -> Result<(), Refusal> {
                 match value.get(at) {
                     Some(b'"') => break,
                     Some(b'\\') if value.get(at + 1).is_some_and(|byte| *byte >= 0x20 && *byte != 0x7f) => {
-                        at += 2
+                        at += 2;
                     }
                     Some(b'\t' | 0x20..=0x5b | 0x5d..=0x7e) => at += 1,
                     _ => return Err(Refusal::CHUNK),
@@ -242,7 +242,8 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Reads a trailer section; fields that frame or route a message are left out (RFC 9110 §6.5.1).
+/// Reads a trailer section; fields that frame or route a message or say who sent it are left
+/// out (RFC 9110 §6.5.1).
 fn parse_trailers(buffer: &[u8], max: usize) -> Result<Option<(usize, Fields)>, Refusal> {
     let window = buffer.get(..max).unwrap_or(buffer);
     let mut parsed = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
@@ -277,6 +278,12 @@ fn parse_trailers(buffer: &[u8], max: usize) -> Result<Option<(usize, Fields)>, 
                 | Known::Expect
                 | Known::Authorization
                 | Known::Cookie
+                | Known::ContentType
+                | Known::XForwardedFor
+                | Known::XForwardedProto
+                | Known::XForwardedHost
+                | Known::XForwardedPort
+                | Known::XForwardedClientCert
         );
         if !forbidden {
             fields.push(name.as_bytes(), header.value.trim_ascii_end());

@@ -6,6 +6,9 @@ pub mod body;
 pub mod parse;
 pub mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use body::{BodyDecoder, BodyEvent, Framing};
 pub use parse::{
     parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits,

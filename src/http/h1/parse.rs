@@ -98,10 +98,13 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
             return if input.len() >= limits.max_head { Err(Refusal::HEAD_TOO_LARGE) } else { Ok(None) };
         }
         Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TOO_MANY_FIELDS),
-        Err(httparse::Error::HeaderValue | httparse::Error::HeaderName) => {
-            return Err(syntax(window));
+        Err(httparse::Error::Version | httparse::Error::Token) => {
+            return match other_version(window) {
+                OtherVersion::Yes => Err(Refusal::LOW_VERSION),
+                OtherVersion::Cut if input.len() < limits.max_head => Ok(None),
+                OtherVersion::Cut | OtherVersion::No => Err(syntax(window)),
+            }
         }
-        Err(httparse::Error::Version) if is_other_version(window) => return Err(Refusal::LOW_VERSION),
         Err(_) => return Err(syntax(window)),
     };
     if parsed.headers.len() > limits.max_fields {
@@ -221,6 +224,10 @@ pub fn parse_response(
         }
         fields.remove_known(Known::ContentLength);
     }
+    if status == 101 && !to_connect {
+        // Nobody asked for another protocol.
+        return Err(PROTOCOL);
+    }
     let connection = Connection::of(&fields);
     let tunnel = (to_connect && (200..300).contains(&status)) || status == 101;
     let framing = if tunnel {
@@ -234,34 +241,78 @@ pub fn parse_response(
     } else {
         Framing::UntilClose
     };
-    let keep_alive =
-        connection.keep_alive(protocol) && !matches!(framing, Framing::UntilClose | Framing::Tunnel);
+    // A chunked HTTP/1.0 answer went through something that does not know chunks (RFC 9112 §6.1).
+    let keep_alive = connection.keep_alive(protocol)
+        && !(chunked && protocol == Protocol::Http10)
+        && !matches!(framing, Framing::UntilClose | Framing::Tunnel);
     let head = ResponseHead::new(fields, status, protocol);
     Ok(Some(ParsedResponse { head, consumed, framing, keep_alive }))
 }
 
-/// Control bytes are told apart from other syntax errors, as Envoy's details do.
+/// Control bytes in the head are told apart from other syntax errors, as Envoy's details do.
 fn syntax(input: &[u8]) -> Refusal {
+    let end = memchr::memmem::find(input, b"\r\n\r\n").unwrap_or(input.len());
     let control = |byte: &u8| (*byte < 0x20 && !matches!(byte, b'\r' | b'\n' | b'\t')) || *byte == 0x7f;
-    if input.iter().any(control) {
+    if input.iter().take(end).any(control) {
         Refusal::CHARACTERS
     } else {
         Refusal::CODEC
     }
 }
 
-/// Whether the request line ends in a well-formed version that is not HTTP/1.0 or HTTP/1.1, or in
-/// none at all (HTTP/0.9). The HTTP/2 preface is not among them: it is no HTTP/1 request.
-fn is_other_version(input: &[u8]) -> bool {
-    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    if line.starts_with(b"PRI * HTTP/2.0") {
-        return false;
-    }
-    let last = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
-    matches!(last, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+/// Whether a request line that is no HTTP/1.0 or HTTP/1.1 one is that of another version.
+enum OtherVersion {
+    Yes,
+    No,
+    /// The bytes that tell are still to come.
+    Cut,
 }
 
-/// A head that is not complete yet but can be refused already: an HTTP/2 preface, a bare LF.
+/// Tells a request line with a well-formed other version, or with none at all (HTTP/0.9), from one
+/// that is no HTTP. The HTTP/2 preface is no HTTP/1 request. The answer must not depend on how the
+/// bytes were cut, so a line that may become one of those is waited for; no other is.
+fn other_version(mut input: &[u8]) -> OtherVersion {
+    while let Some(rest) = input.strip_prefix(b"\r\n") {
+        input = rest;
+    }
+    let end = memchr::memchr2(b'\r', b'\n', input).unwrap_or(input.len());
+    let (line, after) = input.split_at(end);
+    let complete = after.starts_with(b"\r\n");
+    if !complete && !after.is_empty() && after != b"\r" {
+        return OtherVersion::No;
+    }
+    if line.iter().any(|byte| *byte < 0x20 || *byte >= 0x7f) {
+        return OtherVersion::No;
+    }
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), version) = (parts.next(), parts.next(), parts.next()) else {
+        return OtherVersion::No;
+    };
+    if !method.iter().all(u8::is_ascii_alphabetic)
+        || method.is_empty()
+        || target.is_empty()
+        || parts.next().is_some()
+        || line.starts_with(b"PRI * HTTP/2.0")
+    {
+        return OtherVersion::No;
+    }
+    match version {
+        None if complete => OtherVersion::Yes,
+        None if !after.is_empty() => OtherVersion::Cut,
+        Some(b"HTTP/1.0" | b"HTTP/1.1") | None => OtherVersion::No,
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if complete && major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            OtherVersion::Yes
+        }
+        Some(version) if !complete && version.len() <= 8 && version.starts_with(b"HTTP/") => {
+            OtherVersion::Cut
+        }
+        Some(_) => OtherVersion::No,
+    }
+}
+
+/// A head that is not complete yet but can be refused already: one with a bare LF.
 fn check_partial(input: &[u8]) -> Result<(), Refusal> {
     strict_lines(input)
 }
@@ -290,6 +341,9 @@ fn load_fields(
         if header.name.is_empty() {
             return Err(Refusal::CODEC);
         }
+        if reads_as_framing(header.name.as_bytes()) {
+            return Err(Refusal::UNDERSCORE);
+        }
         if underscores != Underscores::Allow && header.name.as_bytes().contains(&b'_') {
             if underscores == Underscores::Reject {
                 return Err(Refusal::UNDERSCORE);
@@ -304,6 +358,18 @@ fn load_fields(
         fields.push_loaded((name_at, header.name.len()), (value_at, value.len()), !preserve_case);
     }
     Ok(())
+}
+
+/// `Transfer_Encoding` and its like: servers that turn names into variables (CGI) read them as the
+/// field with a dash, so what frames the message for them does not frame it for us.
+fn reads_as_framing(name: &[u8]) -> bool {
+    let is = |field: &[u8]| {
+        name.len() == field.len()
+            && name.iter().zip(field).all(|(byte, wanted)| {
+                byte.to_ascii_lowercase() == *wanted || (*byte == b'_' && *wanted == b'-')
+            })
+    };
+    name.contains(&b'_') && (is(b"transfer-encoding") || is(b"content-length"))
 }
 
 /// The registered methods (RFC 9110 §9, RFC 5789) and the WebDAV ones that Envoy's parser knows.
@@ -522,8 +588,11 @@ impl Connection {
             for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 connection.close |= option.eq_ignore_ascii_case(b"close");
                 connection.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                connection.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
             }
+        }
+        for value in fields.all(Known::Connection) {
+            let mut options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            connection.upgrade |= options.any(|option| option.eq_ignore_ascii_case(b"upgrade"));
         }
         connection
     }

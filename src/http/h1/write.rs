@@ -22,20 +22,21 @@ pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, ext
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a response head; `extra` are complete lines that go last.
-pub fn response_head(out: &mut Vec<u8>, head: &ResponseHead, case: HeaderCase, extra: &[u8]) {
-    status_line(out, head);
+/// Appends a response head; `extra` are complete lines that go last. `http_10` answers an HTTP/1.0
+/// client in its own version.
+pub fn response_head(out: &mut Vec<u8>, head: &ResponseHead, case: HeaderCase, extra: &[u8], http_10: bool) {
+    status_line(out, head, http_10);
     lines(out, &head.fields, case);
     out.extend_from_slice(extra);
     out.extend_from_slice(b"\r\n");
 }
 
-fn status_line(out: &mut Vec<u8>, head: &ResponseHead) {
-    if head.status == 200 {
+fn status_line(out: &mut Vec<u8>, head: &ResponseHead, http_10: bool) {
+    if head.status == 200 && !http_10 {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         return;
     }
-    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(if http_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(head.status_text());
     out.push(b' ');
     out.extend_from_slice(reason(head.status).as_bytes());

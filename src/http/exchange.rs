@@ -1,0 +1,577 @@
+//! One request on an HTTP/1 connection, from its first byte to its log line.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::connection::Downstream;
+use super::h1::{self, Framing, ParsedRequest, Refusal, RequestLimits};
+use super::head::{RequestHead, ResponseHead};
+use super::io::{poll_read, FIRST_READ};
+use super::manager::{self, Stop};
+use super::pump::Pump;
+use super::router::{self, End};
+use super::worker::Worker;
+use crate::config::http::HttpConnectionManager;
+use crate::config::route::{Action, Route, Selection};
+use crate::config::{Known, RequestView};
+use crate::telemetry::format::{FormatContext, LogType};
+use crate::telemetry::stats::Held;
+use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
+
+/// What happens to the connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The next request may come.
+    Keep,
+    /// It is closed in good order.
+    Close,
+    /// The client is gone.
+    Abort,
+    /// It is reset: the answer could not be completed.
+    Reset,
+}
+
+/// The state of one request.
+pub struct Exchange<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) manager: &'a Arc<HttpConnectionManager>,
+    pub(super) down: &'a mut Downstream,
+    pub(super) info: StreamInfo,
+    /// The request, once its head is complete.
+    pub(super) request: Option<RequestHead>,
+    /// The response head that went out, kept for the log.
+    pub(super) response: Option<ResponseHead>,
+    /// The request's body on its way.
+    pub(super) upload: Pump,
+    /// Whether the response announces the close.
+    pub(super) close: bool,
+    /// Upstream cluster statistics were charged for the response already.
+    pub(super) local_body: Bytes,
+    keep_alive: bool,
+}
+
+/// Slow heads are cut after this when config sets no limit: a half request must not be held for ever.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+impl<'a> Exchange<'a> {
+    /// A request that is about to be read.
+    pub fn new(
+        worker: &'a Rc<Worker>,
+        manager: &'a Arc<HttpConnectionManager>,
+        down: &'a mut Downstream,
+    ) -> Self {
+        let now = Instant::now();
+        let info = StreamInfo::new(down.info.clone(), now, worker.clock.system(now));
+        Self {
+            worker,
+            manager,
+            down,
+            info,
+            request: None,
+            response: None,
+            upload: Pump::new(Framing::Empty, false, false, 0),
+            close: false,
+            local_body: Bytes::new(),
+            keep_alive: true,
+        }
+    }
+
+    /// Serves it.
+    pub async fn run(mut self) -> Next {
+        let parsed = match self.read_head().await {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => return Next::Abort,
+            Err(next) => return next,
+        };
+        let stats = &self.manager.stats;
+        stats.downstream_rq_total.increment(1);
+        stats.downstream_rq_http1_total.increment(1);
+        let _active = Held::new(&stats.downstream_rq_active);
+        let active = &self.worker.active_requests;
+        active.set(active.get() + 1);
+        self.down.requests += 1;
+        let end = self.serve(parsed).await;
+        let active = &self.worker.active_requests;
+        active.set(active.get().saturating_sub(1));
+        self.finish(end)
+    }
+
+    async fn read_head(&mut self) -> Result<Option<ParsedRequest>, Next> {
+        let limits = request_limits(self.manager);
+        let patience = self.manager.timeouts.request_headers.unwrap_or(HEAD_PATIENCE);
+        let mut deadline = self.info.start + patience;
+        if let Some(request) = self.manager.timeouts.request {
+            deadline = deadline.min(self.info.start + request);
+        }
+        loop {
+            if self.down.input.starts_with(b"\r\n") {
+                // Empty lines before a request line are skipped (RFC 9112 §2.2).
+                let _ = self.down.input.split_to(2);
+                continue;
+            }
+            match h1::parse_request(&self.down.input, &limits) {
+                Ok(Some(parsed)) => {
+                    bytes::Buf::advance(&mut self.down.input, parsed.consumed);
+                    self.info.protocol = Some(parsed.head.protocol);
+                    return Ok(Some(parsed));
+                }
+                Ok(None) => {}
+                Err(refusal) => {
+                    self.count_early();
+                    self.info.protocol = Some(Protocol::Http11);
+                    let end = self.refuse(refusal).await;
+                    return Err(self.finish(end));
+                }
+            }
+            let Downstream { stream, input, timer, .. } = &mut *self.down;
+            let read = poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
+                Poll::Ready(read) => Poll::Ready(Some(read)),
+                Poll::Pending => timer.poll(Some(deadline), context).map(|()| None),
+            })
+            .await;
+            match read {
+                Some(Ok(count)) if count > 0 => {}
+                Some(_) if self.down.input.is_empty() => return Ok(None),
+                Some(_) => {
+                    self.manager.stats.downstream_cx_protocol_error.increment(1);
+                    return Ok(None);
+                }
+                None => {
+                    self.count_early();
+                    self.info.protocol = Some(Protocol::Http11);
+                    let whole = self.manager.timeouts.request_headers.is_none()
+                        && self.manager.timeouts.request.is_some();
+                    let (body, details) = if whole {
+                        self.manager.stats.downstream_rq_timeout.increment(1);
+                        (&b"request timeout"[..], "request_overall_timeout")
+                    } else {
+                        self.manager.stats.downstream_rq_header_timeout.increment(1);
+                        (&b"request header timeout"[..], "request_header_timeout")
+                    };
+                    self.close = true;
+                    let end = self.reply(Reply::new(408, details).body(body)).await;
+                    return Err(self.finish(end));
+                }
+            }
+        }
+    }
+
+    fn count_early(&mut self) {
+        self.manager.stats.downstream_rq_total.increment(1);
+        self.manager.stats.downstream_rq_http1_total.increment(1);
+        self.down.requests += 1;
+    }
+
+    async fn serve(&mut self, parsed: ParsedRequest) -> End {
+        let ParsedRequest { mut head, framing, keep_alive, expects_continue, .. } = parsed;
+        self.keep_alive = keep_alive;
+        self.info.request_headers_bytes = manager::head_bytes(&head);
+        let limit = self.manager.max_requests_per_connection;
+        if limit != 0 && self.down.requests >= limit {
+            self.manager.stats.downstream_cx_max_requests_reached.increment(1);
+            self.keep_alive = false;
+        }
+        let prepared = manager::prepare_request(self.manager, &mut head, &self.down.info, self.worker);
+        self.info.client = head.client;
+        let http1 = &self.manager.http1;
+        // The body's framing upstream is decided by what is left of the head.
+        let chunked = match framing {
+            Framing::Chunked => true,
+            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            _ => false,
+        };
+        self.upload = Pump::new(framing, chunked, http1.enable_trailers, self.manager.max_request_headers);
+        if expects_continue && !self.manager.proxy_100_continue {
+            head.fields.remove_known(Known::Expect);
+            self.down.output.flat().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        self.request = Some(head);
+        if self.upload.is_received() {
+            self.info.times.request_complete = Some(Duration::ZERO);
+        }
+        match prepared {
+            Ok(()) => {}
+            Err(Stop::Refuse(refusal)) => return self.refuse(refusal).await,
+            Err(Stop::Answer { status, details, close }) => {
+                self.close |= close;
+                return self.reply(Reply::new(status, details)).await;
+            }
+            Err(Stop::Redirect(path)) => {
+                let reply = Reply::new(307, "path_normalization_failed").location(path);
+                return self.reply(reply).await;
+            }
+        }
+        self.route().await
+    }
+
+    async fn route(&mut self) -> End {
+        let table = self.manager.routes.get();
+        let random = self.worker.random();
+        let Some(request) = &mut self.request else { return End::Gone };
+        let selection = match &table {
+            Some(table) => {
+                for key in &table.internal_only_headers {
+                    if !request.fields.has(Known::XEnvoyInternal) {
+                        crate::config::HeaderMutate::remove(request, key);
+                    }
+                }
+                table.select(&*request, random)
+            }
+            None => Selection::NotFound,
+        };
+        match selection {
+            Selection::NotFound => {
+                self.manager.stats.no_route.increment(1);
+                self.info.flags.insert(ResponseFlags::NR);
+                self.reply(Reply::new(404, "route_not_found")).await
+            }
+            Selection::RequireTls(_) => {
+                let location = crate::config::route::tls_location(&*request);
+                self.manager.stats.rq_redirect.increment(1);
+                self.reply(Reply::new(301, "direct_response").location(location)).await
+            }
+            Selection::Found { route, .. } => {
+                let route = route.clone();
+                self.info.route_name.clone_from(&route.name);
+                self.act(&route, random).await
+            }
+        }
+    }
+
+    async fn act(&mut self, route: &Arc<Route>, random: u64) -> End {
+        let Some(request) = &mut self.request else { return End::Gone };
+        match &route.action {
+            Action::Forward(forward) => router::forward(self, route, forward, random).await,
+            Action::Redirect(redirect) => {
+                let location = redirect.location(&route.matched, &*request);
+                self.manager.stats.rq_redirect.increment(1);
+                let reply =
+                    Reply::new(redirect.status, "direct_response").location(location).route(route.clone());
+                self.reply(reply).await
+            }
+            Action::Direct(direct) => {
+                self.manager.stats.rq_direct_response.increment(1);
+                let mut reply = Reply::new(direct.status, "direct_response").route(route.clone());
+                reply.body = direct.body.clone();
+                if direct.status == 201 || (300..400).contains(&direct.status) {
+                    reply = reply.location(crate::config::route::own_location(&*request));
+                }
+                self.reply(reply).await
+            }
+            Action::NonForwarding => {
+                self.info.flags.insert(ResponseFlags::NR);
+                self.reply(Reply::new(404, "route_not_found")).await
+            }
+        }
+    }
+
+    /// Answers a message that is not acceptable HTTP, and closes.
+    pub(super) async fn refuse(&mut self, refusal: Refusal) -> End {
+        self.manager.stats.downstream_cx_protocol_error.increment(1);
+        if refusal.status == 431 {
+            self.manager.stats.downstream_rq_too_large.increment(1);
+        }
+        self.info.flags.insert(ResponseFlags::DPE);
+        self.close = true;
+        let body = super::head::reason(refusal.status).as_bytes();
+        self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
+    }
+
+    /// Sends an answer of our own.
+    pub(super) async fn reply(&mut self, reply: Reply) -> End {
+        let now = Instant::now();
+        let Reply { mut status, details, mut body, location, route, overloaded } = reply;
+        let mut fields = super::fields::Fields::recycled();
+        let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
+        if overloaded && !self.manager.router.suppress_envoy_headers {
+            fields.push_known(Known::XEnvoyOverloaded, b"true");
+        }
+        if let Some(location) = location {
+            fields.push_known(Known::Location, &location);
+        }
+        self.info.details = details;
+        self.info.response_code = status;
+        let mut content_type: Bytes = Bytes::from_static(b"text/plain");
+        let mut head = ResponseHead::new(fields, status, Protocol::Http11);
+        if let Some(rules) = &self.manager.local_reply {
+            let mut format = rules.body_format.as_ref();
+            let context = FormatContext {
+                request: self.request.as_ref().map(|head| head as _),
+                local_reply_body: &body,
+                ..FormatContext::new(&self.info)
+            };
+            let mapper = rules.mappers.iter().find(|mapper| mapper.filter.matches(&context));
+            let mut new_body = None;
+            if let Some(mapper) = mapper {
+                status = mapper.status.unwrap_or(status);
+                new_body.clone_from(&mapper.body);
+                format = mapper.body_format.as_ref().or(format);
+                head.set_status(status);
+            }
+            if let Some(new_body) = new_body {
+                body = new_body;
+            }
+            self.info.response_code = status;
+            if let Some(mapper) = mapper {
+                mapper.headers.apply_to_response(
+                    &mut head,
+                    &self.info,
+                    self.request.as_ref().map(|r| r as _),
+                );
+            }
+            if let Some(format) = format.filter(|_| !grpc) {
+                let mut rendered = Vec::new();
+                let context = FormatContext {
+                    request: self.request.as_ref().map(|head| head as _),
+                    response: Some(&head),
+                    local_reply_body: &body,
+                    ..FormatContext::new(&self.info)
+                };
+                format.format.render(&mut rendered, &context);
+                body = rendered.into();
+                content_type.clone_from(&format.content_type);
+            }
+        }
+        self.local_body = body.clone();
+        if grpc {
+            let (code, message) = (grpc_status(status), percent_encoded(&body));
+            head.set_status(200);
+            head.fields.push_known(Known::ContentType, b"application/grpc");
+            head.fields.push_known(Known::GrpcStatus, code.as_bytes());
+            if !message.is_empty() {
+                head.fields.push_known(Known::GrpcMessage, &message);
+            }
+            head.fields.push_known(Known::ContentLength, b"0");
+            self.info.response_code = 200;
+            body = Bytes::new();
+        } else if matches!(status, 204 | 304) || status < 200 {
+            body = Bytes::new();
+        } else {
+            let mut digits = itoa::Buffer::new();
+            head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            if !body.is_empty() && !head.fields.has(Known::ContentType) {
+                head.fields.push_known(Known::ContentType, &content_type);
+            }
+        }
+        if let Some(route) = &route {
+            route.response_headers.apply_to_response(
+                &mut head,
+                &self.info,
+                self.request.as_ref().map(|r| r as _),
+            );
+        }
+        manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
+        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        self.start_response(head, None, now);
+        if !to_head {
+            self.info.bytes_sent += body.len() as u64;
+            self.down.output.push(body);
+        }
+        match self.flush().await {
+            Ok(()) => End::Done,
+            Err(()) => End::Gone,
+        }
+    }
+
+    /// Writes a finished response head into the output. `framing` is that of its body.
+    pub(super) fn start_response(&mut self, mut head: ResponseHead, chunked: Option<bool>, now: Instant) {
+        let protocol = self.request.as_ref().map_or(Protocol::Http11, |request| request.protocol);
+        let worker = self.worker;
+        if !self.upload.is_received() {
+            // The rest of the request is not waited for.
+            self.close = true;
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
+        }
+        if worker.drain.announces_close(now, || worker.random()) {
+            if !self.close {
+                self.manager.stats.downstream_cx_drain_close.increment(1);
+            }
+            self.close = true;
+        }
+        self.close |= !self.keep_alive;
+        let mut extra: &[u8] = b"";
+        if head.status != 101 {
+            if protocol == Protocol::Http10 && chunked == Some(true) {
+                self.close = true;
+            }
+            if self.close {
+                head.fields.push_known(Known::Connection, b"close");
+            } else if protocol == Protocol::Http10 {
+                head.fields.push_known(Known::Connection, b"keep-alive");
+            }
+            if chunked == Some(true) && protocol != Protocol::Http10 {
+                extra = b"transfer-encoding: chunked\r\n";
+            }
+        }
+        self.info.response_code = head.status;
+        self.info.response_headers_bytes = manager::head_bytes(&head);
+        let since = now.saturating_duration_since(self.info.start);
+        self.info.times.first_downstream_tx = Some(since);
+        h1::write::response_head(
+            self.down.output.flat(),
+            &head,
+            self.manager.http1.header_case,
+            extra,
+            protocol == Protocol::Http10,
+        );
+        if !self.manager.access_logs.is_empty() {
+            self.response = Some(head);
+        }
+    }
+
+    /// Writes what waits; gives up after the stream's idle timeout.
+    pub(super) async fn flush(&mut self) -> Result<(), ()> {
+        let deadline = self.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+        let Downstream { stream, output, timer, .. } = &mut *self.down;
+        poll_fn(|context| match output.poll_flush(stream, context) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
+            Poll::Pending => timer.poll(deadline, context).map(Err),
+        })
+        .await
+    }
+
+    fn finish(&mut self, end: End) -> Next {
+        let now = Instant::now();
+        let since = now.saturating_duration_since(self.info.start);
+        let stats = &self.manager.stats;
+        self.info.times.end = Some(since);
+        self.info.times.last_downstream_tx = Some(since);
+        self.info.bytes_received = self.upload.bytes;
+        self.worker.last_request.set(now);
+        stats
+            .downstream_cx_rx_bytes_total
+            .increment(self.info.request_headers_bytes + self.info.bytes_received);
+        stats.downstream_cx_tx_bytes_total.increment(self.info.response_headers_bytes + self.info.bytes_sent);
+        match end {
+            End::Done => {}
+            End::Gone => {
+                self.info.flags.insert(ResponseFlags::DC);
+                self.info.details = Cow::Borrowed("downstream_remote_disconnect");
+                stats.downstream_rq_rx_reset.increment(1);
+                stats.downstream_cx_destroy_active_rq.increment(1);
+                stats.downstream_cx_destroy_remote_active_rq.increment(1);
+            }
+            End::Broken => stats.downstream_rq_tx_reset.increment(1),
+        }
+        stats.downstream_rq_completed.increment(1);
+        match self.info.response_code / 100 {
+            1 => stats.downstream_rq_1xx.increment(1),
+            2 => stats.downstream_rq_2xx.increment(1),
+            3 => stats.downstream_rq_3xx.increment(1),
+            4 => stats.downstream_rq_4xx.increment(1),
+            5 => stats.downstream_rq_5xx.increment(1),
+            _ => {}
+        }
+        stats.downstream_rq_time.record(since.as_secs_f64() * 1000.0);
+        if !self.manager.access_logs.is_empty() {
+            let context = FormatContext {
+                request: self.request.as_ref().map(|head| head as _),
+                response: self.response.as_ref().map(|head| head as _),
+                local_reply_body: &self.local_body,
+                log_type: LogType::DownstreamEnd,
+                ..FormatContext::new(&self.info)
+            };
+            for log in &self.manager.access_logs {
+                log.write(&context);
+            }
+        }
+        match end {
+            End::Done if self.close => Next::Close,
+            End::Done => Next::Keep,
+            End::Gone => Next::Abort,
+            End::Broken => Next::Reset,
+        }
+    }
+}
+
+/// An answer of our own.
+#[derive(Debug)]
+pub(super) struct Reply {
+    status: u16,
+    details: Cow<'static, str>,
+    pub(super) body: Bytes,
+    location: Option<Vec<u8>>,
+    route: Option<Arc<Route>>,
+    overloaded: bool,
+}
+
+impl Reply {
+    pub(super) fn new(status: u16, details: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            details: details.into(),
+            body: Bytes::new(),
+            location: None,
+            route: None,
+            overloaded: false,
+        }
+    }
+
+    pub(super) fn body(mut self, body: impl AsRef<[u8]>) -> Self {
+        self.body = Bytes::copy_from_slice(body.as_ref());
+        self
+    }
+
+    pub(super) fn location(mut self, location: Vec<u8>) -> Self {
+        self.location = Some(location);
+        self
+    }
+
+    pub(super) fn route(mut self, route: Arc<Route>) -> Self {
+        self.route = Some(route);
+        self
+    }
+
+    pub(super) fn overloaded(mut self, overloaded: bool) -> Self {
+        self.overloaded = overloaded;
+        self
+    }
+}
+
+fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
+    let http1 = &manager.http1;
+    RequestLimits {
+        max_head: manager.max_request_headers,
+        max_fields: manager.max_headers_count as usize,
+        http_10: http1.accept_http_10,
+        default_host: http1.default_host_for_http_10.clone(),
+        absolute_url: http1.allow_absolute_url,
+        chunked_length: http1.allow_chunked_length,
+        custom_methods: http1.allow_custom_methods,
+        preserve_case: http1.header_case == crate::config::http::HeaderCase::Preserve,
+        underscores: manager.underscores,
+    }
+}
+
+/// The gRPC status of an HTTP status (Envoy's mapping).
+fn grpc_status(status: u16) -> &'static str {
+    match status {
+        400 => "13",
+        401 => "16",
+        403 => "7",
+        404 => "12",
+        429 | 502 | 503 | 504 => "14",
+        _ => "2",
+    }
+}
+
+/// `grpc-message` encoding: printable ASCII but `%` as it is, all else escaped.
+fn percent_encoded(text: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut out = Vec::with_capacity(text.len());
+    for byte in text {
+        if (0x20..0x7f).contains(byte) && *byte != b'%' {
+            out.push(*byte);
+        } else {
+            // Writing to a vector does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

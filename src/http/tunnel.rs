@@ -1,0 +1,61 @@
+//! After an upgrade or CONNECT: bytes of another protocol, both ways, until both sides have closed.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::exchange::Exchange;
+use super::h1::Framing;
+use super::io::OutBuf;
+use super::pump::Pump;
+use super::router::{Deadlines, End};
+use crate::telemetry::stats::Held;
+use crate::upstream::UpstreamConnection;
+
+/// Relays until both directions have ended. The response head already waits in the output.
+pub(super) async fn run(
+    ex: &mut Exchange<'_>,
+    deadlines: &mut Deadlines,
+    mut connection: Box<UpstreamConnection>,
+    mut out: OutBuf,
+) -> End {
+    let stats = &ex.manager.stats;
+    stats.downstream_cx_upgrades_total.increment(1);
+    let _active = Held::new(&stats.downstream_cx_upgrades_active);
+    ex.close = true;
+    deadlines.request_ended();
+    let mut up = Pump::new(Framing::Tunnel, false, false, 0);
+    let mut back = Pump::new(Framing::Tunnel, false, false, 0);
+    let (mut up_done, mut back_done) = (false, false);
+    poll_fn(|context| {
+        let down = &mut *ex.down;
+        if !up_done {
+            let source = (&down.stream, &mut down.input);
+            if let Poll::Ready(result) = up.poll(source, (&connection.stream, &mut out), |_| {}, context) {
+                up_done = true;
+                back_done |= result.is_err();
+                // The close is passed on at once.
+                let _ = connection.stream.shutdown_write();
+            }
+        }
+        if !back_done {
+            let source = (&connection.stream, &mut connection.input);
+            if let Poll::Ready(result) = back.poll(source, (&down.stream, &mut down.output), |_| {}, context)
+            {
+                back_done = true;
+                up_done |= result.is_err();
+                let _ = down.stream.shutdown_write();
+            }
+        }
+        if std::mem::take(&mut up.progress) | std::mem::take(&mut back.progress) {
+            deadlines.touch();
+        }
+        if up_done && back_done {
+            return Poll::Ready(());
+        }
+        down.timer.poll(deadlines.nearest(), context)
+    })
+    .await;
+    ex.upload.bytes += up.bytes;
+    ex.info.bytes_sent += back.bytes;
+    End::Done
+}

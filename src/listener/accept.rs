@@ -1,0 +1,252 @@
+//! Accepting connections: from a listening socket to the filter chain that serves each.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::inspect::{self, InspectError, Inspected, Patience};
+use crate::config::chain_match::ConnectionFacts;
+use crate::config::cluster::Discovery;
+use crate::config::listener::{FilterChain, Listener, Terminal};
+use crate::config::{Cluster, Slot};
+use crate::http::worker::Worker;
+use crate::runtime::{Acceptor, Stream};
+use crate::tcp::{Dial, DialContext, DialError, Dialed};
+use crate::telemetry::format::{FormatContext, LogType};
+use crate::telemetry::stats::Held;
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::upstream::pool::ConnectionPermit;
+use crate::upstream::{PickContext, UpstreamError};
+
+/// What a worker knows of the connections it serves.
+#[derive(Debug)]
+pub struct Census {
+    /// Connections open.
+    pub connections: Cell<usize>,
+    /// Of these, relayed as they are (TCP).
+    pub relays: Cell<usize>,
+    /// When the last one was accepted.
+    pub last_accept: Cell<Instant>,
+}
+
+impl Default for Census {
+    fn default() -> Self {
+        Self { connections: Cell::new(0), relays: Cell::new(0), last_accept: Cell::new(Instant::now()) }
+    }
+}
+
+/// Numbers connections for logs.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+/// Pause of the accept loop when the process is out of descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until `stop` is true and the accept queue is empty.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    acceptor: Acceptor,
+    census: Rc<Census>,
+    stop: tokio::sync::watch::Receiver<bool>,
+    cut: tokio::sync::watch::Receiver<bool>,
+) {
+    let mut stop = stop;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = acceptor.accept(&listener.socket) => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok(stream) => {
+                census.last_accept.set(Instant::now());
+                let served = serve(worker.clone(), listener.clone(), stream, census.clone(), cut.clone());
+                tokio::task::spawn_local(served);
+            }
+            Err(error) if is_exhausted(&error) => {
+                listener.stats.downstream_cx_overflow.increment(1);
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+            // The client gave up while it waited to be accepted.
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Counts a connection while it lives.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+async fn serve(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    stream: Stream,
+    census: Rc<Census>,
+    mut cut: tokio::sync::watch::Receiver<bool>,
+) {
+    let _counted = Counted::new(&census.connections);
+    let start = Instant::now();
+    let stats = &listener.stats;
+    stats.downstream_cx_total.increment(1);
+    let _active = Held::new(&stats.downstream_cx_active);
+    let (local, remote) = (stream.local_addr(), stream.peer_addr());
+    let inspected = if listener.inspect.tls || listener.inspect.http {
+        let _before = Held::new(&stats.downstream_pre_cx_active);
+        let patience = Patience {
+            timeout: listener.listener_filters_timeout,
+            continue_anyway: listener.continue_on_listener_filters_timeout,
+        };
+        match inspect::inspect(&stream, listener.inspect, patience).await {
+            Ok(inspected) => inspected,
+            Err(error) => {
+                let counter = match error {
+                    InspectError::Timeout(_) => &stats.downstream_pre_cx_timeout,
+                    InspectError::TooLarge => &stats.downstream_listener_filter_error,
+                    InspectError::Closed | InspectError::Io(_) => {
+                        &stats.downstream_listener_filter_remote_close
+                    }
+                };
+                counter.increment(1);
+                stats.downstream_cx_destroy.increment(1);
+                return;
+            }
+        }
+    } else {
+        Inspected::default()
+    };
+    let chain = choose(&listener, &inspected, local, remote);
+    let info = Rc::new(ConnectionInfo {
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        remote,
+        direct_remote: remote,
+        local,
+        direct_local: local,
+        server_name: inspected.server_name,
+        filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
+        start,
+    });
+    if let Some(chain) = &chain {
+        let prefix = inspected.prefix;
+        // Boxed apart, so that a connection has the size of what serves it.
+        match chain.terminal.clone() {
+            Terminal::Http(manager) => {
+                crate::http::connection::serve(worker, manager, stream, prefix, info).await;
+            }
+            Terminal::Tcp(proxy) => {
+                let _relay = Counted::new(&census.relays);
+                let dialler = Dialler { worker: &worker };
+                let cut = async move {
+                    // An error means that the worker is ending, which cuts as well.
+                    let _ = cut.wait_for(|cut| *cut).await;
+                };
+                Box::pin(crate::tcp::serve(proxy, stream, prefix, info, &dialler, cut)).await;
+            }
+            Terminal::Echo => {
+                // A client that goes away ends its echo.
+                let _ = Box::pin(crate::tcp::local::echo(&stream, prefix)).await;
+            }
+            Terminal::DirectResponse(response) => {
+                let _ = Box::pin(crate::tcp::local::direct_response(&stream, &response)).await;
+            }
+        }
+    } else {
+        stats.no_filter_chain_match.increment(1);
+        log_unmatched(&listener, &worker, info);
+    }
+    stats.downstream_cx_destroy.increment(1);
+    stats.downstream_cx_length_ms.record(start.elapsed().as_secs_f64() * 1000.0);
+}
+
+fn choose(
+    listener: &Listener,
+    inspected: &Inspected,
+    local: Option<std::net::SocketAddr>,
+    remote: Option<std::net::SocketAddr>,
+) -> Option<Arc<FilterChain>> {
+    let facts = ConnectionFacts {
+        local,
+        remote,
+        direct_remote: remote,
+        server_name: inspected.server_name.as_deref().unwrap_or_default(),
+        transport: inspected.transport(),
+        alpn: &inspected.alpn,
+    };
+    let found = listener.index.find(&facts).and_then(|index| listener.chains.get(index));
+    found.or(listener.default_chain.as_ref()).cloned()
+}
+
+fn log_unmatched(listener: &Listener, worker: &Worker, info: Rc<ConnectionInfo>) {
+    if listener.access_logs.is_empty() {
+        return;
+    }
+    let start = info.start;
+    let mut info = StreamInfo::new(info, start, worker.clock.system(start));
+    info.flags.insert(ResponseFlags::NR);
+    info.details = "filter_chain_not_found".into();
+    info.times.end = Some(start.elapsed());
+    let context = FormatContext { log_type: LogType::NotSet, ..FormatContext::new(&info) };
+    for log in &listener.access_logs {
+        log.write(&context);
+    }
+}
+
+/// Connects TCP sessions through the worker's pools.
+struct Dialler<'a> {
+    worker: &'a Worker,
+}
+
+impl Dial for Dialler<'_> {
+    type Permit = ConnectionPermit;
+
+    async fn dial(
+        &self,
+        cluster: &Slot<Cluster>,
+        context: DialContext,
+    ) -> Result<Dialed<Self::Permit>, DialError> {
+        let none = |flag| DialError { flag, details: "".into(), host: None };
+        let Some(local) = self.worker.upstreams.cluster(cluster) else {
+            return Err(none(ResponseFlags::NC));
+        };
+        let pool = match (&local.cluster.discovery, context.local) {
+            (Discovery::OriginalDst { .. }, Some(address)) => local.original_destination(address),
+            _ => local.pick(&PickContext::default()).map_err(|error| none(error.flag()))?,
+        };
+        match pool.dedicated().await {
+            Ok(connection) => {
+                let id = connection.id;
+                let host = pool.host.clone();
+                let (stream, permit) = connection.split();
+                Ok(Dialed { stream, id, host, permit })
+            }
+            Err(error) => {
+                let details: Box<str> = match &error {
+                    UpstreamError::Connect { reason, .. } => {
+                        let reason = reason.split(" (os error").next().unwrap_or(reason);
+                        format!("delayed connect error: {reason}").into()
+                    }
+                    UpstreamError::ConnectTimeout { .. } => "connection timeout".into(),
+                    _ => "".into(),
+                };
+                Err(DialError { flag: error.flag(), details, host: Some(pool.host.clone()) })
+            }
+        }
+    }
+}

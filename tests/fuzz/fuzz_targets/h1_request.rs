@@ -1,0 +1,37 @@
+//! Any bytes as a request head: no panic; an accepted head, written again, is read the same way.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use outrigger::config::http::{HeaderCase, Underscores};
+use outrigger::config::RequestView;
+use outrigger::http::h1::{parse_request, write, RequestLimits};
+
+fuzz_target!(|input: &[u8]| {
+    let limits = RequestLimits {
+        max_head: 60 * 1024,
+        max_fields: 100,
+        http_10: true,
+        default_host: None,
+        absolute_url: true,
+        chunked_length: true,
+        custom_methods: true,
+        preserve_case: true,
+        underscores: Underscores::Allow,
+    };
+    let Ok(Some(parsed)) = parse_request(input, &limits) else { return };
+    assert!(parsed.consumed <= input.len());
+    let (path, authority) = (parsed.head.path(), parsed.head.authority());
+    if authority.is_empty() || !(path.is_empty() || path == b"*" || path.starts_with(b"/")) {
+        // Refused by the connection manager.
+        return;
+    }
+    let mut out = Vec::new();
+    write::request_head(&mut out, &parsed.head, HeaderCase::Preserve, b"");
+    if out.len() > limits.max_head {
+        return;
+    }
+    let again = parse_request(&out, &limits).expect("accepted").expect("complete");
+    assert_eq!(again.framing, parsed.framing);
+    assert_eq!(again.consumed, out.len());
+    assert_eq!((again.head.path(), again.head.authority()), (path, authority));
+});
