@@ -115,7 +115,7 @@ impl HeaderMutate for RequestHead {
     fn append(&mut self, key: &HeaderKey, value: &[u8]) {
         match key.known() {
             Known::Method | Known::Path | Known::Authority | Known::Host | Known::Scheme => {
-                self.set(key, value)
+                self.set(key, value);
             }
             _ => self.fields.append(key, value),
         }

@@ -115,7 +115,7 @@ impl OutBuf {
             add(piece);
             at = *before;
         }
-        if self.shared.len() <= MAX_SLICES / 2 - 1 {
+        if self.shared.len() < MAX_SLICES / 2 {
             add(self.flat.get(at..).unwrap_or_default());
         }
         used

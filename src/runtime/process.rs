@@ -19,9 +19,9 @@ use crate::bootstrap::Flags;
 use crate::config::cluster::{Address, Discovery};
 use crate::config::compile::CompiledBootstrap;
 use crate::telemetry::access_log;
-use crate::upstream::dns;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{Server, ServerState};
+use crate::upstream::dns;
 
 /// Why the process cannot run. The text is one line for the operator.
 #[derive(Debug, thiserror::Error)]

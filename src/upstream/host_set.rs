@@ -49,11 +49,7 @@ impl HostSet {
 /// Splits 100 % over priorities given (hosts, healthy, degraded) of each.
 pub fn split(levels: &[(u64, u64, u64)], options: SplitOptions) -> Vec<PriorityLoad> {
     let share = |part: u64, all: u64| {
-        if all == 0 {
-            0
-        } else {
-            (u64::from(options.overprovisioning) * part / all).min(100)
-        }
+        (u64::from(options.overprovisioning) * part).checked_div(all).unwrap_or(0).min(100)
     };
     let availability: Vec<(u64, u64)> = levels
         .iter()
@@ -72,10 +68,10 @@ pub fn split(levels: &[(u64, u64, u64)], options: SplitOptions) -> Vec<PriorityL
     if load.iter().all(|level| level.panic) && !load.is_empty() {
         // Every level is in panic: split by host count.
         let hosts: u64 = levels.iter().map(|level| level.0).sum();
-        if hosts > 0 {
+        if hosts != 0 {
             let mut left = 100;
             for (level, (count, ..)) in load.iter_mut().zip(levels) {
-                level.healthy = percent_of(100 * count / hosts, left);
+                level.healthy = percent_of((100 * count).checked_div(hosts).unwrap_or(0), left);
                 left -= u64::from(level.healthy);
             }
             if let Some(first) = load.iter_mut().zip(levels).find(|(_, level)| level.0 > 0) {

@@ -454,7 +454,7 @@ fn responses() {
         let found = (parsed.head.status, parsed.framing, parsed.keep_alive, parsed.consumed);
         assert_eq!(found, (*status, *framing, *keep, input.len()), "{input:?}");
         let mut out = Vec::new();
-        write::response_head(&mut out, &parsed.head, HeaderCase::Lower, b"");
+        write::response_head(&mut out, &parsed.head, HeaderCase::Lower, b"", false);
         let again = response(std::str::from_utf8(&out).expect("ascii"), *to_head, *to_connect).expect(input);
         assert_eq!((again.head.status, again.framing), (*status, *framing), "{input:?}");
         assert_eq!(again.head.fields.len(), parsed.head.fields.len());
