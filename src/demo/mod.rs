@@ -109,7 +109,11 @@ async fn run(options: &Options) -> Result<bool, DemoError> {
     let interrupted = watch(options.once, limit, &mut stop, &traffic, &origins, &mut sidecar).await?;
     traffic.finish().await;
 
-    let totals = settled(&traffic, &origins, &sidecar).await?;
+    let totals = match settled(&traffic, &origins, &sidecar).await {
+        Ok(totals) => totals,
+        // That the process is gone says more than that its port is.
+        Err(error) => return Err(sidecar.still_there().err().unwrap_or(error)),
+    };
     let wrong = totals.wrong();
     say(&totals.report());
     // Requests of the user's own are counted by the sidecar and the origins too.
