@@ -109,11 +109,17 @@ async fn run(options: &Options) -> Result<bool, DemoError> {
     let interrupted = watch(options.once, limit, &mut stop, &traffic, &origins, &mut sidecar).await?;
     traffic.finish().await;
 
-    let totals = settled(&traffic, &origins, &sidecar).await?;
+    let totals = match settled(&traffic, &origins, &sidecar).await {
+        Ok(totals) => totals,
+        // That the process is gone says more than that its port is.
+        Err(error) => return Err(sidecar.still_there().err().unwrap_or(error)),
+    };
     let wrong = totals.wrong();
     say(&totals.report());
+    // Requests of the user's own are counted by the sidecar and the origins too.
+    let verdict = if interrupted { "differs" } else { "WRONG" };
     for line in &wrong {
-        say(&format!("WRONG: {line}\n"));
+        say(&format!("{verdict}: {line}"));
     }
     if wrong.is_empty() {
         say("All numbers are right: every request was answered 200, and the sidecar counted what the clients and the \

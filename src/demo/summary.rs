@@ -294,8 +294,11 @@ impl Screen {
             queue!(out, cursor::MoveToPreviousLine(self.drawn))?;
         }
         queue!(out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
-        // A line that wraps would take two.
-        let width = terminal::size().map_or(80, |(columns, _)| usize::from(columns)).max(20);
+        // A line that wraps would take two. Some terminals say that they have no width at all.
+        let width = match terminal::size() {
+            Ok((columns @ 20.., _)) => usize::from(columns),
+            _ => 80,
+        };
         for line in lines {
             let cut: String = line.chars().take(width - 1).collect();
             writeln!(out, "{cut}")?;

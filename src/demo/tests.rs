@@ -94,6 +94,21 @@ fn each_disagreement_is_told() {
 }
 
 #[test]
+fn answers_are_read_whole() {
+    let parse = |bytes: &str| traffic::Answer::parse(bytes.as_bytes());
+    let chunked = "HTTP/1.1 200 OK\r\nx-served-by: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
+    for len in 0..chunked.len() {
+        assert!(parse(&chunked[..len]).unwrap().is_none(), "{len}");
+    }
+    let answer = parse(chunked).unwrap().unwrap();
+    assert_eq!((answer.status, answer.served_by.as_str(), answer.body.as_slice()), (200, "a", &b"hi!"[..]));
+    let sized = "HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nhi";
+    assert_eq!(parse(sized).unwrap().unwrap().status, 503);
+    assert!(parse(&format!("{sized}more")).is_err());
+    assert!(parse("HTTP/1.1 200 OK\r\n\r\n").is_err());
+}
+
+#[test]
 fn endpoints_are_read_from_the_admin_port() {
     let clusters = json!({"cluster_statuses": [{"name": "users", "host_statuses": [{
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": 81}},

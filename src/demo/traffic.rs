@@ -273,9 +273,8 @@ pub(super) async fn exchange(
 }
 
 impl Answer {
-    /// The answer in the buffer, if it is complete. Only `Content-Length` bodies: the origins send no others.
-    fn parse(buffer: &[u8]) -> io::Result<Option<Self>> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    /// The answer in the buffer, if it is complete.
+    pub(super) fn parse(buffer: &[u8]) -> io::Result<Option<Self>> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut parsed = httparse::Response::new(&mut headers);
         let head = match parsed.parse(buffer) {
@@ -283,20 +282,53 @@ impl Answer {
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(_) => return Err(invalid()),
         };
-        let len = content_length(parsed.headers).ok_or_else(invalid)?;
-        let end = head.checked_add(len).ok_or_else(invalid)?;
-        let Some(body) = buffer.get(head..end) else { return Ok(None) };
+        let rest = buffer.get(head..).unwrap_or_default();
+        let chunked = header(parsed.headers, "transfer-encoding").is_some();
+        let (body, end) = if chunked {
+            let Some(unchunked) = unchunk(rest)? else { return Ok(None) };
+            unchunked
+        } else {
+            let len = content_length(parsed.headers).ok_or_else(invalid)?;
+            let Some(body) = rest.get(..len) else { return Ok(None) };
+            (body.to_vec(), len)
+        };
         // More than was asked for.
-        if buffer.len() > end {
+        if rest.len() > end {
             return Err(invalid());
         }
         let text = |name: &str| header(parsed.headers, name).unwrap_or_default();
         Ok(Some(Self {
             status: parsed.code.ok_or_else(invalid)?,
             served_by: text("x-served-by").to_owned(),
-            body: body.to_vec(),
+            body,
             close: text("connection").eq_ignore_ascii_case("close"),
         }))
+    }
+}
+
+fn invalid() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+/// A chunked body without trailers and how long it was, if it is complete.
+fn unchunk(bytes: &[u8]) -> io::Result<Option<(Vec<u8>, usize)>> {
+    let mut body = Vec::new();
+    let mut at: usize = 0;
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let (start, size) = match httparse::parse_chunk_size(rest) {
+            Ok(httparse::Status::Complete(found)) => found,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(_) => return Err(invalid()),
+        };
+        let size = usize::try_from(size).ok().filter(|size| *size <= MAX_ANSWER).ok_or_else(invalid)?;
+        let Some(chunk) = rest.get(start..start + size + 2) else { return Ok(None) };
+        let data = chunk.strip_suffix(b"\r\n").ok_or_else(invalid)?;
+        body.extend_from_slice(data);
+        at += start + size + 2;
+        if size == 0 {
+            return Ok(Some((body, at)));
+        }
     }
 }
 

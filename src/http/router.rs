@@ -339,6 +339,10 @@ impl Attempts<'_> {
                         }
                         return self.respond(ex, parsed, connection, request_permit, sent).await;
                     }
+                    // The client never sees this answer, but the host gave it.
+                    if let Some(host) = &ex.info.host {
+                        host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
+                    }
                     drop(request_permit);
                     self.charge_error(ex, parsed.head.status >= 500);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
