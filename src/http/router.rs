@@ -344,7 +344,6 @@ impl Attempts<'_> {
                         host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
                     }
                     drop(request_permit);
-                    self.charge_error(ex, parsed.head.status >= 500);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         let pool = connection.pool().clone();
                         pool.give_back(*connection, true, Instant::now());

@@ -84,7 +84,14 @@ async fn run(group: Group) {
             Some((id, _)) if same => Some(format!("both are equal: the difference {id} is not needed here")),
             _ => None,
         });
-        if let Some(complaint) = complaint {
+        let open = OPEN.contains(&case.name) && set("OUTRIGGER_DIFFERENTIAL").is_none();
+        if open {
+            match &complaint {
+                Some(_) => eprintln!("still open: {}", case.name),
+                None => eprintln!("agrees now, take it off the list: {}", case.name),
+            }
+        }
+        if let Some(complaint) = complaint.filter(|_| !open) {
             failures.push(format!(
                 "=== {}\n{case}\n{complaint}--- Envoy\n{theirs}--- Outrigger\n{mine}",
                 case.name
@@ -106,6 +113,47 @@ fn groups() -> Vec<(&'static str, Group)> {
     ]
 }
 
+/// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
+const OPEN: &[&str] = &[
+    "connect without a route for it",
+    "absolute form with userinfo",
+    "target without a slash",
+    "connection cannot name x-forwarded-for",
+    "http/1.0 with a chunked body",
+    "claims at the edge",
+    "no claims at the edge",
+    "x-forwarded-for twice at the edge",
+    "x-forwarded-for empty at the edge",
+    "claims at an internal edge",
+    "no claims at an internal edge",
+    "claims behind one trusted hop at the edge",
+    "no claims behind one trusted hop at the edge",
+    "x-forwarded-port",
+    "x-forwarded-port is there already",
+    "scheme overwritten",
+    "request id at the edge",
+    "request id at the edge, preserved",
+    "controls of a client at the edge",
+    "controls of an internal client",
+    "formatters",
+    "formatters without their sources",
+    "mirrored",
+    "mirrored with a body",
+    "connection refused for a post",
+    "origin resets before it answers",
+    "origin closes inside the body",
+    "route timeout after the head",
+    "route idle timeout after the head",
+    "request timeout",
+    "stream idle timeout inside the head",
+    "no target",
+    "a TLS hello in the clear",
+    "binary noise",
+    "authority form with a get",
+    "escaped slash where it is refused",
+    "origin: folded header",
+];
+
 /// Not every case agrees with Envoy yet, so these comparisons run when `OUTRIGGER_DIFFERENTIAL=1` asks for them.
 pub fn wanted() -> bool {
     let wanted = set("OUTRIGGER_DIFFERENTIAL").is_some();
@@ -119,15 +167,25 @@ macro_rules! groups {
     ($($name:ident),*) => {$(
         #[tokio::test]
         async fn $name() {
-            if !wanted() {
-                return;
-            }
             run(self::$name::group()).await;
         }
     )*};
 }
 
-groups!(messages, routing, mutation, clusters, forwarded, smuggling, upgrades);
+macro_rules! groups_on_request {
+    ($($name:ident),*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            if wanted() {
+                run(self::$name::group()).await;
+            }
+        }
+    )*};
+}
+
+groups!(messages, mutation, clusters, forwarded, smuggling);
+// Their bootstraps hold options that are not supported yet.
+groups_on_request!(routing, upgrades);
 
 /// Every accepted difference is explained, and every explanation is in use.
 #[test]
