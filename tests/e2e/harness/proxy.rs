@@ -129,7 +129,10 @@ impl Proxy {
         if plan.kind == Kind::Envoy {
             command.args(["--disable-hot-restart", "-l", "error"]);
         }
-        command.args(["--file-flush-interval-msec", "10"]);
+        let flush = "--file-flush-interval-msec";
+        if !plan.arguments.iter().any(|argument| AsRef::<str>::as_ref(argument) == flush) {
+            command.args([flush, "10"]);
+        }
         command.args(["--concurrency", "1"]).args(plan.arguments);
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("the output file")).stderr(output);
         let child = command.spawn().unwrap_or_else(|e| panic!("{:?} cannot be started: {e}", plan.kind));
