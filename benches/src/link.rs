@@ -91,6 +91,11 @@ impl Link {
         self.rest.extend_from_slice(bytes);
     }
 
+    /// Bytes that are kept.
+    pub fn kept(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Takes what is kept, to use it without a read.
     pub fn take_kept(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.rest)

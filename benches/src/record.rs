@@ -16,6 +16,8 @@ const FINEST: u64 = 16;
 pub const GRPC: u16 = 1000;
 /// The place of answers without a status.
 pub const NO_STATUS: u16 = 0;
+/// The interval of what comes after the measured time.
+pub const AFTER: u64 = u64::MAX;
 const STATUSES: usize = GRPC as usize + 64;
 
 /// A request that waits for its answer; moments are nanoseconds of the clock.
@@ -102,7 +104,7 @@ pub fn histogram() -> Histogram<u64> {
 
 /// One interval of one thread.
 pub struct Slice {
-    /// Which interval, from 0; those at and after the number of intervals are after the measured time.
+    /// Which interval, from 0, or [`AFTER`].
     pub index: u64,
     /// Latencies from the intended moment.
     pub corrected: Histogram<u64>,
@@ -228,6 +230,13 @@ impl Recorder {
             // Nobody listens any more when the run is given up; then counts do not matter.
             let _ = self.slices.send(done);
         }
+    }
+
+    /// The measured time is over; what comes is for the accounts only.
+    pub fn end(&mut self) {
+        let rest = Slice::new(AFTER, self.open);
+        let _ = self.slices.send(std::mem::replace(&mut self.slice, rest));
+        self.next = u64::MAX;
     }
 
     /// Sends the last interval off.

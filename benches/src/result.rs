@@ -149,7 +149,7 @@ impl Requests {
 /// Connections and handshakes. They are counted from the start of the process, warm-up included.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Connections {
-    /// Connections that were usable (TLS and upgrade handshakes included).
+    /// Connections that were usable (TLS handshake included).
     pub opened: u64,
     /// Connections that could not be opened.
     pub failed: u64,
