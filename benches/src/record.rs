@@ -174,8 +174,8 @@ pub struct Totals {
     pub handshake: Histogram<u64>,
     /// CPU within the measured time, nanoseconds.
     pub cpu: u64,
-    /// End of the measured time, if it was not the one asked for.
-    pub ended: u64,
+    /// Length of the measured time, nanoseconds.
+    pub measured: u64,
 }
 
 /// The counts of one thread.
@@ -210,7 +210,7 @@ impl Recorder {
             connect: histogram(),
             handshake: histogram(),
             cpu: 0,
-            ended: 0,
+            measured: 0,
         };
         let slice = Slice::new(0, open);
         Self { slice, totals, start: u64::MAX, interval, next: u64::MAX, open, slices }

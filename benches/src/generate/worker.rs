@@ -185,6 +185,9 @@ impl<C: Client> Worker<C> {
         loop {
             let now = clock::now();
             self.recorder.tick(now);
+            if self.cpu == 0 && now >= self.recorder.start {
+                self.cpu = clock::thread_cpu();
+            }
             if now >= house {
                 house = now + TICK;
                 self.keep_house(now, began);
@@ -252,7 +255,6 @@ impl<C: Client> Worker<C> {
         self.recorder.start_at(start);
         self.arrivals = Arrivals::new(&self.task.schedule, self.task.share, begin, self.task.times, self.task.seed);
         self.running = true;
-        self.cpu = clock::thread_cpu();
     }
 
     /// Ends the time in which requests are sent.
@@ -604,8 +606,8 @@ impl<C: Client> Worker<C> {
     fn end_measured(&mut self) {
         self.ended = true;
         self.recorder.end();
-        self.recorder.totals.cpu = clock::thread_cpu() - self.cpu;
-        self.recorder.totals.ended = self.end;
+        self.recorder.totals.cpu = clock::thread_cpu().saturating_sub(self.cpu);
+        self.recorder.totals.measured = self.end.saturating_sub(self.recorder.start);
     }
 
     fn finish(mut self, now: u64) -> Totals {
