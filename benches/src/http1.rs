@@ -98,10 +98,8 @@ pub fn parse_answer(bytes: &[u8]) -> Result<Option<Head>, Invalid> {
             14 if name.eq_ignore_ascii_case(b"content-length") && body != Body::Chunked && !empty => {
                 body = Body::Length(number(value).ok_or(Invalid)?);
             }
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") && !empty => {
-                if lists(value, b"chunked") {
-                    body = Body::Chunked;
-                }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") && !empty && lists(value, b"chunked") => {
+                body = Body::Chunked;
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 close = lists(value, b"close") || (close && !lists(value, b"keep-alive"));

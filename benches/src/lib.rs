@@ -2,6 +2,7 @@
 //! [`serve::Server`] is what it can be pointed at. Protocols are written without I/O, once for both sides; one loop
 //! around `epoll` drives clients, another one servers.
 
+
 pub mod cli;
 pub mod clock;
 pub mod generate;
@@ -10,6 +11,7 @@ pub mod http2;
 pub mod link;
 pub mod out;
 pub mod record;
+
 pub mod report;
 pub mod result;
 pub mod schedule;

@@ -1,6 +1,6 @@
 //! A non-blocking connection, plain or TLS, for client and server: bytes in, [`Out`] out. It knows no protocol.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 
 use mio::net::TcpStream;
 use rustls::Connection;

@@ -6,7 +6,6 @@
 //! - `Chat` (both): each payload back.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use prost::Message as _;
 
 /// What is asked of the echo service.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -41,7 +41,14 @@ pub struct Stage {
     /// The beginning, set by the last of them.
     begin: AtomicU64,
     /// Ends the run early.
-    pub stop: AtomicBool,
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Stage {
+    /// For another run, which the same signals end.
+    pub fn again(&self) -> Self {
+        Self { stop: self.stop.clone(), ..Self::default() }
+    }
 }
 
 /// What a thread does.
@@ -457,13 +464,13 @@ impl<C: Client> Worker<C> {
             tickets = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
                 && self.task.resume;
             if totals.tls.is_empty() || !resumed {
-                let group = tls.negotiated_key_exchange_group().map(|group| group.name());
-                totals.tls = format!(
-                    "{:?} {:?} {:?}",
-                    tls.protocol_version().unwrap_or(rustls::ProtocolVersion::Unknown(0)),
-                    tls.negotiated_cipher_suite().map(|suite| suite.suite()).unwrap_or_default(),
-                    group.unwrap_or(rustls::NamedGroup::Unknown(0)),
-                );
+                let group = tls.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
+                let named = [
+                    tls.protocol_version().map(|version| format!("{version:?}")),
+                    tls.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())),
+                    group.map(|group| format!("{group:?}")),
+                ];
+                totals.tls = named.into_iter().flatten().collect::<Vec<_>>().join(" ");
             }
         }
         slot.state = State::Up;

@@ -81,10 +81,13 @@ const STATIC: [(&str, &str); 61] = [
 #[error("header block is not valid HPACK")]
 pub struct Invalid;
 
+/// A name and a value.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 /// Decodes the blocks of one direction of a connection.
 #[derive(Default)]
 pub struct Decoder {
-    entries: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    entries: VecDeque<Entry>,
     size: usize,
     /// 0 stands for [`TABLE`], until an update says otherwise.
     shrunk_by: usize,
@@ -169,7 +172,7 @@ impl Decoder {
 #[derive(Default)]
 pub struct Encoder {
     /// Oldest first.
-    entries: Vec<(Box<[u8]>, Box<[u8]>)>,
+    entries: Vec<Entry>,
     size: usize,
     /// The peer wants a smaller table: nothing is indexed any more, and the next block says so.
     off: bool,

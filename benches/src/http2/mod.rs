@@ -235,9 +235,9 @@ impl Core {
             SETTINGS if flags & ACK == 0 => {
                 let before = self.stream_window;
                 for setting in payload.chunks_exact(6) {
-                    let [a, b, value @ ..] = *setting else { continue };
+                    let Some((id, value)) = setting.split_first_chunk() else { continue };
                     let value = word(value)?;
-                    match u16::from_be_bytes([a, b]) {
+                    match u16::from_be_bytes(*id) {
                         1 => self.encoder.limit(value as usize),
                         3 => self.max_streams = value,
                         4 => self.stream_window = i64::from(value),

@@ -1,7 +1,7 @@
 //! The origin's HTTP/1.1: a request that starts with the very bytes of the head before is not parsed again, and its
 //! answer is one copy of prepared bytes.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::behaviour::{Answer, Controls, Fault};
 use super::{Fate, Turn};
@@ -22,7 +22,7 @@ pub struct Request {
 /// What all connections of a thread share.
 #[derive(Default)]
 pub struct Cache {
-    request: Option<(Vec<u8>, Rc<Request>)>,
+    request: Option<(Vec<u8>, Arc<Request>)>,
     answer: Option<((u16, usize), Vec<u8>)>,
 }
 
@@ -36,7 +36,7 @@ enum Skip {
 pub struct Http1 {
     /// The body of a request that is being skipped.
     skip: Option<Skip>,
-    request: Option<Rc<Request>>,
+    request: Option<Arc<Request>>,
     /// An answer that waits for its time.
     waiting: Option<Answer>,
     /// What is left of a slow body.
@@ -86,7 +86,7 @@ impl Http1 {
         Ok(used)
     }
 
-    fn asked(&mut self, request: &Rc<Request>, turn: &mut Turn<'_>) -> Result<(), Fate> {
+    fn asked(&mut self, request: &Arc<Request>, turn: &mut Turn<'_>) -> Result<(), Fate> {
         self.served += 1;
         turn.shared.count();
         if let Some(key) = &request.upgrade {
@@ -197,7 +197,7 @@ fn piece(size: usize, answer: &Answer, last: bool, turn: &mut Turn<'_>) {
 }
 
 /// The head at the start of the bytes, if it is whole.
-fn request(bytes: &[u8], turn: &mut Turn<'_>) -> Result<Option<Rc<Request>>, Fate> {
+fn request(bytes: &[u8], turn: &mut Turn<'_>) -> Result<Option<Arc<Request>>, Fate> {
     let cache = &mut turn.shared.http1;
     if let Some((text, request)) = &cache.request {
         if bytes.starts_with(text) {
@@ -235,7 +235,7 @@ fn request(bytes: &[u8], turn: &mut Turn<'_>) -> Result<Option<Rc<Request>>, Fat
         }
     }
     request.upgrade = key.filter(|_| websocket);
-    let request = Rc::new(request);
+    let request = Arc::new(request);
     cache.request = Some((head.to_vec(), request.clone()));
     Ok(Some(request))
 }

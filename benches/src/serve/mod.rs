@@ -111,7 +111,7 @@ impl Shared {
     fn count(&mut self) {
         self.requests += 1;
         if let Some((every, time)) = self.behaviour.stall {
-            if self.requests % every == 0 {
+            if self.requests.is_multiple_of(every) {
                 std::thread::sleep(std::time::Duration::from_nanos(time));
             }
         }

@@ -45,7 +45,7 @@ impl Server {
     ///
     /// # Errors
     /// An address cannot be bound, or a core cannot be used.
-    pub fn start(settings: Settings) -> io::Result<Self> {
+    pub fn start(settings: &Settings) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut listen = settings.listen.clone();
         let mut workers = Vec::new();
