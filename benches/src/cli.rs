@@ -287,10 +287,11 @@ impl RunArgs {
                 found.next().ok_or_else(|| bad("has no address"))?
             }
         };
-        let (label, protocol) = self.protocol(scheme, authority, path, secure).map_err(|reason| match reason {
-            Some(flags) => Error::Flags(flags),
-            None => bad("unknown scheme"),
-        })?;
+        let (label, protocol) =
+            self.protocol(scheme, authority, path, secure).map_err(|reason| match reason {
+                Some(flags) => Error::Flags(flags),
+                None => bad("unknown scheme"),
+            })?;
         let tls = match secure {
             false => None,
             true => {
@@ -302,7 +303,8 @@ impl RunArgs {
                 };
                 let config = tls::client(&files, self.insecure, protocols, self.resume)?;
                 let name = self.sni.as_deref().unwrap_or(host.trim_matches(['[', ']']));
-                let name = ServerName::try_from(name.to_owned()).map_err(|_| bad("no name for a certificate"))?;
+                let name =
+                    ServerName::try_from(name.to_owned()).map_err(|_| bad("no name for a certificate"))?;
                 Some((config, name))
             }
         };
@@ -380,7 +382,8 @@ impl RunArgs {
         let method = self.method.as_deref().unwrap_or(if body.is_empty() { "GET" } else { "POST" });
         let fields = |method: &str, path: &str| {
             let scheme = if secure { "https" } else { "http" };
-            let pseudo = [(":method", method), (":scheme", scheme), (":authority", authority), (":path", path)];
+            let pseudo =
+                [(":method", method), (":scheme", scheme), (":authority", authority), (":path", path)];
             let mut fields: Vec<_> = pseudo.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
             fields.push(("user-agent".to_owned(), "outrigger-load".to_owned()));
             fields
@@ -472,6 +475,12 @@ impl ServeArgs {
             slow: self.slow,
             stall: self.stall,
         };
-        Ok(Settings { listen: self.listen.clone(), tls, behaviour, threads: self.threads, pin: self.pin.clone() })
+        Ok(Settings {
+            listen: self.listen.clone(),
+            tls,
+            behaviour,
+            threads: self.threads,
+            pin: self.pin.clone(),
+        })
     }
 }

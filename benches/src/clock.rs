@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
-use rustix::time::{clock_gettime, ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{
+    clock_gettime, ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+};
 
 /// Nanoseconds in a second.
 pub const SECOND: u64 = 1_000_000_000;

@@ -172,7 +172,9 @@ mod tests {
         assert_eq!(head, Head { status: 200, close: false, length: 38, body: Body::Length(5) });
         let head = parse_answer(b"HTTP/1.0 404 No\r\n\r\n").unwrap().unwrap();
         assert_eq!(head, Head { status: 404, close: true, length: 19, body: Body::UntilClose });
-        let head = parse_answer(b"HTTP/1.1 304 x\r\ncontent-length: 9\r\nconnection: close\r\n\r\n").unwrap().unwrap();
+        let head = parse_answer(b"HTTP/1.1 304 x\r\ncontent-length: 9\r\nconnection: close\r\n\r\n")
+            .unwrap()
+            .unwrap();
         assert_eq!((head.body, head.close), (Body::Length(0), true));
         assert_eq!(parse_answer(b"HTTP/1.1 200 OK\r\n").unwrap(), None);
         assert!(parse_answer(b"SSH-2.0\r\n\r\n").is_err());

@@ -2,7 +2,6 @@
 //! [`serve::Server`] is what it can be pointed at. Protocols are written without I/O, once for both sides; one loop
 //! around `epoll` drives clients, another one servers.
 
-
 pub mod cli;
 pub mod clock;
 pub mod generate;

@@ -83,7 +83,9 @@ impl Reason {
     pub fn of(error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Kind;
         match error.kind() {
-            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted | Kind::NotConnected => Self::Reset,
+            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted | Kind::NotConnected => {
+                Self::Reset
+            }
             Kind::ConnectionRefused => Self::Refused,
             Kind::TimedOut => Self::Timeout,
             Kind::InvalidData => Self::Tls,
@@ -344,12 +346,18 @@ pub fn distribution(histogram: &Histogram<u64>) -> Distribution {
     let at = |quantile: f64| us(histogram.value_at_quantile(quantile).min(histogram.max()));
     let curve = histogram
         .iter_quantiles(5)
-        .map(|value| CurvePoint { quantile: value.quantile(), us: us(value.value_iterated_to().min(histogram.max())) })
+        .map(|value| CurvePoint {
+            quantile: value.quantile(),
+            us: us(value.value_iterated_to().min(histogram.max())),
+        })
         .collect();
     let buckets = histogram
         .iter_log(1000, 1.05)
         .filter(|value| value.count_since_last_iteration() > 0)
-        .map(|value| Bucket { to_us: us(value.value_iterated_to()), count: value.count_since_last_iteration() })
+        .map(|value| Bucket {
+            to_us: us(value.value_iterated_to()),
+            count: value.count_since_last_iteration(),
+        })
         .collect();
     Distribution {
         count: histogram.len(),

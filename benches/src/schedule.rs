@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() {
         let moments = moments(&Schedule::Poisson { rate: 1000.0 }, (1, 2), (0.0, 100.0));
-        let gaps: Vec<_> = moments.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / SECOND as f64).collect();
+        let gaps: Vec<_> =
+            moments.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / SECOND as f64).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean - 0.002).abs() < 0.0001, "{mean}");

@@ -106,9 +106,7 @@ pub fn client(
     let builder =
         ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match files.roots()? {
-        _ if insecure => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
-        }
+        _ if insecure => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider))),
         Some(roots) => builder.with_root_certificates(roots),
         None => return Err(Error::NoTrust),
     };

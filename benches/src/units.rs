@@ -19,7 +19,8 @@ pub fn duration(text: &str) -> Result<u64, String> {
         "h" => 3600e9,
         _ => return Err(format!("{text}: not a duration such as 250us, 5ms, 1.5s, 2m")),
     };
-    let value: f64 = number.parse().map_err(|_| format!("{text}: not a duration such as 250us, 5ms, 1.5s, 2m"))?;
+    let value: f64 =
+        number.parse().map_err(|_| format!("{text}: not a duration such as 250us, 5ms, 1.5s, 2m"))?;
     let nanoseconds = value * scale;
     if nanoseconds > (100.0 * 3600.0) * SECOND as f64 {
         return Err(format!("{text}: more than 100 hours"));
@@ -61,7 +62,8 @@ pub fn pace(text: &str) -> Result<(usize, u64), String> {
 /// It is none.
 pub fn every(text: &str) -> Result<(u64, u64), String> {
     let (count, time) = text.split_once('/').ok_or_else(|| format!("{text}: not COUNT/DURATION"))?;
-    let count = count.parse().ok().filter(|count| *count > 0).ok_or_else(|| format!("{count}: not a count"))?;
+    let count =
+        count.parse().ok().filter(|count| *count > 0).ok_or_else(|| format!("{count}: not a count"))?;
     Ok((count, duration(time)?))
 }
 

@@ -80,7 +80,9 @@ pub fn take(bytes: &[u8]) -> Result<Option<Frame<'_>>, TooLong> {
 fn parse(bytes: &[u8]) -> Option<Result<Frame<'_>, TooLong>> {
     let ([first, second], rest) = bytes.split_first_chunk()?;
     let (length, rest) = match second & 0x7f {
-        126 => rest.split_first_chunk().map(|(length, rest)| (u64::from(u16::from_be_bytes(*length)), rest))?,
+        126 => {
+            rest.split_first_chunk().map(|(length, rest)| (u64::from(u16::from_be_bytes(*length)), rest))?
+        }
         127 => rest.split_first_chunk().map(|(length, rest)| (u64::from_be_bytes(*length), rest))?,
         length => (u64::from(length), rest),
     };

@@ -116,7 +116,12 @@ impl Http2 {
         }
     }
 
-    fn handle(&mut self, shared: &Requests, event: Event<'_>, session: &mut Session<'_>) -> Result<(), Reason> {
+    fn handle(
+        &mut self,
+        shared: &Requests,
+        event: Event<'_>,
+        session: &mut Session<'_>,
+    ) -> Result<(), Reason> {
         match event {
             Event::Headers { stream, block, end } => {
                 let meaning = self.meaning(&block)?;
@@ -261,7 +266,12 @@ impl Client for Http2 {
         });
     }
 
-    fn received(&mut self, shared: &mut Requests, bytes: &[u8], session: &mut Session<'_>) -> Result<usize, Reason> {
+    fn received(
+        &mut self,
+        shared: &mut Requests,
+        bytes: &[u8],
+        session: &mut Session<'_>,
+    ) -> Result<usize, Reason> {
         let mut used = 0;
         while used < bytes.len() {
             let rest = bytes.get(used..).unwrap_or_default();

@@ -27,6 +27,9 @@ pub trait Client: Sized {
     /// What all connections of a thread share.
     type Shared;
 
+    /// Whether requests may end with their last byte sent.
+    const ENDS_SENT: bool = false;
+
     /// A connection that is not open yet.
     fn new(shared: &Self::Shared) -> Self;
 

@@ -18,7 +18,9 @@ use super::h2::Conversation;
 use super::worker::{Stage, Task, Worker};
 use super::{grpc, h1, h2, tcp, websocket, Client};
 use crate::clock::{self, MILLISECOND, SECOND};
-use crate::record::{distribution, histogram, share, Reason, Recorder, Slice, Totals, AFTER, GRPC, NO_STATUS};
+use crate::record::{
+    distribution, histogram, share, Reason, Recorder, Slice, Totals, AFTER, GRPC, NO_STATUS,
+};
 use crate::result::{
     Connections, Interval, Latency, Rates, Requests, RunResult, Schedule, ToolCost, Traffic, Work, FORMAT,
 };
@@ -141,22 +143,30 @@ pub fn run(plan: &Plan, stage: &Arc<Stage>, progress: &mut dyn FnMut(&Progress))
                 fields: fields.clone(),
                 body: grpc::request(*size, many),
                 messages: if matches!(kind, GrpcKind::ClientStream | GrpcKind::Bidi) { many } else { 1 },
-                conversation: if *kind == GrpcKind::Bidi { Conversation::PingPong } else { Conversation::Ahead },
+                conversation: if *kind == GrpcKind::Bidi {
+                    Conversation::PingPong
+                } else {
+                    Conversation::Ahead
+                },
                 grpc: true,
                 streams,
             }
         }),
-        Protocol::WebSocket { upgrade, size } => drive::<websocket::WebSocket>(plan, stage, progress, &|| {
-            websocket::Messages::new(upgrade.clone(), *size, streams)
-        }),
+        Protocol::WebSocket { upgrade, size } => {
+            drive::<websocket::WebSocket>(plan, stage, progress, &|| {
+                websocket::Messages::new(upgrade.clone(), *size, streams)
+            })
+        }
         Protocol::Tcp { send, receive } => drive::<tcp::Tcp>(plan, stage, progress, &|| tcp::Exchange {
             payload: Bytes::from(vec![b'x'; *send]),
             answer: *receive,
             depth: streams,
         }),
-        Protocol::Handshake { .. } => {
-            drive::<tcp::Tcp>(plan, stage, progress, &|| tcp::Exchange { payload: Bytes::new(), answer: 1, depth: 1 })
-        }
+        Protocol::Handshake { .. } => drive::<tcp::Tcp>(plan, stage, progress, &|| tcp::Exchange {
+            payload: Bytes::new(),
+            answer: 1,
+            depth: 1,
+        }),
     }
 }
 
@@ -191,7 +201,11 @@ where
             share: (thread, threads),
             schedule: work.schedule.clone(),
             requests: plan.requests.map_or(u64::MAX, |whole| part(whole, thread, threads)),
-            per_connection: if work.requests_per_connection == 0 { u64::MAX } else { work.requests_per_connection },
+            per_connection: if work.requests_per_connection == 0 {
+                u64::MAX
+            } else {
+                work.requests_per_connection
+            },
             times: (work.warmup_s, work.duration_s),
             timeout: clock::from_seconds(work.timeout_s),
             grace: clock::from_seconds(plan.grace_s),
@@ -322,7 +336,8 @@ impl Merged {
         }
         let whole = |count: fn(&Totals) -> u64| totals.iter().map(count).sum::<u64>();
         let reasons = |counts: fn(&Totals) -> &[u64; Reason::ALL.len()]| -> BTreeMap<String, u64> {
-            let sum = |reason: Reason| totals.iter().map(|totals| counts(totals)[reason as usize]).sum::<u64>();
+            let sum =
+                |reason: Reason| totals.iter().map(|totals| counts(totals)[reason as usize]).sum::<u64>();
             let named = Reason::ALL.iter().map(|reason| (reason.name().to_owned(), sum(*reason)));
             named.filter(|(_, count)| *count > 0).collect()
         };
@@ -364,7 +379,11 @@ impl Merged {
             failed_by_reason: reasons(|totals| &totals.not_opened),
             lost: whole(|totals| totals.lost),
             resumed: whole(|totals| totals.resumed),
-            tls: totals.iter().map(|totals| totals.tls.clone()).find(|tls| !tls.is_empty()).unwrap_or_default(),
+            tls: totals
+                .iter()
+                .map(|totals| totals.tls.clone())
+                .find(|tls| !tls.is_empty())
+                .unwrap_or_default(),
             connect: distributions(|totals| &totals.connect),
             tls_handshake: distributions(|totals| &totals.handshake),
         };
@@ -379,7 +398,8 @@ impl Merged {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_s: started - seconds,
             work: Work { threads, ..plan.work.clone() },
-            interrupted: plan.requests.is_none() && measured + SECOND / 1000 < clock::from_seconds(plan.work.duration_s),
+            interrupted: plan.requests.is_none()
+                && measured + SECOND / 1000 < clock::from_seconds(plan.work.duration_s),
             measured_s: seconds,
             rates: Rates {
                 answered_per_s: per(self.answered),
@@ -402,7 +422,11 @@ impl Merged {
             series: self.series,
             tool: ToolCost {
                 cpu_s: clock::seconds(cpu),
-                cpu_us_per_answer: if self.answered == 0 { 0.0 } else { cpu as f64 / 1000.0 / self.answered as f64 },
+                cpu_us_per_answer: if self.answered == 0 {
+                    0.0
+                } else {
+                    cpu as f64 / 1000.0 / self.answered as f64
+                },
                 process_cpu_s: clock::seconds(clock::process_cpu()),
                 busiest_thread: totals.iter().map(|totals| share(totals.cpu, measured)).fold(0.0, f64::max),
             },

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{Client, Session};
-use crate::record::{Pending, Reason, NO_STATUS};
+use crate::record::{Pending, Reason, Recorder, NO_STATUS};
 
 /// What all connections of a thread share.
 pub struct Exchange {
@@ -22,15 +22,29 @@ pub struct Exchange {
 /// One connection.
 pub struct Tcp {
     waiting: VecDeque<Pending>,
-    /// Bytes of the first one's answer, and when they began.
+    /// Bytes that are in no answer yet, and when the first of them came.
     received: u64,
     first_byte: u64,
     answer: u64,
     depth: usize,
 }
 
+impl Tcp {
+    /// Ends requests with bytes that came at this moment.
+    fn settle(&mut self, now: u64, recorder: &mut Recorder) {
+        while let (Some(pending), true) = (self.waiting.front(), self.received >= self.answer) {
+            recorder.answered(*pending, now, self.first_byte, NO_STATUS);
+            self.waiting.pop_front();
+            self.received -= self.answer;
+            self.first_byte = now;
+        }
+    }
+}
+
 impl Client for Tcp {
     type Shared = Exchange;
+
+    const ENDS_SENT: bool = true;
 
     fn new(shared: &Exchange) -> Self {
         let depth = shared.depth as usize;
@@ -44,31 +58,27 @@ impl Client for Tcp {
     fn start(&mut self, shared: &mut Exchange, pending: Pending, session: &mut Session<'_>) {
         self.waiting.push_back(pending);
         session.out.push_shared(&shared.payload);
+        if self.answer > 0 {
+            // What a source sent before it was asked.
+            self.settle(session.now, session.recorder);
+        }
     }
 
-    fn received(&mut self, _: &mut Exchange, bytes: &[u8], session: &mut Session<'_>) -> Result<usize, Reason> {
+    fn received(
+        &mut self,
+        _: &mut Exchange,
+        bytes: &[u8],
+        session: &mut Session<'_>,
+    ) -> Result<usize, Reason> {
         session.recorder.body(session.now, bytes.len());
         if self.answer == 0 {
             return Err(Reason::Protocol);
         }
-        let mut left = bytes.len() as u64;
-        while left > 0 {
-            let Some(pending) = self.waiting.front() else {
-                // A source sends whether it is asked or not; an echo does not.
-                return Ok(bytes.len());
-            };
-            if self.received == 0 {
-                self.first_byte = session.now;
-            }
-            let part = left.min(self.answer - self.received);
-            left -= part;
-            self.received += part;
-            if self.received == self.answer {
-                session.recorder.answered(*pending, session.now, self.first_byte, NO_STATUS);
-                self.waiting.pop_front();
-                self.received = 0;
-            }
+        if self.received == 0 {
+            self.first_byte = session.now;
         }
+        self.received += bytes.len() as u64;
+        self.settle(session.now, session.recorder);
         Ok(bytes.len())
     }
 

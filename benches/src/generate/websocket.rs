@@ -67,7 +67,12 @@ impl Client for WebSocket {
         session.out.push(&shared.frame);
     }
 
-    fn received(&mut self, shared: &mut Messages, bytes: &[u8], session: &mut Session<'_>) -> Result<usize, Reason> {
+    fn received(
+        &mut self,
+        shared: &mut Messages,
+        bytes: &[u8],
+        session: &mut Session<'_>,
+    ) -> Result<usize, Reason> {
         let mut used = 0;
         if !self.upgraded {
             let Some(head) = parse_answer(bytes).map_err(|_| Reason::Upgrade)? else { return Ok(0) };

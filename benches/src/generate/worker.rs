@@ -137,7 +137,12 @@ impl<C: Client> Worker<C> {
     ///
     /// # Errors
     /// The system has no descriptor left.
-    pub fn new(task: Task, stage: Arc<Stage>, shared: C::Shared, recorder: Recorder) -> std::io::Result<Self> {
+    pub fn new(
+        task: Task,
+        stage: Arc<Stage>,
+        shared: C::Shared,
+        recorder: Recorder,
+    ) -> std::io::Result<Self> {
         let (poll, alarm) = (Poll::new()?, Alarm::new()?);
         poll.registry().register(&mut SourceFd(&alarm.descriptor()), ALARM, Interest::READABLE)?;
         let slot = |shared| Slot {
@@ -208,7 +213,9 @@ impl<C: Client> Worker<C> {
                 return Ok(self.finish(now));
             }
             let wait = if self.again.is_empty() { TICK } else { 0 };
-            if let (Some(next), false) = (self.arrivals.as_ref().and_then(Arrivals::peek), self.idle.is_empty()) {
+            if let (Some(next), false) =
+                (self.arrivals.as_ref().and_then(Arrivals::peek), self.idle.is_empty())
+            {
                 self.alarm.set(next);
             }
             match self.poll.poll(&mut events, Some(Duration::from_nanos(wait))) {
@@ -260,7 +267,8 @@ impl<C: Client> Worker<C> {
         let start = begin + clock::from_seconds(warmup);
         self.end = start.saturating_add(clock::from_seconds(seconds));
         self.recorder.start_at(start);
-        self.arrivals = Arrivals::new(&self.task.schedule, self.task.share, begin, self.task.times, self.task.seed);
+        self.arrivals =
+            Arrivals::new(&self.task.schedule, self.task.share, begin, self.task.times, self.task.seed);
         self.running = true;
     }
 
@@ -334,12 +342,16 @@ impl<C: Client> Worker<C> {
     fn feed(&mut self, index: usize, now: u64, most: usize) -> Result<(), Reason> {
         let mut given = 0;
         loop {
-            let Some(slot) = self.slots.get(index).filter(|slot| slot.state == State::Up) else { return Ok(()) };
+            let Some(slot) = self.slots.get(index).filter(|slot| slot.state == State::Up) else {
+                return Ok(());
+            };
             let allowed = usize::try_from(self.task.per_connection - slot.served).unwrap_or(usize::MAX);
             if given < most && slot.client.room().min(allowed) > 0 {
                 if let Some(pending) = self.take(now) {
                     given += 1;
-                    let Some(Parts { link, client, served, .. }) = up(&mut self.slots, index) else { return Ok(()) };
+                    let Some(Parts { link, client, served, .. }) = up(&mut self.slots, index) else {
+                        return Ok(());
+                    };
                     *served += 1;
                     self.recorder.sent(pending);
                     let mut session = Session { now, out: &mut link.out, recorder: &mut self.recorder };
@@ -347,11 +359,14 @@ impl<C: Client> Worker<C> {
                     continue;
                 }
             }
-            let Some(Parts { link, client, served, listed, .. }) = up(&mut self.slots, index) else { return Ok(()) };
+            let Some(Parts { link, client, served, listed, .. }) = up(&mut self.slots, index) else {
+                return Ok(());
+            };
             let flushed = link.flush();
             self.recorder.bytes(now, link.out.take_total(), 0);
             if flushed.map_err(|error| Reason::of(&error))? {
                 let before = client.in_flight();
+                let now = if before > 0 && C::ENDS_SENT { clock::now() } else { now };
                 let mut session = Session { now, out: &mut link.out, recorder: &mut self.recorder };
                 client.flushed(&mut session);
                 if client.in_flight() < before {
@@ -411,8 +426,14 @@ impl<C: Client> Worker<C> {
                     return if got == Got::End { Err(Reason::Closed) } else { Ok(()) };
                 }
                 self.established(index, now)?;
+                if self.slots.get(index).is_some_and(|slot| slot.state != State::Up) {
+                    // Closed again, or to wait for tickets.
+                    return Ok(());
+                }
             }
-            let Some(Parts { link, client, state, served, .. }) = up(&mut self.slots, index) else { return Ok(()) };
+            let Some(Parts { link, client, state, served, .. }) = up(&mut self.slots, index) else {
+                return Ok(());
+            };
             if let State::Tickets(_) = state {
                 link.close();
                 self.reopen(index, now, 0);
@@ -461,8 +482,7 @@ impl<C: Client> Worker<C> {
             totals.handshake.saturating_record(now - slot.began);
             let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
             totals.resumed += u64::from(resumed);
-            tickets = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
-                && self.task.resume;
+            tickets = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3) && self.task.resume;
             if totals.tls.is_empty() || !resumed {
                 let group = tls.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
                 let named = [
@@ -645,6 +665,8 @@ struct Parts<'a, C> {
 }
 
 fn up<C>(slots: &mut [Slot<C>], index: usize) -> Option<Parts<'_, C>> {
-    let Slot { link: Some(link), client, state, served, listed, .. } = slots.get_mut(index)? else { return None };
+    let Slot { link: Some(link), client, state, served, listed, .. } = slots.get_mut(index)? else {
+        return None;
+    };
     Some(Parts { link, client, state: *state, served, listed })
 }

@@ -40,7 +40,10 @@ pub fn page(results: &[RunResult]) -> Result<String, Error> {
     let _ = tables(results, &mut page);
     for (heading, plot) in [
         ("Latency by percentile", drawn("latency by percentile", plots::percentiles(results))?),
-        ("p99 over time", drawn("latency over time", plots::over_time(results, "ms", |i| i.p99_us / 1000.0))?),
+        (
+            "p99 over time",
+            drawn("latency over time", plots::over_time(results, "ms", |i| i.p99_us / 1000.0))?,
+        ),
         (
             "Answers per second over time",
             drawn(
@@ -56,8 +59,11 @@ pub fn page(results: &[RunResult]) -> Result<String, Error> {
 }
 
 fn tables(results: &[RunResult], page: &mut String) -> std::fmt::Result {
-    writeln!(page, "<h2>Requests</h2><div class=\"scroll\"><table><tr><th>run<th>schedule<th>answers/s<th>sent\
-        <th>answered<th>failed<th>in flight<th>not sent<th>received/s<th>tool us/answer</tr>")?;
+    writeln!(
+        page,
+        "<h2>Requests</h2><div class=\"scroll\"><table><tr><th>run<th>schedule<th>answers/s<th>sent\
+        <th>answered<th>failed<th>in flight<th>not sent<th>received/s<th>tool us/answer</tr>"
+    )?;
     for (nth, result) in results.iter().enumerate() {
         let (requests, rates) = (&result.requests, &result.rates);
         let mark = |count: u64| if count > 0 { " class=\"bad\"" } else { "" };
@@ -95,13 +101,16 @@ fn tables(results: &[RunResult], page: &mut String) -> std::fmt::Result {
             page.push_str("</tr>\n");
         }
     }
-    page.push_str("</table></div><h2>Outcomes</h2><div class=\"scroll\"><table><tr><th>run<th>outcome<th>count</tr>");
+    page.push_str(
+        "</table></div><h2>Outcomes</h2><div class=\"scroll\"><table><tr><th>run<th>outcome<th>count</tr>",
+    );
     for (nth, result) in results.iter().enumerate() {
         let answers = result.by_status.iter().map(|(status, count)| (format!("answered {status}"), count));
         let failures = &result.requests.failed_by_reason;
         let failures = failures.iter().map(|(reason, count)| (format!("failed: {reason}"), count));
         let connections = &result.connections.failed_by_reason;
-        let connections = connections.iter().map(|(reason, count)| (format!("no connection: {reason}"), count));
+        let connections =
+            connections.iter().map(|(reason, count)| (format!("no connection: {reason}"), count));
         for (outcome, count) in answers.chain(failures).chain(connections) {
             let name = escaped(&result.name);
             writeln!(page, "<tr><td>{}{name}<td>{}<td>{count}</tr>", swatch(nth), escaped(&outcome))?;

@@ -37,7 +37,12 @@ pub fn percentiles(results: &[RunResult]) -> Result<String, String> {
             inner.map(|point| (1.0 / (1.0 - point.quantile), (point.us / 1000.0).max(0.001))).collect()
         };
         if result.work.schedule != Schedule::Closed {
-            lines.push((nth, format!("{} (uncorrected)", result.name), 1, points(&latency.uncorrected.curve)));
+            lines.push((
+                nth,
+                format!("{} (uncorrected)", result.name),
+                1,
+                points(&latency.uncorrected.curve),
+            ));
         }
         lines.push((nth, result.name.clone(), 2, points(&latency.corrected.curve)));
     }
@@ -123,7 +128,10 @@ where
     Y: plotters::coord::ranged1d::Ranged<ValueType = f64>,
 {
     let mut labels = chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
+    labels
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.2));
     labels.draw().map_err(|error| error.to_string())?;
     Ok(())
 }

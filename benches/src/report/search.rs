@@ -38,7 +38,8 @@ pub fn search(plan: &Plan, stage: &Arc<Stage>, goal_ns: u64, shown: &mut Shown) 
         let stage = Arc::new(stage.again());
         let result = run(&plan, &stage, &mut |progress| shown.progress(progress))?;
         let requests = &result.requests;
-        let bad = requests.scheduled.saturating_sub(requests.successful) as f64 / requests.scheduled.max(1) as f64;
+        let bad =
+            requests.scheduled.saturating_sub(requests.successful) as f64 / requests.scheduled.max(1) as f64;
         let p99_us = result.latency.corrected.p99_us;
         let keeps = requests.answered > 0 && p99_us <= goal_us && bad <= BAD;
         let answered_per_s = result.rates.answered_per_s;

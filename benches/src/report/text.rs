@@ -89,7 +89,12 @@ fn write(result: &RunResult, text: &mut String) -> std::fmt::Result {
         if result.interrupted { " (ended early)" } else { "" }
     )?;
     writeln!(text, "\n{} answers/s, {} offered/s", count(rates.answered_per_s), count(rates.offered_per_s))?;
-    writeln!(text, "{}B/s sent, {}B/s received", count(rates.sent_bytes_per_s), count(rates.received_bytes_per_s))?;
+    writeln!(
+        text,
+        "{}B/s sent, {}B/s received",
+        count(rates.sent_bytes_per_s),
+        count(rates.received_bytes_per_s)
+    )?;
     if result.traffic.received_messages > 0 {
         writeln!(text, "{} messages/s received", count(rates.received_messages_per_s))?;
     }
@@ -132,7 +137,9 @@ fn write(result: &RunResult, text: &mut String) -> std::fmt::Result {
         tool.busiest_thread * 100.0,
         if tool.busiest_thread > 0.9 { ": it may be the limit" } else { "" }
     )?;
-    if let Some(best) = result.search.iter().filter(|trial| trial.kept).map(|trial| trial.rate).reduce(f64::max) {
+    if let Some(best) =
+        result.search.iter().filter(|trial| trial.kept).map(|trial| trial.rate).reduce(f64::max)
+    {
         writeln!(text, "highest rate that keeps the goal: {}/s", count(best))?;
     } else if !result.search.is_empty() {
         writeln!(text, "no rate kept the goal")?;

@@ -32,7 +32,8 @@ impl FromStr for Delay {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let two = |text: &str, by: char| {
-            let (a, b) = text.split_once(by).ok_or_else(|| format!("{text}: two durations with {by:?} between"))?;
+            let (a, b) =
+                text.split_once(by).ok_or_else(|| format!("{text}: two durations with {by:?} between"))?;
             Ok::<_, String>((units::duration(a)?, units::duration(b)?))
         };
         match text.split_once(':') {
@@ -55,7 +56,8 @@ impl Delay {
             Self::Uniform(low, high) => random.u64(low..=high),
             Self::Exponential(mean) => (-(1.0 - random.f64()).ln() * mean as f64) as u64,
             Self::Normal(mean, deviation) => {
-                let unit = (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos();
+                let unit =
+                    (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos();
                 // A cast from a negative float is 0.
                 (mean as f64 + unit * deviation as f64) as u64
             }

@@ -137,7 +137,9 @@ impl Http2 {
                 }
             }
             Event::Data { stream: id, bytes, end, .. } => {
-                let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) else { return Ok(()) };
+                let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) else {
+                    return Ok(());
+                };
                 stream.received += bytes.len() as u32;
                 if stream.received > http2::WINDOW / 2 {
                     http2::window_update(id, std::mem::take(&mut stream.received), turn.out);
@@ -188,7 +190,8 @@ impl Http2 {
             let request = EchoRequest::decode(message).map_err(|_| Fate::Close)?;
             stream.messages += 1;
             stream.bytes += request.payload.len() as u64;
-            let reply = EchoResponse { payload: request.payload, messages: stream.messages, bytes: stream.bytes };
+            let reply =
+                EchoResponse { payload: request.payload, messages: stream.messages, bytes: stream.bytes };
             match stream.method {
                 Method::Unary | Method::Chat => stream.sending.push(framed(&reply), false),
                 Method::Download => {
@@ -212,7 +215,8 @@ impl Http2 {
         }
         turn.shared.count();
         if stream.method == Method::Upload {
-            let reply = EchoResponse { payload: Bytes::new(), messages: stream.messages, bytes: stream.bytes };
+            let reply =
+                EchoResponse { payload: Bytes::new(), messages: stream.messages, bytes: stream.bytes };
             stream.sending.push(framed(&reply), false);
         }
         stream.trailers = stream.method != Method::Http;

@@ -44,8 +44,9 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, address) =
-            text.split_once('=').ok_or_else(|| format!("{text}: not KIND=ADDRESS:PORT, such as http=127.0.0.1:8080"))?;
+        let (kind, address) = text
+            .split_once('=')
+            .ok_or_else(|| format!("{text}: not KIND=ADDRESS:PORT, such as http=127.0.0.1:8080"))?;
         let (tls, kind) = kind.strip_prefix("tls+").map_or((false, kind), |kind| (true, kind));
         let speaks = match kind {
             "http" => Speaks::Http,

@@ -57,7 +57,10 @@ impl Server {
                 part.address = listener.local_addr()?;
                 let tls = if part.tls { settings.tls.clone() } else { None };
                 if part.tls && tls.is_none() {
-                    return Err(io::Error::new(ErrorKind::InvalidInput, "a TLS listener without TLS settings"));
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidInput,
+                        "a TLS listener without TLS settings",
+                    ));
                 }
                 worker.listen(listener, part.speaks, tls)?;
             }
@@ -80,7 +83,9 @@ impl Server {
     /// That of a thread.
     pub fn wait(&mut self) -> io::Result<()> {
         for thread in self.threads.drain(..) {
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of the origin ended in panic")))?;
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread of the origin ended in panic")))?;
         }
         Ok(())
     }
@@ -169,7 +174,12 @@ impl Worker {
         })
     }
 
-    fn listen(&mut self, mut socket: TcpListener, speaks: Speaks, tls: Option<Arc<ServerConfig>>) -> io::Result<()> {
+    fn listen(
+        &mut self,
+        mut socket: TcpListener,
+        speaks: Speaks,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> io::Result<()> {
         let token = Token(LISTENERS + self.listeners.len());
         self.poll.registry().register(&mut socket, token, Interest::READABLE)?;
         self.listeners.push(Listener { socket, speaks, tls });
@@ -407,4 +417,3 @@ fn echo_messages(bytes: &[u8], turn: &mut Turn<'_>) -> Result<usize, Fate> {
         }
     }
 }
-
