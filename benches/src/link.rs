@@ -43,7 +43,12 @@ pub enum Got {
 impl Link {
     /// A connection that is (or is being) established.
     pub fn new(stream: TcpStream, tls: Option<Connection>) -> Self {
-        Self { stream, tls: tls.map(Box::new), out: Out::default(), rest: Vec::new(), encrypted: 0 }
+        let mut tls = tls.map(Box::new);
+        if let Some(tls) = &mut tls {
+            // The limit is ours: rustls's own would look like a socket that takes nothing.
+            tls.set_buffer_limit(None);
+        }
+        Self { stream, tls, out: Out::default(), rest: Vec::new(), encrypted: 0 }
     }
 
     /// The TLS session, if it is one.

@@ -1,6 +1,8 @@
 //! The generator against the origin, in one process: every protocol, every way to go wrong, and the rule that every
 //! request ends in exactly one count.
 
+#![allow(clippy::unwrap_used, reason = "a test ends with what it cannot do")]
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -77,7 +79,7 @@ fn every_protocol_makes_its_round_trips() {
         (http, "tcp://{} --handshake", "ok"),
     ];
     for (address, flags, status) in runs {
-        for schedule in ["", " -r 2000", " -t 2 -r 2000 --poisson"] {
+        for schedule in ["", " -r 20000", " -t 2 -r 20000 --poisson"] {
             let flags = format!("{flags}{schedule} -c 4 -n 200");
             let result = load(address, &flags);
             assert_eq!(result.by_status.get(status), Some(&200), "{flags}: {:?}", result.requests);

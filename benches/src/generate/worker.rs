@@ -223,11 +223,12 @@ impl<C: Client> Worker<C> {
                 _ => {}
             }
             for index in std::mem::take(&mut self.again) {
-                self.serve(index);
+                // That there is more may have been said with the event before.
+                self.serve(index, true);
             }
             for event in &events {
                 if event.token() != ALARM {
-                    self.serve(event.token().0);
+                    self.serve(event.token().0, event.is_read_closed());
                 }
             }
         }
@@ -389,13 +390,14 @@ impl<C: Client> Worker<C> {
     }
 
     /// Does what a connection is ready for.
-    fn serve(&mut self, index: usize) {
-        if let Err(reason) = self.progress(index) {
+    fn serve(&mut self, index: usize, ending: bool) {
+        if let Err(reason) = self.progress(index, ending) {
             self.fail(index, clock::now(), reason);
         }
     }
 
-    fn progress(&mut self, index: usize) -> Result<(), Reason> {
+    /// With `ending` it reads to the end: the news that the peer has closed comes only once.
+    fn progress(&mut self, index: usize, ending: bool) -> Result<(), Reason> {
         for turn in 0..TURN {
             let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
             let Some(link) = &mut slot.link else { return Ok(()) };
@@ -447,7 +449,7 @@ impl<C: Client> Worker<C> {
                     let bytes = self.buffer.get(..count).unwrap_or_default();
                     let used = client.received(&mut self.shared, bytes, &mut session)?;
                     link.keep(bytes.get(used..).unwrap_or_default());
-                    if !more {
+                    if !more && !ending {
                         return self.feed(index, now, usize::MAX);
                     }
                     if turn + 1 == TURN {

@@ -198,13 +198,13 @@ impl Worker {
                 _ => {}
             }
             for key in std::mem::take(&mut self.again) {
-                self.serve(key, None);
+                self.serve(key, None, true);
             }
             for event in &events {
                 match event.token() {
                     ALARM => {}
                     Token(token) if token >= LISTENERS => self.accept(token - LISTENERS),
-                    Token(key) => self.serve(key, None),
+                    Token(key) => self.serve(key, None, event.is_read_closed()),
                 }
             }
             if !self.due.is_empty() {
@@ -221,7 +221,7 @@ impl Worker {
             }
             self.due.pop();
             if self.conns.get(key).is_some_and(|conn| conn.number == number) {
-                self.serve(key, Some(stream));
+                self.serve(key, Some(stream), false);
             }
         }
     }
@@ -261,8 +261,8 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self, key: usize, due: Option<u32>) {
-        let result = self.progress(key, due);
+    fn serve(&mut self, key: usize, due: Option<u32>, ending: bool) {
+        let result = self.progress(key, due, ending);
         let number = self.conns.get(key).map_or(0, |conn| conn.number);
         for (at, stream) in self.timers.drain(..) {
             self.due.push(Reverse((at, key, number, stream)));
@@ -283,7 +283,8 @@ impl Worker {
     }
 
     /// Reads and answers. An error ends the connection, with a reset if it is `true`.
-    fn progress(&mut self, key: usize, due: Option<u32>) -> Result<(), bool> {
+    /// With `ending` it reads to the end: the news that the peer has closed comes only once.
+    fn progress(&mut self, key: usize, due: Option<u32>, ending: bool) -> Result<(), bool> {
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         let now = clock::now();
         if let Some(stream) = due {
@@ -327,7 +328,7 @@ impl Worker {
                             let bytes = self.buffer.get(..count).unwrap_or_default();
                             let used = take(conn, bytes, now, &mut self.shared, &mut self.timers)?;
                             conn.link.keep(bytes.get(used..).unwrap_or_default());
-                            if !more && !matches!(conn.kind, Kind::Source) {
+                            if !more && !ending && !matches!(conn.kind, Kind::Source) {
                                 return flush(conn);
                             }
                         }
