@@ -217,6 +217,8 @@ pub struct Upgrade {
     pub kind: Box<str>,
     /// Whether it is on.
     pub enabled: bool,
+    /// CONNECT ends here: its payload goes upstream, not the request (routes' `connect_config`).
+    pub terminate: bool,
 }
 
 /// `local_reply_config`.

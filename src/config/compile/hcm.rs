@@ -332,7 +332,11 @@ fn upgrades(config: &pb::HttpConnectionManager, problems: &mut Problems) -> Vec<
             if upgrades.iter().any(|other| *other.kind == *kind) {
                 problems.report_at("upgrade_type", format!("the upgrade {kind:?} is configured twice"));
             }
-            upgrades.push(Upgrade { kind: kind.into(), enabled: bool_or(upgrade.enabled, true) });
+            upgrades.push(Upgrade {
+                kind: kind.into(),
+                enabled: bool_or(upgrade.enabled, true),
+                terminate: false,
+            });
         });
     }
     upgrades

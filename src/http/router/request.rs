@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::deadlines::Deadlines;
 use super::Attempts;
+use crate::config::http::RouterOptions;
 use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
 use crate::config::{Known, KnownSet, RequestView};
 use crate::http::exchange::Exchange;
@@ -29,10 +30,14 @@ pub(super) fn prepare(
     weighted: Option<&WeightedCluster>,
     info: &StreamInfo,
     deadlines: &Deadlines,
-    suppress: bool,
+    options: &RouterOptions,
 ) {
-    request.fields.remove_set(CONTROLS | Known::XEnvoyExpectedRqTimeoutMs.bit());
-    if !suppress {
+    request.fields.remove_set(CONTROLS);
+    let told = options.respect_expected_rq_timeout && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs);
+    if !told {
+        request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
+    }
+    if !options.suppress_envoy_headers && !told {
         if let Some(expected) = deadlines.try_timeout.or(deadlines.route_timeout) {
             let mut digits = itoa::Buffer::new();
             request
@@ -97,17 +102,22 @@ impl Attempts<'_> {
         if self.forward.include_is_timeout_retry_header && was_timeout {
             request.fields.set_known(Known::XEnvoyIsTimeoutRetry, b"true");
         }
-        let extra: &[u8] = if ex.upload.is_chunked() {
-            b"transfer-encoding: chunked\r\n"
-        } else if !self.upgrade
-            && !request.fields.has(Known::ContentLength)
-            && !matches!(request.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
-        {
-            b"content-length: 0\r\n"
-        } else {
-            b""
-        };
+        let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
         let case = self.cluster.cluster.http.http1.header_case;
         h1::write::request_head(out.flat(), request, case, extra);
+    }
+}
+
+/// The field that frames the body, where the head has none.
+pub(super) fn framing_line(request: &RequestHead, chunked: bool, upgrade: bool) -> &'static [u8] {
+    if chunked {
+        b"transfer-encoding: chunked\r\n"
+    } else if !upgrade
+        && !request.fields.has(Known::ContentLength)
+        && !matches!(request.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
+    {
+        b"content-length: 0\r\n"
+    } else {
+        b""
     }
 }

@@ -139,15 +139,6 @@ const OPEN: &[&str] = &[
     "controls of an internal client",
     "formatters",
     "formatters without their sources",
-    "mirrored",
-    "mirrored with a body",
-    "connection refused for a post",
-    "origin resets before it answers",
-    "origin closes inside the body",
-    "route timeout after the head",
-    "route idle timeout after the head",
-    "request timeout",
-    "stream idle timeout inside the head",
     "no target",
     "a TLS hello in the clear",
     "binary noise",
@@ -185,9 +176,9 @@ macro_rules! groups_on_request {
     )*};
 }
 
-groups!(messages, mutation, clusters, forwarded, smuggling);
-// Their bootstraps hold options that are not supported yet.
-groups_on_request!(routing, upgrades);
+groups!(messages, mutation, clusters, forwarded, smuggling, upgrades);
+// Its bootstrap holds options that are not supported yet.
+groups_on_request!(routing);
 
 /// Every accepted difference is explained, and every explanation is in use.
 #[test]
