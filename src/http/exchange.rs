@@ -309,7 +309,8 @@ impl<'a> Exchange<'a> {
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
         let now = Instant::now();
-        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own } = reply;
+        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
+            reply;
         let mut fields = super::fields::Fields::recycled();
         let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
         if overloaded && !self.manager.router.suppress_envoy_headers {
@@ -317,6 +318,10 @@ impl<'a> Exchange<'a> {
         }
         if let Some(location) = location {
             fields.push_known(Known::Location, &location);
+        }
+        if let Some(attempts) = attempts {
+            let mut digits = itoa::Buffer::new();
+            fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
         }
         self.info.details = details;
         self.info.response_code = status;
@@ -532,6 +537,7 @@ pub(super) struct Reply {
     route: Option<Arc<Route>>,
     overloaded: bool,
     grpc_status: Option<&'static str>,
+    attempts: Option<u32>,
 }
 
 impl Reply {
@@ -544,6 +550,7 @@ impl Reply {
             route: None,
             overloaded: false,
             grpc_status: None,
+            attempts: None,
         }
     }
 
@@ -565,6 +572,12 @@ impl Reply {
     /// The gRPC status when it is not that of the HTTP status.
     pub(super) fn grpc_status(mut self, code: Option<&'static str>) -> Self {
         self.grpc_status = code;
+        self
+    }
+
+    /// How often the request was tried, when the client is to know.
+    pub(super) fn attempts(mut self, attempts: Option<u32>) -> Self {
+        self.attempts = attempts;
         self
     }
 

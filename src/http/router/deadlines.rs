@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::route::{Forward, GrpcTimeoutLimits};
-use crate::config::Known;
+use crate::config::{Cluster, Known};
 use crate::http::exchange::Exchange;
 
 /// Which deadline passed.
@@ -18,6 +18,8 @@ pub(super) enum Expired {
     Route,
     PerTry,
     PerTryIdle,
+    /// The longest life of a try (the cluster's `max_stream_duration`).
+    TryDuration,
     /// The stream's or the route's idle timeout.
     Idle,
     /// The stream's longest life.
@@ -30,11 +32,13 @@ pub(super) struct Deadlines {
     pub(super) route_timeout: Option<Duration>,
     pub(super) try_timeout: Option<Duration>,
     try_idle_timeout: Option<Duration>,
+    try_life: Option<Duration>,
     idle_timeout: Option<Duration>,
     request: Option<Instant>,
     route: Option<Instant>,
     per_try: Option<Instant>,
     per_try_idle: Option<Instant>,
+    try_end: Option<Instant>,
     idle: Option<Instant>,
     duration: Option<Instant>,
     /// The whole request has come; never so where another protocol follows its head.
@@ -47,13 +51,11 @@ pub(super) struct Deadlines {
 
 impl Deadlines {
     pub(super) fn nearest(&self) -> Option<Instant> {
-        [self.request, self.route, self.per_try, self.per_try_idle, self.idle, self.duration]
-            .into_iter()
-            .flatten()
-            .min()
+        let tries = [self.per_try, self.per_try_idle, self.try_end].into_iter();
+        [self.request, self.route, self.idle, self.duration].into_iter().chain(tries).flatten().min()
     }
 
-    /// The one that has passed at `now`; the nearest passed.
+    /// The one that has passed at `now`; the one that ends most when several have.
     pub(super) fn expired(&self, now: Instant) -> Expired {
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         if passed(self.duration) {
@@ -66,6 +68,8 @@ impl Deadlines {
             Expired::PerTry
         } else if passed(self.per_try_idle) {
             Expired::PerTryIdle
+        } else if passed(self.try_end) {
+            Expired::TryDuration
         } else {
             Expired::Idle
         }
@@ -96,6 +100,7 @@ impl Deadlines {
     /// This try has its connection.
     pub(super) fn try_connected(&mut self, now: Instant) {
         self.connected = true;
+        self.try_end = self.try_life.map(|life| now + life);
         if self.complete {
             self.start_try(now);
         }
@@ -106,11 +111,18 @@ impl Deadlines {
         self.per_try_idle = self.try_idle_timeout.map(|timeout| now + timeout);
     }
 
+    /// How long a try that begins now may take by the route's timeouts, if they limit it.
+    pub(super) fn left_for_try(&self, now: Instant) -> Option<Duration> {
+        let left = self.route.map(|route| route.saturating_duration_since(now));
+        [self.try_timeout, left].into_iter().flatten().min()
+    }
+
     /// This try is over.
     pub(super) fn try_ended(&mut self) {
         self.connected = false;
         self.per_try = None;
         self.per_try_idle = None;
+        self.try_end = None;
     }
 
     /// The response begins.
@@ -121,7 +133,7 @@ impl Deadlines {
 }
 
 /// The deadlines of the request of `ex`, read before its controls are taken off.
-pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, upgrade: bool) -> Deadlines {
+pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster, upgrade: bool) -> Deadlines {
     let manager = ex.manager;
     let request = ex.request.as_ref();
     let millis = |known| {
@@ -155,6 +167,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, upgrade: bool) -> 
     let try_timeout = millis(Known::XEnvoyUpstreamRqPerTryTimeoutMs)
         .unwrap_or_else(|| policy.and_then(|policy| policy.per_try_timeout))
         .filter(|per_try| !per_try.is_zero() && route_timeout.is_none_or(|route| *per_try < route));
+    let try_life = millis(Known::XEnvoyUpstreamStreamDurationMs).unwrap_or(cluster.http.max_stream_duration);
     let idle_timeout = forward.idle_timeout.unwrap_or(manager.timeouts.stream_idle);
     let start = ex.info.start;
     let alternative =
@@ -163,11 +176,13 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, upgrade: bool) -> 
         route_timeout,
         try_timeout,
         try_idle_timeout: policy.and_then(|policy| policy.per_try_idle_timeout),
+        try_life,
         idle_timeout,
         request: None,
         route: None,
         per_try: None,
         per_try_idle: None,
+        try_end: None,
         idle: idle_timeout.map(|idle| start + idle),
         duration: duration.map(|duration| start + duration),
         complete: false,
@@ -212,11 +227,13 @@ mod tests {
             route_timeout: Some(Duration::from_millis(100)),
             try_timeout: Some(Duration::from_millis(30)),
             try_idle_timeout: Some(Duration::from_millis(20)),
+            try_life: Some(Duration::from_millis(45)),
             idle_timeout: Some(Duration::from_millis(500)),
             request: after(50),
             route: None,
             per_try: None,
             per_try_idle: None,
+            try_end: None,
             idle: after(500),
             duration: after(900),
             complete: false,
@@ -239,8 +256,12 @@ mod tests {
         assert_eq!(deadlines.nearest(), Some(at(60)));
         assert_eq!(deadlines.expired(at(60)), Expired::PerTryIdle);
         assert_eq!(deadlines.expired(at(70)), Expired::PerTry);
+        assert_eq!(deadlines.left_for_try(at(70)), Some(Duration::from_millis(30)));
+        assert_eq!(deadlines.left_for_try(at(100)), Some(Duration::from_millis(10)));
         deadlines.response_started();
         assert_eq!(deadlines.expired(at(70)), Expired::PerTryIdle);
+        deadlines.touch();
+        assert_eq!(deadlines.expired(at(85)), Expired::TryDuration);
         deadlines.try_ended();
         assert_eq!(deadlines.nearest(), Some(at(110)), "back-off counts against the route's timeout");
         assert_eq!(deadlines.expired(at(900)), Expired::Duration);

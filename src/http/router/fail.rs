@@ -20,6 +20,8 @@ struct Told {
     /// The upstream is charged with the status.
     charged: bool,
     grpc: Option<&'static str>,
+    /// It is the connection manager that ends the stream: what the route does to responses does not apply.
+    by_manager: bool,
 }
 
 impl Told {
@@ -29,22 +31,32 @@ impl Told {
         details: impl Into<Cow<'static, str>>,
         body: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { status, flag, details: details.into(), body: body.into(), charged: true, grpc: None }
+        Self {
+            status,
+            flag,
+            details: details.into(),
+            body: body.into(),
+            charged: true,
+            grpc: None,
+            by_manager: false,
+        }
     }
 
     /// The stream was reset for `reason` (its body's words) before its response began.
-    fn reset(status: u16, flag: ResponseFlags, details: &str, reason: &str) -> Self {
+    fn reset(ex: &Exchange<'_>, status: u16, flag: ResponseFlags, details: &str, reason: &str) -> Self {
+        let again = if ex.info.attempts > 1 { "retried and the latest " } else { "" };
         Self::new(
             status,
             flag,
             format!("upstream_reset_before_response_started{{{details}}}"),
-            format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}"),
+            format!(
+                "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
+            ),
         )
     }
 
-    /// The connection manager ended it, not the router.
-    fn uncharged(self) -> Self {
-        Self { charged: false, ..self }
+    fn by_manager(self) -> Self {
+        Self { charged: false, by_manager: true, ..self }
     }
 }
 
@@ -96,6 +108,7 @@ impl Attempts<'_> {
             Expired::Route => stats.upstream_rq_timeout.increment(1),
             Expired::PerTry => stats.upstream_rq_per_try_timeout.increment(1),
             Expired::PerTryIdle => stats.upstream_rq_per_try_idle_timeout.increment(1),
+            Expired::TryDuration => stats.upstream_rq_max_duration_reached.increment(1),
             Expired::Idle => ex.manager.stats.downstream_rq_idle_timeout.increment(1),
             Expired::Duration => ex.manager.stats.downstream_rq_max_duration_reached.increment(1),
         }
@@ -114,7 +127,7 @@ impl Attempts<'_> {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
-                Told::reset(503, ResponseFlags::UO, "overflow", "overflow")
+                Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
                 let (kind, text) = if local {
@@ -123,20 +136,22 @@ impl Attempts<'_> {
                     ("remote_connection_failure", "remote connection failure")
                 };
                 let reason = format!("delayed_connect_error:_{}", connect_reason(&reason));
-                let told = Told::reset(503, ResponseFlags::UF, &format!("{kind}|{reason}"), text);
+                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}|{reason}"), text);
                 ex.info.upstream_failure = Some(reason.into());
                 told
             }
             Failure::Upstream(UpstreamError::ConnectTimeout { .. }) => {
-                Told::reset(503, ResponseFlags::UF, "connection_timeout", "connection timeout")
+                Told::reset(ex, 503, ResponseFlags::UF, "connection_timeout", "connection timeout")
             }
             Failure::Closed => {
-                Told::reset(503, ResponseFlags::UC, "connection_termination", "connection termination")
+                Told::reset(ex, 503, ResponseFlags::UC, "connection_termination", "connection termination")
             }
-            Failure::Protocol => Told::reset(502, ResponseFlags::UPE, "protocol_error", "protocol error"),
+            Failure::Protocol => Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error"),
             Failure::Timeout(expired) => self.late(ex, expired),
         };
         ex.info.flags.insert(told.flag);
+        // What follows the head was for another protocol.
+        ex.close |= self.upgrade;
         if told.charged && (ex.info.host.is_some() || told.flag == ResponseFlags::UH) {
             let stats = self.cluster.cluster.stats();
             stats.responses.count(told.status);
@@ -145,31 +160,38 @@ impl Attempts<'_> {
                 host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let reply = Reply::new(told.status, told.details)
+        let mut reply = Reply::new(told.status, told.details)
             .body(told.body.as_bytes())
             .overloaded(told.flag == ResponseFlags::UO)
-            .grpc_status(told.grpc)
-            .route(self.route.clone());
+            .grpc_status(told.grpc);
+        if !told.by_manager {
+            let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
+            reply = reply.attempts(attempts).route(self.route.clone());
+        }
         ex.reply(reply).await
     }
 
     fn late(&self, ex: &Exchange<'_>, expired: Expired) -> Told {
         let details = timeout_details(expired);
         match expired {
-            Expired::Request => Told::new(408, ResponseFlags::NONE, details, "request timeout").uncharged(),
+            Expired::Request => Told::new(408, ResponseFlags::NONE, details, "request timeout").by_manager(),
             Expired::Route | Expired::PerTry | Expired::PerTryIdle => {
                 let status = self.deadlines.late_status;
                 let body = if status == 504 { "upstream request timeout" } else { "" };
                 Told::new(status, ResponseFlags::UT, details, body)
             }
+            Expired::TryDuration => {
+                let body = "upstream max stream duration reached";
+                Told { charged: false, ..Told::new(504, ResponseFlags::UMSDR, details, body) }
+            }
             Expired::Idle => {
                 let status = if ex.upload.is_received() { 504 } else { 408 };
-                Told::new(status, ResponseFlags::SI, details, "stream timeout").uncharged()
+                Told::new(status, ResponseFlags::SI, details, "stream timeout").by_manager()
             }
             Expired::Duration => {
                 let told = Told::new(504, ResponseFlags::NONE, details, "downstream duration timeout");
                 // DEADLINE_EXCEEDED
-                Told { grpc: Some("4"), ..told.uncharged() }
+                Told { grpc: Some("4"), ..told.by_manager() }
             }
         }
     }
@@ -181,6 +203,7 @@ pub(super) fn timeout_details(expired: Expired) -> &'static str {
         Expired::Route => "response_timeout",
         Expired::PerTry => "upstream_per_try_timeout",
         Expired::PerTryIdle => "upstream_per_try_idle_timeout",
+        Expired::TryDuration => "upstream_max_stream_duration_reached",
         Expired::Idle => "stream_idle_timeout",
         Expired::Duration => "max_duration_timeout",
     }

@@ -36,6 +36,9 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
             let authority = shadow_authority(copy.authority());
             copy.set_authority(&authority);
         }
+        if forward.include_request_attempt_count {
+            copy.fields.set_known(Known::XEnvoyAttemptCount, b"1");
+        }
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
         append_own_address(&mut copy);
         let feed = Rc::new(Feed::default());

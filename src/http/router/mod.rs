@@ -125,7 +125,7 @@ pub(in crate::http) async fn forward(
             true
         }
     };
-    let deadlines = deadlines(ex, forward, upgrade);
+    let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
     let Some(request) = &mut ex.request else { return End::Gone };
     let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);

@@ -1,6 +1,7 @@
 //! The request as it goes upstream: rewrites, header changes, and its bytes for one try.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use super::deadlines::Deadlines;
 use super::Attempts;
@@ -99,8 +100,17 @@ impl Attempts<'_> {
             let mut digits = itoa::Buffer::new();
             request.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
         }
-        if self.forward.include_is_timeout_retry_header && was_timeout {
-            request.fields.set_known(Known::XEnvoyIsTimeoutRetry, b"true");
+        if self.forward.include_is_timeout_retry_header && ex.info.attempts > 1 {
+            let value: &[u8] = if was_timeout { b"true" } else { b"false" };
+            request.fields.set_known(Known::XEnvoyIsTimeoutRetry, value);
+        }
+        if ex.info.attempts > 1 && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs) {
+            // The next hop has only what is left.
+            if let Some(left) = self.deadlines.left_for_try(Instant::now()) {
+                let mut digits = itoa::Buffer::new();
+                let left = digits.format(left.as_millis()).as_bytes();
+                request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
+            }
         }
         let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
         let case = self.cluster.cluster.http.http1.header_case;

@@ -111,6 +111,7 @@ impl Attempts<'_> {
                     Expired::Route | Expired::PerTry | Expired::PerTryIdle => {
                         ex.info.flags.insert(ResponseFlags::UT);
                     }
+                    Expired::TryDuration => ex.info.flags.insert(ResponseFlags::UMSDR),
                     Expired::Duration | Expired::Request => {}
                 }
                 ex.info.details = Cow::Borrowed(timeout_details(expired));

@@ -111,7 +111,7 @@ impl Attempts<'_> {
         let polled = upload.poll_receive((&down.stream, &mut down.input), out, each, context);
         self.moved(ex, false);
         match polled {
-            Poll::Ready(Err(error)) => upload_failure(error),
+            Poll::Ready(Err(error)) => upload_failure(&error),
             _ => Ok(()),
         }
     }
@@ -140,7 +140,7 @@ impl Attempts<'_> {
                 out.clear();
                 Ok(())
             }
-            Poll::Ready(Err(error)) => upload_failure(error),
+            Poll::Ready(Err(error)) => upload_failure(&error),
         }
     }
 
@@ -168,9 +168,9 @@ impl Attempts<'_> {
     }
 }
 
-fn upload_failure(error: PumpError) -> Result<(), Failure> {
+fn upload_failure(error: &PumpError) -> Result<(), Failure> {
     Err(match error {
-        PumpError::Source(refusal) => Failure::Refused(refusal),
+        PumpError::Source(refusal) => Failure::Refused(*refusal),
         PumpError::SourceClosed | PumpError::SourceIo(_) | PumpError::SinkIo(_) => Failure::Gone,
     })
 }

@@ -14,6 +14,7 @@ mod logs;
 mod messages;
 mod mutation;
 mod observe;
+mod retries;
 mod routing;
 mod smuggling;
 mod tcp;
@@ -110,6 +111,7 @@ fn groups() -> Vec<(&'static str, Group)> {
         ("forwarded", forwarded::group()),
         ("smuggling", smuggling::group()),
         ("upgrades", upgrades::group()),
+        ("retries", retries::group()),
     ]
 }
 
@@ -176,7 +178,7 @@ macro_rules! groups_on_request {
     )*};
 }
 
-groups!(messages, mutation, clusters, forwarded, smuggling, upgrades);
+groups!(messages, mutation, clusters, forwarded, smuggling, upgrades, retries);
 // Its bootstrap holds options that are not supported yet.
 groups_on_request!(routing);
 
