@@ -197,7 +197,11 @@ impl<'a> Exchange<'a> {
         }
         match prepared {
             Ok(()) => {}
-            Err(Stop::Refuse(refusal)) => return self.refuse(refusal).await,
+            Err(Stop::Refuse(refusal)) => {
+                // Like any other message that is no good: nothing of it is logged.
+                self.request = None;
+                return self.refuse(refusal).await;
+            }
             Err(Stop::Answer { status, details, close }) => {
                 self.close |= close;
                 return self.reply(Reply::new(status, details)).await;

@@ -1,7 +1,7 @@
 //! What the connection manager does to heads on their way in and out
 //! (envoyproxy.io: http_conn_man/headers, header_sanitizing).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::h1::Refusal;
 use super::head::{RequestHead, ResponseHead};
@@ -202,9 +202,14 @@ fn client_address(
         let client = if hops == 0 { None } else { nth_from_right(head, hops as usize - 1) };
         let internal = !had_forwarded_for && peer.is_some_and(|peer| is_internal(manager, peer.ip()));
         if let (Some(peer), false) = (peer, manager.skip_xff_append) {
-            let mut text = [0u8; 48];
-            let text = ip_text(peer.ip(), &mut text);
-            append_forwarded_for(head, text);
+            if is_canonical_loopback(peer.ip()) {
+                // Loopback means nothing to who reads this elsewhere: this machine stands for it.
+                append_forwarded_for(head, worker.own_address.as_bytes());
+            } else {
+                let mut text = [0u8; 48];
+                let text = ip_text(peer.ip(), &mut text);
+                append_forwarded_for(head, text);
+            }
         }
         (client.map(with_port_0).or(peer), internal)
     } else {
@@ -233,7 +238,9 @@ fn client_address(
         }
     }
     forwarded_proto(manager, head, hops);
-    if manager.append_x_forwarded_port {
+    // As with the proto: ours to set at the edge, believed elsewhere.
+    let overwrite_port = manager.use_remote_address && hops == 0;
+    if manager.append_x_forwarded_port && (overwrite_port || !head.fields.has(Known::XForwardedPort)) {
         if let Some(local) = connection.local {
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XForwardedPort, digits.format(local.port()).as_bytes());
@@ -284,6 +291,7 @@ fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops
     };
     if let Some(overwrite) = &manager.scheme_overwrite {
         head.set_scheme(overwrite);
+        head.fields.set_known(Known::XForwardedProto, overwrite);
     } else if let Some(believed) = believed {
         head.set_scheme(believed);
     } else if head.scheme() != b"http" {
@@ -357,10 +365,12 @@ pub fn finish_response(
             None => head.fields.push_known(Known::Via, via),
         }
     }
-    if manager.always_set_request_id_in_response {
-        if let Some(id) = request.and_then(|request| request.fields.get(Known::XRequestId)) {
-            head.fields.set_known(Known::XRequestId, id);
-        }
+    // Who forces a trace (only internal clients can) wants to find it.
+    let traced = |request: &&RequestHead| {
+        manager.always_set_request_id_in_response || request.fields.has(Known::XEnvoyForceTrace)
+    };
+    if let Some(id) = request.filter(traced).and_then(|request| request.fields.get(Known::XRequestId)) {
+        head.fields.set_known(Known::XRequestId, id);
     }
     if !head.fields.has(Known::Date) {
         head.fields.push_known(Known::Date, &worker.clock.date(now));
@@ -377,6 +387,12 @@ pub fn finish_response(
         }
         _ => {}
     }
+}
+
+/// `127.0.0.1` or `::1`. Other addresses of 127.0.0.0/8 tell senders apart (a sidecar's own
+/// traffic comes from one) and are written as they are.
+fn is_canonical_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 fn is_internal(manager: &HttpConnectionManager, ip: IpAddr) -> bool {
