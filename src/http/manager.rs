@@ -177,7 +177,8 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
             head.fields.push_known(Known::Te, b"trailers");
         }
     }
-    head.fields.remove_known(Known::XEnvoyInternal);
+    // Statistics by a name of the client's choice are not kept; the wish ends here as in Envoy.
+    head.fields.remove_set(Known::XEnvoyInternal.bit() | Known::XEnvoyUpstreamAltStatName.bit());
     Ok(())
 }
 
