@@ -465,3 +465,7 @@ fn ip_text(ip: IpAddr, buffer: &mut [u8; 48]) -> &[u8] {
 pub fn head_bytes(head: &impl HeaderView) -> u64 {
     head.byte_size() as u64
 }
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;
