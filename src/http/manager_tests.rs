@@ -122,7 +122,10 @@ fn port_and_proto_are_ours_at_the_edge_and_believed_elsewhere() {
     }
     let scheme = json!({"scheme_header_transformation": {"scheme_to_overwrite": "https"}});
     let head = prepared(&scheme, "1.2.3.4", "X-Forwarded-Proto: http\r\n").expect("routed");
-    assert_eq!((head.scheme(), head.fields.get(Known::XForwardedProto)), (&b"https"[..], Some(&b"https"[..])));
+    assert_eq!(
+        (head.scheme(), head.fields.get(Known::XForwardedProto)),
+        (&b"https"[..], Some(&b"https"[..]))
+    );
 }
 
 #[test]
@@ -132,7 +135,8 @@ fn connection_cannot_take_away_what_others_rely_on() {
         let stopped = prepared(&json!({}), "1.2.3.4", &lines).err();
         assert_eq!(stopped, Some(Stop::Refuse(Refusal::CONNECTION)), "{name}");
     }
-    let head = prepared(&json!({}), "1.2.3.4", "Connection: X-Hop, te\r\nX-Hop: 1\r\nTE: trailers\r\nx-a: 1\r\n");
+    let head =
+        prepared(&json!({}), "1.2.3.4", "Connection: X-Hop, te\r\nX-Hop: 1\r\nTE: trailers\r\nx-a: 1\r\n");
     let head = head.expect("routed");
     let names: Vec<&[u8]> = head.fields.iter().map(|(_, name, _)| name).collect();
     assert_eq!(names, [&b"x-a"[..], b"te", b"x-forwarded-proto"]);
@@ -140,7 +144,8 @@ fn connection_cannot_take_away_what_others_rely_on() {
 
 #[test]
 fn controls_belong_to_internal_clients_and_a_forced_trace_shows_its_id() {
-    let controls = "X-Envoy-Force-Trace: 1\r\nX-Envoy-Max-Retries: 3\r\nX-Envoy-Upstream-Alt-Stat-Name: x\r\n\
+    let controls =
+        "X-Envoy-Force-Trace: 1\r\nX-Envoy-Max-Retries: 3\r\nX-Envoy-Upstream-Alt-Stat-Name: x\r\n\
                     X-Request-Id: mine\r\n";
     for (forwarded, internal) in [("10.1.1.1", true), ("1.2.3.4", false)] {
         let lines = format!("X-Forwarded-For: {forwarded}\r\n{controls}");

@@ -128,11 +128,7 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
 
     let mut fields = Fields::recycled();
     let base = fields.load(raw);
-    let how = Loading {
-        preserve_case: limits.preserve_case,
-        underscores: limits.underscores,
-        folded: false,
-    };
+    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
     load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;

@@ -111,7 +111,11 @@ fn scheme_of(target: &[u8]) -> Option<&[u8]> {
 
 /// Whether this could be a request target at all, in any of its forms.
 pub(super) fn shaped_like_target(method: &[u8], target: &[u8]) -> bool {
-    matches!(target.first(), Some(b'/' | b'*')) || method == b"CONNECT" || scheme_of(target).is_some()
+    match target.first() {
+        None => false,
+        Some(b'/' | b'*') => true,
+        Some(_) => method == b"CONNECT" || scheme_of(target).is_some(),
+    }
 }
 
 fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {

@@ -273,6 +273,7 @@ fn request_lines() {
         ("GET ftp://t.test/ HTTP/1.1", Refusal::SCHEME),
         ("GET http://u@v@t.test/ HTTP/1.1", Refusal::HOST),
         ("GET http://t.test#x HTTP/1.1", Refusal::HOST),
+        ("CONNECT  HTTP/2.1", Refusal::CODEC),
         ("CONNECT /x HTTP/1.1", Refusal::TARGET),
         ("CONNECT t.test HTTP/1.1", Refusal::TARGET),
         ("CONNECT t.test: HTTP/1.1", Refusal::TARGET),
@@ -499,7 +500,8 @@ fn responses() {
 
 #[test]
 fn folded_fields_of_responses_become_one_line() {
-    let input = "HTTP/1.1 200 OK\r\nX-A: 1 \r\n\t 2\r\n \r\n 3\r\nX-B: 4\r\nTransfer-Encoding:\r\n Chunked\r\n\r\n";
+    let input =
+        "HTTP/1.1 200 OK\r\nX-A: 1 \r\n\t 2\r\n \r\n 3\r\nX-B: 4\r\nTransfer-Encoding:\r\n Chunked\r\n\r\n";
     let parsed = response(input, false, false).expect("folded");
     let mut out = Vec::new();
     parsed.head.fields.write_lines(&mut out);
