@@ -20,6 +20,7 @@ use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::config::route::{Action, Route, Selection};
 use crate::config::{Known, RequestView};
+use crate::runtime::buffer;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
@@ -51,8 +52,10 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
-    /// Upstream cluster statistics were charged for the response already.
+    /// The body of an answer of our own, kept for the log.
     pub(super) local_body: Bytes,
+    /// The clock as last read: while nothing was waited for, it counts as now.
+    pub(super) now: Instant,
     keep_alive: bool,
 }
 
@@ -78,6 +81,7 @@ impl<'a> Exchange<'a> {
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
             local_body: Bytes::new(),
+            now,
             keep_alive: true,
         }
     }
@@ -118,6 +122,7 @@ impl<'a> Exchange<'a> {
             match h1::parse_request(&self.down.input, &limits) {
                 Ok(Some(parsed)) => {
                     bytes::Buf::advance(&mut self.down.input, parsed.consumed);
+                    buffer::put_back(&mut self.down.input);
                     self.info.protocol = Some(parsed.head.protocol);
                     return Ok(Some(parsed));
                 }
@@ -136,7 +141,7 @@ impl<'a> Exchange<'a> {
             })
             .await;
             match read {
-                Some(Ok(count)) if count > 0 => {}
+                Some(Ok(count)) if count > 0 => self.now = Instant::now(),
                 Some(_) if self.down.input.is_empty() => return Ok(None),
                 Some(_) => {
                     self.manager.stats.downstream_cx_protocol_error.increment(1);
@@ -290,6 +295,7 @@ impl<'a> Exchange<'a> {
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
         let now = Instant::now();
+        self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
         let Reply { mut status, details, mut body, location, route, overloaded } = reply;
@@ -433,23 +439,32 @@ impl<'a> Exchange<'a> {
 
     /// Writes what waits; gives up after the stream's idle timeout.
     pub(super) async fn flush(&mut self) -> Result<(), ()> {
-        let deadline = self.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+        let idle = self.manager.timeouts.stream_idle;
+        let mut waits: Option<Option<Instant>> = None;
         let Downstream { stream, output, timer, .. } = &mut *self.down;
-        poll_fn(|context| match output.poll_flush(stream, context) {
+        let flushed = poll_fn(|context| match output.poll_flush(stream, context) {
             Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
-            Poll::Pending => timer.poll(deadline, context).map(Err),
+            Poll::Pending => {
+                let deadline = waits.get_or_insert_with(|| idle.map(|idle| Instant::now() + idle));
+                timer.poll(*deadline, context).map(Err)
+            }
         })
-        .await
+        .await;
+        if waits.is_some() {
+            self.now = Instant::now();
+        }
+        flushed
     }
 
     fn finish(&mut self, end: End) -> Next {
-        let now = Instant::now();
+        let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
         self.info.times.end = Some(since);
         self.info.times.last_downstream_tx = Some(since);
         self.info.bytes_received = self.upload.bytes;
         self.worker.last_request.set(now);
+        self.down.idle_since = now;
         stats
             .downstream_cx_rx_bytes_total
             .increment(self.info.request_headers_bytes + self.info.bytes_received);
