@@ -132,24 +132,30 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
-    let mut hosts = fields.all(Known::Host);
-    let host = hosts.next().map(<[u8]>::to_vec);
-    if hosts.next().is_some() {
+    if fields.all(Known::Host).nth(1).is_some() {
         return Err(Refusal::HOST);
     }
-    drop(hosts);
-    fields.remove_known(Known::Host);
-    let authority: &[u8] = match (target.authority, &host) {
-        (Some(authority), _) => authority,
+    let host = fields.span_of(Known::Host);
+    if let Some(host) = host {
+        check_authority(fields.bytes(host))?;
+        fields.remove_known(Known::Host);
+    }
+    let authority_span = match (target.authority, host) {
+        (Some(authority), _) => {
+            check_authority(authority)?;
+            fields.store(authority)
+        }
+        // The field is gone, its bytes are where they were.
         (None, Some(host)) => host,
-        (None, None) => limits.default_host.as_deref().unwrap_or_default(),
+        (None, None) => match &limits.default_host {
+            Some(host) if protocol == Protocol::Http10 => {
+                check_authority(host)?;
+                fields.store(host)
+            }
+            // The connection manager answers it.
+            _ => fields.store(b""),
+        },
     };
-    if let Some(host) = &host {
-        check_authority(host)?;
-    }
-    if !authority.is_empty() {
-        check_authority(authority)?;
-    }
 
     let framing = request_framing(&mut fields, protocol, limits)?;
     let connection = Connection::of(&fields);
@@ -158,7 +164,6 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         && fields.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
     let method_span = fields.store(method.as_bytes());
     let path_span = fields.store(target.path);
-    let authority_span = fields.store(authority);
     let mut head = RequestHead::new(fields, protocol, method_span, path_span, authority_span);
     if let Some(scheme) = target.scheme {
         head.set_scheme(scheme);
