@@ -20,6 +20,7 @@ use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::config::route::{Action, Route, Selection};
 use crate::config::{Known, RequestView};
+use crate::runtime::buffer;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
@@ -51,8 +52,10 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
-    /// Upstream cluster statistics were charged for the response already.
+    /// The body of an answer of our own, kept for the log.
     pub(super) local_body: Bytes,
+    /// The clock as last read: while nothing was waited for, it counts as now.
+    pub(super) now: Instant,
     keep_alive: bool,
 }
 
@@ -86,6 +89,7 @@ impl<'a> Exchange<'a> {
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
             local_body: Bytes::new(),
+            now,
             keep_alive: true,
         }
     }
@@ -122,6 +126,7 @@ impl<'a> Exchange<'a> {
             match h1::parse_request(&self.down.input, &limits) {
                 Ok(Some(parsed)) => {
                     bytes::Buf::advance(&mut self.down.input, parsed.consumed);
+                    buffer::put_back(&mut self.down.input);
                     self.info.protocol = Some(parsed.head.protocol);
                     return Ok(Some(parsed));
                 }
@@ -140,7 +145,7 @@ impl<'a> Exchange<'a> {
             })
             .await;
             match read {
-                Some(Ok(count)) if count > 0 => {}
+                Some(Ok(count)) if count > 0 => self.now = Instant::now(),
                 Some(_) if self.down.input.is_empty() => return Ok(None),
                 Some(_) => {
                     self.manager.stats.downstream_cx_protocol_error.increment(1);
@@ -220,7 +225,11 @@ impl<'a> Exchange<'a> {
         }
         match prepared {
             Ok(()) => {}
-            Err(Stop::Refuse(refusal)) => return self.refuse(refusal).await,
+            Err(Stop::Refuse(refusal)) => {
+                // Like any other message that is no good: nothing of it is logged.
+                self.request = None;
+                return self.refuse(refusal).await;
+            }
             Err(Stop::Answer { status, details, close }) => {
                 self.close |= close;
                 return self.reply(Reply::new(status, details)).await;
@@ -309,6 +318,9 @@ impl<'a> Exchange<'a> {
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
         let now = Instant::now();
+        self.now = now;
+        // What the client sends after it asked for another protocol is no further request.
+        self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
         let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
             reply;
         let mut fields = super::fields::Fields::recycled();
@@ -460,26 +472,32 @@ impl<'a> Exchange<'a> {
 
     /// Writes what waits; gives up after `patience`.
     pub(super) async fn flush_within(&mut self, patience: Option<Duration>) -> Result<(), ()> {
-        if self.down.output.is_empty() {
-            return Ok(());
-        }
-        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut waits: Option<Option<Instant>> = None;
         let Downstream { stream, output, timer, .. } = &mut *self.down;
-        poll_fn(|context| match output.poll_flush(stream, context) {
+        let flushed = poll_fn(|context| match output.poll_flush(stream, context) {
             Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
-            Poll::Pending => timer.poll(deadline, context).map(Err),
+            Poll::Pending => {
+                let deadline =
+                    waits.get_or_insert_with(|| patience.map(|patience| Instant::now() + patience));
+                timer.poll(*deadline, context).map(Err)
+            }
         })
-        .await
+        .await;
+        if waits.is_some() {
+            self.now = Instant::now();
+        }
+        flushed
     }
 
     fn finish(&mut self, end: End) -> Next {
-        let now = Instant::now();
+        let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
         self.info.times.end = Some(since);
         self.info.times.last_downstream_tx = Some(since);
         self.info.bytes_received = self.upload.bytes;
         self.worker.last_request.set(now);
+        self.down.idle_since = now;
         stats
             .downstream_cx_rx_bytes_total
             .increment(self.info.request_headers_bytes + self.info.bytes_received);

@@ -75,9 +75,10 @@ impl Attempts<'_> {
             self.copies.replay(&ex.upload, &mut out);
         }
         let reused = if self.terminate { None } else { pool.reuse() };
-        let connection = match reused {
+        let waited = reused.is_none() || ex.info.attempts > 1;
+        let mut connection = match reused {
             Some(connection) => connection,
-            None => self.connect(ex, &pool, &mut out).await?,
+            None => Box::pin(self.connect(ex, &pool, &mut out)).await?,
         };
         let Some(request_permit) =
             RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
@@ -88,11 +89,9 @@ impl Attempts<'_> {
             }
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
-        let mut connection = Box::new(connection);
         ex.info.upstream_connection_id = connection.id;
-        ex.info.upstream_local =
-            connection.stream.local_addr().filter(|_| !ex.manager.access_logs.is_empty());
-        let sent = Sent { at: Instant::now(), out };
+        ex.info.upstream_local = connection.local;
+        let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at.saturating_duration_since(ex.info.start));
         if self.terminate {
             return Ok(Answered { parsed: accepted(), connection, request_permit, sent });
@@ -125,7 +124,7 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         pool: &Rc<HostPool>,
         out: &mut OutBuf,
-    ) -> Result<UpstreamConnection, Failure> {
+    ) -> Result<Box<UpstreamConnection>, Failure> {
         let (priority, terminate) = (self.forward.priority, self.terminate);
         let connect = async {
             if terminate {

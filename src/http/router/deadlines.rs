@@ -47,10 +47,19 @@ pub(super) struct Deadlines {
     connected: bool,
     /// The status of an answer that says the upstream was late: 504, or 204 where the request asks so.
     pub(super) late_status: u16,
+    /// Something moved since the idle deadlines were set.
+    moved: bool,
 }
 
 impl Deadlines {
-    pub(super) fn nearest(&self) -> Option<Instant> {
+    pub(super) fn nearest(&mut self) -> Option<Instant> {
+        if std::mem::take(&mut self.moved) && (self.idle.is_some() || self.per_try_idle.is_some()) {
+            let now = Instant::now();
+            self.idle = self.idle_timeout.map(|idle| now + idle);
+            if self.per_try_idle.is_some() {
+                self.per_try_idle = self.try_idle_timeout.map(|idle| now + idle);
+            }
+        }
         let tries = [self.per_try, self.per_try_idle, self.try_end].into_iter();
         [self.request, self.route, self.idle, self.duration].into_iter().chain(tries).flatten().min()
     }
@@ -75,16 +84,9 @@ impl Deadlines {
         }
     }
 
-    /// Something moved.
+    /// Something moved. The clock is read when the deadline is next asked for.
     pub(super) fn touch(&mut self) {
-        if self.idle_timeout.is_none() && self.per_try_idle.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        self.idle = self.idle_timeout.map(|idle| now + idle);
-        if self.per_try_idle.is_some() {
-            self.per_try_idle = self.try_idle_timeout.map(|idle| now + idle);
-        }
+        self.moved = true;
     }
 
     /// The request is complete: the route's timer runs from here.
@@ -188,11 +190,12 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         complete: false,
         connected: false,
         late_status: if alternative { 204 } else { 504 },
+        moved: false,
     };
     if upgrade {
         // Its request never ends.
     } else if ex.upload.is_received() {
-        deadlines.request_complete(start);
+        deadlines.request_complete(ex.now);
     } else {
         deadlines.request = manager.timeouts.request.map(|timeout| start + timeout);
     }
@@ -239,6 +242,7 @@ mod tests {
             complete: false,
             connected: false,
             late_status: 504,
+            moved: false,
         }
     }
 
@@ -261,6 +265,7 @@ mod tests {
         deadlines.response_started();
         assert_eq!(deadlines.expired(at(70)), Expired::PerTryIdle);
         deadlines.touch();
+        deadlines.nearest();
         assert_eq!(deadlines.expired(at(85)), Expired::TryDuration);
         deadlines.try_ended();
         assert_eq!(deadlines.nearest(), Some(at(110)), "back-off counts against the route's timeout");

@@ -23,6 +23,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use self::attempt::Failed;
 use self::deadlines::{deadlines, Deadlines, Expired};
 use self::mirror::mirror;
@@ -79,7 +81,7 @@ struct Attempts<'r> {
     deadlines: Deadlines,
     copies: Copies,
     /// Hosts of earlier tries, where there may be more than one try.
-    tried: Vec<*const Host>,
+    tried: SmallVec<[*const Host; 2]>,
     /// Another protocol may follow the heads.
     upgrade: bool,
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.
@@ -143,7 +145,7 @@ pub(in crate::http) async fn forward(
         retries,
         deadlines,
         copies,
-        tried: Vec::new(),
+        tried: SmallVec::new(),
         upgrade,
         terminate,
     };
@@ -190,7 +192,7 @@ impl Attempts<'_> {
                     let (parsed, connection) = (answered.parsed, answered.connection);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         let pool = connection.pool().clone();
-                        pool.give_back(*connection, true, Instant::now());
+                        pool.give_back(connection, true, Instant::now());
                     }
                 }
                 Err(failed) => {
@@ -204,17 +206,17 @@ impl Attempts<'_> {
                     }
                     self.count(ex, &failed);
                     if !self.retry_failure(ex, &failed) {
-                        return self.fail(ex, failed.failure).await;
+                        return Box::pin(self.fail(ex, failed.failure)).await;
                     }
                     was_timeout =
                         matches!(failed.failure, Failure::Timeout(Expired::PerTry | Expired::PerTryIdle));
                 }
             }
             self.charge_error(ex);
-            if let Err(failure) = self.back_off(ex).await {
+            if let Err(failure) = Box::pin(self.back_off(ex)).await {
                 let failed = Failed::from(failure);
                 self.count(ex, &failed);
-                return self.fail(ex, failed.failure).await;
+                return Box::pin(self.fail(ex, failed.failure)).await;
             }
         }
     }

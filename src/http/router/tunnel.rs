@@ -68,9 +68,10 @@ pub(super) async fn run(
         timer
     })
     .await;
+    ex.now = Instant::now();
     if late {
         let stats = &ex.manager.stats;
-        match deadlines.expired(Instant::now()) {
+        match deadlines.expired(ex.now) {
             Expired::Duration => {
                 stats.downstream_rq_max_duration_reached.increment(1);
                 ex.info.details = Cow::Borrowed(timeout_details(Expired::Duration));
