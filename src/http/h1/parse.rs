@@ -113,6 +113,10 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         return Err(Refusal::TOO_MANY_FIELDS);
     }
     let raw = window.get(..consumed).unwrap_or_default();
+    let mut fields = Fields::recycled();
+    let base = fields.load(raw);
+    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
+    load_fields(&mut fields, parsed.headers, raw, base, &how)?;
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Refusal::CODEC);
     };
@@ -123,11 +127,6 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     if !limits.custom_methods && !known_method(method) {
         return Err(Refusal::CODEC);
     }
-
-    let mut fields = Fields::recycled();
-    let base = fields.load(raw);
-    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
-    load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
     if fields.all(Known::Host).nth(1).is_some() {
