@@ -57,7 +57,14 @@ impl Fields {
     }
 
     /// Adds a field whose line already stands in the buffer. `lower` lower-cases the name in place.
-    pub(super) fn push_loaded(&mut self, name: (usize, usize), value: (usize, usize), lower: bool) {
+    /// Returns what it is, and whether its line is plain: `name: value CRLF`, nothing else.
+    #[inline]
+    pub(super) fn push_loaded(
+        &mut self,
+        name: (usize, usize),
+        value: (usize, usize),
+        lower: bool,
+    ) -> (Known, bool) {
         let (name_start, name_len) = name;
         let (value_start, value_len) = value;
         // The caller took these offsets from the bytes that it loaded.
@@ -80,12 +87,18 @@ impl Fields {
             name: span(name_start, name_len),
             value: span(value_start, value_len),
         });
+        (known, canonical)
     }
 
     /// Adds a field. The name is written as given: lower case unless case is preserved.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let known = Known::of(name);
+        self.push_as(Known::of(name), name, value);
+    }
+
+    #[inline]
+    fn push_as(&mut self, known: Known, name: &[u8], value: &[u8]) {
         let name_start = self.buf.len();
+        self.buf.reserve(name.len() + value.len() + 4);
         self.buf.extend_from_slice(name);
         self.buf.extend_from_slice(b": ");
         let value_start = self.buf.len();
@@ -102,7 +115,7 @@ impl Fields {
 
     /// Adds a known field.
     pub fn push_known(&mut self, known: Known, value: &[u8]) {
-        self.push(known.name().as_bytes(), value);
+        self.push_as(known, known.name().as_bytes(), value);
     }
 
     /// Stores bytes that are not a field (a path, an authority) and returns where.
@@ -110,6 +123,16 @@ impl Fields {
         let start = self.buf.len();
         self.buf.extend_from_slice(bytes);
         span(start, bytes.len())
+    }
+
+    /// Where `part` stands: a piece of `raw`, which was loaded to `base`, or else stored here.
+    pub(super) fn locate(&mut self, base: usize, raw: &[u8], part: &[u8]) -> Span {
+        let offset = (part.as_ptr() as usize).wrapping_sub(raw.as_ptr() as usize);
+        if offset <= raw.len() && part.len() <= raw.len() - offset {
+            span(base + offset, part.len())
+        } else {
+            self.store(part)
+        }
     }
 
     /// The bytes of a span of this buffer.
@@ -145,7 +168,7 @@ impl Fields {
     }
 
     /// All values of a known field.
-    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+    pub fn all(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> {
         let list: &[Field] = if self.has(known) { &self.list } else { &[] };
         list.iter().filter(move |field| field.known == known).map(|field| self.bytes(field.value))
     }

@@ -1,7 +1,7 @@
 //! What the connection manager does to heads on their way in and out
 //! (envoyproxy.io: http_conn_man/headers, header_sanitizing).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::h1::Refusal;
 use super::head::{RequestHead, ResponseHead};
@@ -124,7 +124,7 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
         let mut named: Vec<Vec<u8>> = Vec::new();
         for value in head.fields.all(Known::Connection) {
             for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                if matches!(option.len(), 0 | 5 | 7 | 10) && is_usual_option(option) {
+                if is_usual_option(option) {
                     continue;
                 }
                 named.push(option.to_ascii_lowercase());
@@ -177,15 +177,19 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
             head.fields.push_known(Known::Te, b"trailers");
         }
     }
-    head.fields.remove_known(Known::XEnvoyInternal);
+    // Statistics by a name of the client's choice are not kept; the wish ends here as in Envoy.
+    head.fields.remove_set(Known::XEnvoyInternal.bit() | Known::XEnvoyUpstreamAltStatName.bit());
     Ok(())
 }
 
 fn is_usual_option(option: &[u8]) -> bool {
-    option.is_empty()
-        || option.eq_ignore_ascii_case(b"close")
-        || option.eq_ignore_ascii_case(b"keep-alive")
-        || option.eq_ignore_ascii_case(b"upgrade")
+    match option.len() {
+        0 => true,
+        5 => option.eq_ignore_ascii_case(b"close"),
+        7 => option.eq_ignore_ascii_case(b"upgrade"),
+        10 => option.eq_ignore_ascii_case(b"keep-alive"),
+        _ => false,
+    }
 }
 
 /// Who the client is, and what that means for the headers that only trusted peers may set.
@@ -202,9 +206,14 @@ fn client_address(
         let client = if hops == 0 { None } else { nth_from_right(head, hops as usize - 1) };
         let internal = !had_forwarded_for && peer.is_some_and(|peer| is_internal(manager, peer.ip()));
         if let (Some(peer), false) = (peer, manager.skip_xff_append) {
-            let mut text = [0u8; 48];
-            let text = ip_text(peer.ip(), &mut text);
-            append_forwarded_for(head, text);
+            if is_canonical_loopback(peer.ip()) {
+                // Loopback means nothing to who reads this elsewhere: this machine stands for it.
+                append_forwarded_for(head, worker.own_address.as_bytes());
+            } else {
+                let mut text = [0u8; 48];
+                let text = ip_text(peer.ip(), &mut text);
+                append_forwarded_for(head, text);
+            }
         }
         (client.map(with_port_0).or(peer), internal)
     } else {
@@ -233,7 +242,9 @@ fn client_address(
         }
     }
     forwarded_proto(manager, head, hops);
-    if manager.append_x_forwarded_port {
+    // As with the proto: ours to set at the edge, believed elsewhere.
+    let overwrite_port = manager.use_remote_address && hops == 0;
+    if manager.append_x_forwarded_port && (overwrite_port || !head.fields.has(Known::XForwardedPort)) {
         if let Some(local) = connection.local {
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XForwardedPort, digits.format(local.port()).as_bytes());
@@ -284,6 +295,7 @@ fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops
     };
     if let Some(overwrite) = &manager.scheme_overwrite {
         head.set_scheme(overwrite);
+        head.fields.set_known(Known::XForwardedProto, overwrite);
     } else if let Some(believed) = believed {
         head.set_scheme(believed);
     } else if head.scheme() != b"http" {
@@ -338,7 +350,8 @@ pub fn finish_response(
         let mut named: Vec<Vec<u8>> = Vec::new();
         for value in head.fields.all(Known::Connection) {
             let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            named.extend(options.filter(|option| !is_usual_option(option)).map(<[u8]>::to_ascii_lowercase));
+            let named_here = options.filter(|option| !is_usual_option(option));
+            named.extend(named_here.map(<[u8]>::to_ascii_lowercase));
         }
         for name in named {
             if !matches!(Known::of(&name), Known::ContentLength | Known::Date | Known::Server) {
@@ -357,10 +370,12 @@ pub fn finish_response(
             None => head.fields.push_known(Known::Via, via),
         }
     }
-    if manager.always_set_request_id_in_response {
-        if let Some(id) = request.and_then(|request| request.fields.get(Known::XRequestId)) {
-            head.fields.set_known(Known::XRequestId, id);
-        }
+    // Who forces a trace (only internal clients can) wants to find it.
+    let traced = |request: &&RequestHead| {
+        manager.always_set_request_id_in_response || request.fields.has(Known::XEnvoyForceTrace)
+    };
+    if let Some(id) = request.filter(traced).and_then(|request| request.fields.get(Known::XRequestId)) {
+        head.fields.set_known(Known::XRequestId, id);
     }
     if !head.fields.has(Known::Date) {
         head.fields.push_known(Known::Date, &worker.clock.date(now));
@@ -377,6 +392,12 @@ pub fn finish_response(
         }
         _ => {}
     }
+}
+
+/// `127.0.0.1` or `::1`. Other addresses of 127.0.0.0/8 tell senders apart (a sidecar's own
+/// traffic comes from one) and are written as they are.
+fn is_canonical_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 fn is_internal(manager: &HttpConnectionManager, ip: IpAddr) -> bool {
@@ -402,8 +423,8 @@ fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
     if !head.fields.has(Known::XForwardedFor) {
         return None;
     }
-    let values: Vec<&[u8]> = head.fields.all(Known::XForwardedFor).collect();
-    let address = values.iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')).nth(n)?;
+    let lines = head.fields.all(Known::XForwardedFor).rev();
+    let address = lines.flat_map(|value| value.rsplit(|byte| *byte == b',')).nth(n)?;
     std::str::from_utf8(address).ok()?.trim().parse().ok()
 }
 
@@ -448,3 +469,7 @@ fn ip_text(ip: IpAddr, buffer: &mut [u8; 48]) -> &[u8] {
 pub fn head_bytes(head: &impl HeaderView) -> u64 {
     head.byte_size() as u64
 }
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 //! bodies moved by `pump`; every answer of our own is a `local_reply`. Goes out: bytes both ways, one
 //! access-log record a stream. Nothing here knows about threads or reads protobuf.
 
+pub mod bulk;
 pub mod connection;
 pub mod exchange;
 pub mod fields;
@@ -15,7 +16,5 @@ pub mod manager;
 pub mod path;
 pub mod pump;
 pub mod router;
-pub mod shadow;
 pub mod timer;
-pub mod tunnel;
 pub mod worker;

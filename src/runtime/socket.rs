@@ -1,11 +1,11 @@
 //! Sockets as config describes them: binding, connecting, options, and the few calls that neither
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
-#![allow(unsafe_code)] // peek, steering, affinity and resource limits have no safe wrapper here.
+#![allow(unsafe_code)] // receive, steering, affinity, interfaces and resource limits have no safe wrapper here.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -13,6 +13,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::BufMut;
+use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
@@ -271,19 +273,20 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Reads what is there into the spare room of `buffer`. `Ok(0)` is the peer's end of stream.
+pub(super) fn receive<B: BufMut>(socket: BorrowedFd<'_>, buffer: &mut B) -> io::Result<usize> {
+    // SAFETY: the kernel writes bytes into the room; nothing reads it before or makes it uninitialised.
+    let room = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
+    let (received, _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;
+    let count = received.0.len();
+    // SAFETY: the call has just written these bytes.
+    unsafe { buffer.advance_mut(count) };
+    Ok(count)
+}
+
 /// Copies bytes that wait on `socket` without consuming them.
 pub(super) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length describe `buffer`, which outlives the call; the kernel writes
-    // at most that many bytes.
-    let count = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
-    };
-    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    Ok(rustix::net::recv(socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
 }
 
 /// Bytes in the send queue of `socket`, sent but not acknowledged ones included.
@@ -440,6 +443,39 @@ pub fn pin_thread(core: usize) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The machine's first IPv4 address that is not `127.0.0.1`, or that one when it has no other: what
+/// Envoy calls its local address.
+pub fn own_address() -> Ipv4Addr {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: `list` is a valid place for the head of the list, which is freed below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return Ipv4Addr::LOCALHOST;
+    }
+    let mut found = None;
+    let mut next = list.cast_const();
+    // SAFETY: `next` is null or an entry of the list, which lives until it is freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: `ifa_addr` is null or the address of this entry, of the type that its family says.
+        let address = unsafe {
+            match entry.ifa_addr.as_ref() {
+                Some(address) if libc::c_int::from(address.sa_family) == libc::AF_INET => {
+                    entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned().sin_addr
+                }
+                _ => continue,
+            }
+        };
+        let address = Ipv4Addr::from(u32::from_be(address.s_addr));
+        if address != Ipv4Addr::LOCALHOST {
+            found = Some(address);
+            break;
+        }
+    }
+    // SAFETY: `list` came from getifaddrs and nothing refers to it any more.
+    unsafe { libc::freeifaddrs(list) };
+    found.unwrap_or(Ipv4Addr::LOCALHOST)
 }
 
 /// Names the calling thread; the kernel keeps 15 bytes.

@@ -1,0 +1,223 @@
+//! The router: a request to an upstream and its response back, with timeouts and retries
+//! (envoyproxy.io: http_filters/router_filter).
+//!
+//! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
+//! answer that says why there is none. In the order of a request's life: [`request`] turns its head
+//! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try with
+//! [`upload`] moving the body, [`retry`] decides on another, [`respond`] passes the response on,
+//! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
+//! watched all the while.
+
+mod attempt;
+mod deadlines;
+mod fail;
+mod mirror;
+mod request;
+mod respond;
+mod retry;
+mod shadow;
+mod tunnel;
+mod upload;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use self::attempt::Failed;
+use self::deadlines::{deadlines, Deadlines, Expired};
+use self::mirror::mirror;
+use self::request::prepare;
+use self::retry::Retries;
+use self::upload::Copies;
+use super::exchange::{Exchange, Reply};
+use super::h1::{Framing, Refusal};
+use crate::config::http::Upgrade;
+use crate::config::matcher::number;
+use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
+use crate::config::{Cluster, HeaderView, Host, Known, RequestView, Slot};
+use crate::telemetry::stream_info::ResponseFlags;
+use crate::upstream::{ClusterLocal, UpstreamError};
+
+/// How a request ended for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It has its whole answer.
+    Done,
+    /// It went away.
+    Gone,
+    /// Its answer was cut off, and the close shows it.
+    Cut,
+    /// Its answer was cut off, and only a reset can show it.
+    Broken,
+}
+
+/// Why an attempt failed before a response head was there, or while one was being passed on.
+#[derive(Debug)]
+enum Failure {
+    /// No connection.
+    Upstream(UpstreamError),
+    /// The upstream closed or reset the connection.
+    Closed,
+    /// The upstream sent what is not HTTP.
+    Protocol,
+    /// Nothing came in time.
+    Timeout(Expired),
+    /// The client went away.
+    Gone,
+    /// The client's body is broken.
+    Refused(Refusal),
+}
+
+/// What the attempts of one request share.
+struct Attempts<'r> {
+    route: &'r Arc<Route>,
+    forward: &'r Forward,
+    weighted: Option<&'r WeightedCluster>,
+    cluster: Rc<ClusterLocal>,
+    /// `None` when nothing will be tried again.
+    retries: Option<Retries>,
+    deadlines: Deadlines,
+    copies: Copies,
+    /// Hosts of earlier tries, where there may be more than one try.
+    tried: SmallVec<[*const Host; 2]>,
+    /// Another protocol may follow the heads.
+    upgrade: bool,
+    /// The upstream is given what follows a CONNECT, not the CONNECT itself.
+    terminate: bool,
+}
+
+/// Forwards the request.
+pub(in crate::http) async fn forward(
+    ex: &mut Exchange<'_>,
+    route: &Arc<Route>,
+    forward: &Forward,
+    random: u64,
+) -> End {
+    ex.manager.stats.rq_total.increment(1);
+    if let Some(reply) = strict_check(ex) {
+        ex.info.flags.insert(ResponseFlags::IH);
+        return ex.reply(reply).await;
+    }
+    let Some(request) = &ex.request else { return End::Gone };
+    let (chosen, weighted) = forward.target.choose(request, random);
+    let slot: Option<Arc<Slot<Cluster>>> = match chosen {
+        Chosen::Slot(slot) => Some(slot.clone()),
+        Chosen::Named(name) => name
+            .and_then(|name| std::str::from_utf8(name).ok())
+            .and_then(|name| ex.worker.clusters.find(name)),
+    };
+    let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) else {
+        ex.manager.stats.no_cluster.increment(1);
+        ex.info.flags.insert(ResponseFlags::NC);
+        return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
+    };
+    ex.info.cluster = Some(cluster.cluster.name.clone());
+    let mut terminate = false;
+    let upgrade = match request.upgrade() {
+        None => false,
+        Some(kind) => {
+            let Some(enabled) = find_upgrade(ex, forward, kind).filter(|upgrade| upgrade.enabled) else {
+                ex.manager.stats.downstream_rq_ws_on_non_ws_route.increment(1);
+                ex.close = true;
+                return ex.reply(Reply::new(403, "upgrade_failed")).await;
+            };
+            terminate = enabled.terminate;
+            true
+        }
+    };
+    let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
+    let Some(request) = &mut ex.request else { return End::Gone };
+    let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
+    prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
+    let limit =
+        route.buffer_limit.map_or(cluster.cluster.per_connection_buffer_limit, |limit| limit as usize);
+    let mut copies = Copies::new(retries.is_some(), limit);
+    if !upgrade && !forward.mirrors.is_empty() {
+        mirror(ex, forward, &deadlines, &mut copies);
+    }
+    let mut attempts = Attempts {
+        route,
+        forward,
+        weighted,
+        cluster,
+        retries,
+        deadlines,
+        copies,
+        tried: SmallVec::new(),
+        upgrade,
+        terminate,
+    };
+    attempts.run(ex).await
+}
+
+/// The upgrade as the route has it, else as the connection manager has it.
+fn find_upgrade<'c>(ex: &Exchange<'c>, forward: &'c Forward, kind: &[u8]) -> Option<&'c Upgrade> {
+    let of_kind = |upgrade: &&Upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind);
+    forward.upgrades.iter().find(of_kind).or_else(|| ex.manager.upgrades.iter().find(of_kind))
+}
+
+/// The answer to a request with a control that is to be checked and does not parse
+/// (`strict_check_headers`).
+fn strict_check(ex: &Exchange<'_>) -> Option<Reply> {
+    let request = ex.request.as_ref()?;
+    ex.manager.router.strict_check_headers.iter().find_map(|key| {
+        let value = request.first(key)?;
+        let valid = match key.known() {
+            Known::XEnvoyRetryOn => RetryOn::parse(value).1,
+            Known::XEnvoyRetryGrpcOn => RetryOn::parse_grpc(value).1,
+            _ => number::<u64>(value).is_some(),
+        };
+        let name = key.name();
+        (!valid).then(|| {
+            let body = format!("invalid header '{name}' with value '{}'", String::from_utf8_lossy(value));
+            Reply::new(400, format!("request_headers_failed_strict_check{{{name}}}")).body(body)
+        })
+    })
+}
+
+impl Attempts<'_> {
+    async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
+        let mut replayed = false;
+        let mut was_timeout = false;
+        loop {
+            ex.info.attempts += 1;
+            match self.attempt(ex, was_timeout).await {
+                Ok(answered) => {
+                    if !self.retry_response(ex, &answered.parsed.head) {
+                        return self.respond(ex, answered).await;
+                    }
+                    was_timeout = false;
+                    let (parsed, connection) = (answered.parsed, answered.connection);
+                    if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
+                        let pool = connection.pool().clone();
+                        pool.give_back(connection, true, Instant::now());
+                    }
+                }
+                Err(failed) => {
+                    // A connection that died before the request was taken, or between requests that
+                    // may be repeated: the client must not see it (the keep-alive race).
+                    if failed.unprocessed && !replayed && self.can_replay(ex) {
+                        replayed = true;
+                        ex.info.attempts -= 1;
+                        self.deadlines.try_ended();
+                        continue;
+                    }
+                    self.count(ex, &failed);
+                    if !self.retry_failure(ex, &failed) {
+                        return Box::pin(self.fail(ex, failed.failure)).await;
+                    }
+                    was_timeout =
+                        matches!(failed.failure, Failure::Timeout(Expired::PerTry | Expired::PerTryIdle));
+                }
+            }
+            self.charge_error(ex);
+            if let Err(failure) = Box::pin(self.back_off(ex)).await {
+                let failed = Failed::from(failure);
+                self.count(ex, &failed);
+                return Box::pin(self.fail(ex, failed.failure)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The request as it goes upstream: rewrites, header changes, and its bytes for one try.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use super::deadlines::Deadlines;
+use super::Attempts;
+use crate::config::http::RouterOptions;
+use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
+use crate::config::{Known, KnownSet, RequestView};
+use crate::http::exchange::Exchange;
+use crate::http::h1;
+use crate::http::head::RequestHead;
+use crate::http::io::OutBuf;
+use crate::telemetry::stream_info::StreamInfo;
+use crate::upstream::HostPool;
+
+/// Request controls that end at this proxy.
+const CONTROLS: KnownSet = RETRY_HEADERS
+    | Known::XEnvoyUpstreamRqTimeoutMs.bit()
+    | Known::XEnvoyUpstreamRqPerTryTimeoutMs.bit()
+    | Known::XEnvoyUpstreamRqTimeoutAltResponse.bit()
+    | Known::XEnvoyHedgeOnPerTryTimeout.bit()
+    | Known::XEnvoyUpstreamStreamDurationMs.bit();
+
+/// Turns the request head into what goes upstream.
+pub(super) fn prepare(
+    request: &mut RequestHead,
+    route: &Route,
+    forward: &Forward,
+    weighted: Option<&WeightedCluster>,
+    info: &StreamInfo,
+    deadlines: &Deadlines,
+    options: &RouterOptions,
+) {
+    request.fields.remove_set(CONTROLS);
+    let told = options.respect_expected_rq_timeout && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs);
+    if !told {
+        request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
+    }
+    if !options.suppress_envoy_headers && !told {
+        if let Some(expected) = deadlines.try_timeout.or(deadlines.route_timeout) {
+            let mut digits = itoa::Buffer::new();
+            request
+                .fields
+                .push_known(Known::XEnvoyExpectedRqTimeoutMs, digits.format(expected.as_millis()).as_bytes());
+        }
+    }
+    if let Some(weighted) = weighted {
+        weighted.request_headers.apply_to_request(request, info);
+        if let Some(host) = &weighted.host_rewrite {
+            rewrite_host(request, host, false);
+        }
+    }
+    route.request_headers.apply_to_request(request, info);
+    let host = forward.rewritten_host(request).map(Cow::into_owned);
+    if let Some(host) = host {
+        rewrite_host(request, &host, forward.append_x_forwarded_host);
+    }
+    if let Some(path) = forward.rewritten_path(&route.matched, request.path()) {
+        let original = request.path().to_vec();
+        if original != path {
+            request.fields.set_known(Known::XEnvoyOriginalPath, &original);
+            request.set_path(&path);
+        }
+    }
+}
+
+fn rewrite_host(request: &mut RequestHead, host: &[u8], forwarded: bool) {
+    let original = request.authority().to_vec();
+    if forwarded {
+        request.fields.push_known(Known::XForwardedHost, &original);
+    }
+    if original != host {
+        request.fields.set_known(Known::XEnvoyOriginalHost, &original);
+        request.set_authority(host);
+    }
+}
+
+impl Attempts<'_> {
+    pub(super) fn write_head(
+        &self,
+        ex: &mut Exchange<'_>,
+        pool: &HostPool,
+        was_timeout: bool,
+        out: &mut OutBuf,
+    ) {
+        let Some(request) = &mut ex.request else { return };
+        if self.forward.auto_host_rewrite() {
+            let hostname = pool.host.template.hostname.clone();
+            if !hostname.is_empty() {
+                rewrite_host(
+                    request,
+                    hostname.as_bytes(),
+                    self.forward.append_x_forwarded_host && ex.info.attempts == 1,
+                );
+            }
+        }
+        if self.forward.include_request_attempt_count {
+            let mut digits = itoa::Buffer::new();
+            request.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
+        }
+        if self.forward.include_is_timeout_retry_header && ex.info.attempts > 1 {
+            let value: &[u8] = if was_timeout { b"true" } else { b"false" };
+            request.fields.set_known(Known::XEnvoyIsTimeoutRetry, value);
+        }
+        if ex.info.attempts > 1 && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs) {
+            // The next hop has only what is left.
+            if let Some(left) = self.deadlines.left_for_try(Instant::now()) {
+                let mut digits = itoa::Buffer::new();
+                let left = digits.format(left.as_millis()).as_bytes();
+                request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
+            }
+        }
+        let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
+        let case = self.cluster.cluster.http.http1.header_case;
+        h1::write::request_head(out.flat(), request, case, extra);
+    }
+}
+
+/// The field that frames the body, where the head has none.
+pub(super) fn framing_line(request: &RequestHead, chunked: bool, upgrade: bool) -> &'static [u8] {
+    if chunked {
+        b"transfer-encoding: chunked\r\n"
+    } else if !upgrade
+        && !request.fields.has(Known::ContentLength)
+        && !matches!(request.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
+    {
+        b"content-length: 0\r\n"
+    } else {
+        b""
+    }
+}
