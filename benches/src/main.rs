@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Parser as _;
 use outrigger_load::cli::{Command, CommandLine, ReportArgs, RunArgs, ServeArgs};
 use outrigger_load::generate::run::run;
-use outrigger_load::generate::worker::Stage;
+use outrigger_load::generate::task::Stage;
 use outrigger_load::report::{html, search, show, text};
 use outrigger_load::result::RunResult;
 use outrigger_load::serve::Server;

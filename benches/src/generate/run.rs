@@ -15,7 +15,8 @@ use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
 use super::h2::Conversation;
-use super::worker::{Stage, Task, Worker};
+use super::task::{Stage, Task};
+use super::worker::Worker;
 use super::{grpc, h1, h2, tcp, websocket, Client};
 use crate::clock::{self, MILLISECOND, SECOND};
 use crate::record::{

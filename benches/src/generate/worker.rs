@@ -2,22 +2,20 @@
 //! said on a connection is the business of a [`Client`].
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, HandshakeKind};
+use rustls::{ClientConnection, HandshakeKind};
 
+use super::task::{Stage, Task};
 use super::{Client, Session};
 use crate::clock::{self, Alarm, MILLISECOND};
 use crate::link::{Got, Link};
 use crate::record::{Pending, Reason, Recorder, Totals, NO_STATUS};
-use crate::result::Schedule;
 use crate::schedule::Arrivals;
 
 /// The longest time between two looks at the clock.
@@ -32,54 +30,6 @@ const TICKETS: u64 = 50 * MILLISECOND;
 const TURN: u32 = 16;
 const BUFFER: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
-
-/// When all threads begin.
-#[derive(Default)]
-pub struct Stage {
-    /// Threads that have tried all their connections.
-    ready: AtomicU32,
-    /// The beginning, set by the last of them.
-    begin: AtomicU64,
-    /// Ends the run early.
-    pub stop: Arc<AtomicBool>,
-}
-
-impl Stage {
-    /// For another run, which the same signals end.
-    pub fn again(&self) -> Self {
-        Self { stop: self.stop.clone(), ..Self::default() }
-    }
-}
-
-/// What a thread does.
-pub struct Task {
-    /// Where to connect.
-    pub address: SocketAddr,
-    /// TLS, and the name of the server.
-    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    /// Connections of this thread.
-    pub connections: u32,
-    /// Which thread of how many.
-    pub share: (u32, u32),
-    /// When to send.
-    pub schedule: Schedule,
-    /// Requests of this thread after which it ends; `u64::MAX` for no end.
-    pub requests: u64,
-    /// Requests on one connection; `u64::MAX` for no limit.
-    pub per_connection: u64,
-    /// Warm-up and measured time, seconds.
-    pub times: (f64, f64),
-    /// The longest wait for an answer, nanoseconds.
-    pub timeout: u64,
-    /// How long to wait for answers after the end, nanoseconds.
-    pub grace: u64,
-    /// Connections only come and go, and nothing is sent on them.
-    pub handshakes: bool,
-    /// Handshakes wait for the tickets of the next.
-    pub resume: bool,
-    /// For random arrivals.
-    pub seed: u64,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {

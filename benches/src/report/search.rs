@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::show::Shown;
 use super::text::{count, time};
 use crate::generate::run::{run, Plan};
-use crate::generate::worker::Stage;
+use crate::generate::task::Stage;
 use crate::result::{RunResult, Schedule, Trial};
 
 /// The rate that is tried first without another.
