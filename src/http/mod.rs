@@ -14,6 +14,7 @@ pub mod io;
 pub mod manager;
 pub mod path;
 pub mod pump;
+mod reply;
 pub mod router;
 pub mod timer;
 pub mod worker;
