@@ -27,8 +27,7 @@ pub use typed::{descriptor, to_dynamic};
 
 /// The generated message types, in modules named after their protobuf packages.
 ///
-/// One tree holds both the types of the `xds-api` crate and the ones compiled from this crate's
-/// `proto/` folder.
+/// The definitions are those of the `xds-api` crate, joined with this crate's `proto/` folder.
 #[allow(missing_docs, unused_imports, rustdoc::all, clippy::all, clippy::pedantic)]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/pb.rs"));

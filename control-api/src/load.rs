@@ -23,7 +23,7 @@ pub const MAX_DEPTH: usize = 128;
 /// A configuration that was read without a problem.
 #[derive(Debug, Clone)]
 pub struct Loaded<M> {
-    /// The typed message. Fields newer than its Rust type are only in `dynamic`.
+    /// The typed message.
     pub message: M,
     /// The same message for reflection: support checks, dumps.
     pub dynamic: DynamicMessage,

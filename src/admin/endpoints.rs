@@ -52,6 +52,7 @@ pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
         "hot_restart_version": "disabled",
+        "hot_restart_initializing": false,
         "command_line_options": *state.options,
         "node": node,
     }))

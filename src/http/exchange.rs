@@ -211,6 +211,7 @@ impl<'a> Exchange<'a> {
     }
 
     async fn route(&mut self) -> End {
+        self.manager.stats.rq_total.increment(1);
         let table = self.manager.routes.get();
         let random = self.worker.random();
         let Some(request) = &mut self.request else { return End::Gone };
@@ -233,7 +234,7 @@ impl<'a> Exchange<'a> {
             }
             Selection::RequireTls(_) => {
                 let location = crate::config::route::tls_location(&*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
             Selection::Found { route, .. } => {
@@ -250,7 +251,7 @@ impl<'a> Exchange<'a> {
             Action::Forward(forward) => router::forward(self, route, forward, random).await,
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matched, &*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 let reply =
                     Reply::new(redirect.status, "direct_response").location(location).route(route.clone());
                 self.reply(reply).await
@@ -279,6 +280,11 @@ impl<'a> Exchange<'a> {
         }
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
+        if self.request.is_none() {
+            // Nothing of it was understood: the codec gives up on the stream.
+            self.manager.stats.downstream_rq_rx_reset.increment(1);
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
+        }
         let body = super::head::reason(refusal.status).as_bytes();
         self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
     }

@@ -153,7 +153,6 @@ pub(super) async fn forward(
     forward: &Forward,
     random: u64,
 ) -> End {
-    ex.manager.stats.rq_total.increment(1);
     let Some(request) = &ex.request else { return End::Gone };
     let (chosen, weighted) = forward.target.choose(request, random);
     let slot: Option<Arc<Slot<Cluster>>> = match chosen {
@@ -647,6 +646,9 @@ impl Attempts<'_> {
     ) -> End {
         let now = Instant::now();
         let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
+        if !keep_alive {
+            self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
+        }
         ex.info.times.first_upstream_rx = Some(now.saturating_duration_since(ex.info.start));
         ex.info.details = Cow::Borrowed("via_upstream");
         self.charge(ex, head.status, now.saturating_duration_since(sent.at));
@@ -979,7 +981,6 @@ impl Attempts<'_> {
                 }
                 Failure::Timeout(expired) => {
                     self.count_timeout(ex, *expired);
-                    stats.upstream_rq_tx_reset.increment(1);
                     let (flag, body) = match expired {
                         Expired::Idle => (ResponseFlags::SI, "stream timeout"),
                         Expired::Duration => (ResponseFlags::NONE, "downstream duration timeout"),

@@ -3,6 +3,31 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::config::listener::{Direction, Listener};
+
+/// Which listeners have stopped accepting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// None.
+    #[default]
+    None,
+    /// Those whose traffic direction is INBOUND.
+    Inbound,
+    /// All.
+    All,
+}
+
+impl Stop {
+    /// Whether it concerns this listener.
+    pub fn concerns(self, listener: &Listener) -> bool {
+        match self {
+            Stop::None => false,
+            Stop::Inbound => listener.direction == Direction::Inbound,
+            Stop::All => true,
+        }
+    }
+}
+
 /// Tells connections whether to announce their close.
 #[derive(Debug)]
 pub struct Drain {

@@ -107,6 +107,32 @@ fn query_parameters_are_compared_as_sent() {
 }
 
 #[test]
+fn of_a_cookie_the_first_value_counts() {
+    let matching = |config: Value| {
+        let mut config = config;
+        config["name"] = "c".into();
+        let loaded = load_value(&config).unwrap();
+        let matcher = CookieMatcher::compile(&loaded.message, &mut Problems::new()).unwrap();
+        let key = Known::Cookie.into();
+        [
+            "", "c=v", "b=1;c=v", "c=w; c=v", "c=w|c=v", "b=1|c=v", "c=\"v\"", "C=v", "c =v", "c= v", "c=v ; d", "c=v=x",
+            " ; ;c=v", "c;c=v", "c", "c=", "c=\"\"", "c=\"",
+        ]
+        .into_iter()
+        .filter(|cookies| {
+            let lines = cookies.split('|').filter(|line| !line.is_empty());
+            matcher.matches(&lines.fold(Request::default(), |head, line| head.with("cookie", line)), &key)
+        })
+        .collect::<Vec<_>>()
+    };
+    let v = ["c=v", "b=1;c=v", "b=1|c=v", "c=\"v\"", "c=v ; d", " ; ;c=v", "c;c=v"];
+    assert_eq!(matching(json!({"string_match": {"exact": "v"}})), v);
+    assert_eq!(matching(json!({"string_match": {"exact": ""}})), ["c=", "c=\"\""]);
+    let inverted = matching(json!({"string_match": {"safe_regex": {"regex": ".*"}}, "invert_match": true}));
+    assert_eq!(inverted, ["", "C=v", "c =v", "c"]);
+}
+
+#[test]
 fn bad_patterns_are_reported_where_they_stand() {
     let config = json!({"name": "x", "string_match": {"safe_regex": {"regex": "["}}});
     let loaded = load_value(&config).unwrap();
