@@ -166,8 +166,9 @@ fn expand(type_url: &str, value: &[u8], root_path: &str) -> Expanded {
 /// Every unknown type, unknown field (by number, since protobuf has no names for them) and undecodable
 /// part, with paths that start with `root_path`.
 pub fn check_any(any: &Any, root_path: &str) -> Result<DynamicMessage, Vec<Problem>> {
-    let mut check = Check { path: Path::new(root_path), problems: Vec::new() };
+    let mut check = Check::new(root_path);
     let message = check.expanded(expand(&any.type_url, &any.value, root_path), 0);
+    check.problems.append(&mut check.unknown);
     match message {
         Some(message) if check.problems.is_empty() => Ok(message),
         None if check.problems.is_empty() => Err(vec![Problem::new(root_path, "a type URL is missing")]),
@@ -175,12 +176,25 @@ pub fn check_any(any: &Any, root_path: &str) -> Result<DynamicMessage, Vec<Probl
     }
 }
 
+/// Looks through a whole message that was decoded, extensions included: the problems, and apart from
+/// them the unknown fields.
+pub(crate) fn check_message(message: &DynamicMessage) -> (Vec<Problem>, Vec<Problem>) {
+    let mut check = Check::new("");
+    check.message(message, 0);
+    (check.problems, check.unknown)
+}
+
 struct Check {
     path: Path,
     problems: Vec<Problem>,
+    unknown: Vec<Problem>,
 }
 
 impl Check {
+    fn new(root_path: &str) -> Self {
+        Self { path: Path::new(root_path), problems: Vec::new(), unknown: Vec::new() }
+    }
+
     fn problem(&mut self, message: String) {
         self.problems.push(Problem::new(self.path.as_str(), message));
     }
@@ -216,7 +230,8 @@ impl Check {
             return;
         }
         for unknown in message.unknown_fields() {
-            self.problem(format!("unknown field number {} of {}", unknown.number(), descriptor.full_name()));
+            let text = format!("unknown field number {} of {}", unknown.number(), descriptor.full_name());
+            self.unknown.push(Problem::new(self.path.as_str(), text));
         }
         for (field, value) in message.fields() {
             if let Kind::Enum(descriptor) = field.kind() {

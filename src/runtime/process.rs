@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::drain::{Drain, Stop};
 use super::socket::{self, Bound, ListenError, ListenOptions};
 use super::worker::{self, Assignment, Status};
-use crate::admin::{AdminCommand, AdminState, ListenerStatus};
+use crate::admin::{AdminCommand, AdminState, BootstrapSource, ListenerStatus};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
 use crate::config::cluster::{Address, Discovery};
@@ -107,16 +107,20 @@ async fn serve(
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
     let statuses = listener_statuses(&sockets);
-    let managers = Managers::new(compiled.clusters.all().len(), sockets.len(), count);
+    let clusters = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let managers = Managers::new(clusters, sockets.len(), count);
     let workers = start_workers(&compiled, &drain, sockets, count)?;
     let (commands, mut requests) = mpsc::channel(16);
     let (admin_stop, admin_stopped) = watch::channel(false);
     if let Some(admin) = &compiled.admin {
+        let node = Arc::new(compiled.dump.node().clone());
+        let dump = compiled.dump;
         let state = AdminState {
             server: server.clone(),
             clusters: compiled.clusters.clone(),
             listeners: Arc::new(ArcSwap::from_pointee(statuses)),
-            bootstrap: Arc::new(compiled.dump.to_json()),
+            bootstrap: BootstrapSource(Arc::new(move || dump.to_json())),
+            node,
             loaded: SystemTime::now(),
             options: Arc::new(serde_json::json!({ "concurrency": count })),
             log,

@@ -121,9 +121,6 @@ async fn traffic(side: &Side) {
 
 #[tokio::test]
 async fn counters_after_the_same_traffic() {
-    if !super::wanted() {
-        return;
-    }
     if !peers::have(&["envoy"]) {
         return;
     }
@@ -296,9 +293,6 @@ async fn admin_pages(side: &Side) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn admin_pages_after_the_same_traffic() {
-    if !super::wanted() {
-        return;
-    }
     if !peers::have(&["envoy"]) {
         return;
     }
@@ -340,9 +334,6 @@ async fn quitquitquit_ends_the_process() {
 
 #[tokio::test]
 async fn drain_listeners_closes_the_listening_ports() {
-    if !super::wanted() {
-        return;
-    }
     let template = bootstrap().render();
     let side = run_side(Kind::Outrigger, &template).await;
     let (status, text) = post(&side, "/drain_listeners").await;

@@ -352,9 +352,6 @@ async fn observe(side: &Side, case: &Case) -> String {
 
 #[tokio::test]
 async fn tcp() {
-    if !super::wanted() {
-        return;
-    }
     if !peers::have(&["envoy"]) {
         return;
     }
