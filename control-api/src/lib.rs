@@ -19,7 +19,9 @@ mod well_known;
 
 pub use any::{check_any, expand_any, type_of, unpack, Expanded, UnpackError};
 pub use json::{message_to_json, to_json};
-pub use load::{load, load_binary, load_resource, load_tolerant, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES};
+pub use load::{
+    load, load_binary, load_resource, load_tolerant, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES,
+};
 pub use problem::Problem;
 pub use reflect::{pool, DynamicMessage};
 pub use text::Format;

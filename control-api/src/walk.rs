@@ -76,7 +76,11 @@ impl Walk {
     }
 
     /// A message at the top of a document, where an `@type` may stand but must not contradict.
-    pub(crate) fn root(&mut self, descriptor: &MessageDescriptor, value: &mut Value) -> Option<DynamicMessage> {
+    pub(crate) fn root(
+        &mut self,
+        descriptor: &MessageDescriptor,
+        value: &mut Value,
+    ) -> Option<DynamicMessage> {
         let Some(named) = value.get("@type") else {
             return self.message(descriptor, value);
         };

@@ -247,8 +247,10 @@ static_resources:
 
 /// Fields without which Envoy accepts the configuration and Outrigger does not, with the entry of
 /// `docs/differences.md` that says why.
-pub const DIFFERENCES: &[(&str, &str)] =
-    &[("static_resources.listeners[0].filter_chains[0].filters[0].typed_config.http_filters", "no-http-filters")];
+pub const DIFFERENCES: &[(&str, &str)] = &[(
+    "static_resources.listeners[0].filter_chains[0].filters[0].typed_config.http_filters",
+    "no-http-filters",
+)];
 
 /// Takes every key of a complete configuration away in turn. Outrigger refuses what Envoy refuses, and names the place.
 #[test]

@@ -15,7 +15,9 @@ use super::rewrite::PathRewrite;
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
 use crate::config::compile::{bool_or, data_source, u32_or};
 use crate::config::headers::{HeaderKey, Known};
-use crate::config::matcher::{regex, substitution, CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::matcher::{
+    regex, substitution, CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher,
+};
 use crate::config::problems::Problems;
 use crate::config::slot::Directory;
 use crate::config::Cluster;

@@ -234,9 +234,13 @@ impl LogFilter {
             Spec::AndFilter(filter) => nested("and_filter", &filter.filters, problems).map(LogFilter::And),
             Spec::OrFilter(filter) => nested("or_filter", &filter.filters, problems).map(LogFilter::Or),
             // Demanded by a field rule.
-            Spec::HeaderFilter(filter) => filter.header.as_ref().and_then(|header| {
-                problems.at("header_filter.header", |problems| HeaderMatcher::compile(header, problems))
-            }).map(LogFilter::Header),
+            Spec::HeaderFilter(filter) => filter
+                .header
+                .as_ref()
+                .and_then(|header| {
+                    problems.at("header_filter.header", |problems| HeaderMatcher::compile(header, problems))
+                })
+                .map(LogFilter::Header),
             Spec::ResponseFlagFilter(filter) => response_flags(&filter.flags, problems),
             Spec::GrpcStatusFilter(filter) => {
                 let statuses = bits(&filter.statuses, 16, "grpc_status_filter.statuses", problems)?;

@@ -336,6 +336,11 @@ async fn quitquitquit_ends_the_process() {
 async fn drain_listeners_closes_the_listening_ports() {
     let template = bootstrap().render();
     let side = run_side(Kind::Outrigger, &template).await;
+    // A listener without a direction is not one of the inbound ones.
+    assert_eq!(post(&side, "/drain_listeners?inboundonly").await.0, 200);
+    let request = b"GET /direct HTTP/1.1\r\nHost: t.test\r\n\r\n";
+    let mut client = Client::connect(side.proxy.port("main")).await.unwrap();
+    assert_eq!(client.exchange(request).await.unwrap().status(), 200);
     let (status, text) = post(&side, "/drain_listeners").await;
     assert_eq!((status, text.as_str()), (200, "OK\n"));
     let refused = || async { Client::connect(side.proxy.port("main")).await.is_err() };
