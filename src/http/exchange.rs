@@ -197,7 +197,11 @@ impl<'a> Exchange<'a> {
         }
         match prepared {
             Ok(()) => {}
-            Err(Stop::Refuse(refusal)) => return self.refuse(refusal).await,
+            Err(Stop::Refuse(refusal)) => {
+                // Like any other message that is no good: nothing of it is logged.
+                self.request = None;
+                return self.refuse(refusal).await;
+            }
             Err(Stop::Answer { status, details, close }) => {
                 self.close |= close;
                 return self.reply(Reply::new(status, details)).await;
@@ -292,6 +296,8 @@ impl<'a> Exchange<'a> {
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
         let now = Instant::now();
+        // What the client sends after it asked for another protocol is no further request.
+        self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
         let Reply { mut status, details, mut body, location, route, overloaded } = reply;
         let mut fields = super::fields::Fields::recycled();
         let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);

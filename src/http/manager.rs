@@ -1,7 +1,7 @@
 //! What the connection manager does to heads on their way in and out
 //! (envoyproxy.io: http_conn_man/headers, header_sanitizing).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::h1::Refusal;
 use super::head::{RequestHead, ResponseHead};
@@ -177,7 +177,8 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
             head.fields.push_known(Known::Te, b"trailers");
         }
     }
-    head.fields.remove_known(Known::XEnvoyInternal);
+    // Statistics by a name of the client's choice are not kept; the wish ends here as in Envoy.
+    head.fields.remove_set(Known::XEnvoyInternal.bit() | Known::XEnvoyUpstreamAltStatName.bit());
     Ok(())
 }
 
@@ -202,9 +203,14 @@ fn client_address(
         let client = if hops == 0 { None } else { nth_from_right(head, hops as usize - 1) };
         let internal = !had_forwarded_for && peer.is_some_and(|peer| is_internal(manager, peer.ip()));
         if let (Some(peer), false) = (peer, manager.skip_xff_append) {
-            let mut text = [0u8; 48];
-            let text = ip_text(peer.ip(), &mut text);
-            append_forwarded_for(head, text);
+            if is_canonical_loopback(peer.ip()) {
+                // Loopback means nothing to who reads this elsewhere: this machine stands for it.
+                append_forwarded_for(head, worker.own_address.as_bytes());
+            } else {
+                let mut text = [0u8; 48];
+                let text = ip_text(peer.ip(), &mut text);
+                append_forwarded_for(head, text);
+            }
         }
         (client.map(with_port_0).or(peer), internal)
     } else {
@@ -233,7 +239,9 @@ fn client_address(
         }
     }
     forwarded_proto(manager, head, hops);
-    if manager.append_x_forwarded_port {
+    // As with the proto: ours to set at the edge, believed elsewhere.
+    let overwrite_port = manager.use_remote_address && hops == 0;
+    if manager.append_x_forwarded_port && (overwrite_port || !head.fields.has(Known::XForwardedPort)) {
         if let Some(local) = connection.local {
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XForwardedPort, digits.format(local.port()).as_bytes());
@@ -284,6 +292,7 @@ fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops
     };
     if let Some(overwrite) = &manager.scheme_overwrite {
         head.set_scheme(overwrite);
+        head.fields.set_known(Known::XForwardedProto, overwrite);
     } else if let Some(believed) = believed {
         head.set_scheme(believed);
     } else if head.scheme() != b"http" {
@@ -357,10 +366,12 @@ pub fn finish_response(
             None => head.fields.push_known(Known::Via, via),
         }
     }
-    if manager.always_set_request_id_in_response {
-        if let Some(id) = request.and_then(|request| request.fields.get(Known::XRequestId)) {
-            head.fields.set_known(Known::XRequestId, id);
-        }
+    // Who forces a trace (only internal clients can) wants to find it.
+    let traced = |request: &&RequestHead| {
+        manager.always_set_request_id_in_response || request.fields.has(Known::XEnvoyForceTrace)
+    };
+    if let Some(id) = request.filter(traced).and_then(|request| request.fields.get(Known::XRequestId)) {
+        head.fields.set_known(Known::XRequestId, id);
     }
     if !head.fields.has(Known::Date) {
         head.fields.push_known(Known::Date, &worker.clock.date(now));
@@ -377,6 +388,12 @@ pub fn finish_response(
         }
         _ => {}
     }
+}
+
+/// `127.0.0.1` or `::1`. Other addresses of 127.0.0.0/8 tell senders apart (a sidecar's own
+/// traffic comes from one) and are written as they are.
+fn is_canonical_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 fn is_internal(manager: &HttpConnectionManager, ip: IpAddr) -> bool {
@@ -448,3 +465,7 @@ fn ip_text(ip: IpAddr, buffer: &mut [u8; 48]) -> &[u8] {
 pub fn head_bytes(head: &impl HeaderView) -> u64 {
     head.byte_size() as u64
 }
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;

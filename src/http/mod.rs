@@ -15,7 +15,5 @@ pub mod manager;
 pub mod path;
 pub mod pump;
 pub mod router;
-pub mod shadow;
 pub mod timer;
-pub mod tunnel;
 pub mod worker;

@@ -25,6 +25,8 @@ pub struct Worker {
     pub active_requests: Cell<usize>,
     /// When the last request ended.
     pub last_request: Cell<Instant>,
+    /// This machine in `x-forwarded-for`, where the client itself is on loopback.
+    pub own_address: Box<str>,
 }
 
 impl Worker {
@@ -38,6 +40,7 @@ impl Worker {
             clock: Clock::new(),
             active_requests: Cell::new(0),
             last_request: Cell::new(Instant::now()),
+            own_address: crate::runtime::socket::own_address().to_string().into(),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Sockets as config describes them: binding, connecting, options, and the few calls that neither
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
-#![allow(unsafe_code)] // peek, steering, affinity and resource limits have no safe wrapper here.
+#![allow(unsafe_code)] // peek, steering, affinity, interfaces and resource limits have no safe wrapper here.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -440,6 +440,39 @@ pub fn pin_thread(core: usize) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The machine's first IPv4 address that is not `127.0.0.1`, or that one when it has no other: what
+/// Envoy calls its local address.
+pub fn own_address() -> Ipv4Addr {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: `list` is a valid place for the head of the list, which is freed below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return Ipv4Addr::LOCALHOST;
+    }
+    let mut found = None;
+    let mut next = list.cast_const();
+    // SAFETY: `next` is null or an entry of the list, which lives until it is freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: `ifa_addr` is null or the address of this entry, of the type that its family says.
+        let address = unsafe {
+            match entry.ifa_addr.as_ref() {
+                Some(address) if libc::c_int::from(address.sa_family) == libc::AF_INET => {
+                    entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned().sin_addr
+                }
+                _ => continue,
+            }
+        };
+        let address = Ipv4Addr::from(u32::from_be(address.s_addr));
+        if address != Ipv4Addr::LOCALHOST {
+            found = Some(address);
+            break;
+        }
+    }
+    // SAFETY: `list` came from getifaddrs and nothing refers to it any more.
+    unsafe { libc::freeifaddrs(list) };
+    found.unwrap_or(Ipv4Addr::LOCALHOST)
 }
 
 /// Names the calling thread; the kernel keeps 15 bytes.

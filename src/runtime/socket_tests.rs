@@ -250,3 +250,9 @@ fn lines_of_the_kernels_table() {
         assert_eq!(listening(&line("0A", broken)), None, "{broken}");
     }
 }
+
+#[test]
+fn the_own_address_is_one_that_can_be_bound() {
+    let address = own_address();
+    listen(&Address::Ip((address, 0).into()), &ListenOptions::default()).unwrap();
+}

@@ -232,4 +232,4 @@ pub(crate) fn data_source(source: &core::DataSource, problems: &mut Problems) ->
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

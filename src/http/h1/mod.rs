@@ -3,7 +3,9 @@
 //! Strict by default: whatever two parsers could read differently is refused.
 
 pub mod body;
+mod framing;
 pub mod parse;
+mod target;
 pub mod write;
 
 #[cfg(test)]
@@ -42,6 +44,8 @@ refusals! {
     TOO_MANY_FIELDS = 431 "http1.too_many_headers";
     /// A transfer coding other than chunked.
     TRANSFER_ENCODING = 501 "http1.invalid_transfer_encoding";
+    /// Chunked in HTTP/1.0, which has no transfer codings.
+    CHUNKED_HTTP_10 = 400 "http1.invalid_transfer_encoding";
     /// Length and chunked together.
     LENGTH_AND_CHUNKED = 400 "http1.content_length_and_chunked_not_allowed";
     /// Length that is no number, or several lengths.

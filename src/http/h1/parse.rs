@@ -2,9 +2,11 @@
 
 use std::mem::MaybeUninit;
 
+use super::framing::{content_length, reads_as_framing, request_framing, transfer_encoding, Connection};
+use super::target::{check_authority, known_method, shaped_like_target, Target};
 use super::{Framing, Refusal};
 use crate::config::http::Underscores;
-use crate::config::{HeaderView, Known, RequestView};
+use crate::config::Known;
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::telemetry::stream_info::Protocol;
@@ -111,6 +113,7 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         return Err(Refusal::TOO_MANY_FIELDS);
     }
     let raw = window.get(..consumed).unwrap_or_default();
+    // A folded line was an error above.
     strict_lines(raw)?;
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Refusal::CODEC);
@@ -125,7 +128,8 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
 
     let mut fields = Fields::recycled();
     let base = fields.load(raw);
-    load_fields(&mut fields, parsed.headers, raw, base, limits.preserve_case, limits.underscores)?;
+    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
+    load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
     let mut hosts = fields.all(Known::Host);
@@ -184,7 +188,8 @@ pub fn parse_response(
     const PROTOCOL: Refusal = Refusal::UPSTREAM;
     let window = input.get(..limits.max_head).unwrap_or(input);
     let mut stack = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; STACK_FIELDS];
-    let config = httparse::ParserConfig::default();
+    let mut config = httparse::ParserConfig::default();
+    config.allow_obsolete_multiline_headers_in_responses(true);
     let mut parsed = httparse::Response::new(&mut []);
     let mut result = config.parse_response_with_uninit_headers(&mut parsed, window, &mut stack);
     let mut heap;
@@ -203,7 +208,7 @@ pub fn parse_response(
         return Err(PROTOCOL);
     }
     let raw = window.get(..consumed).unwrap_or_default();
-    strict_lines(raw).map_err(|_| PROTOCOL)?;
+    let folded = strict_lines(raw).map_err(|_| PROTOCOL)?;
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(PROTOCOL);
     };
@@ -213,8 +218,8 @@ pub fn parse_response(
     let protocol = if minor == 0 { Protocol::Http10 } else { Protocol::Http11 };
     let mut fields = Fields::recycled();
     let base = fields.load(raw);
-    load_fields(&mut fields, parsed.headers, raw, base, limits.preserve_case, Underscores::Allow)
-        .map_err(|_| PROTOCOL)?;
+    let how = Loading { preserve_case: limits.preserve_case, underscores: Underscores::Allow, folded };
+    load_fields(&mut fields, parsed.headers, raw, base, &how).map_err(|_| PROTOCOL)?;
 
     let length = content_length(&fields).map_err(|_| PROTOCOL)?;
     let chunked = transfer_encoding(&fields).map_err(|_| PROTOCOL)?;
@@ -251,6 +256,13 @@ pub fn parse_response(
 
 /// Control bytes in the head are told apart from other syntax errors, as Envoy's details do.
 fn syntax(input: &[u8]) -> Refusal {
+    let start = input.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(0);
+    let input = input.get(start..).unwrap_or_default();
+    let method = input.split(|byte| matches!(byte, b' ' | b'\r' | b'\n')).next().unwrap_or_default();
+    if method.is_empty() || !method.iter().all(is_token) {
+        // Another protocol altogether.
+        return Refusal::CODEC;
+    }
     let end = memchr::memmem::find(input, b"\r\n\r\n").unwrap_or(input.len());
     let control = |byte: &u8| (*byte < 0x20 && !matches!(byte, b'\r' | b'\n' | b'\t')) || *byte == 0x7f;
     if input.iter().take(end).any(control) {
@@ -258,6 +270,11 @@ fn syntax(input: &[u8]) -> Refusal {
     } else {
         Refusal::CODEC
     }
+}
+
+/// A byte of a token (RFC 9110 §5.6.2).
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Whether a request line that is no HTTP/1.0 or HTTP/1.1 one is that of another version.
@@ -290,7 +307,7 @@ fn other_version(mut input: &[u8]) -> OtherVersion {
     };
     if !method.iter().all(u8::is_ascii_alphabetic)
         || method.is_empty()
-        || target.is_empty()
+        || !shaped_like_target(method, target)
         || parts.next().is_some()
         || line.starts_with(b"PRI * HTTP/2.0")
     {
@@ -314,296 +331,78 @@ fn other_version(mut input: &[u8]) -> OtherVersion {
 
 /// A head that is not complete yet but can be refused already: one with a bare LF.
 fn check_partial(input: &[u8]) -> Result<(), Refusal> {
-    strict_lines(input)
+    strict_lines(input).map(|_| ())
 }
 
 /// Every LF must follow a CR (RFC 9112 §2.2 lets a recipient accept a bare LF; two parsers that
-/// differ in it can be set against each other, so it is refused).
-fn strict_lines(raw: &[u8]) -> Result<(), Refusal> {
+/// differ in it can be set against each other, so it is refused). Says whether a line is folded.
+fn strict_lines(raw: &[u8]) -> Result<bool, Refusal> {
+    let mut folded = false;
     for at in memchr::memchr_iter(b'\n', raw) {
         if at == 0 || raw.get(at - 1) != Some(&b'\r') {
             return Err(Refusal::CODEC);
         }
+        folded |= matches!(raw.get(at + 1), Some(b' ' | b'\t'));
     }
-    Ok(())
+    Ok(folded)
 }
 
+/// How fields are taken in.
+struct Loading {
+    preserve_case: bool,
+    underscores: Underscores,
+    /// Some value may go over several lines.
+    folded: bool,
+}
+
+/// Adds what was parsed from `raw`, which stands at `base` in `fields` already.
 fn load_fields(
     fields: &mut Fields,
     parsed: &[httparse::Header<'_>],
     raw: &[u8],
     base: usize,
-    preserve_case: bool,
-    underscores: Underscores,
+    how: &Loading,
 ) -> Result<(), Refusal> {
     let origin = raw.as_ptr() as usize;
     for header in parsed {
-        if header.name.is_empty() {
+        let name = header.name.as_bytes();
+        if name.is_empty() {
             return Err(Refusal::CODEC);
         }
-        if reads_as_framing(header.name.as_bytes()) {
+        if reads_as_framing(name) {
             return Err(Refusal::UNDERSCORE);
         }
-        if underscores != Underscores::Allow && header.name.as_bytes().contains(&b'_') {
-            if underscores == Underscores::Reject {
+        if how.underscores != Underscores::Allow && name.contains(&b'_') {
+            if how.underscores == Underscores::Reject {
                 return Err(Refusal::UNDERSCORE);
             }
             continue;
         }
         // httparse trims white space before the value and leaves it behind.
         let value = header.value.trim_ascii_end();
+        if how.folded && memchr::memchr(b'\n', value).is_some() {
+            let line = [name, b": ", &unfolded(value), b"\r\n"].concat();
+            let (at, value_at) = (fields.load(&line), name.len() + 2);
+            let length = line.len() - value_at - 2;
+            fields.push_loaded((at, name.len()), (at + value_at, length), !how.preserve_case);
+            continue;
+        }
         // Both slices lie inside `raw`, which was copied to `base`.
-        let name_at = base + (header.name.as_ptr() as usize - origin);
+        let name_at = base + (name.as_ptr() as usize - origin);
         let value_at = base + (value.as_ptr() as usize - origin);
-        fields.push_loaded((name_at, header.name.len()), (value_at, value.len()), !preserve_case);
+        fields.push_loaded((name_at, name.len()), (value_at, value.len()), !how.preserve_case);
     }
     Ok(())
 }
 
-/// `Transfer_Encoding` and its like: servers that turn names into variables (CGI) read them as the
-/// field with a dash, so what frames the message for them does not frame it for us.
-fn reads_as_framing(name: &[u8]) -> bool {
-    let is = |field: &[u8]| {
-        name.len() == field.len()
-            && name.iter().zip(field).all(|(byte, wanted)| {
-                byte.to_ascii_lowercase() == *wanted || (*byte == b'_' && *wanted == b'-')
-            })
-    };
-    name.contains(&b'_') && (is(b"transfer-encoding") || is(b"content-length"))
-}
-
-/// The registered methods (RFC 9110 §9, RFC 5789) and the WebDAV ones that Envoy's parser knows.
-fn known_method(method: &str) -> bool {
-    matches!(
-        method,
-        "GET"
-            | "HEAD"
-            | "POST"
-            | "PUT"
-            | "DELETE"
-            | "CONNECT"
-            | "OPTIONS"
-            | "TRACE"
-            | "PATCH"
-            | "ACL"
-            | "BIND"
-            | "CHECKOUT"
-            | "COPY"
-            | "LINK"
-            | "LOCK"
-            | "M-SEARCH"
-            | "MERGE"
-            | "MKACTIVITY"
-            | "MKCALENDAR"
-            | "MKCOL"
-            | "MOVE"
-            | "NOTIFY"
-            | "PROPFIND"
-            | "PROPPATCH"
-            | "PURGE"
-            | "REBIND"
-            | "REPORT"
-            | "SEARCH"
-            | "SOURCE"
-            | "SUBSCRIBE"
-            | "UNBIND"
-            | "UNLINK"
-            | "UNLOCK"
-            | "UNSUBSCRIBE"
-    )
-}
-
-/// A request target taken apart (RFC 9112 §3.2).
-struct Target<'a> {
-    scheme: Option<&'static [u8]>,
-    authority: Option<&'a [u8]>,
-    path: &'a [u8],
-}
-
-impl<'a> Target<'a> {
-    fn parse(method: &[u8], target: &'a [u8], absolute: bool) -> Result<Self, Refusal> {
-        if target.iter().any(|byte| *byte <= 0x20 || *byte == 0x7f) {
-            return Err(Refusal::CHARACTERS);
+/// A folded value on one line: each fold becomes a space (RFC 9112 §5.2).
+fn unfolded(value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.len());
+    for part in value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|part| !part.is_empty()) {
+        if !out.is_empty() {
+            out.push(b' ');
         }
-        if target.iter().any(|byte| *byte >= 0x80) {
-            return Err(Refusal::CODEC);
-        }
-        if method == b"CONNECT" {
-            let port = target.rsplit(|byte| *byte == b':').next().unwrap_or_default();
-            let has_port = target.contains(&b':') && !port.is_empty() && port.iter().all(u8::is_ascii_digit);
-            if !has_port || target.contains(&b'/') {
-                return Err(Refusal::TARGET);
-            }
-            return Ok(Self { scheme: None, authority: Some(target), path: b"" });
-        }
-        match target.first() {
-            Some(b'/') => return Ok(Self { scheme: None, authority: None, path: target }),
-            Some(b'*') if target.len() == 1 && method == b"OPTIONS" => {
-                return Ok(Self { scheme: None, authority: None, path: target })
-            }
-            _ => {}
-        }
-        let rest = strip_prefix_ignore_case(target, b"http://")
-            .map(|rest| (&b"http"[..], rest))
-            .or_else(|| strip_prefix_ignore_case(target, b"https://").map(|rest| (&b"https"[..], rest)));
-        let Some((scheme, rest)) = rest else {
-            let scheme = target.windows(3).position(|window| window == b"://");
-            let named = scheme.and_then(|end| target.get(..end)).is_some_and(|scheme| {
-                scheme.first().is_some_and(u8::is_ascii_alphabetic)
-                    && scheme.iter().all(u8::is_ascii_alphanumeric)
-            });
-            return Err(if named { Refusal::SCHEME } else { Refusal::TARGET });
-        };
-        if !absolute {
-            // Left as it is; the connection manager refuses a path that does not begin with `/`.
-            return Ok(Self { scheme: None, authority: None, path: target });
-        }
-        let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(end);
-        match path.first() {
-            _ if authority.is_empty() => Err(Refusal::TARGET),
-            Some(_) => Ok(Self { scheme: Some(scheme), authority: Some(authority), path }),
-            None => Ok(Self { scheme: Some(scheme), authority: Some(authority), path: b"/" }),
-        }
+        out.extend_from_slice(part);
     }
-}
-
-fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    let (start, rest) = text.split_at_checked(prefix.len())?;
-    start.eq_ignore_ascii_case(prefix).then_some(rest)
-}
-
-/// `host[:port]` (RFC 9110 §7.2): no userinfo, no path, no list, a port of digits.
-fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
-    let allowed = |byte: &u8| {
-        byte.is_ascii_alphanumeric()
-            || matches!(
-                byte,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b';'
-                    | b'='
-            )
-    };
-    let (host, port) = if authority.first() == Some(&b'[') {
-        let end = authority.iter().position(|byte| *byte == b']').ok_or(Refusal::HOST)?;
-        let inside = authority.get(1..end).unwrap_or_default();
-        if !inside.iter().all(|byte| {
-            byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.' | b'%') || byte.is_ascii_alphabetic()
-        }) {
-            return Err(Refusal::HOST);
-        }
-        (inside, authority.get(end + 1..).unwrap_or_default())
-    } else {
-        let end = authority.iter().position(|byte| *byte == b':').unwrap_or(authority.len());
-        let (host, port) = authority.split_at(end);
-        if !host.iter().all(allowed) {
-            return Err(Refusal::HOST);
-        }
-        (host, port)
-    };
-    let port_ok = match port.split_first() {
-        None => true,
-        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        Some(_) => false,
-    };
-    if host.is_empty() || !port_ok {
-        return Err(Refusal::HOST);
-    }
-    Ok(())
-}
-
-fn request_framing(
-    fields: &mut Fields,
-    protocol: Protocol,
-    limits: &RequestLimits,
-) -> Result<Framing, Refusal> {
-    let length = content_length(fields)?;
-    let chunked = transfer_encoding(fields)?;
-    if chunked {
-        if protocol == Protocol::Http10 {
-            return Err(Refusal::TRANSFER_ENCODING);
-        }
-        if length.is_some() {
-            if !limits.chunked_length {
-                return Err(Refusal::LENGTH_AND_CHUNKED);
-            }
-            fields.remove_known(Known::ContentLength);
-        }
-        return Ok(Framing::Chunked);
-    }
-    Ok(length.map_or(Framing::Empty, Framing::length))
-}
-
-/// The one content length, if any (RFC 9110 §8.6). Repeated fields are refused even when equal.
-fn content_length(fields: &Fields) -> Result<Option<u64>, Refusal> {
-    let mut values = fields.all(Known::ContentLength);
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Refusal::CONTENT_LENGTH);
-    }
-    let mut length: u64 = 0;
-    for digit in value {
-        length = length
-            .checked_mul(10)
-            .and_then(|length| length.checked_add(u64::from(digit - b'0')))
-            .filter(|length| *length <= i64::MAX as u64)
-            .ok_or(Refusal::CONTENT_LENGTH)?;
-    }
-    Ok(Some(length))
-}
-
-/// Whether the message is chunked; any other transfer coding is refused.
-fn transfer_encoding(fields: &Fields) -> Result<bool, Refusal> {
-    let mut values = fields.all(Known::TransferEncoding);
-    let Some(value) = values.next() else { return Ok(false) };
-    if values.next().is_some() || !value.eq_ignore_ascii_case(b"chunked") {
-        return Err(Refusal::TRANSFER_ENCODING);
-    }
-    Ok(true)
-}
-
-/// The options of `Connection` that matter here.
-#[derive(Default)]
-struct Connection {
-    close: bool,
-    keep_alive: bool,
-    upgrade: bool,
-}
-
-impl Connection {
-    fn of(fields: &Fields) -> Self {
-        let mut connection = Self::default();
-        for value in fields.all(Known::Connection).chain(fields.all(Known::ProxyConnection)) {
-            for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                connection.close |= option.eq_ignore_ascii_case(b"close");
-                connection.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-            }
-        }
-        for value in fields.all(Known::Connection) {
-            let mut options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            connection.upgrade |= options.any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-        }
-        connection
-    }
-
-    fn keep_alive(&self, protocol: Protocol) -> bool {
-        !self.close && (protocol != Protocol::Http10 || self.keep_alive)
-    }
-}
-
-/// Size of the head as Envoy's `%REQUEST_HEADERS_BYTES%` counts it.
-pub fn head_size(head: &RequestHead) -> u64 {
-    debug_assert!(!head.method().is_empty(), "a parsed request has a method");
-    head.byte_size() as u64
+    out
 }

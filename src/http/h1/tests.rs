@@ -257,14 +257,23 @@ fn request_lines() {
         ("GET /\x00 HTTP/1.1", Refusal::CHARACTERS),
         ("GET /\x7f HTTP/1.1", Refusal::CHARACTERS),
         ("GET * HTTP/1.1", Refusal::TARGET),
-        ("GET x HTTP/1.1", Refusal::TARGET),
-        ("GET ?x HTTP/1.1", Refusal::TARGET),
-        ("GET t.test:80 HTTP/1.1", Refusal::TARGET),
+        ("GET *x HTTP/1.1", Refusal::TARGET),
+        ("GET x HTTP/1.1", Refusal::CODEC),
+        ("GET x HTTP/9.9", Refusal::CODEC),
+        ("GET ?x HTTP/1.1", Refusal::CODEC),
+        ("GET t.test:80 HTTP/1.1", Refusal::CODEC),
+        ("GET HTTP/1.1", Refusal::CODEC),
+        ("G\x01T / HTTP/1.1", Refusal::CODEC),
+        ("\x16\x03\x01\x01hello", Refusal::CODEC),
         ("GET http:///x HTTP/1.1", Refusal::TARGET),
-        ("GET http:/x HTTP/1.1", Refusal::TARGET),
+        ("GET http:/x HTTP/1.1", Refusal::CODEC),
+        ("GET http://u@ HTTP/1.1", Refusal::TARGET),
+        ("GET 1a://t.test/ HTTP/1.1", Refusal::CODEC),
+        ("GET a+b-c.d://t.test/ HTTP/1.1", Refusal::SCHEME),
         ("GET ftp://t.test/ HTTP/1.1", Refusal::SCHEME),
-        ("GET http://u@t.test/ HTTP/1.1", Refusal::HOST),
+        ("GET http://u@v@t.test/ HTTP/1.1", Refusal::HOST),
         ("GET http://t.test#x HTTP/1.1", Refusal::HOST),
+        ("CONNECT  HTTP/2.1", Refusal::CODEC),
         ("CONNECT /x HTTP/1.1", Refusal::TARGET),
         ("CONNECT t.test HTTP/1.1", Refusal::TARGET),
         ("CONNECT t.test: HTTP/1.1", Refusal::TARGET),
@@ -288,6 +297,7 @@ fn request_lines() {
         ("GET http://abs.test/x?y HTTP/1.1", "/x?y", "abs.test"),
         ("GET HTTP://abs.test:81 HTTP/1.1", "/", "abs.test:81"),
         ("GET http://abs.test?q=1 HTTP/1.1", "?q=1", "abs.test"),
+        ("GET http://user:pw@abs.test:81/x@y HTTP/1.1", "/x@y", "abs.test:81"),
         ("CONNECT up.test:443 HTTP/1.1", "", "up.test:443"),
         ("M-SEARCH / HTTP/1.1", "/", "t.test"),
     ] {
@@ -322,7 +332,7 @@ fn http_10_and_what_the_client_wants_of_the_connection() {
         assert_eq!(parsed.head.authority(), b"d.test");
     }
     let chunked = request_with(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", &old);
-    assert_eq!(chunked.err(), Some(Refusal::TRANSFER_ENCODING));
+    assert_eq!(chunked.err(), Some(Refusal::CHUNKED_HTTP_10));
     let expects = |line: &str, version: &str| {
         let input = format!("POST / HTTP/1.{version}\r\nHost: t\r\n{line}Content-Length: 1\r\n\r\n");
         request_with(input.as_bytes(), &old).expect(line).expects_continue
@@ -472,7 +482,10 @@ fn responses() {
         "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer_Encoding: chunked\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n X: a\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\n b\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n 2\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip,\r\n chunked\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: a\nY: b\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n",
@@ -483,4 +496,19 @@ fn responses() {
     let small = ResponseLimits { max_head: 20, ..RESPONSE };
     let long = parse_response(b"HTTP/1.1 200 OK\r\nX: aaaaaaaaaaa", &small, false, false);
     assert_eq!(long.err(), Some(Refusal::UPSTREAM));
+}
+
+#[test]
+fn folded_fields_of_responses_become_one_line() {
+    let input =
+        "HTTP/1.1 200 OK\r\nX-A: 1 \r\n\t 2\r\n \r\n 3\r\nX-B: 4\r\nTransfer-Encoding:\r\n Chunked\r\n\r\n";
+    let parsed = response(input, false, false).expect("folded");
+    let mut out = Vec::new();
+    parsed.head.fields.write_lines(&mut out);
+    assert_eq!(out.escape_ascii().to_string(), r"x-a: 1 2 3\r\nx-b: 4\r\ntransfer-encoding: Chunked\r\n");
+    assert_eq!((parsed.framing, parsed.consumed), (Framing::Chunked, input.len()));
+    // The name is known whatever its spelling, also where that is kept.
+    let kept = ResponseLimits { preserve_case: true, ..RESPONSE };
+    let parsed = parse_response(input.as_bytes(), &kept, false, false).expect("good").expect("whole");
+    assert_eq!(parsed.framing, Framing::Chunked);
 }

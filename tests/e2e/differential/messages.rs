@@ -222,7 +222,8 @@ fn http10() -> Vec<Case> {
             .raw("POST / HTTP/1.0\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello"),
         case("http10", "http/1.0 with a chunked body").raw(
             "POST / HTTP/1.0\r\nHost: t.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        ),
+        )
+        .refused("chunked-http-10"),
         case("http10", "http/1.1 where 1.0 is on").get("/", ""),
         case("main", "http/0.9").raw("GET /\r\n\r\n"),
     ]
@@ -284,6 +285,12 @@ fn sequences() -> Vec<Case> {
         case("continue", "103 of the origin where continue is passed on").get("/", "").answers(
             Answer::ok("ok").interim("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"),
         ),
-        case("main", "the client half-closes after its request").get("/", "").step(Step::Finish).after(After::Close),
+        case("main", "the client half-closes after its request")
+            .get("/", "")
+            .answers(Answer::raw("").then(Then::Hang))
+            .step(Step::Origin(1))
+            .step(Step::Finish)
+            .after(After::Close)
+            .lines(1),
     ]
 }

@@ -115,28 +115,6 @@ fn groups() -> Vec<(&'static str, Group)> {
 
 /// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
 const OPEN: &[&str] = &[
-    "connect without a route for it",
-    "absolute form with userinfo",
-    "target without a slash",
-    "connection cannot name x-forwarded-for",
-    "http/1.0 with a chunked body",
-    // Whether the origin sees the request depends on when the close arrives.
-    "the client half-closes after its request",
-    "claims at the edge",
-    "no claims at the edge",
-    "x-forwarded-for twice at the edge",
-    "x-forwarded-for empty at the edge",
-    "claims at an internal edge",
-    "no claims at an internal edge",
-    "claims behind one trusted hop at the edge",
-    "no claims behind one trusted hop at the edge",
-    "x-forwarded-port",
-    "x-forwarded-port is there already",
-    "scheme overwritten",
-    "request id at the edge",
-    "request id at the edge, preserved",
-    "controls of a client at the edge",
-    "controls of an internal client",
     "formatters",
     "formatters without their sources",
     "mirrored",
@@ -148,12 +126,6 @@ const OPEN: &[&str] = &[
     "route idle timeout after the head",
     "request timeout",
     "stream idle timeout inside the head",
-    "no target",
-    "a TLS hello in the clear",
-    "binary noise",
-    "authority form with a get",
-    "escaped slash where it is refused",
-    "origin: folded header",
 ];
 
 /// Not every case agrees with Envoy yet, so these comparisons run when `OUTRIGGER_DIFFERENTIAL=1` asks for them.

@@ -153,7 +153,7 @@ fn cluster(changes: Value) -> std::sync::Arc<Cluster> {
     slot.get().unwrap()
 }
 
-fn hcm(changes: Value) -> std::sync::Arc<HttpConnectionManager> {
+pub(crate) fn hcm(changes: Value) -> std::sync::Arc<HttpConnectionManager> {
     let changes = hcm_changes(&changes);
     let changes: Vec<_> = changes.iter().map(|(pointer, value)| (pointer.as_str(), value.clone())).collect();
     let compiled = compiled(&changes);

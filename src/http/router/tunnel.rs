@@ -3,11 +3,11 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use super::exchange::Exchange;
-use super::h1::Framing;
-use super::io::OutBuf;
-use super::pump::Pump;
-use super::router::{Deadlines, End};
+use super::{Deadlines, End};
+use crate::http::exchange::Exchange;
+use crate::http::h1::Framing;
+use crate::http::io::OutBuf;
+use crate::http::pump::Pump;
 use crate::telemetry::stats::Held;
 use crate::upstream::UpstreamConnection;
 

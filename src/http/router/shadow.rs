@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf;
 
-use super::h1::{self, BodyDecoder, BodyEvent, ResponseLimits};
-use super::head::RequestHead;
-use super::io::{poll_read, OutBuf, FIRST_READ};
-use super::worker::Worker;
 use crate::config::RequestView;
+use crate::http::h1::{self, BodyDecoder, BodyEvent, ResponseLimits};
+use crate::http::head::RequestHead;
+use crate::http::io::{poll_read, OutBuf, FIRST_READ};
+use crate::http::worker::Worker;
 use crate::upstream::{ClusterLocal, PickContext, RequestPermit};
 
 /// A mirror that answers slower than this is given up.

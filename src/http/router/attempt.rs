@@ -1,0 +1,253 @@
+//! One try: a host, a connection, the request out, and the head of its answer back.
+
+use std::future::{poll_fn, Future};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::deadlines::Deadlines;
+use super::{Attempts, Failure};
+use crate::config::cluster::Discovery;
+use crate::config::{HeaderView, RequestView};
+use crate::http::exchange::Exchange;
+use crate::http::h1::{self, ParsedResponse, ResponseLimits};
+use crate::http::io::{poll_read, OutBuf, FIRST_READ};
+use crate::telemetry::stream_info::Protocol;
+use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError};
+
+/// A 100-, 102- or 103-response too many is an attack or a broken origin.
+const MAX_INTERIM: u32 = 100;
+/// Bytes of the next requests taken while one is served; a client's disconnect is noticed this long.
+const MAX_PIPELINED: usize = 16 * 1024;
+
+pub(super) struct Sent {
+    pub(super) at: Instant,
+    pub(super) out: OutBuf,
+}
+
+pub(super) struct Answered {
+    pub(super) parsed: ParsedResponse,
+    pub(super) connection: Box<UpstreamConnection>,
+    pub(super) request_permit: RequestPermit,
+    pub(super) sent: Sent,
+}
+
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// The upstream provably did nothing for the request, or it may be repeated by definition.
+    pub(super) unprocessed: bool,
+}
+
+impl Attempts<'_> {
+    /// One try: a connection, the request, and the head of the response.
+    pub(super) async fn attempt(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        was_timeout: bool,
+    ) -> Result<Answered, Failed> {
+        let plain = |failure| Failed { failure, unprocessed: false };
+        let pool = self.pick(ex).map_err(|error| plain(Failure::Upstream(error)))?;
+        self.tried.push(Arc::as_ptr(&pool.host));
+        ex.info.host = Some(pool.host.clone());
+        let connection = match pool.reuse() {
+            Some(connection) => connection,
+            None => {
+                let connect = pool.connection(self.forward.priority);
+                match wait(ex, &mut self.deadlines, connect).await {
+                    Ok(Ok(connection)) => connection,
+                    Ok(Err(error)) => return Err(plain(Failure::Upstream(error))),
+                    Err(failure) => return Err(plain(failure)),
+                }
+            }
+        };
+        let Some(request_permit) =
+            RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
+        else {
+            // Nothing was sent on it.
+            pool.give_back(connection, true, Instant::now());
+            return Err(plain(Failure::Upstream(UpstreamError::Overflow("max_requests"))));
+        };
+        let mut connection = Box::new(connection);
+        ex.info.upstream_connection_id = connection.id;
+        ex.info.upstream_local =
+            connection.stream.local_addr().filter(|_| !ex.manager.access_logs.is_empty());
+        ex.info.upstream_protocol = Some(Protocol::Http11);
+        let mut out = OutBuf::default();
+        self.write_head(ex, &pool, was_timeout, &mut out);
+        if let Some(kept) = &self.kept {
+            for piece in kept {
+                ex.upload.replay(piece, &mut out);
+            }
+            if ex.info.attempts > 1 && ex.upload.is_received() {
+                ex.upload.replay_end(&mut out);
+            }
+        }
+        let sent = Sent { at: Instant::now(), out };
+        ex.info.times.first_upstream_tx = Some(sent.at.saturating_duration_since(ex.info.start));
+        if ex.upload.is_received() {
+            self.deadlines.request_complete(sent.at);
+        }
+        let result = self.exchange_heads(ex, &mut connection, sent).await;
+        match result {
+            Ok((parsed, sent)) => Ok(Answered { parsed, connection, request_permit, sent }),
+            Err((failure, started)) => {
+                let closed = matches!(failure, Failure::Closed);
+                if closed {
+                    connection.note_remote_close();
+                }
+                // Nothing of an answer came on a connection that had served before: the upstream
+                // closed it as we wrote. Safe to repeat if not one byte went out, or if the method
+                // may be repeated by definition (RFC 9110 §9.2.2).
+                let idempotent = ex.request.as_ref().is_some_and(|request| {
+                    matches!(request.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE")
+                });
+                let unprocessed = closed && connection.reused && !started && idempotent;
+                Err(Failed { failure, unprocessed })
+            }
+        }
+    }
+
+    pub(super) fn pick(&self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+        if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
+            let named =
+                header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
+            let named =
+                named.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
+            let info = &ex.info.connection;
+            let restored = info.local.filter(|local| Some(*local) != info.direct_local);
+            let Some(mut address) = named.or(restored) else {
+                self.cluster.cluster.stats().original_dst_host_invalid.increment(1);
+                return Err(UpstreamError::NoHealthyHost);
+            };
+            if let Some(port) = port_override {
+                address.set_port(*port);
+            }
+            return Ok(self.cluster.original_destination(address));
+        }
+        let policy = self.retries.as_ref().and_then(|retries| retries.policy.as_ref());
+        let avoid = policy.is_some_and(|policy| !policy.host_predicates.is_empty()) && !self.tried.is_empty();
+        let context = PickContext {
+            avoid: if avoid { &self.tried } else { &[] },
+            repicks: if avoid { policy.map_or(1, |policy| policy.host_selection_max_attempts) } else { 0 },
+        };
+        self.cluster.pick(&context)
+    }
+
+    /// Sends the request and waits for the head of its answer. On failure also says whether a byte
+    /// of an answer had come.
+    pub(super) async fn exchange_heads(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        connection: &mut UpstreamConnection,
+        mut sent: Sent,
+    ) -> Result<(ParsedResponse, Sent), (Failure, bool)> {
+        let cluster = &self.cluster.cluster;
+        let limits = ResponseLimits {
+            max_head: cluster.http.max_response_headers,
+            max_fields: cluster.http.max_headers_count as usize,
+            preserve_case: cluster.http.http1.header_case == crate::config::http::HeaderCase::Preserve,
+            chunked_length: cluster.http.http1.allow_chunked_length,
+        };
+        let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        let mut interim = 0u32;
+        let mut started = false;
+        let result = poll_fn(|context| {
+            self.poll_upload(ex, connection, &mut sent.out, context)?;
+            loop {
+                if !connection.input.is_empty() {
+                    match h1::parse_response(&connection.input, &limits, to_head, self.upgrade) {
+                        Ok(Some(parsed)) if parsed.head.status < 200 && parsed.head.status != 101 => {
+                            bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                            interim += 1;
+                            if interim > MAX_INTERIM {
+                                return Poll::Ready(Err(Failure::Protocol));
+                            }
+                            if ex.manager.proxy_100_continue {
+                                let out = ex.down.output.flat();
+                                h1::write::response_head(out, &parsed.head, Default::default(), b"", false);
+                                let _ = ex.down.output.poll_flush(&ex.down.stream, context);
+                            }
+                            continue;
+                        }
+                        Ok(Some(parsed)) if parsed.head.status == 101 && !self.upgrade => {
+                            return Poll::Ready(Err(Failure::Protocol))
+                        }
+                        Ok(Some(parsed)) => return Poll::Ready(Ok(parsed)),
+                        Ok(None) => {}
+                        Err(_) => return Poll::Ready(Err(Failure::Protocol)),
+                    }
+                }
+                match poll_read(&connection.stream, &mut connection.input, FIRST_READ, context) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(count)) if count > 0 => started = true,
+                    // Cut off inside a head is not HTTP; before it, the connection was closed.
+                    Poll::Ready(_) if started => return Poll::Ready(Err(Failure::Protocol)),
+                    Poll::Ready(_) => return Poll::Ready(Err(Failure::Closed)),
+                }
+            }
+            self.poll_client(ex, context)
+        })
+        .await;
+        match result {
+            Ok(parsed) => {
+                bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                Ok((parsed, sent))
+            }
+            Err(failure) => Err((failure, started)),
+        }
+    }
+
+    /// Watches the client and the clock.
+    pub(super) fn poll_client<T>(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<T, Failure>> {
+        if !ex.down.output.is_empty() {
+            // A 100 Continue that waits for room.
+            let _ = ex.down.output.poll_flush(&ex.down.stream, context);
+        }
+        if ex.upload.is_received() {
+            while ex.down.input.len() < MAX_PIPELINED {
+                match poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(count)) if count > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Failure::Gone)),
+                }
+            }
+        }
+        if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
+            return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired())));
+        }
+        Poll::Pending
+    }
+}
+
+/// Waits for `future` while the client stays and time is left.
+pub(super) async fn wait<T>(
+    ex: &mut Exchange<'_>,
+    deadlines: &mut Deadlines,
+    future: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        if let Poll::Ready(value) = future.as_mut().poll(context) {
+            return Poll::Ready(Ok(value));
+        }
+        if ex.upload.is_received() && ex.down.input.len() < MAX_PIPELINED {
+            if let Poll::Ready(read) = poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
+                if !matches!(read, Ok(count) if count > 0) {
+                    return Poll::Ready(Err(Failure::Gone));
+                }
+                context.waker().wake_by_ref();
+            }
+        }
+        if ex.down.timer.poll(deadlines.nearest(), context).is_ready() {
+            return Poll::Ready(Err(Failure::Timeout(deadlines.expired())));
+        }
+        Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,172 @@
+//! The response on its way to the client.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::attempt::Sent;
+use super::deadlines::Expired;
+use super::fail::timeout_details;
+use super::{tunnel, Attempts, End, Failure};
+use crate::config::Known;
+use crate::http::exchange::{Exchange, Reply};
+use crate::http::fields::Fields;
+use crate::http::h1::{Framing, ParsedResponse};
+use crate::http::io::OutBuf;
+use crate::http::manager;
+use crate::http::pump::{Pump, PumpError};
+
+use crate::telemetry::stream_info::{Protocol, ResponseFlags};
+use crate::upstream::{RequestPermit, UpstreamConnection};
+
+impl Attempts<'_> {
+    /// Passes the response on.
+    pub(super) async fn respond(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        parsed: ParsedResponse,
+        mut connection: Box<UpstreamConnection>,
+        request_permit: RequestPermit,
+        mut sent: Sent,
+    ) -> End {
+        let now = Instant::now();
+        let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
+        if !keep_alive {
+            self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
+        }
+        ex.info.times.first_upstream_rx = Some(now.saturating_duration_since(ex.info.start));
+        ex.info.details = Cow::Borrowed("via_upstream");
+        self.charge(ex, head.status, now.saturating_duration_since(sent.at));
+        self.deadlines.per_try = None;
+        let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));
+        if self.upgrade && !connect && head.status / 100 == 2 {
+            // Neither accepted nor refused: the client could not tell where the other protocol begins.
+            ex.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
+            let mut fields = Fields::recycled();
+            std::mem::swap(&mut fields, &mut head.fields);
+            ex.close = true;
+            return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
+        }
+        let suppress = ex.manager.router.suppress_envoy_headers;
+        if !suppress && head.status != 101 && ex.upload.is_received() {
+            let took = now.saturating_duration_since(sent.at).as_millis();
+            let mut digits = itoa::Buffer::new();
+            head.fields.set_known(Known::XEnvoyUpstreamServiceTime, digits.format(took).as_bytes());
+        }
+        if self.forward.include_attempt_count_in_response {
+            let mut digits = itoa::Buffer::new();
+            head.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
+        }
+        if let Some(weighted) = self.weighted {
+            weighted.response_headers.apply_to_response(
+                &mut head,
+                &ex.info,
+                ex.request.as_ref().map(|r| r as _),
+            );
+        }
+        self.route.response_headers.apply_to_response(
+            &mut head,
+            &ex.info,
+            ex.request.as_ref().map(|r| r as _),
+        );
+        let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        if head.status == 204 {
+            head.fields.remove_known(Known::ContentLength);
+        }
+        manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
+        if framing == Framing::Tunnel {
+            ex.start_response(head, None, now);
+            return tunnel::run(ex, &mut self.deadlines, connection, sent.out).await;
+        }
+        let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
+        let chunked = match framing {
+            Framing::Chunked | Framing::UntilClose => true,
+            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            Framing::Empty => {
+                to_head && !head.fields.has(Known::ContentLength) && head.status != 204 && head.status != 304
+            }
+            Framing::Tunnel => false,
+        };
+        if self.upgrade {
+            ex.close = true;
+        }
+        ex.start_response(head, Some(chunked), now);
+        let write_chunked = chunked && !http_10 && !to_head;
+        let mut download = Pump::new(
+            framing,
+            write_chunked,
+            ex.manager.http1.enable_trailers,
+            self.cluster.cluster.http.max_response_headers,
+        );
+        let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
+        ex.info.bytes_sent += download.bytes;
+        drop(request_permit);
+        match result {
+            Ok(()) => {
+                let end = Instant::now();
+                ex.info.times.last_upstream_rx = Some(end.saturating_duration_since(ex.info.start));
+                let request_sent = ex.upload.is_received() && sent.out.is_empty();
+                let pool = connection.pool().clone();
+                pool.give_back(*connection, keep_alive && request_sent, end);
+                End::Done
+            }
+            Err(Failure::Gone) => End::Gone,
+            Err(Failure::Timeout(expired)) => {
+                match expired {
+                    Expired::Idle => ex.info.flags.insert(ResponseFlags::SI),
+                    Expired::Route | Expired::PerTry => ex.info.flags.insert(ResponseFlags::UT),
+                    Expired::Duration => {}
+                }
+                ex.info.details = Cow::Borrowed(timeout_details(expired));
+                self.count_timeout(ex, expired);
+                End::Broken
+            }
+            Err(Failure::Refused(refusal)) => {
+                ex.info.flags.insert(ResponseFlags::DPE);
+                ex.info.details = Cow::Borrowed(refusal.details);
+                End::Broken
+            }
+            Err(_) => {
+                let stats = self.cluster.cluster.stats();
+                stats.upstream_rq_rx_reset.increment(1);
+                ex.info.flags.insert(ResponseFlags::UPE);
+                ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
+                // What came is passed on before the connection is cut.
+                let _ = ex.flush().await;
+                End::Broken
+            }
+        }
+    }
+
+    pub(super) async fn pass_body(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        download: &mut Pump,
+        connection: &mut UpstreamConnection,
+        out: &mut OutBuf,
+    ) -> Result<(), Failure> {
+        poll_fn(|context| {
+            self.poll_upload(ex, connection, out, context)?;
+            let polled = {
+                let down = &mut *ex.down;
+                let source = (&connection.stream, &mut connection.input);
+                download.poll(source, (&down.stream, &mut down.output), |_| {}, context)
+            };
+            if std::mem::take(&mut download.progress) {
+                self.deadlines.touch();
+            }
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(PumpError::SinkIo(_))) => return Poll::Ready(Err(Failure::Gone)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Pending => {}
+            }
+            if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
+                return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired())));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
