@@ -400,7 +400,7 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, || worker.random()) {
+        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }

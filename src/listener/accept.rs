@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::inspect::{self, InspectError, Inspected, Patience};
 use crate::config::chain_match::ConnectionFacts;
 use crate::config::cluster::Discovery;
-use crate::config::listener::{FilterChain, Listener, Terminal};
+use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::drain::Stop;
@@ -135,6 +135,7 @@ async fn serve(
     };
     let chain = choose(&listener, &inspected, local, remote);
     let info = Rc::new(ConnectionInfo {
+        inbound: listener.direction == Direction::Inbound,
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         remote,
         direct_remote: remote,

@@ -171,16 +171,18 @@ async fn serve(
                 Some(AdminCommand::DrainListeners { graceful, inbound_only, skip_exit }) => {
                     let which = if inbound_only { Stop::Inbound } else { Stop::All };
                     if !graceful {
-                        drain.start(None);
-                        workers.stop(which);
+                        // As in Envoy: open connections are not told.
+                        if !skip_exit {
+                            workers.stop(which);
+                        }
                     } else if !drain.is_draining() {
-                        drain.start(strategy(&flags, true));
+                        drain.start(strategy(&flags, true), inbound_only);
                         stop_later = (!skip_exit).then(|| (tokio::time::Instant::now() + flags.drain_time(), which));
                     }
                 }
                 Some(AdminCommand::HealthFail(fail)) => {
                     if fail {
-                        drain.start(strategy(&flags, true));
+                        drain.start(strategy(&flags, true), false);
                     }
                 }
                 None => std::future::pending().await,
@@ -190,7 +192,7 @@ async fn serve(
     if graceful {
         tracing::info!("draining for up to {} s", flags.drain_time().as_secs());
         server.set_state(ServerState::Draining);
-        drain.start(None);
+        drain.start(None, false);
         // The port goes to whoever replaces us.
         let _ = admin_stop.send(true);
         tokio::select! {

@@ -122,6 +122,7 @@ impl Rig {
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
         let connection = Rc::new(ConnectionInfo {
+            inbound: false,
             id: 1,
             remote: Some(remote),
             direct_remote: Some(remote),
