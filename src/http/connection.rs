@@ -32,6 +32,8 @@ pub struct Downstream {
     pub info: Rc<ConnectionInfo>,
     /// Requests begun.
     pub requests: u32,
+    /// When the last request ended, or the connection began.
+    pub idle_since: Instant,
 }
 
 /// Serves a connection until it ends. `prefix` was read while the filter chain was chosen.
@@ -55,15 +57,15 @@ pub async fn serve(
         timer: LazyTimer::default(),
         info,
         requests: 0,
+        idle_since: start,
     };
     let mut remote_closed = false;
     loop {
-        if down.input.is_empty() && !wait_for_request(&mut down, &manager, start, &mut remote_closed).await {
+        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut remote_closed).await {
             break;
         }
         // Boxed so that an idle connection does not carry the space of a request.
-        let exchange = Exchange::new(&worker, &manager, &mut down);
-        match Box::pin(exchange.run()).await {
+        match Box::pin(serve_requests(&worker, &manager, &mut down)).await {
             Next::Keep => {}
             Next::Close => {
                 linger(&mut down, manager.delayed_close_timeout).await;
@@ -88,34 +90,61 @@ pub async fn serve(
     stats.downstream_cx_length_ms.record(start.elapsed().as_secs_f64() * 1000.0);
 }
 
+/// The state of a request is kept this long for the next one, so that a busy connection does not make
+/// it anew each time.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// Serves requests for as long as they come close together. [`Next::Keep`] when the connection falls
+/// idle, or has news that is no request.
+async fn serve_requests(
+    worker: &Rc<Worker>,
+    manager: &Arc<HttpConnectionManager>,
+    down: &mut Downstream,
+) -> Next {
+    loop {
+        let next = Exchange::new(worker, manager, down).run().await;
+        if next != Next::Keep || (down.input.is_empty() && !comes_soon(down, manager).await) {
+            return next;
+        }
+    }
+}
+
+/// Whether the first bytes of another request come before the connection counts as idle.
+async fn comes_soon(down: &mut Downstream, manager: &HttpConnectionManager) -> bool {
+    let soon = down.idle_since + BUSY;
+    let deadline = down.idle_deadline(manager).map_or(soon, |deadline| deadline.min(soon));
+    let Downstream { stream, input, timer, .. } = down;
+    poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
+        Poll::Ready(read) => Poll::Ready(matches!(read, Ok(count) if count > 0)),
+        Poll::Pending => timer.poll(Some(deadline), context).map(|()| false),
+    })
+    .await
+}
+
+impl Downstream {
+    /// When the connection ends if no request comes.
+    fn idle_deadline(&self, manager: &HttpConnectionManager) -> Option<Instant> {
+        let idle = manager.timeouts.idle.map(|idle| self.idle_since + idle);
+        let oldest = manager.timeouts.max_connection_duration.map(|max| self.info.start + max);
+        match (idle, oldest) {
+            (Some(idle), Some(oldest)) => Some(idle.min(oldest)),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
 /// Waits for the first byte of a request. False when the connection is over.
 async fn wait_for_request(
     down: &mut Downstream,
     manager: &HttpConnectionManager,
-    start: Instant,
     remote_closed: &mut bool,
 ) -> bool {
-    // An idle connection holds no buffer.
-    down.input = BytesMut::new();
-    let idle = manager.timeouts.idle.map(|idle| Instant::now() + idle);
-    let oldest = manager.timeouts.max_connection_duration.map(|max| start + max);
-    let deadline = match (idle, oldest) {
-        (Some(idle), Some(oldest)) => Some(idle.min(oldest)),
-        (one, other) => one.or(other),
-    };
+    let deadline = down.idle_deadline(manager);
+    let oldest = manager.timeouts.max_connection_duration.map(|max| down.info.start + max);
     let Downstream { stream, input, timer, .. } = down;
-    let event = poll_fn(|context| {
-        // Readiness first, so that no buffer is held while nothing comes.
-        match stream.poll_read_ready(context) {
-            Poll::Ready(_) => {
-                if let Poll::Ready(read) = poll_read(stream, input, FIRST_READ, context) {
-                    return Poll::Ready(Some(read));
-                }
-                *input = BytesMut::new();
-            }
-            Poll::Pending => {}
-        }
-        timer.poll(deadline, context).map(|()| None)
+    let event = poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
+        Poll::Ready(read) => Poll::Ready(Some(read)),
+        Poll::Pending => timer.poll(deadline, context).map(|()| None),
     })
     .await;
     match event {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::connection::Downstream;
+use super::grpc;
 use super::h1::{self, Framing, ParsedRequest, Refusal, RequestLimits};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
@@ -20,6 +21,7 @@ use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::config::route::{Action, Route, Selection};
 use crate::config::{Known, RequestView};
+use crate::runtime::buffer;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
@@ -51,8 +53,10 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
-    /// Upstream cluster statistics were charged for the response already.
+    /// The body of an answer of our own, kept for the log.
     pub(super) local_body: Bytes,
+    /// The clock as last read: while nothing was waited for, it counts as now.
+    pub(super) now: Instant,
     keep_alive: bool,
 }
 
@@ -78,6 +82,7 @@ impl<'a> Exchange<'a> {
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
             local_body: Bytes::new(),
+            now,
             keep_alive: true,
         }
     }
@@ -118,6 +123,7 @@ impl<'a> Exchange<'a> {
             match h1::parse_request(&self.down.input, &limits) {
                 Ok(Some(parsed)) => {
                     bytes::Buf::advance(&mut self.down.input, parsed.consumed);
+                    buffer::put_back(&mut self.down.input);
                     self.info.protocol = Some(parsed.head.protocol);
                     return Ok(Some(parsed));
                 }
@@ -136,7 +142,7 @@ impl<'a> Exchange<'a> {
             })
             .await;
             match read {
-                Some(Ok(count)) if count > 0 => {}
+                Some(Ok(count)) if count > 0 => self.now = Instant::now(),
                 Some(_) if self.down.input.is_empty() => return Ok(None),
                 Some(_) => {
                     self.manager.stats.downstream_cx_protocol_error.increment(1);
@@ -296,6 +302,7 @@ impl<'a> Exchange<'a> {
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
         let now = Instant::now();
+        self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
         let Reply { mut status, details, mut body, location, route, overloaded } = reply;
@@ -352,7 +359,7 @@ impl<'a> Exchange<'a> {
         }
         self.local_body = body.clone();
         if grpc {
-            let (code, message) = (grpc_status(status), percent_encoded(&body));
+            let (code, message) = (grpc::status_of(status), grpc::percent_encoded(&body));
             head.set_status(200);
             head.fields.push_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
@@ -439,23 +446,32 @@ impl<'a> Exchange<'a> {
 
     /// Writes what waits; gives up after the stream's idle timeout.
     pub(super) async fn flush(&mut self) -> Result<(), ()> {
-        let deadline = self.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+        let idle = self.manager.timeouts.stream_idle;
+        let mut waits: Option<Option<Instant>> = None;
         let Downstream { stream, output, timer, .. } = &mut *self.down;
-        poll_fn(|context| match output.poll_flush(stream, context) {
+        let flushed = poll_fn(|context| match output.poll_flush(stream, context) {
             Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
-            Poll::Pending => timer.poll(deadline, context).map(Err),
+            Poll::Pending => {
+                let deadline = waits.get_or_insert_with(|| idle.map(|idle| Instant::now() + idle));
+                timer.poll(*deadline, context).map(Err)
+            }
         })
-        .await
+        .await;
+        if waits.is_some() {
+            self.now = Instant::now();
+        }
+        flushed
     }
 
     fn finish(&mut self, end: End) -> Next {
-        let now = Instant::now();
+        let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
         self.info.times.end = Some(since);
         self.info.times.last_downstream_tx = Some(since);
         self.info.bytes_received = self.upload.bytes;
         self.worker.last_request.set(now);
+        self.down.idle_since = now;
         stats
             .downstream_cx_rx_bytes_total
             .increment(self.info.request_headers_bytes + self.info.bytes_received);
@@ -559,31 +575,4 @@ fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
         preserve_case: http1.header_case == crate::config::http::HeaderCase::Preserve,
         underscores: manager.underscores,
     }
-}
-
-/// The gRPC status of an HTTP status (Envoy's mapping).
-fn grpc_status(status: u16) -> &'static str {
-    match status {
-        400 => "13",
-        401 => "16",
-        403 => "7",
-        404 => "12",
-        429 | 502 | 503 | 504 => "14",
-        _ => "2",
-    }
-}
-
-/// `grpc-message` encoding: printable ASCII but `%` as it is, all else escaped.
-fn percent_encoded(text: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut out = Vec::with_capacity(text.len());
-    for byte in text {
-        if (0x20..0x7f).contains(byte) && *byte != b'%' {
-            out.push(*byte);
-        } else {
-            // Writing to a vector does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }

@@ -112,6 +112,16 @@ impl Fields {
         span(start, bytes.len())
     }
 
+    /// Where `part` stands: a piece of `raw`, which was loaded to `base`, or else stored here.
+    pub(super) fn locate(&mut self, base: usize, raw: &[u8], part: &[u8]) -> Span {
+        let offset = (part.as_ptr() as usize).wrapping_sub(raw.as_ptr() as usize);
+        if offset <= raw.len() && part.len() <= raw.len() - offset {
+            span(base + offset, part.len())
+        } else {
+            self.store(part)
+        }
+    }
+
     /// The bytes of a span of this buffer.
     pub fn bytes(&self, span: Span) -> &[u8] {
         let start = span.start as usize;

@@ -6,6 +6,7 @@ use std::task::{ready, Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::runtime::buffer;
 use crate::runtime::stream::Stream;
 
 /// Pieces below this size are copied into one buffer, so that a head and a small body leave in one
@@ -14,7 +15,7 @@ const COPY_BELOW: usize = 4096;
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 16;
 /// First read of a message: most heads fit.
-pub const FIRST_READ: usize = 4 * 1024;
+pub const FIRST_READ: usize = buffer::INPUT;
 /// Read size once a body proves to be large.
 pub const BULK_READ: usize = 64 * 1024;
 
@@ -34,7 +35,7 @@ impl OutBuf {
     /// The buffer that small pieces are appended to.
     pub fn flat(&mut self) -> &mut Vec<u8> {
         if self.flat.capacity() == 0 {
-            self.flat.reserve(1024);
+            self.flat = buffer::output();
         }
         &mut self.flat
     }
@@ -139,13 +140,14 @@ impl OutBuf {
         self.written += count;
         debug_assert!(self.written <= self.flat.len(), "more written than was given");
         if self.is_empty() {
-            self.flat.clear();
+            buffer::put_back_output(&mut self.flat);
             self.written = 0;
         }
     }
 }
 
-/// Reads once into `input`. `Ok(0)` is the end of the stream.
+/// Reads once into `input`, at most about `size` bytes. `Ok(0)` is the end of the stream. While there
+/// is nothing to read, an empty `input` holds no memory.
 pub fn poll_read(
     stream: &Stream,
     input: &mut BytesMut,
@@ -153,14 +155,21 @@ pub fn poll_read(
     context: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
     loop {
+        match stream.poll_read_ready(context) {
+            Poll::Ready(ready) => ready?,
+            Poll::Pending => {
+                buffer::put_back(input);
+                return Poll::Pending;
+            }
+        }
+        if input.capacity() == 0 {
+            *input = buffer::input();
+        }
         if input.capacity() - input.len() < size / 2 {
             input.reserve(size);
         }
         match stream.try_read_buf(input) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                ready!(stream.poll_read_ready(context))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             other => return Poll::Ready(other),
         }
     }

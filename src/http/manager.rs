@@ -124,7 +124,7 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
         let mut named: Vec<Vec<u8>> = Vec::new();
         for value in head.fields.all(Known::Connection) {
             for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                if matches!(option.len(), 0 | 5 | 7 | 10) && is_usual_option(option) {
+                if is_usual_option(option) {
                     continue;
                 }
                 named.push(option.to_ascii_lowercase());
@@ -183,10 +183,13 @@ fn strip_hop_by_hop(head: &mut RequestHead) -> Result<(), Stop> {
 }
 
 fn is_usual_option(option: &[u8]) -> bool {
-    option.is_empty()
-        || option.eq_ignore_ascii_case(b"close")
-        || option.eq_ignore_ascii_case(b"keep-alive")
-        || option.eq_ignore_ascii_case(b"upgrade")
+    match option.len() {
+        0 => true,
+        5 => option.eq_ignore_ascii_case(b"close"),
+        7 => option.eq_ignore_ascii_case(b"upgrade"),
+        10 => option.eq_ignore_ascii_case(b"keep-alive"),
+        _ => false,
+    }
 }
 
 /// Who the client is, and what that means for the headers that only trusted peers may set.
@@ -347,7 +350,8 @@ pub fn finish_response(
         let mut named: Vec<Vec<u8>> = Vec::new();
         for value in head.fields.all(Known::Connection) {
             let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            named.extend(options.filter(|option| !is_usual_option(option)).map(<[u8]>::to_ascii_lowercase));
+            let named_here = options.filter(|option| !is_usual_option(option));
+            named.extend(named_here.map(<[u8]>::to_ascii_lowercase));
         }
         for name in named {
             if !matches!(Known::of(&name), Known::ContentLength | Known::Date | Known::Server) {

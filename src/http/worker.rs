@@ -51,24 +51,32 @@ impl Worker {
 
     /// A random (version 4) UUID in text (RFC 9562 §5.4).
     pub fn uuid(&self) -> [u8; 36] {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut bits = {
             let mut rng = self.rng.borrow_mut();
             (u128::from(rng.u64(..)) << 64) | u128::from(rng.u64(..))
         };
         bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
         let mut text = [b'-'; 36];
-        let mut shift = 128;
-        for (at, byte) in text.iter_mut().enumerate() {
-            if !matches!(at, 8 | 13 | 18 | 23) {
-                shift -= 4;
-                // Four bits index sixteen digits.
-                *byte = HEX[(bits >> shift) as usize & 15];
-            }
+        // Where each of the sixteen bytes goes: below 35, and a byte indexes 256 pairs.
+        const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+        for (byte, place) in bits.to_be_bytes().into_iter().zip(PLACES) {
+            [text[place], text[place + 1]] = HEX_PAIRS[usize::from(byte)];
         }
         text
     }
 }
+
+/// Every byte in hexadecimal.
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 /// Wall-clock time derived from the monotonic clock, so that a request reads one clock.
 #[derive(Debug)]

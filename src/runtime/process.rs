@@ -156,7 +156,7 @@ async fn serve(
         tokio::select! {
             which = later => {
                 stop_later = None;
-                workers.stop(which);
+                managers.stopped(workers.stop(which));
             }
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
@@ -173,7 +173,7 @@ async fn serve(
                     if !graceful {
                         // As in Envoy: open connections are not told.
                         if !skip_exit {
-                            workers.stop(which);
+                            managers.stopped(workers.stop(which));
                         }
                     } else if !drain.is_draining() {
                         drain.start(strategy(&flags, true), inbound_only);
@@ -368,15 +368,18 @@ async fn finish(workers: &Workers, limit: Duration) {
 }
 
 impl Workers {
-    /// Closes the listening sockets of the listeners concerned.
-    fn stop(&self, which: Stop) {
+    /// Closes the listening sockets of the listeners concerned; says how many listeners that were.
+    fn stop(&self, which: Stop) -> usize {
+        let mut handles = self.handles.borrow_mut();
+        let before = handles.len();
         // A handle of ours would keep the port open.
-        self.handles.borrow_mut().retain(|(listener, _)| !which.concerns(listener));
+        handles.retain(|(listener, _)| !which.concerns(listener));
         self.stop.send_if_modified(|stop| {
             let more = *stop < which;
             *stop = which.max(*stop);
             more
         });
+        before - handles.len()
     }
 
     /// Whether another process listens on all our ports; new connections then go to it alone.

@@ -1,6 +1,6 @@
 //! Sockets as config describes them: binding, connecting, options, and the few calls that neither
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
-#![allow(unsafe_code)] // peek, steering, affinity, interfaces and resource limits have no safe wrapper here.
+#![allow(unsafe_code)] // receive, steering, affinity, interfaces and resource limits have no safe wrapper here.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -13,6 +13,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::BufMut;
+use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
@@ -271,19 +273,20 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Reads what is there into the spare room of `buffer`. `Ok(0)` is the peer's end of stream.
+pub(super) fn receive<B: BufMut>(socket: BorrowedFd<'_>, buffer: &mut B) -> io::Result<usize> {
+    // SAFETY: the kernel writes bytes into the room; nothing reads it before or makes it uninitialised.
+    let room = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
+    let (received, _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;
+    let count = received.0.len();
+    // SAFETY: the call has just written these bytes.
+    unsafe { buffer.advance_mut(count) };
+    Ok(count)
+}
+
 /// Copies bytes that wait on `socket` without consuming them.
 pub(super) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length describe `buffer`, which outlives the call; the kernel writes
-    // at most that many bytes.
-    let count = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
-    };
-    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    Ok(rustix::net::recv(socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
 }
 
 /// Bytes in the send queue of `socket`, sent but not acknowledged ones included.

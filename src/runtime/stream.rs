@@ -8,6 +8,9 @@
 //! took only part of, has used the edge up: it is cleared right away, which saves the call that
 //! would only have said "would block". This relies on the I/O driver running on the same thread
 //! as the task, so that no event can arrive between the call and the clearing.
+//!
+//! Reads and writes go straight to the kernel: libc's wrappers are cancellation points, which costs
+//! every call of a process with threads.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -17,6 +20,7 @@ use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use bytes::BufMut;
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -48,7 +52,8 @@ impl Stream {
     #[inline]
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let room = buffer.len();
-        let count = each!(self, stream => stream.try_read(buffer))?;
+        let count =
+            self.try_io(Interest::READABLE, || Ok(rustix::net::recv(self, buffer, RecvFlags::DONTWAIT)?.0))?;
         if 0 < count && count < room {
             self.used_up(Interest::READABLE);
         }
@@ -59,7 +64,7 @@ impl Stream {
     #[inline]
     pub fn try_read_buf<B: BufMut>(&self, buffer: &mut B) -> io::Result<usize> {
         let room = buffer.chunk_mut().len();
-        let count = each!(self, stream => stream.try_read_buf(buffer))?;
+        let count = self.try_io(Interest::READABLE, || socket::receive(self.as_fd(), buffer))?;
         if 0 < count && count < room {
             self.used_up(Interest::READABLE);
         }
@@ -69,7 +74,8 @@ impl Stream {
     /// Writes what the kernel takes of `bytes`.
     #[inline]
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let count = each!(self, stream => stream.try_write(bytes))?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let count = self.try_io(Interest::WRITABLE, || Ok(rustix::net::send(self, bytes, flags)?))?;
         if 0 < count && count < bytes.len() {
             self.used_up(Interest::WRITABLE);
         }

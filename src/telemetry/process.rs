@@ -111,6 +111,11 @@ impl Managers {
     pub fn started(&self) {
         self.listeners.workers_started.set(1.0);
     }
+
+    /// So many listeners accept no more connections.
+    pub fn stopped(&self, listeners: usize) {
+        self.listeners.listener_stopped.increment(listeners as u64);
+    }
 }
 
 /// The server's state, shared by everything that asks for it.

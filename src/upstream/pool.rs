@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use bytes::BytesMut;
 use super::permit::{Kind, Permit};
 use super::UpstreamError;
 use crate::config::{Cluster, Host};
+use crate::runtime::buffer;
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
 
@@ -39,7 +41,7 @@ pub struct HostPool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: UpstreamConnection,
+    connection: Box<UpstreamConnection>,
     since: Instant,
 }
 
@@ -69,6 +71,8 @@ static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new
 pub struct UpstreamConnection {
     /// The socket.
     pub stream: Stream,
+    /// Our address on it.
+    pub local: Option<SocketAddr>,
     /// Bytes read and not used yet.
     pub input: BytesMut,
     /// Its number.
@@ -124,7 +128,7 @@ impl UpstreamConnection {
     }
 
     /// The stream alone, for a TCP session, and what must be held while it is open.
-    pub fn split(self) -> (Stream, ConnectionPermit) {
+    pub fn split(self: Box<Self>) -> (Stream, ConnectionPermit) {
         (self.stream, self.permit)
     }
 
@@ -135,9 +139,8 @@ impl UpstreamConnection {
 
     /// Whether nothing has happened on it that forbids another request.
     fn is_alive(&self) -> bool {
-        let mut byte = [0u8; 1];
         // No readiness event since the last read means no system call here.
-        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -178,7 +181,7 @@ impl HostPool {
     }
 
     /// An idle connection that is still alive, if there is one. Never waits.
-    pub fn reuse(&self) -> Option<UpstreamConnection> {
+    pub fn reuse(&self) -> Option<Box<UpstreamConnection>> {
         loop {
             let Idle { mut connection, since } = self.idle.borrow_mut().pop()?;
             if connection.is_alive() {
@@ -195,7 +198,10 @@ impl HostPool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn connection(self: &Rc<Self>, priority: usize) -> Result<UpstreamConnection, UpstreamError> {
+    pub async fn connection(
+        self: &Rc<Self>,
+        priority: usize,
+    ) -> Result<Box<UpstreamConnection>, UpstreamError> {
         if let Some(connection) = self.reuse() {
             return Ok(connection);
         }
@@ -223,7 +229,7 @@ impl HostPool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn dedicated(self: &Rc<Self>) -> Result<UpstreamConnection, UpstreamError> {
+    pub async fn dedicated(self: &Rc<Self>) -> Result<Box<UpstreamConnection>, UpstreamError> {
         let stats = self.cluster.stats();
         let Some(_pending) = Permit::take(&self.cluster, 0, Kind::Pending) else {
             stats.upstream_rq_pending_overflow.increment(1);
@@ -239,7 +245,7 @@ impl HostPool {
     }
 
     /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.
-    pub fn give_back(&self, mut connection: UpstreamConnection, reusable: bool, now: Instant) {
+    pub fn give_back(&self, mut connection: Box<UpstreamConnection>, reusable: bool, now: Instant) {
         connection.requests += 1;
         connection.permit.busy.set(false);
         let http = &self.cluster.http;
@@ -256,8 +262,7 @@ impl HostPool {
             return;
         }
         // An idle connection holds no buffer.
-        connection.input = BytesMut::new();
-        let mut connection = Box::new(connection);
+        buffer::put_back(&mut connection.input);
         while let Some(waiter) = self.next_waiter() {
             connection.reused = true;
             connection.permit.busy.set(true);
@@ -267,7 +272,7 @@ impl HostPool {
             }
         }
         connection.permit.busy.set(false);
-        self.idle.borrow_mut().push(Idle { connection: *connection, since: now });
+        self.idle.borrow_mut().push(Idle { connection, since: now });
     }
 
     /// Stops pooling: the host left or the cluster was replaced. Requests in flight finish.
@@ -332,7 +337,7 @@ impl HostPool {
         self: &Rc<Self>,
         permit: Permit,
         http: bool,
-    ) -> Result<UpstreamConnection, UpstreamError> {
+    ) -> Result<Box<UpstreamConnection>, UpstreamError> {
         let stats = self.cluster.stats();
         self.open.set(self.open.get() + 1);
         let opening = Opening(Some(self.clone()));
@@ -347,7 +352,8 @@ impl HostPool {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
                 self.host.active_connections.fetch_add(1, Ordering::Relaxed);
-                return Ok(UpstreamConnection {
+                return Ok(Box::new(UpstreamConnection {
+                    local: stream.local_addr(),
                     stream,
                     input: BytesMut::new(),
                     id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -361,7 +367,7 @@ impl HostPool {
                         _permit: permit,
                         _active: Active(Held::new(&stats.upstream_cx_active)),
                     },
-                });
+                }));
             }
             Ok(Err(error)) => UpstreamError::Connect {
                 host: self.host.address_text.clone(),
@@ -381,7 +387,7 @@ impl HostPool {
         Err(error)
     }
 
-    async fn wait(&self) -> Option<UpstreamConnection> {
+    async fn wait(&self) -> Option<Box<UpstreamConnection>> {
         let waiter = Rc::new(Waiter::default());
         self.waiting.borrow_mut().push_back(waiter.clone());
         let guard = Leave { pool: self, waiter: waiter.clone() };
@@ -390,7 +396,7 @@ impl HostPool {
             match std::mem::replace(&mut *state, Waiting::Parked(context.waker().clone())) {
                 Waiting::Given(connection) => {
                     *state = Waiting::Gone;
-                    Poll::Ready(Some(*connection))
+                    Poll::Ready(Some(connection))
                 }
                 Waiting::Retry => {
                     *state = Waiting::Gone;
@@ -472,7 +478,7 @@ impl Drop for Leave<'_> {
         match state {
             Waiting::Given(connection) => {
                 connection.permit.busy.set(false);
-                self.pool.idle.borrow_mut().push(Idle { connection: *connection, since: Instant::now() });
+                self.pool.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
             }
             Waiting::Retry => self.pool.wake_next(),
             _ => {}

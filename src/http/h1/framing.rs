@@ -69,17 +69,33 @@ pub(super) struct Connection {
 impl Connection {
     pub fn of(fields: &Fields) -> Self {
         let mut connection = Self::default();
+        if !fields.has_any(Known::Connection.bit() | Known::ProxyConnection.bit()) {
+            return connection;
+        }
         for value in fields.all(Known::Connection).chain(fields.all(Known::ProxyConnection)) {
-            for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                connection.close |= option.eq_ignore_ascii_case(b"close");
-                connection.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            connection.add(value);
+        }
+        // Only the connection itself can be upgraded.
+        connection.upgrade &= fields.all(Known::Connection).any(|value| Self::named(value).upgrade);
+        connection
+    }
+
+    fn named(value: &[u8]) -> Self {
+        let mut connection = Self::default();
+        connection.add(value);
+        connection
+    }
+
+    fn add(&mut self, value: &[u8]) {
+        for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            // The lengths of the three tell them apart.
+            match option.len() {
+                5 => self.close |= option.eq_ignore_ascii_case(b"close"),
+                7 => self.upgrade |= option.eq_ignore_ascii_case(b"upgrade"),
+                10 => self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive"),
+                _ => {}
             }
         }
-        for value in fields.all(Known::Connection) {
-            let mut options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            connection.upgrade |= options.any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-        }
-        connection
     }
 
     pub fn keep_alive(&self, protocol: Protocol) -> bool {

@@ -132,33 +132,38 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
-    let mut hosts = fields.all(Known::Host);
-    let host = hosts.next().map(<[u8]>::to_vec);
-    if hosts.next().is_some() {
+    if fields.all(Known::Host).nth(1).is_some() {
         return Err(Refusal::HOST);
     }
-    drop(hosts);
+    let host = fields.span_of(Known::Host);
     fields.remove_known(Known::Host);
-    let authority: &[u8] = match (target.authority, &host) {
-        (Some(authority), _) => authority,
+    if let Some(host) = host {
+        check_authority(fields.bytes(host))?;
+    }
+    let authority_span = match (target.authority, host) {
+        (Some(authority), _) => {
+            if !authority.is_empty() {
+                check_authority(authority)?;
+            }
+            fields.store(authority)
+        }
         (None, Some(host)) => host,
-        (None, None) => limits.default_host.as_deref().unwrap_or_default(),
+        (None, None) => {
+            let host = limits.default_host.as_deref().unwrap_or_default();
+            if !host.is_empty() {
+                check_authority(host)?;
+            }
+            fields.store(host)
+        }
     };
-    if let Some(host) = &host {
-        check_authority(host)?;
-    }
-    if !authority.is_empty() {
-        check_authority(authority)?;
-    }
 
     let framing = request_framing(&mut fields, protocol, limits)?;
     let connection = Connection::of(&fields);
     let keep_alive = connection.keep_alive(protocol);
     let expects_continue = protocol == Protocol::Http11
         && fields.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
-    let method_span = fields.store(method.as_bytes());
-    let path_span = fields.store(target.path);
-    let authority_span = fields.store(authority);
+    let method_span = fields.locate(base, raw, method.as_bytes());
+    let path_span = fields.locate(base, raw, target.path);
     let mut head = RequestHead::new(fields, protocol, method_span, path_span, authority_span);
     if let Some(scheme) = target.scheme {
         head.set_scheme(scheme);

@@ -123,10 +123,12 @@ fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// `host[:port]` (RFC 9110 §7.2): no userinfo, no path, no list, a port of digits.
-pub(super) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
-    let allowed = |byte: &u8| {
-        byte.is_ascii_alphanumeric()
+/// What a host name may be made of (RFC 3986 §3.2.2: unreserved, sub-delims but the comma, percent).
+const REG_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric()
             || matches!(
                 byte,
                 b'-' | b'.'
@@ -143,8 +145,15 @@ pub(super) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
                     | b'+'
                     | b';'
                     | b'='
-            )
-    };
+            );
+        byte += 1;
+    }
+    table
+};
+
+/// `host[:port]` (RFC 9110 §7.2): no userinfo, no path, no list, a port of digits.
+pub(super) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
+    let allowed = |byte: &u8| REG_NAME[usize::from(*byte)];
     let (host, port) = if authority.first() == Some(&b'[') {
         let end = authority.iter().position(|byte| *byte == b']').ok_or(Refusal::HOST)?;
         let inside = authority.get(1..end).unwrap_or_default();

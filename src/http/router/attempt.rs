@@ -51,10 +51,12 @@ impl Attempts<'_> {
         let pool = self.pick(ex).map_err(|error| plain(Failure::Upstream(error)))?;
         self.tried.push(Arc::as_ptr(&pool.host));
         ex.info.host = Some(pool.host.clone());
-        let connection = match pool.reuse() {
+        let mut waited = ex.info.attempts > 1;
+        let mut connection = match pool.reuse() {
             Some(connection) => connection,
             None => {
-                let connect = pool.connection(self.forward.priority);
+                waited = true;
+                let connect = Box::pin(pool.connection(self.forward.priority));
                 match wait(ex, &mut self.deadlines, connect).await {
                     Ok(Ok(connection)) => connection,
                     Ok(Err(error)) => return Err(plain(Failure::Upstream(error))),
@@ -69,10 +71,8 @@ impl Attempts<'_> {
             pool.give_back(connection, true, Instant::now());
             return Err(plain(Failure::Upstream(UpstreamError::Overflow("max_requests"))));
         };
-        let mut connection = Box::new(connection);
         ex.info.upstream_connection_id = connection.id;
-        ex.info.upstream_local =
-            connection.stream.local_addr().filter(|_| !ex.manager.access_logs.is_empty());
+        ex.info.upstream_local = connection.local;
         ex.info.upstream_protocol = Some(Protocol::Http11);
         let mut out = OutBuf::default();
         self.write_head(ex, &pool, was_timeout, &mut out);
@@ -84,7 +84,7 @@ impl Attempts<'_> {
                 ex.upload.replay_end(&mut out);
             }
         }
-        let sent = Sent { at: Instant::now(), out };
+        let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at.saturating_duration_since(ex.info.start));
         if ex.upload.is_received() {
             self.deadlines.request_complete(sent.at);

@@ -25,10 +25,15 @@ pub(super) struct Deadlines {
     pub(super) per_try: Option<Instant>,
     pub(super) idle: Option<Instant>,
     pub(super) duration: Option<Instant>,
+    /// Something moved since `idle` was set.
+    moved: bool,
 }
 
 impl Deadlines {
-    pub(super) fn nearest(&self) -> Option<Instant> {
+    pub(super) fn nearest(&mut self) -> Option<Instant> {
+        if std::mem::take(&mut self.moved) {
+            self.idle = self.idle_timeout.map(|idle| Instant::now() + idle);
+        }
         [self.route, self.per_try, self.idle, self.duration].into_iter().flatten().min()
     }
 
@@ -46,11 +51,9 @@ impl Deadlines {
         }
     }
 
-    /// Something moved.
+    /// Something moved. The clock is read when the deadline is next asked for.
     pub(super) fn touch(&mut self) {
-        if let Some(idle) = self.idle_timeout {
-            self.idle = Some(Instant::now() + idle);
-        }
+        self.moved = true;
     }
 
     /// Only idleness and age limit what follows (a tunnel).
@@ -105,6 +108,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward) -> Deadlines {
         per_try: None,
         idle: idle_timeout.map(|idle| ex.info.start + idle),
         duration: duration.map(|duration| ex.info.start + duration),
+        moved: false,
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use self::attempt::Answered;
 
@@ -71,7 +72,7 @@ struct Attempts<'r> {
     /// Body pieces kept for another attempt; `None` once they grew too large.
     kept: Option<Vec<Bytes>>,
     kept_bytes: usize,
-    tried: Vec<*const Host>,
+    tried: SmallVec<[*const Host; 2]>,
     upgrade: bool,
 }
 
@@ -128,7 +129,7 @@ pub(in crate::http) async fn forward(
         deadlines,
         kept,
         kept_bytes: 0,
-        tried: Vec::new(),
+        tried: SmallVec::new(),
         upgrade,
     };
     attempts.run(ex).await
@@ -169,9 +170,9 @@ impl Attempts<'_> {
                     drop(request_permit);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         let pool = connection.pool().clone();
-                        pool.give_back(*connection, true, Instant::now());
+                        pool.give_back(connection, true, Instant::now());
                     }
-                    self.back_off(ex).await;
+                    Box::pin(self.back_off(ex)).await;
                     was_timeout = false;
                     continue;
                 }
@@ -187,10 +188,10 @@ impl Attempts<'_> {
             if self.retry_failure(ex, &failure, &mut left, &mut permit) {
                 was_timeout = matches!(failure, Failure::Timeout(Expired::PerTry));
                 self.charge_error(ex, true);
-                self.back_off(ex).await;
+                Box::pin(self.back_off(ex)).await;
                 continue;
             }
-            return self.fail(ex, failure).await;
+            return Box::pin(self.fail(ex, failure)).await;
         }
     }
 }

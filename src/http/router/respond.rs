@@ -31,6 +31,7 @@ impl Attempts<'_> {
         mut sent: Sent,
     ) -> End {
         let now = Instant::now();
+        ex.now = now;
         let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
         if !keep_alive {
             self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
@@ -77,7 +78,7 @@ impl Attempts<'_> {
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
         if framing == Framing::Tunnel {
             ex.start_response(head, None, now);
-            return tunnel::run(ex, &mut self.deadlines, connection, sent.out).await;
+            return Box::pin(tunnel::run(ex, &mut self.deadlines, connection, sent.out)).await;
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
@@ -104,11 +105,11 @@ impl Attempts<'_> {
         drop(request_permit);
         match result {
             Ok(()) => {
-                let end = Instant::now();
+                let end = ex.now;
                 ex.info.times.last_upstream_rx = Some(end.saturating_duration_since(ex.info.start));
                 let request_sent = ex.upload.is_received() && sent.out.is_empty();
                 let pool = connection.pool().clone();
-                pool.give_back(*connection, keep_alive && request_sent, end);
+                pool.give_back(connection, keep_alive && request_sent, end);
                 End::Done
             }
             Err(Failure::Gone) => End::Gone,
@@ -146,7 +147,8 @@ impl Attempts<'_> {
         connection: &mut UpstreamConnection,
         out: &mut OutBuf,
     ) -> Result<(), Failure> {
-        poll_fn(|context| {
+        let mut waited = false;
+        let passed = poll_fn(|context| {
             self.poll_upload(ex, connection, out, context)?;
             let polled = {
                 let down = &mut *ex.down;
@@ -165,8 +167,13 @@ impl Attempts<'_> {
             if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
                 return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired())));
             }
+            waited = true;
             Poll::Pending
         })
-        .await
+        .await;
+        if waited {
+            ex.now = Instant::now();
+        }
+        passed
     }
 }

@@ -55,6 +55,7 @@ pub(super) async fn run(
         down.timer.poll(deadlines.nearest(), context)
     })
     .await;
+    ex.now = std::time::Instant::now();
     ex.upload.bytes += up.bytes;
     ex.info.bytes_sent += back.bytes;
     End::Done

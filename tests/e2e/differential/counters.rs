@@ -345,5 +345,9 @@ async fn drain_listeners_closes_the_listening_ports() {
     assert_eq!((status, text.as_str()), (200, "OK\n"));
     let refused = || async { Client::connect(side.proxy.port("main")).await.is_err() };
     assert!(eventually(DEADLINE, refused).await, "still accepting");
+    assert_eq!(side.proxy.stats().await.get("listener_manager.listener_stopped"), Some(&1));
+    // Open connections are not told.
+    let answer = client.exchange(request).await.unwrap();
+    assert_eq!((answer.status(), answer.header("connection")), (200, None));
     assert_eq!(get(side.proxy.port("admin"), "/ready").await.unwrap().status(), 200);
 }
