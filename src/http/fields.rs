@@ -155,7 +155,7 @@ impl Fields {
     }
 
     /// All values of a known field.
-    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+    pub fn all(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> {
         let list: &[Field] = if self.has(known) { &self.list } else { &[] };
         list.iter().filter(move |field| field.known == known).map(|field| self.bytes(field.value))
     }

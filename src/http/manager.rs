@@ -423,8 +423,8 @@ fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
     if !head.fields.has(Known::XForwardedFor) {
         return None;
     }
-    let values: Vec<&[u8]> = head.fields.all(Known::XForwardedFor).collect();
-    let address = values.iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')).nth(n)?;
+    let lines = head.fields.all(Known::XForwardedFor).rev();
+    let address = lines.flat_map(|value| value.rsplit(|byte| *byte == b',')).nth(n)?;
     std::str::from_utf8(address).ok()?.trim().parse().ok()
 }
 

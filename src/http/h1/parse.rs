@@ -136,25 +136,25 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         return Err(Refusal::HOST);
     }
     let host = fields.span_of(Known::Host);
-    fields.remove_known(Known::Host);
     if let Some(host) = host {
         check_authority(fields.bytes(host))?;
+        fields.remove_known(Known::Host);
     }
     let authority_span = match (target.authority, host) {
         (Some(authority), _) => {
-            if !authority.is_empty() {
-                check_authority(authority)?;
-            }
+            check_authority(authority)?;
             fields.store(authority)
         }
+        // The field is gone, its bytes are where they were.
         (None, Some(host)) => host,
-        (None, None) => {
-            let host = limits.default_host.as_deref().unwrap_or_default();
-            if !host.is_empty() {
+        (None, None) => match &limits.default_host {
+            Some(host) if protocol == Protocol::Http10 => {
                 check_authority(host)?;
+                fields.store(host)
             }
-            fields.store(host)
-        }
+            // The connection manager answers it.
+            _ => fields.store(b""),
+        },
     };
 
     let framing = request_framing(&mut fields, protocol, limits)?;

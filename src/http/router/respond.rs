@@ -38,6 +38,8 @@ impl Attempts<'_> {
         }
         ex.info.times.first_upstream_rx = Some(now.saturating_duration_since(ex.info.start));
         ex.info.details = Cow::Borrowed("via_upstream");
+        // Formats of added headers may ask for it.
+        ex.info.response_code = head.status;
         self.charge(ex, head.status, now.saturating_duration_since(sent.at));
         self.deadlines.per_try = None;
         let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));

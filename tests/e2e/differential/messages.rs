@@ -225,6 +225,7 @@ fn http10() -> Vec<Case> {
         )
         .refused("chunked-http-10"),
         case("http10", "http/1.1 where 1.0 is on").get("/", ""),
+        case("http10", "http/1.1 without a host where 1.0 is on").raw("GET / HTTP/1.1\r\n\r\n"),
         case("main", "http/0.9").raw("GET /\r\n\r\n"),
     ]
 }

@@ -115,8 +115,6 @@ fn groups() -> Vec<(&'static str, Group)> {
 
 /// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
 const OPEN: &[&str] = &[
-    "formatters",
-    "formatters without their sources",
     "mirrored",
     "mirrored with a body",
     "connection refused for a post",
