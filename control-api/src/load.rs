@@ -8,7 +8,7 @@ use crate::reflect::DynamicMessage;
 use prost::{Message, Name};
 use serde_json::Value;
 
-use crate::any::check_message;
+use crate::any::{check_message, Finding};
 use crate::pb::google::protobuf::Any;
 use crate::problem::Problem;
 use crate::text::{self, Format};
@@ -109,11 +109,13 @@ pub fn load_binary<M: Message + Name + Default>(
     };
     let unreadable = |e| vec![Problem::new("", format!("the bytes are no valid {}: {e}", M::full_name()))];
     let dynamic = DynamicMessage::decode(descriptor, bytes).map_err(unreadable)?;
-    let (problems, unknown) = check_message(&dynamic);
-    match (problems.is_empty(), unknown.is_empty() || tolerate) {
-        (true, true) => Ok((Loaded { message: M::decode(bytes).map_err(unreadable)?, dynamic }, unknown)),
-        _ => Err(problems.into_iter().chain(unknown).collect()),
+    let found = check_message(&dynamic);
+    let bad = found.iter().any(|(finding, _)| !tolerate || *finding != Finding::UnknownField);
+    let found = found.into_iter().map(|(_, problem)| problem).collect();
+    if bad {
+        return Err(found);
     }
+    Ok((Loaded { message: M::decode(bytes).map_err(unreadable)?, dynamic }, found))
 }
 
 /// Reads one resource whose `@type` says what it is.
