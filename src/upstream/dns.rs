@@ -187,12 +187,10 @@ fn take_answer(
 ) -> Duration {
     let stats = cluster.stats();
     let answer = answer.and_then(|answer| {
-        if answer.addresses.is_empty() {
-            stats.update_empty.increment(1);
-            // A logical host without address is of no use: its last one is kept.
-            if logical {
-                return Err(DnsError::Empty { name: target.name.host.clone() });
-            }
+        // A logical host without address is of no use: its last one is kept. (`update_empty` is not for
+        // DNS, in Envoy either.)
+        if answer.addresses.is_empty() && logical {
+            return Err(DnsError::Empty { name: target.name.host.clone() });
         }
         Ok(answer)
     });
