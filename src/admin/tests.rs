@@ -49,6 +49,7 @@ fn cluster(name: &str) -> Cluster {
             protocol: UpstreamProtocol::Http1,
             idle_timeout: None,
             max_connection_duration: None,
+            max_stream_duration: None,
             max_requests_per_connection: 0,
             max_headers_count: 100,
             max_response_headers: 60 << 10,

@@ -248,6 +248,8 @@ pub struct UpstreamHttp {
     pub idle_timeout: Option<Duration>,
     /// Close a connection this old.
     pub max_connection_duration: Option<Duration>,
+    /// Longest a try may take, from its connection to the end of its response.
+    pub max_stream_duration: Option<Duration>,
     /// Requests per connection; 0 = unlimited.
     pub max_requests_per_connection: u32,
     /// Response header fields allowed. Default 100.

@@ -136,8 +136,6 @@ pub struct RouterOptions {
     pub suppress_envoy_headers: bool,
     /// Reject requests whose `x-envoy-*` values do not parse (names in lower case).
     pub strict_check_headers: Vec<super::HeaderKey>,
-    /// Upstream access logs.
-    pub upstream_logs: Vec<AccessLog>,
     /// Respect `x-envoy-expected-rq-timeout-ms` of the previous hop.
     pub respect_expected_rq_timeout: bool,
 }
@@ -217,6 +215,8 @@ pub struct Upgrade {
     pub kind: Box<str>,
     /// Whether it is on.
     pub enabled: bool,
+    /// CONNECT ends here: its payload goes upstream, not the request (routes' `connect_config`).
+    pub terminate: bool,
 }
 
 /// `local_reply_config`.

@@ -63,6 +63,14 @@ pub struct Exchange<'a> {
 /// Slow heads are cut after this when config sets no limit: a half request must not be held for ever.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The timeout that a head has outlasted.
+#[derive(Debug, Clone, Copy)]
+enum Slow {
+    Request,
+    Head,
+    Stream,
+}
+
 impl<'a> Exchange<'a> {
     /// A request that is about to be read.
     pub fn new(
@@ -109,11 +117,7 @@ impl<'a> Exchange<'a> {
 
     async fn read_head(&mut self) -> Result<Option<ParsedRequest>, Next> {
         let limits = request_limits(self.manager);
-        let patience = self.manager.timeouts.request_headers.unwrap_or(HEAD_PATIENCE);
-        let mut deadline = self.info.start + patience;
-        if let Some(request) = self.manager.timeouts.request {
-            deadline = deadline.min(self.info.start + request);
-        }
+        let (deadline, slow) = self.head_deadline();
         loop {
             if self.down.input.starts_with(b"\r\n") {
                 // Empty lines before a request line are skipped (RFC 9112 §2.2).
@@ -151,14 +155,21 @@ impl<'a> Exchange<'a> {
                 None => {
                     self.count_early();
                     self.info.protocol = Some(Protocol::Http11);
-                    let whole = self.manager.timeouts.request_headers.is_none()
-                        && self.manager.timeouts.request.is_some();
-                    let (body, details) = if whole {
-                        self.manager.stats.downstream_rq_timeout.increment(1);
-                        (&b"request timeout"[..], "request_overall_timeout")
-                    } else {
-                        self.manager.stats.downstream_rq_header_timeout.increment(1);
-                        (&b"request header timeout"[..], "request_header_timeout")
+                    let stats = &self.manager.stats;
+                    let (body, details) = match slow {
+                        Slow::Request => {
+                            stats.downstream_rq_timeout.increment(1);
+                            (&b"request timeout"[..], "request_overall_timeout")
+                        }
+                        Slow::Head => {
+                            stats.downstream_rq_header_timeout.increment(1);
+                            (&b"request header timeout"[..], "request_header_timeout")
+                        }
+                        Slow::Stream => {
+                            stats.downstream_rq_idle_timeout.increment(1);
+                            self.info.flags.insert(ResponseFlags::SI);
+                            (&b"stream timeout"[..], "stream_idle_timeout")
+                        }
                     };
                     self.close = true;
                     let end = self.reply(Reply::new(408, details).body(body)).await;
@@ -166,6 +177,18 @@ impl<'a> Exchange<'a> {
                 }
             }
         }
+    }
+
+    /// When the head must be there, and which timeout says so.
+    fn head_deadline(&self) -> (Instant, Slow) {
+        let timeouts = &self.manager.timeouts;
+        let mut nearest = (timeouts.request_headers.unwrap_or(HEAD_PATIENCE), Slow::Head);
+        for (timeout, slow) in [(timeouts.request, Slow::Request), (timeouts.stream_idle, Slow::Stream)] {
+            if let Some(timeout) = timeout.filter(|timeout| *timeout < nearest.0) {
+                nearest = (timeout, slow);
+            }
+        }
+        (self.info.start + nearest.0, nearest.1)
     }
 
     fn count_early(&mut self) {
@@ -305,7 +328,8 @@ impl<'a> Exchange<'a> {
         self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
-        let Reply { mut status, details, mut body, location, route, overloaded } = reply;
+        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
+            reply;
         let mut fields = super::fields::Fields::recycled();
         let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
         if overloaded && !self.manager.router.suppress_envoy_headers {
@@ -313,6 +337,10 @@ impl<'a> Exchange<'a> {
         }
         if let Some(location) = location {
             fields.push_known(Known::Location, &location);
+        }
+        if let Some(attempts) = attempts {
+            let mut digits = itoa::Buffer::new();
+            fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
         }
         self.info.details = details;
         self.info.response_code = status;
@@ -359,7 +387,8 @@ impl<'a> Exchange<'a> {
         }
         self.local_body = body.clone();
         if grpc {
-            let (code, message) = (grpc::status_of(status), grpc::percent_encoded(&body));
+            let code = own.unwrap_or_else(|| grpc::status_of(status));
+            let message = grpc::percent_encoded(&body);
             head.set_status(200);
             head.fields.push_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
@@ -446,13 +475,18 @@ impl<'a> Exchange<'a> {
 
     /// Writes what waits; gives up after the stream's idle timeout.
     pub(super) async fn flush(&mut self) -> Result<(), ()> {
-        let idle = self.manager.timeouts.stream_idle;
+        self.flush_within(self.manager.timeouts.stream_idle).await
+    }
+
+    /// Writes what waits; gives up after `patience`.
+    pub(super) async fn flush_within(&mut self, patience: Option<Duration>) -> Result<(), ()> {
         let mut waits: Option<Option<Instant>> = None;
         let Downstream { stream, output, timer, .. } = &mut *self.down;
         let flushed = poll_fn(|context| match output.poll_flush(stream, context) {
             Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
             Poll::Pending => {
-                let deadline = waits.get_or_insert_with(|| idle.map(|idle| Instant::now() + idle));
+                let deadline =
+                    waits.get_or_insert_with(|| patience.map(|patience| Instant::now() + patience));
                 timer.poll(*deadline, context).map(Err)
             }
         })
@@ -485,7 +519,7 @@ impl<'a> Exchange<'a> {
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
             }
-            End::Broken => stats.downstream_rq_tx_reset.increment(1),
+            End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
         }
         stats.downstream_rq_completed.increment(1);
         match self.info.response_code / 100 {
@@ -512,6 +546,7 @@ impl<'a> Exchange<'a> {
         match end {
             End::Done if self.close => Next::Close,
             End::Done => Next::Keep,
+            End::Cut => Next::Close,
             End::Gone => Next::Abort,
             End::Broken => Next::Reset,
         }
@@ -527,6 +562,8 @@ pub(super) struct Reply {
     location: Option<Vec<u8>>,
     route: Option<Arc<Route>>,
     overloaded: bool,
+    grpc_status: Option<&'static str>,
+    attempts: Option<u32>,
 }
 
 impl Reply {
@@ -538,6 +575,8 @@ impl Reply {
             location: None,
             route: None,
             overloaded: false,
+            grpc_status: None,
+            attempts: None,
         }
     }
 
@@ -553,6 +592,18 @@ impl Reply {
 
     pub(super) fn route(mut self, route: Arc<Route>) -> Self {
         self.route = Some(route);
+        self
+    }
+
+    /// The gRPC status when it is not that of the HTTP status.
+    pub(super) fn grpc_status(mut self, code: Option<&'static str>) -> Self {
+        self.grpc_status = code;
+        self
+    }
+
+    /// How often the request was tried, when the client is to know.
+    pub(super) fn attempts(mut self, attempts: Option<u32>) -> Self {
+        self.attempts = attempts;
         self
     }
 

@@ -57,7 +57,14 @@ impl Fields {
     }
 
     /// Adds a field whose line already stands in the buffer. `lower` lower-cases the name in place.
-    pub(super) fn push_loaded(&mut self, name: (usize, usize), value: (usize, usize), lower: bool) {
+    /// Returns what it is, and whether its line is plain: `name: value CRLF`, nothing else.
+    #[inline]
+    pub(super) fn push_loaded(
+        &mut self,
+        name: (usize, usize),
+        value: (usize, usize),
+        lower: bool,
+    ) -> (Known, bool) {
         let (name_start, name_len) = name;
         let (value_start, value_len) = value;
         // The caller took these offsets from the bytes that it loaded.
@@ -80,12 +87,18 @@ impl Fields {
             name: span(name_start, name_len),
             value: span(value_start, value_len),
         });
+        (known, canonical)
     }
 
     /// Adds a field. The name is written as given: lower case unless case is preserved.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let known = Known::of(name);
+        self.push_as(Known::of(name), name, value);
+    }
+
+    #[inline]
+    fn push_as(&mut self, known: Known, name: &[u8], value: &[u8]) {
         let name_start = self.buf.len();
+        self.buf.reserve(name.len() + value.len() + 4);
         self.buf.extend_from_slice(name);
         self.buf.extend_from_slice(b": ");
         let value_start = self.buf.len();
@@ -102,7 +115,7 @@ impl Fields {
 
     /// Adds a known field.
     pub fn push_known(&mut self, known: Known, value: &[u8]) {
-        self.push(known.name().as_bytes(), value);
+        self.push_as(known, known.name().as_bytes(), value);
     }
 
     /// Stores bytes that are not a field (a path, an authority) and returns where.

@@ -122,6 +122,33 @@ impl Pump {
         }
     }
 
+    /// Receives what fits into `out` while there is no sink yet. Ready when the whole body has come;
+    /// pending also while `out` is full.
+    pub fn poll_receive(
+        &mut self,
+        source: (&Stream, &mut BytesMut),
+        out: &mut OutBuf,
+        mut each: impl FnMut(&[u8]),
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PumpError>> {
+        let (source, input) = source;
+        loop {
+            self.decode(input, out, &mut each).map_err(PumpError::Source)?;
+            if self.received {
+                return Poll::Ready(Ok(()));
+            }
+            if out.len() >= HIGH_WATER {
+                return Poll::Pending;
+            }
+            match poll_read(source, input, self.read_size, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(PumpError::SourceClosed)),
+                Poll::Ready(Ok(_)) => self.progress = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
+            }
+        }
+    }
+
     /// Takes what is complete off `input` and puts it, framed, into `out`.
     pub fn decode(
         &mut self,

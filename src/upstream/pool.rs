@@ -128,8 +128,7 @@ impl UpstreamConnection {
     }
 
     /// The stream alone, for a TCP session, and what must be held while it is open.
-    #[allow(clippy::boxed_local)] // Connections are boxed wherever they go.
-    pub fn split(self: Box<Self>) -> (Stream, ConnectionPermit) {
+    pub fn split(self) -> (Stream, ConnectionPermit) {
         (self.stream, self.permit)
     }
 

@@ -448,6 +448,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
             "max_connection_duration",
             problems,
         ),
+        max_stream_duration: idle(&common.max_stream_duration, None, "max_stream_duration", problems),
         max_requests_per_connection: common
             .max_requests_per_connection
             .or(cluster.max_requests_per_connection)

@@ -38,7 +38,7 @@ pub fn compile(
     problems: &mut Problems,
 ) -> Option<HttpConnectionManager> {
     let before = problems.count();
-    let (filters, router) = filters(&config.http_filters, environment, problems);
+    let (filters, router) = filters(&config.http_filters, problems);
     let routes = routes(config, owner, environment, problems);
     let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
     let (internal_networks, internal_unix) = internal(config, problems);
@@ -167,11 +167,7 @@ fn routes(
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 /// The filters before the router, and the router's options.
-fn filters(
-    list: &[pb::HttpFilter],
-    environment: &Environment<'_>,
-    problems: &mut Problems,
-) -> (Vec<HttpFilter>, Option<RouterOptions>) {
+fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>, Option<RouterOptions>) {
     use pb::http_filter::ConfigType;
     let filters = Vec::new();
     let mut router = None;
@@ -198,8 +194,7 @@ fn filters(
                     if filter.disabled {
                         problems.report_at("disabled", "the router cannot be disabled");
                     }
-                    router =
-                        problems.at("typed_config", |problems| router_options(any, environment, problems));
+                    router = problems.at("typed_config", |problems| router_options(any, problems));
                     unsupported |= router.is_none();
                 }
                 found => {
@@ -221,7 +216,6 @@ fn filters(
 
 fn router_options(
     any: &outrigger_control_api::pb::google::protobuf::Any,
-    environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<RouterOptions> {
     let config: Router = extension(any, "", problems)?;
@@ -242,7 +236,6 @@ fn router_options(
     Some(RouterOptions {
         suppress_envoy_headers: config.suppress_envoy_headers,
         strict_check_headers: config.strict_check_headers.iter().map(|name| HeaderKey::new(name)).collect(),
-        upstream_logs: rooms::access_logs(&config.upstream_log, "upstream_log", environment, problems),
         respect_expected_rq_timeout: config.respect_expected_rq_timeout,
     })
 }
@@ -332,7 +325,11 @@ fn upgrades(config: &pb::HttpConnectionManager, problems: &mut Problems) -> Vec<
             if upgrades.iter().any(|other| *other.kind == *kind) {
                 problems.report_at("upgrade_type", format!("the upgrade {kind:?} is configured twice"));
             }
-            upgrades.push(Upgrade { kind: kind.into(), enabled: bool_or(upgrade.enabled, true) });
+            upgrades.push(Upgrade {
+                kind: kind.into(),
+                enabled: bool_or(upgrade.enabled, true),
+                terminate: false,
+            });
         });
     }
     upgrades

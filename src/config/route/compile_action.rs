@@ -240,7 +240,13 @@ fn upgrades(config: &pb::RouteAction, problems: &mut Problems) -> Box<[Upgrade]>
             });
         }
         let enabled = upgrade.enabled.is_none_or(|enabled| enabled.value);
-        upgrades.push(Upgrade { kind: kind.into(), enabled });
+        let terminate = upgrade.connect_config.is_some();
+        if terminate && kind != "connect" {
+            problems.at_index("upgrade_configs", index, |problems| {
+                problems.report_at("connect_config", format_args!("is for CONNECT, not for {kind:?}"));
+            });
+        }
+        upgrades.push(Upgrade { kind: kind.into(), enabled, terminate });
     }
     upgrades.into()
 }

@@ -82,6 +82,7 @@ impl PathMatch {
             PathMatch::Regex(regex) => regex.matches(path.bare),
             PathMatch::Connect => match request.upgrade() {
                 None => request.method() == b"CONNECT",
+                Some(b"connect") => true,
                 Some(protocol) => protocol.eq_ignore_ascii_case(b"connect-udp"),
             },
         }

@@ -6,6 +6,7 @@ use super::{observed, whole};
 
 const RDS: &str = "route discovery from a control plane is not supported yet";
 const SCOPED: &str = "scoped routes are not supported";
+const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 const TRACING: &str = "requests are not traced yet";
 const TLS: &str = "without TLS there is no client certificate";
 
@@ -123,7 +124,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
         message: "envoy.extensions.filters.http.router.v3.Router",
         implemented: &[
-            "upstream_log",
             "suppress_envoy_headers",
             "strict_check_headers",
             "respect_expected_rq_timeout",
@@ -134,7 +134,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("start_child_span", TRACING),
             ("suppress_grpc_request_failure_code_stats", "gRPC failures are not counted apart"),
         ],
-        rejected: &[("upstream_log_options", "upstream logs are written when a stream ends")],
+        rejected: &[("upstream_log", UPSTREAM_LOG), ("upstream_log_options", UPSTREAM_LOG)],
     },
     observed(
         "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",

@@ -206,9 +206,18 @@ pub const ROUTE: &[MessageSupport] = &[
     all("envoy.config.route.v3.RouteAction.MaxStreamDuration"),
     MessageSupport {
         message: "envoy.config.route.v3.RouteAction.UpgradeConfig",
-        implemented: &["upgrade_type", "enabled"],
+        implemented: &["upgrade_type", "enabled", "connect_config"],
         observe: &[],
-        rejected: &[("connect_config", "CONNECT is forwarded, never terminated")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig",
+        implemented: &[],
+        observe: &[],
+        rejected: &[
+            ("proxy_protocol_config", "the PROXY protocol is not supported yet"),
+            ("allow_post", "only CONNECT opens a tunnel"),
+        ],
     },
     MessageSupport {
         message: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",

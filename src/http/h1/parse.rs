@@ -113,8 +113,10 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         return Err(Refusal::TOO_MANY_FIELDS);
     }
     let raw = window.get(..consumed).unwrap_or_default();
-    // A folded line was an error above.
-    strict_lines(raw)?;
+    let mut fields = Fields::recycled();
+    let base = fields.load(raw);
+    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
+    load_fields(&mut fields, parsed.headers, raw, base, &how)?;
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Refusal::CODEC);
     };
@@ -125,11 +127,6 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     if !limits.custom_methods && !known_method(method) {
         return Err(Refusal::CODEC);
     }
-
-    let mut fields = Fields::recycled();
-    let base = fields.load(raw);
-    let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
-    load_fields(&mut fields, parsed.headers, raw, base, &how)?;
 
     let target = Target::parse(method.as_bytes(), target.as_bytes(), limits.absolute_url)?;
     if fields.all(Known::Host).nth(1).is_some() {
@@ -194,9 +191,15 @@ pub fn parse_response(
     let window = input.get(..limits.max_head).unwrap_or(input);
     let mut stack = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; STACK_FIELDS];
     let mut config = httparse::ParserConfig::default();
-    config.allow_obsolete_multiline_headers_in_responses(true);
     let mut parsed = httparse::Response::new(&mut []);
     let mut result = config.parse_response_with_uninit_headers(&mut parsed, window, &mut stack);
+    // Hardly any head has folded lines; those that do are read a second time.
+    let folded = result == Err(httparse::Error::HeaderName);
+    if folded {
+        config.allow_obsolete_multiline_headers_in_responses(true);
+        parsed = httparse::Response::new(&mut []);
+        result = config.parse_response_with_uninit_headers(&mut parsed, window, &mut stack);
+    }
     let mut heap;
     if result == Err(httparse::Error::TooManyHeaders) && limits.max_fields > STACK_FIELDS {
         heap = vec![MaybeUninit::<httparse::Header<'_>>::uninit(); limits.max_fields];
@@ -213,7 +216,6 @@ pub fn parse_response(
         return Err(PROTOCOL);
     }
     let raw = window.get(..consumed).unwrap_or_default();
-    let folded = strict_lines(raw).map_err(|_| PROTOCOL)?;
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(PROTOCOL);
     };
@@ -336,20 +338,18 @@ fn other_version(mut input: &[u8]) -> OtherVersion {
 
 /// A head that is not complete yet but can be refused already: one with a bare LF.
 fn check_partial(input: &[u8]) -> Result<(), Refusal> {
-    strict_lines(input).map(|_| ())
+    strict_lines(input)
 }
 
 /// Every LF must follow a CR (RFC 9112 §2.2 lets a recipient accept a bare LF; two parsers that
-/// differ in it can be set against each other, so it is refused). Says whether a line is folded.
-fn strict_lines(raw: &[u8]) -> Result<bool, Refusal> {
-    let mut folded = false;
+/// differ in it can be set against each other, so it is refused).
+fn strict_lines(raw: &[u8]) -> Result<(), Refusal> {
     for at in memchr::memchr_iter(b'\n', raw) {
         if at == 0 || raw.get(at - 1) != Some(&b'\r') {
             return Err(Refusal::CODEC);
         }
-        folded |= matches!(raw.get(at + 1), Some(b' ' | b'\t'));
     }
-    Ok(folded)
+    Ok(())
 }
 
 /// How fields are taken in.
@@ -369,13 +369,13 @@ fn load_fields(
     how: &Loading,
 ) -> Result<(), Refusal> {
     let origin = raw.as_ptr() as usize;
+    // Where the next line begins if all of them are plain.
+    let start = parsed.first().map_or(base, |first| base + (first.name.as_ptr() as usize - origin));
+    let (mut next, mut plain) = (start, true);
     for header in parsed {
         let name = header.name.as_bytes();
         if name.is_empty() {
             return Err(Refusal::CODEC);
-        }
-        if reads_as_framing(name) {
-            return Err(Refusal::UNDERSCORE);
         }
         if how.underscores != Underscores::Allow && name.contains(&b'_') {
             if how.underscores == Underscores::Reject {
@@ -395,9 +395,22 @@ fn load_fields(
         // Both slices lie inside `raw`, which was copied to `base`.
         let name_at = base + (name.as_ptr() as usize - origin);
         let value_at = base + (value.as_ptr() as usize - origin);
-        fields.push_loaded((name_at, name.len()), (value_at, value.len()), !how.preserve_case);
+        let (known, canonical) =
+            fields.push_loaded((name_at, name.len()), (value_at, value.len()), !how.preserve_case);
+        if known == Known::Other && reads_as_framing(name) {
+            return Err(Refusal::UNDERSCORE);
+        }
+        plain &= canonical && name_at == next;
+        next = value_at + value.len() + 2;
     }
-    Ok(())
+    // One plain line after the other, from the end of the first line to the empty one: nothing else
+    // can be between them.
+    let first_line = raw.get(..start - base).unwrap_or_default();
+    let last_line = raw.get(next - base..).unwrap_or_default();
+    if plain && first_line.ends_with(b"\r\n") && first_line.first() > Some(&b' ') && last_line == b"\r\n" {
+        return Ok(());
+    }
+    strict_lines(raw)
 }
 
 /// A folded value on one line: each fold becomes a space (RFC 9112 §5.2).

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::deadlines::Deadlines;
+use super::retry::Retries;
 use super::{Attempts, Failure};
 use crate::config::cluster::Discovery;
 use crate::config::{HeaderView, RequestView};
 use crate::http::exchange::Exchange;
-use crate::http::h1::{self, ParsedResponse, ResponseLimits};
+use crate::http::fields::Fields;
+use crate::http::h1::{self, Framing, ParsedResponse, ResponseLimits};
+use crate::http::head::ResponseHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
 use crate::telemetry::stream_info::Protocol;
 use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError};
@@ -22,11 +24,15 @@ const MAX_INTERIM: u32 = 100;
 /// Bytes of the next requests taken while one is served; a client's disconnect is noticed this long.
 const MAX_PIPELINED: usize = 16 * 1024;
 
+/// A request on a connection.
 pub(super) struct Sent {
+    /// When it got the connection.
     pub(super) at: Instant,
+    /// What of it is still to be written.
     pub(super) out: OutBuf,
 }
 
+/// A response whose head is there.
 pub(super) struct Answered {
     pub(super) parsed: ParsedResponse,
     pub(super) connection: Box<UpstreamConnection>,
@@ -34,10 +40,20 @@ pub(super) struct Answered {
     pub(super) sent: Sent,
 }
 
+/// A try without a response.
 pub(super) struct Failed {
     pub(super) failure: Failure,
+    /// The request had a connection.
+    pub(super) started: bool,
     /// The upstream provably did nothing for the request, or it may be repeated by definition.
     pub(super) unprocessed: bool,
+}
+
+impl From<Failure> for Failed {
+    /// A failure before there was a connection.
+    fn from(failure: Failure) -> Self {
+        Self { failure, started: false, unprocessed: false }
+    }
 }
 
 impl Attempts<'_> {
@@ -47,52 +63,45 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         was_timeout: bool,
     ) -> Result<Answered, Failed> {
-        let plain = |failure| Failed { failure, unprocessed: false };
-        let pool = self.pick(ex).map_err(|error| plain(Failure::Upstream(error)))?;
-        self.tried.push(Arc::as_ptr(&pool.host));
+        let pool = self.pick(ex).map_err(Failure::Upstream)?;
+        if self.retries.is_some() {
+            self.tried.push(Arc::as_ptr(&pool.host));
+        }
         ex.info.host = Some(pool.host.clone());
-        let mut waited = ex.info.attempts > 1;
-        let mut connection = match pool.reuse() {
+        // Written before there is a connection: the client's body is taken in meanwhile.
+        let mut out = OutBuf::default();
+        if !self.terminate {
+            self.write_head(ex, &pool, was_timeout, &mut out);
+            self.copies.replay(&ex.upload, &mut out);
+        }
+        let reused = if self.terminate { None } else { pool.reuse() };
+        let waited = reused.is_none() || ex.info.attempts > 1;
+        let mut connection = match reused {
             Some(connection) => connection,
-            None => {
-                waited = true;
-                let connect = Box::pin(pool.connection(self.forward.priority));
-                match wait(ex, &mut self.deadlines, connect).await {
-                    Ok(Ok(connection)) => connection,
-                    Ok(Err(error)) => return Err(plain(Failure::Upstream(error))),
-                    Err(failure) => return Err(plain(failure)),
-                }
-            }
+            None => Box::pin(self.connect(ex, &pool, &mut out)).await?,
         };
         let Some(request_permit) =
             RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
         else {
-            // Nothing was sent on it.
-            pool.give_back(connection, true, Instant::now());
-            return Err(plain(Failure::Upstream(UpstreamError::Overflow("max_requests"))));
+            if !self.terminate {
+                // Nothing was sent on it.
+                pool.give_back(connection, true, Instant::now());
+            }
+            return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
         ex.info.upstream_connection_id = connection.id;
         ex.info.upstream_local = connection.local;
-        ex.info.upstream_protocol = Some(Protocol::Http11);
-        let mut out = OutBuf::default();
-        self.write_head(ex, &pool, was_timeout, &mut out);
-        if let Some(kept) = &self.kept {
-            for piece in kept {
-                ex.upload.replay(piece, &mut out);
-            }
-            if ex.info.attempts > 1 && ex.upload.is_received() {
-                ex.upload.replay_end(&mut out);
-            }
-        }
         let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at.saturating_duration_since(ex.info.start));
-        if ex.upload.is_received() {
-            self.deadlines.request_complete(sent.at);
+        if self.terminate {
+            return Ok(Answered { parsed: accepted(), connection, request_permit, sent });
         }
+        ex.info.upstream_protocol = Some(Protocol::Http11);
+        self.deadlines.try_connected(sent.at);
         let result = self.exchange_heads(ex, &mut connection, sent).await;
         match result {
             Ok((parsed, sent)) => Ok(Answered { parsed, connection, request_permit, sent }),
-            Err((failure, started)) => {
+            Err((failure, answered)) => {
                 let closed = matches!(failure, Failure::Closed);
                 if closed {
                     connection.note_remote_close();
@@ -103,13 +112,56 @@ impl Attempts<'_> {
                 let idempotent = ex.request.as_ref().is_some_and(|request| {
                     matches!(request.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE")
                 });
-                let unprocessed = closed && connection.reused && !started && idempotent;
-                Err(Failed { failure, unprocessed })
+                let unprocessed = closed && connection.reused && !answered && idempotent;
+                Err(Failed { failure, started: true, unprocessed })
             }
         }
     }
 
-    pub(super) fn pick(&self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+    /// A new connection, or the next that becomes free; the client's body goes into `out` meanwhile.
+    async fn connect(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        pool: &Rc<HostPool>,
+        out: &mut OutBuf,
+    ) -> Result<Box<UpstreamConnection>, Failure> {
+        let (priority, terminate) = (self.forward.priority, self.terminate);
+        let connect = async {
+            if terminate {
+                pool.dedicated().await
+            } else {
+                pool.connection(priority).await
+            }
+        };
+        let mut connect = pin!(connect);
+        poll_fn(|context| {
+            // First, so that what came with the head counts as received even if connecting fails at once.
+            self.receive(ex, out, context)?;
+            if let Poll::Ready(connected) = connect.as_mut().poll(context) {
+                return Poll::Ready(connected.map_err(Failure::Upstream));
+            }
+            self.poll_client(ex, context)
+        })
+        .await
+    }
+
+    /// Waits for `future` while the client stays and time is left.
+    pub(super) async fn wait<T>(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        future: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
+            }
+            self.poll_client(ex, context)
+        })
+        .await
+    }
+
+    fn pick(&self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
         if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
             let named =
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
@@ -126,18 +178,16 @@ impl Attempts<'_> {
             }
             return Ok(self.cluster.original_destination(address));
         }
-        let policy = self.retries.as_ref().and_then(|retries| retries.policy.as_ref());
-        let avoid = policy.is_some_and(|policy| !policy.host_predicates.is_empty()) && !self.tried.is_empty();
-        let context = PickContext {
-            avoid: if avoid { &self.tried } else { &[] },
-            repicks: if avoid { policy.map_or(1, |policy| policy.host_selection_max_attempts) } else { 0 },
+        let context = match self.retries.as_ref().and_then(Retries::avoids_hosts) {
+            Some(repicks) if !self.tried.is_empty() => PickContext { avoid: &self.tried, repicks },
+            _ => PickContext { avoid: &[], repicks: 0 },
         };
         self.cluster.pick(&context)
     }
 
     /// Sends the request and waits for the head of its answer. On failure also says whether a byte
     /// of an answer had come.
-    pub(super) async fn exchange_heads(
+    async fn exchange_heads(
         &mut self,
         ex: &mut Exchange<'_>,
         connection: &mut UpstreamConnection,
@@ -219,35 +269,18 @@ impl Attempts<'_> {
             }
         }
         if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
-            return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired())));
+            return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));
         }
         Poll::Pending
     }
 }
 
-/// Waits for `future` while the client stays and time is left.
-pub(super) async fn wait<T>(
-    ex: &mut Exchange<'_>,
-    deadlines: &mut Deadlines,
-    future: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        if let Poll::Ready(value) = future.as_mut().poll(context) {
-            return Poll::Ready(Ok(value));
-        }
-        if ex.upload.is_received() && ex.down.input.len() < MAX_PIPELINED {
-            if let Poll::Ready(read) = poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
-                if !matches!(read, Ok(count) if count > 0) {
-                    return Poll::Ready(Err(Failure::Gone));
-                }
-                context.waker().wake_by_ref();
-            }
-        }
-        if ex.down.timer.poll(deadlines.nearest(), context).is_ready() {
-            return Poll::Ready(Err(Failure::Timeout(deadlines.expired())));
-        }
-        Poll::Pending
-    })
-    .await
+/// The answer to a CONNECT that ends here: its connection is there, and what follows is not HTTP.
+fn accepted() -> ParsedResponse {
+    ParsedResponse {
+        head: ResponseHead::new(Fields::recycled(), 200, Protocol::Http11),
+        consumed: 0,
+        framing: Framing::Tunnel,
+        keep_alive: false,
+    }
 }

@@ -1,51 +1,84 @@
 //! The deadlines of one request: which there are, and which one passed.
+//!
+//! Comes in: the route's and the connection manager's timeouts and what the request's headers ask
+//! for. Goes out: the nearest deadline for the connection's one timer.
 
 use std::time::{Duration, Instant};
 
-use crate::config::route::Forward;
-use crate::config::Known;
+use crate::config::route::{Forward, GrpcTimeoutLimits};
+use crate::config::{Cluster, Known};
 use crate::http::exchange::Exchange;
 
 /// Which deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expired {
+    /// The connection manager's `request_timeout`.
+    Request,
+    /// The route's `timeout`.
     Route,
     PerTry,
+    PerTryIdle,
+    /// The longest life of a try (the cluster's `max_stream_duration`).
+    TryDuration,
+    /// The stream's or the route's idle timeout.
     Idle,
+    /// The stream's longest life.
     Duration,
 }
 
 /// The deadlines of a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Deadlines {
     pub(super) route_timeout: Option<Duration>,
     pub(super) try_timeout: Option<Duration>,
-    pub(super) idle_timeout: Option<Duration>,
-    pub(super) route: Option<Instant>,
-    pub(super) per_try: Option<Instant>,
-    pub(super) idle: Option<Instant>,
-    pub(super) duration: Option<Instant>,
-    /// Something moved since `idle` was set.
+    try_idle_timeout: Option<Duration>,
+    try_life: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    request: Option<Instant>,
+    route: Option<Instant>,
+    per_try: Option<Instant>,
+    per_try_idle: Option<Instant>,
+    try_end: Option<Instant>,
+    idle: Option<Instant>,
+    duration: Option<Instant>,
+    /// The whole request has come; never so where another protocol follows its head.
+    complete: bool,
+    /// This try has a connection.
+    connected: bool,
+    /// The status of an answer that says the upstream was late: 504, or 204 where the request asks so.
+    pub(super) late_status: u16,
+    /// Something moved since the idle deadlines were set.
     moved: bool,
 }
 
 impl Deadlines {
     pub(super) fn nearest(&mut self) -> Option<Instant> {
-        if std::mem::take(&mut self.moved) {
-            self.idle = self.idle_timeout.map(|idle| Instant::now() + idle);
+        if std::mem::take(&mut self.moved) && (self.idle.is_some() || self.per_try_idle.is_some()) {
+            let now = Instant::now();
+            self.idle = self.idle_timeout.map(|idle| now + idle);
+            if self.per_try_idle.is_some() {
+                self.per_try_idle = self.try_idle_timeout.map(|idle| now + idle);
+            }
         }
-        [self.route, self.per_try, self.idle, self.duration].into_iter().flatten().min()
+        let tries = [self.per_try, self.per_try_idle, self.try_end].into_iter();
+        [self.request, self.route, self.idle, self.duration].into_iter().chain(tries).flatten().min()
     }
 
-    pub(super) fn expired(&self) -> Expired {
-        let now = Instant::now();
+    /// The one that has passed at `now`; the one that ends most when several have.
+    pub(super) fn expired(&self, now: Instant) -> Expired {
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         if passed(self.duration) {
             Expired::Duration
+        } else if passed(self.request) {
+            Expired::Request
         } else if passed(self.route) {
             Expired::Route
         } else if passed(self.per_try) {
             Expired::PerTry
+        } else if passed(self.per_try_idle) {
+            Expired::PerTryIdle
+        } else if passed(self.try_end) {
+            Expired::TryDuration
         } else {
             Expired::Idle
         }
@@ -56,25 +89,53 @@ impl Deadlines {
         self.moved = true;
     }
 
-    /// Only idleness and age limit what follows (a tunnel).
-    pub(super) fn request_ended(&mut self) {
-        self.route = None;
-        self.route_timeout = None;
-        self.per_try = None;
+    /// The request is complete: the route's timer runs from here.
+    pub(super) fn request_complete(&mut self, now: Instant) {
+        self.complete = true;
+        self.request = None;
+        self.route = self.route_timeout.map(|timeout| now + timeout);
+        if self.connected {
+            self.start_try(now);
+        }
     }
 
-    /// The request is complete: the route's timers run from here.
-    pub(super) fn request_complete(&mut self, now: Instant) {
-        if self.route.is_none() {
-            self.route = self.route_timeout.map(|timeout| now + timeout);
+    /// This try has its connection.
+    pub(super) fn try_connected(&mut self, now: Instant) {
+        self.connected = true;
+        self.try_end = self.try_life.map(|life| now + life);
+        if self.complete {
+            self.start_try(now);
         }
-        if self.per_try.is_none() {
-            self.per_try = self.try_timeout.map(|timeout| now + timeout);
-        }
+    }
+
+    fn start_try(&mut self, now: Instant) {
+        self.per_try = self.try_timeout.map(|timeout| now + timeout);
+        self.per_try_idle = self.try_idle_timeout.map(|timeout| now + timeout);
+    }
+
+    /// How long a try that begins now may take by the route's timeouts, if they limit it.
+    pub(super) fn left_for_try(&self, now: Instant) -> Option<Duration> {
+        let left = self.route.map(|route| route.saturating_duration_since(now));
+        [self.try_timeout, left].into_iter().flatten().min()
+    }
+
+    /// This try is over.
+    pub(super) fn try_ended(&mut self) {
+        self.connected = false;
+        self.per_try = None;
+        self.per_try_idle = None;
+        self.try_end = None;
+    }
+
+    /// The response begins.
+    pub(super) fn response_started(&mut self) {
+        self.request = None;
+        self.per_try = None;
     }
 }
 
-pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward) -> Deadlines {
+/// The deadlines of the request of `ex`, read before its controls are taken off.
+pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster, upgrade: bool) -> Deadlines {
     let manager = ex.manager;
     let request = ex.request.as_ref();
     let millis = |known| {
@@ -83,33 +144,62 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward) -> Deadlines {
         Some((millis > 0).then(|| Duration::from_millis(millis)))
     };
     let mut route_timeout = forward.timeout;
+    let mut duration = forward.max_stream_duration.unwrap_or(manager.timeouts.max_stream_duration);
     if let Some(grpc) = &forward.grpc_timeout {
         if let Some(asked) =
             request.and_then(|request| request.fields.get(Known::GrpcTimeout)).and_then(grpc_timeout)
         {
             let asked = grpc.max.filter(|max| !max.is_zero()).map_or(asked, |max| asked.min(max));
-            route_timeout = Some(asked.saturating_sub(grpc.offset)).filter(|timeout| !timeout.is_zero());
+            let asked = asked.saturating_sub(grpc.offset);
+            match grpc.limits {
+                GrpcTimeoutLimits::Route => route_timeout = Some(asked).filter(|asked| !asked.is_zero()),
+                GrpcTimeoutLimits::Stream => duration = Some(asked),
+            }
         }
     }
-    if let Some(asked) = millis(Known::XEnvoyUpstreamRqTimeoutMs) {
+    let expected = if manager.router.respect_expected_rq_timeout {
+        millis(Known::XEnvoyExpectedRqTimeoutMs)
+    } else {
+        None
+    };
+    if let Some(asked) = expected.or_else(|| millis(Known::XEnvoyUpstreamRqTimeoutMs)) {
         route_timeout = asked;
     }
-    let policy_try = forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+    let policy = forward.retry.as_ref();
     let try_timeout = millis(Known::XEnvoyUpstreamRqPerTryTimeoutMs)
-        .unwrap_or(policy_try)
+        .unwrap_or_else(|| policy.and_then(|policy| policy.per_try_timeout))
         .filter(|per_try| !per_try.is_zero() && route_timeout.is_none_or(|route| *per_try < route));
+    let try_life = millis(Known::XEnvoyUpstreamStreamDurationMs).unwrap_or(cluster.http.max_stream_duration);
     let idle_timeout = forward.idle_timeout.unwrap_or(manager.timeouts.stream_idle);
-    let duration = forward.max_stream_duration.unwrap_or(manager.timeouts.max_stream_duration);
-    Deadlines {
+    let start = ex.info.start;
+    let alternative =
+        request.is_some_and(|request| request.fields.has(Known::XEnvoyUpstreamRqTimeoutAltResponse));
+    let mut deadlines = Deadlines {
         route_timeout,
         try_timeout,
+        try_idle_timeout: policy.and_then(|policy| policy.per_try_idle_timeout),
+        try_life,
         idle_timeout,
+        request: None,
         route: None,
         per_try: None,
-        idle: idle_timeout.map(|idle| ex.info.start + idle),
-        duration: duration.map(|duration| ex.info.start + duration),
+        per_try_idle: None,
+        try_end: None,
+        idle: idle_timeout.map(|idle| start + idle),
+        duration: duration.map(|duration| start + duration),
+        complete: false,
+        connected: false,
+        late_status: if alternative { 204 } else { 504 },
         moved: false,
+    };
+    if upgrade {
+        // Its request never ends.
+    } else if ex.upload.is_received() {
+        deadlines.request_complete(ex.now);
+    } else {
+        deadlines.request = manager.timeouts.request.map(|timeout| start + timeout);
     }
+    deadlines
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -128,4 +218,67 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         b'n' => Duration::from_nanos(count),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deadlines(start: Instant) -> Deadlines {
+        let after = |millis| Some(start + Duration::from_millis(millis));
+        Deadlines {
+            route_timeout: Some(Duration::from_millis(100)),
+            try_timeout: Some(Duration::from_millis(30)),
+            try_idle_timeout: Some(Duration::from_millis(20)),
+            try_life: Some(Duration::from_millis(45)),
+            idle_timeout: Some(Duration::from_millis(500)),
+            request: after(50),
+            route: None,
+            per_try: None,
+            per_try_idle: None,
+            try_end: None,
+            idle: after(500),
+            duration: after(900),
+            complete: false,
+            connected: false,
+            late_status: 504,
+            moved: false,
+        }
+    }
+
+    #[test]
+    fn the_timers_of_a_try_wait_for_the_request_and_for_a_connection() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut deadlines = deadlines(start);
+        assert_eq!(deadlines.nearest(), Some(at(50)));
+        assert_eq!(deadlines.expired(at(50)), Expired::Request);
+        deadlines.request_complete(at(10));
+        assert_eq!(deadlines.nearest(), Some(at(110)));
+        assert_eq!(deadlines.expired(at(110)), Expired::Route);
+        deadlines.try_connected(at(40));
+        assert_eq!(deadlines.nearest(), Some(at(60)));
+        assert_eq!(deadlines.expired(at(60)), Expired::PerTryIdle);
+        assert_eq!(deadlines.expired(at(70)), Expired::PerTry);
+        assert_eq!(deadlines.left_for_try(at(70)), Some(Duration::from_millis(30)));
+        assert_eq!(deadlines.left_for_try(at(100)), Some(Duration::from_millis(10)));
+        deadlines.response_started();
+        assert_eq!(deadlines.expired(at(70)), Expired::PerTryIdle);
+        deadlines.touch();
+        deadlines.nearest();
+        assert_eq!(deadlines.expired(at(85)), Expired::TryDuration);
+        deadlines.try_ended();
+        assert_eq!(deadlines.nearest(), Some(at(110)), "back-off counts against the route's timeout");
+        assert_eq!(deadlines.expired(at(900)), Expired::Duration);
+    }
+
+    #[test]
+    fn grpc_timeouts() {
+        assert_eq!(grpc_timeout(b"1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(grpc_timeout(b"250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout(b"99999999n"), Some(Duration::from_nanos(99_999_999)));
+        for bad in [&b""[..], b"m", b"123456789m", b"1", b"1x", b"-1m"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad:?}");
+        }
+    }
 }

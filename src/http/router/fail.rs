@@ -4,13 +4,64 @@ use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Failure};
 use crate::http::exchange::{Exchange, Reply};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::UpstreamError;
 
+/// What the client is told.
+struct Told {
+    status: u16,
+    flag: ResponseFlags,
+    details: Cow<'static, str>,
+    body: Cow<'static, str>,
+    /// The upstream is charged with the status.
+    charged: bool,
+    grpc: Option<&'static str>,
+    /// It is the connection manager that ends the stream: what the route does to responses does not apply.
+    by_manager: bool,
+}
+
+impl Told {
+    fn new(
+        status: u16,
+        flag: ResponseFlags,
+        details: impl Into<Cow<'static, str>>,
+        body: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            status,
+            flag,
+            details: details.into(),
+            body: body.into(),
+            charged: true,
+            grpc: None,
+            by_manager: false,
+        }
+    }
+
+    /// The stream was reset for `reason` (its body's words) before its response began.
+    fn reset(ex: &Exchange<'_>, status: u16, flag: ResponseFlags, details: &str, reason: &str) -> Self {
+        let again = if ex.info.attempts > 1 { "retried and the latest " } else { "" };
+        Self::new(
+            status,
+            flag,
+            format!("upstream_reset_before_response_started{{{details}}}"),
+            format!(
+                "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
+            ),
+        )
+    }
+
+    fn by_manager(self) -> Self {
+        Self { charged: false, by_manager: true, ..self }
+    }
+}
+
 impl Attempts<'_> {
+    /// Charges a response to its cluster and host.
     pub(super) fn charge(&self, ex: &Exchange<'_>, status: u16, took: Duration) {
         let stats = self.cluster.cluster.stats();
         stats.responses.count(status);
@@ -22,120 +73,133 @@ impl Attempts<'_> {
         }
     }
 
-    /// Counts a try that is not the last against its host.
-    pub(super) fn charge_error(&self, ex: &Exchange<'_>, failed: bool) {
-        if let (true, Some(host)) = (failed, &ex.info.host) {
+    /// Counts a try that is not the last against its host: the client never sees what came of it.
+    pub(super) fn charge_error(&self, ex: &Exchange<'_>) {
+        if let Some(host) = &ex.info.host {
             host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a failed try, whether or not another follows.
+    pub(super) fn count(&self, ex: &Exchange<'_>, failed: &Failed) {
+        let stats = self.cluster.cluster.stats();
+        match &failed.failure {
+            Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
+            Failure::Gone | Failure::Refused(_) => stats.upstream_rq_tx_reset.increment(1),
+            Failure::Upstream(_) => {}
+            Failure::Closed => stats.upstream_rq_rx_reset.increment(1),
+            Failure::Protocol => {
+                stats.upstream_cx_protocol_error.increment(1);
+                stats.upstream_rq_rx_reset.increment(1);
+            }
+            // Over HTTP/1 this is a close, which Envoy does not count as a reset of the request.
+            Failure::Timeout(expired) => self.count_timeout(ex, *expired),
         }
     }
 
     pub(super) fn count_timeout(&self, ex: &Exchange<'_>, expired: Expired) {
         let stats = self.cluster.cluster.stats();
         match expired {
+            Expired::Request => ex.manager.stats.downstream_rq_timeout.increment(1),
             Expired::Route => stats.upstream_rq_timeout.increment(1),
             Expired::PerTry => stats.upstream_rq_per_try_timeout.increment(1),
+            Expired::PerTryIdle => stats.upstream_rq_per_try_idle_timeout.increment(1),
+            Expired::TryDuration => stats.upstream_rq_max_duration_reached.increment(1),
             Expired::Idle => ex.manager.stats.downstream_rq_idle_timeout.increment(1),
             Expired::Duration => ex.manager.stats.downstream_rq_max_duration_reached.increment(1),
         }
-        if let (Expired::Route | Expired::PerTry, Some(host)) = (expired, &ex.info.host) {
+        if let (Expired::Route | Expired::PerTry | Expired::PerTryIdle, Some(host)) = (expired, &ex.info.host)
+        {
             host.counters.rq_timeout.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Tells the client that there is no answer.
     pub(super) async fn fail(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> End {
-        let stats = self.cluster.cluster.stats();
-        let reset = "upstream connect error or disconnect/reset before headers. ";
-        let (status, flag, details, body): (u16, ResponseFlags, Cow<'static, str>, Cow<'static, str>) =
-            match &failure {
-                Failure::Gone => {
-                    stats.upstream_rq_cancelled.increment(1);
-                    return End::Gone;
-                }
-                Failure::Refused(refusal) => {
-                    stats.upstream_rq_tx_reset.increment(1);
-                    return ex.refuse(*refusal).await;
-                }
-                Failure::Upstream(UpstreamError::NoHealthyHost) => {
-                    (503, ResponseFlags::UH, "no_healthy_upstream".into(), "no healthy upstream".into())
-                }
-                Failure::Upstream(UpstreamError::Overflow(_)) => (
-                    503,
-                    ResponseFlags::UO,
-                    "upstream_reset_before_response_started{overflow}".into(),
-                    format!("{reset}reset reason: overflow").into(),
-                ),
-                Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
-                    let (kind, text) = if *local {
-                        ("connection_failure", "connection failure")
-                    } else {
-                        ("remote_connection_failure", "remote connection failure")
-                    };
-                    let reason = format!("delayed_connect_error:_{}", connect_reason(reason));
-                    let details = format!("upstream_reset_before_response_started{{{kind}|{reason}}}");
-                    ex.info.upstream_failure = Some(reason.into());
-                    (503, ResponseFlags::UF, details.into(), format!("{reset}reset reason: {text}").into())
-                }
-                Failure::Upstream(UpstreamError::ConnectTimeout { .. }) => (
-                    503,
-                    ResponseFlags::UF,
-                    "upstream_reset_before_response_started{connection_timeout}".into(),
-                    format!("{reset}reset reason: connection timeout").into(),
-                ),
-                Failure::Closed => {
-                    stats.upstream_rq_rx_reset.increment(1);
-                    (
-                        503,
-                        ResponseFlags::UC,
-                        "upstream_reset_before_response_started{connection_termination}".into(),
-                        format!("{reset}reset reason: connection termination").into(),
-                    )
-                }
-                Failure::Protocol => {
-                    stats.upstream_cx_protocol_error.increment(1);
-                    stats.upstream_rq_rx_reset.increment(1);
-                    (
-                        502,
-                        ResponseFlags::UPE,
-                        "upstream_reset_before_response_started{protocol_error}".into(),
-                        format!("{reset}reset reason: protocol error").into(),
-                    )
-                }
-                Failure::Timeout(expired) => {
-                    self.count_timeout(ex, *expired);
-                    let (flag, body) = match expired {
-                        Expired::Idle => (ResponseFlags::SI, "stream timeout"),
-                        Expired::Duration => (ResponseFlags::NONE, "downstream duration timeout"),
-                        Expired::Route | Expired::PerTry => (ResponseFlags::UT, "upstream request timeout"),
-                    };
-                    let unfinished = *expired == Expired::Idle && !ex.upload.is_received();
-                    (if unfinished { 408 } else { 504 }, flag, timeout_details(*expired).into(), body.into())
-                }
-            };
-        ex.info.flags.insert(flag);
-        let charged = ex.info.host.is_some() && flag != ResponseFlags::UH && flag != ResponseFlags::SI;
-        if charged {
-            stats.responses.count(status);
+        let told = match failure {
+            Failure::Gone => return End::Gone,
+            Failure::Refused(refusal) => return ex.refuse(refusal).await,
+            Failure::Upstream(UpstreamError::NoHealthyHost) => {
+                Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
+            }
+            Failure::Upstream(UpstreamError::Overflow(_)) => {
+                Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
+            }
+            Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
+                let (kind, text) = if local {
+                    ("connection_failure", "connection failure")
+                } else {
+                    ("remote_connection_failure", "remote connection failure")
+                };
+                let reason = format!("delayed_connect_error:_{}", connect_reason(&reason));
+                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}|{reason}"), text);
+                ex.info.upstream_failure = Some(reason.into());
+                told
+            }
+            Failure::Upstream(UpstreamError::ConnectTimeout { .. }) => {
+                Told::reset(ex, 503, ResponseFlags::UF, "connection_timeout", "connection timeout")
+            }
+            Failure::Closed => {
+                Told::reset(ex, 503, ResponseFlags::UC, "connection_termination", "connection termination")
+            }
+            Failure::Protocol => Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error"),
+            Failure::Timeout(expired) => self.late(ex, expired),
+        };
+        ex.info.flags.insert(told.flag);
+        // What follows the head was for another protocol.
+        ex.close |= self.upgrade;
+        if told.charged && (ex.info.host.is_some() || told.flag == ResponseFlags::UH) {
+            let stats = self.cluster.cluster.stats();
+            stats.responses.count(told.status);
             stats.upstream_rq_completed.increment(1);
-            if let Some(host) = &ex.info.host {
+            if let Some(host) = ex.info.host.as_ref().filter(|_| told.flag != ResponseFlags::UH) {
                 host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
             }
-        } else if flag == ResponseFlags::UH {
-            stats.responses.count(status);
-            stats.upstream_rq_completed.increment(1);
         }
-        let overflow = flag == ResponseFlags::UO;
-        ex.reply(
-            Reply::new(status, details).body(body.as_bytes()).overloaded(overflow).route(self.route.clone()),
-        )
-        .await
+        let mut reply = Reply::new(told.status, told.details)
+            .body(told.body.as_bytes())
+            .overloaded(told.flag == ResponseFlags::UO)
+            .grpc_status(told.grpc);
+        if !told.by_manager {
+            let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
+            reply = reply.attempts(attempts).route(self.route.clone());
+        }
+        ex.reply(reply).await
+    }
+
+    fn late(&self, ex: &Exchange<'_>, expired: Expired) -> Told {
+        let details = timeout_details(expired);
+        match expired {
+            Expired::Request => Told::new(408, ResponseFlags::NONE, details, "request timeout").by_manager(),
+            Expired::Route | Expired::PerTry | Expired::PerTryIdle => {
+                let status = self.deadlines.late_status;
+                let body = if status == 504 { "upstream request timeout" } else { "" };
+                Told::new(status, ResponseFlags::UT, details, body)
+            }
+            Expired::TryDuration => {
+                let body = "upstream max stream duration reached";
+                Told { charged: false, ..Told::new(504, ResponseFlags::UMSDR, details, body) }
+            }
+            Expired::Idle => {
+                let status = if ex.upload.is_received() { 504 } else { 408 };
+                Told::new(status, ResponseFlags::SI, details, "stream timeout").by_manager()
+            }
+            Expired::Duration => {
+                let told = Told::new(504, ResponseFlags::NONE, details, "downstream duration timeout");
+                // DEADLINE_EXCEEDED
+                Told { grpc: Some("4"), ..told.by_manager() }
+            }
+        }
     }
 }
 
 pub(super) fn timeout_details(expired: Expired) -> &'static str {
     match expired {
+        Expired::Request => "request_overall_timeout",
         Expired::Route => "response_timeout",
         Expired::PerTry => "upstream_per_try_timeout",
+        Expired::PerTryIdle => "upstream_per_try_idle_timeout",
+        Expired::TryDuration => "upstream_max_stream_duration_reached",
         Expired::Idle => "stream_idle_timeout",
         Expired::Duration => "max_duration_timeout",
     }

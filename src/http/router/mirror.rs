@@ -1,12 +1,24 @@
 //! Copies of requests for other clusters (`request_mirror_policies`).
 
-use super::shadow;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::shadow::{self, Feed};
+use super::upload::Copies;
+use super::Deadlines;
 use crate::config::route::{Chosen, Forward};
 use crate::config::{Known, RequestView};
 use crate::http::exchange::Exchange;
+use crate::http::head::RequestHead;
 
-/// Sends a copy of the request where the route's mirrors say; its answers are thrown away.
-pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward) {
+/// Without any timeout, a mirror that has not answered so long after its request is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Sends a copy of the request where the route's mirrors say; its answers are thrown away. A body
+/// follows by way of `copies`.
+pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines, copies: &mut Copies) {
     let Some(request) = &ex.request else { return };
     for mirror in forward.mirrors.iter() {
         if !mirror.fraction.holds(ex.worker.random()) {
@@ -19,27 +31,81 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward) {
                 .and_then(|name| ex.worker.clusters.find(name)),
         };
         let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) else { continue };
-        // A body would have to be held until its end; only requests without one are mirrored so far.
-        if !ex.upload.is_received() {
-            cluster.cluster.stats().retry_or_shadow_abandoned.increment(1);
-            continue;
-        }
         let mut copy = request.clone();
         if mirror.append_shadow_suffix {
             let authority = shadow_authority(copy.authority());
             copy.set_authority(&authority);
         }
+        if forward.include_request_attempt_count {
+            copy.fields.set_known(Known::XEnvoyAttemptCount, b"1");
+        }
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
-        let worker = ex.worker.clone();
-        tokio::task::spawn_local(async move {
-            let _ = shadow::send(&worker, &cluster, copy).await;
-        });
+        append_own_address(&mut copy);
+        let feed = Rc::new(Feed::default());
+        if ex.upload.is_received() {
+            feed.end(None);
+        } else {
+            copies.add_mirror(feed.clone());
+        }
+        let shadow = shadow::Shadow {
+            worker: ex.worker.clone(),
+            cluster,
+            request: copy,
+            chunked: ex.upload.is_chunked(),
+            trailers: ex.manager.http1.enable_trailers,
+            feed,
+            patience: deadlines.route_timeout.or(ex.manager.timeouts.stream_idle).unwrap_or(PATIENCE),
+        };
+        tokio::task::spawn_local(shadow.send());
     }
 }
 
 /// `host-shadow[:port]`.
 fn shadow_authority(authority: &[u8]) -> Vec<u8> {
-    let colon = authority.iter().rposition(|byte| *byte == b':').unwrap_or(authority.len());
-    let (host, port) = authority.split_at(colon);
+    let port = authority
+        .iter()
+        .rposition(|byte| *byte == b':')
+        .filter(|colon| authority.get(*colon..).is_some_and(|port| !port.contains(&b']')));
+    let (host, port) = authority.split_at(port.unwrap_or(authority.len()));
     [host, b"-shadow", port].concat()
+}
+
+/// A mirrored request comes from this machine, and says so in `x-forwarded-for`.
+fn append_own_address(request: &mut RequestHead) {
+    static OWN: OnceLock<Box<[u8]>> = OnceLock::new();
+    let own = OWN.get_or_init(|| own_address().to_string().into_bytes().into());
+    let mut list: Vec<u8> = request.fields.all(Known::XForwardedFor).collect::<Vec<_>>().join(&b',');
+    if !list.is_empty() {
+        list.push(b',');
+    }
+    list.extend_from_slice(own);
+    request.fields.set_known(Known::XForwardedFor, &list);
+}
+
+/// The address this machine sends from. Choosing a peer for a datagram socket sends nothing; the peer
+/// is of a network that exists in documentation only (RFC 5737).
+fn own_address() -> IpAddr {
+    let ask = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
+        socket.local_addr()
+    };
+    ask().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suffix_stands_before_the_port() {
+        for (authority, expected) in [
+            ("a.test", "a.test-shadow"),
+            ("a.test:80", "a.test-shadow:80"),
+            ("[::1]", "[::1]-shadow"),
+            ("[::1]:80", "[::1]-shadow:80"),
+        ] {
+            assert_eq!(shadow_authority(authority.as_bytes()), expected.as_bytes());
+        }
+    }
 }

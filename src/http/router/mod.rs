@@ -1,5 +1,12 @@
 //! The router: a request to an upstream and its response back, with timeouts and retries
 //! (envoyproxy.io: http_filters/router_filter).
+//!
+//! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
+//! answer that says why there is none. In the order of a request's life: [`request`] turns its head
+//! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try with
+//! [`upload`] moving the body, [`retry`] decides on another, [`respond`] passes the response on,
+//! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
+//! watched all the while.
 
 mod attempt;
 mod deadlines;
@@ -13,24 +20,24 @@ mod tunnel;
 mod upload;
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
-use self::attempt::Answered;
-
+use self::attempt::Failed;
 use self::deadlines::{deadlines, Deadlines, Expired};
 use self::mirror::mirror;
 use self::request::prepare;
+use self::retry::Retries;
+use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
 use super::h1::{Framing, Refusal};
-use crate::config::route::{Chosen, Forward, RequestRetries, Route, WeightedCluster};
-use crate::config::{Cluster, Host, RequestView, Slot};
+use crate::config::http::Upgrade;
+use crate::config::matcher::number;
+use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
+use crate::config::{Cluster, HeaderView, Host, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
-use crate::upstream::permit::RetryPermit;
 use crate::upstream::{ClusterLocal, UpstreamError};
 
 /// How a request ended for the client.
@@ -40,7 +47,9 @@ pub enum End {
     Done,
     /// It went away.
     Gone,
-    /// Its answer was cut off.
+    /// Its answer was cut off, and the close shows it.
+    Cut,
+    /// Its answer was cut off, and only a reset can show it.
     Broken,
 }
 
@@ -67,13 +76,16 @@ struct Attempts<'r> {
     forward: &'r Forward,
     weighted: Option<&'r WeightedCluster>,
     cluster: Rc<ClusterLocal>,
-    retries: Option<RequestRetries>,
+    /// `None` when nothing will be tried again.
+    retries: Option<Retries>,
     deadlines: Deadlines,
-    /// Body pieces kept for another attempt; `None` once they grew too large.
-    kept: Option<Vec<Bytes>>,
-    kept_bytes: usize,
+    copies: Copies,
+    /// Hosts of earlier tries, where there may be more than one try.
     tried: SmallVec<[*const Host; 2]>,
+    /// Another protocol may follow the heads.
     upgrade: bool,
+    /// The upstream is given what follows a CONNECT, not the CONNECT itself.
+    terminate: bool,
 }
 
 /// Forwards the request.
@@ -83,6 +95,10 @@ pub(in crate::http) async fn forward(
     forward: &Forward,
     random: u64,
 ) -> End {
+    if let Some(reply) = strict_check(ex) {
+        ex.info.flags.insert(ResponseFlags::IH);
+        return ex.reply(reply).await;
+    }
     let Some(request) = &ex.request else { return End::Gone };
     let (chosen, weighted) = forward.target.choose(request, random);
     let slot: Option<Arc<Slot<Cluster>>> = match chosen {
@@ -97,29 +113,29 @@ pub(in crate::http) async fn forward(
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
+    let mut terminate = false;
     let upgrade = match request.upgrade() {
         None => false,
-        Some(kind) if upgrade_enabled(ex, forward, kind) => true,
-        Some(_) => {
-            ex.manager.stats.downstream_rq_ws_on_non_ws_route.increment(1);
-            ex.close = true;
-            return ex.reply(Reply::new(403, "upgrade_failed")).await;
+        Some(kind) => {
+            let Some(enabled) = find_upgrade(ex, forward, kind).filter(|upgrade| upgrade.enabled) else {
+                ex.manager.stats.downstream_rq_ws_on_non_ws_route.increment(1);
+                ex.close = true;
+                return ex.reply(Reply::new(403, "upgrade_failed")).await;
+            };
+            terminate = enabled.terminate;
+            true
         }
     };
-    let deadlines = deadlines(ex, forward);
+    let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
     let Some(request) = &mut ex.request else { return End::Gone };
-    let retries = if upgrade { None } else { RequestRetries::of(forward.retry.as_ref(), &*request) };
-    prepare(
-        request,
-        route,
-        forward,
-        weighted,
-        &ex.info,
-        &deadlines,
-        ex.manager.router.suppress_envoy_headers,
-    );
-    mirror(ex, forward);
-    let kept = (retries.is_some() && !upgrade).then(Vec::new);
+    let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
+    prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
+    let limit =
+        route.buffer_limit.map_or(cluster.cluster.per_connection_buffer_limit, |limit| limit as usize);
+    let mut copies = Copies::new(retries.is_some(), limit);
+    if !upgrade && !forward.mirrors.is_empty() {
+        mirror(ex, forward, &deadlines, &mut copies);
+    }
     let mut attempts = Attempts {
         route,
         forward,
@@ -127,71 +143,80 @@ pub(in crate::http) async fn forward(
         cluster,
         retries,
         deadlines,
-        kept,
-        kept_bytes: 0,
+        copies,
         tried: SmallVec::new(),
         upgrade,
+        terminate,
     };
     attempts.run(ex).await
 }
 
-fn upgrade_enabled(ex: &Exchange<'_>, forward: &Forward, kind: &[u8]) -> bool {
-    let find = |upgrades: &[crate::config::http::Upgrade]| {
-        upgrades
-            .iter()
-            .find(|upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind))
-            .map(|upgrade| upgrade.enabled)
-    };
-    find(&forward.upgrades).or_else(|| find(&ex.manager.upgrades)).unwrap_or(false)
+/// The upgrade as the route has it, else as the connection manager has it.
+fn find_upgrade<'c>(ex: &Exchange<'c>, forward: &'c Forward, kind: &[u8]) -> Option<&'c Upgrade> {
+    let of_kind = |upgrade: &&Upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind);
+    forward.upgrades.iter().find(of_kind).or_else(|| ex.manager.upgrades.iter().find(of_kind))
+}
+
+/// The answer to a request with a control that is to be checked and does not parse
+/// (`strict_check_headers`).
+fn strict_check(ex: &Exchange<'_>) -> Option<Reply> {
+    let request = ex.request.as_ref()?;
+    ex.manager.router.strict_check_headers.iter().find_map(|key| {
+        let value = request.first(key)?;
+        let valid = match key.known() {
+            Known::XEnvoyRetryOn => RetryOn::parse(value).1,
+            Known::XEnvoyRetryGrpcOn => RetryOn::parse_grpc(value).1,
+            _ => number::<u64>(value).is_some(),
+        };
+        let name = key.name();
+        (!valid).then(|| {
+            let body = format!("invalid header '{name}' with value '{}'", String::from_utf8_lossy(value));
+            Reply::new(400, format!("request_headers_failed_strict_check{{{name}}}")).body(body)
+        })
+    })
 }
 
 impl Attempts<'_> {
     async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
-        let mut left = self.retries.as_ref().map_or(0, |retries| retries.num_retries);
         let mut replayed = false;
-        let mut permit: Option<RetryPermit> = None;
         let mut was_timeout = false;
         loop {
             ex.info.attempts += 1;
-            let outcome = self.attempt(ex, was_timeout).await;
-            let (failure, proof) = match outcome {
-                Ok(Answered { parsed, connection, request_permit, sent }) => {
-                    let retry = self.retry_response(ex, &parsed, &mut left, &mut permit);
-                    if !retry {
-                        if ex.info.attempts > 1 && parsed.head.status < 500 {
-                            self.cluster.cluster.stats().upstream_rq_retry_success.increment(1);
-                        }
-                        return self.respond(ex, parsed, connection, request_permit, sent).await;
+            match self.attempt(ex, was_timeout).await {
+                Ok(answered) => {
+                    if !self.retry_response(ex, &answered.parsed.head) {
+                        return self.respond(ex, answered).await;
                     }
-                    // The client never sees this answer, but the host gave it.
-                    if let Some(host) = &ex.info.host {
-                        host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
-                    }
-                    drop(request_permit);
+                    was_timeout = false;
+                    let (parsed, connection) = (answered.parsed, answered.connection);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         let pool = connection.pool().clone();
                         pool.give_back(connection, true, Instant::now());
                     }
-                    Box::pin(self.back_off(ex)).await;
-                    was_timeout = false;
-                    continue;
                 }
-                Err(failed) => (failed.failure, failed.unprocessed),
-            };
-            // A connection that died before the request was taken, or between requests that may be
-            // repeated: the client must not see it (the keep-alive race).
-            if proof && !replayed && self.can_replay(ex) {
-                replayed = true;
-                ex.info.attempts -= 1;
-                continue;
+                Err(failed) => {
+                    // A connection that died before the request was taken, or between requests that
+                    // may be repeated: the client must not see it (the keep-alive race).
+                    if failed.unprocessed && !replayed && self.can_replay(ex) {
+                        replayed = true;
+                        ex.info.attempts -= 1;
+                        self.deadlines.try_ended();
+                        continue;
+                    }
+                    self.count(ex, &failed);
+                    if !self.retry_failure(ex, &failed) {
+                        return Box::pin(self.fail(ex, failed.failure)).await;
+                    }
+                    was_timeout =
+                        matches!(failed.failure, Failure::Timeout(Expired::PerTry | Expired::PerTryIdle));
+                }
             }
-            if self.retry_failure(ex, &failure, &mut left, &mut permit) {
-                was_timeout = matches!(failure, Failure::Timeout(Expired::PerTry));
-                self.charge_error(ex, true);
-                Box::pin(self.back_off(ex)).await;
-                continue;
+            self.charge_error(ex);
+            if let Err(failure) = Box::pin(self.back_off(ex)).await {
+                let failed = Failed::from(failure);
+                self.count(ex, &failed);
+                return Box::pin(self.fail(ex, failed.failure)).await;
             }
-            return Box::pin(self.fail(ex, failure)).await;
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The request as it goes upstream: rewrites, header changes, and its bytes for one try.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use super::deadlines::Deadlines;
 use super::Attempts;
+use crate::config::http::RouterOptions;
 use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
 use crate::config::{Known, KnownSet, RequestView};
 use crate::http::exchange::Exchange;
@@ -29,10 +31,14 @@ pub(super) fn prepare(
     weighted: Option<&WeightedCluster>,
     info: &StreamInfo,
     deadlines: &Deadlines,
-    suppress: bool,
+    options: &RouterOptions,
 ) {
-    request.fields.remove_set(CONTROLS | Known::XEnvoyExpectedRqTimeoutMs.bit());
-    if !suppress {
+    request.fields.remove_set(CONTROLS);
+    let told = options.respect_expected_rq_timeout && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs);
+    if !told {
+        request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
+    }
+    if !options.suppress_envoy_headers && !told {
         if let Some(expected) = deadlines.try_timeout.or(deadlines.route_timeout) {
             let mut digits = itoa::Buffer::new();
             request
@@ -94,20 +100,34 @@ impl Attempts<'_> {
             let mut digits = itoa::Buffer::new();
             request.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
         }
-        if self.forward.include_is_timeout_retry_header && was_timeout {
-            request.fields.set_known(Known::XEnvoyIsTimeoutRetry, b"true");
+        if self.forward.include_is_timeout_retry_header && ex.info.attempts > 1 {
+            let value: &[u8] = if was_timeout { b"true" } else { b"false" };
+            request.fields.set_known(Known::XEnvoyIsTimeoutRetry, value);
         }
-        let extra: &[u8] = if ex.upload.is_chunked() {
-            b"transfer-encoding: chunked\r\n"
-        } else if !self.upgrade
-            && !request.fields.has(Known::ContentLength)
-            && !matches!(request.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
-        {
-            b"content-length: 0\r\n"
-        } else {
-            b""
-        };
+        if ex.info.attempts > 1 && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs) {
+            // The next hop has only what is left.
+            if let Some(left) = self.deadlines.left_for_try(Instant::now()) {
+                let mut digits = itoa::Buffer::new();
+                let left = digits.format(left.as_millis()).as_bytes();
+                request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
+            }
+        }
+        let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
         let case = self.cluster.cluster.http.http1.header_case;
         h1::write::request_head(out.flat(), request, case, extra);
+    }
+}
+
+/// The field that frames the body, where the head has none.
+pub(super) fn framing_line(request: &RequestHead, chunked: bool, upgrade: bool) -> &'static [u8] {
+    if chunked {
+        b"transfer-encoding: chunked\r\n"
+    } else if !upgrade
+        && !request.fields.has(Known::ContentLength)
+        && !matches!(request.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
+    {
+        b"content-length: 0\r\n"
+    } else {
+        b""
     }
 }

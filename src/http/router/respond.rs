@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::attempt::Sent;
+use super::attempt::Answered;
 use super::deadlines::Expired;
 use super::fail::timeout_details;
 use super::{tunnel, Attempts, End, Failure};
@@ -18,18 +18,12 @@ use crate::http::manager;
 use crate::http::pump::{Pump, PumpError};
 
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
-use crate::upstream::{RequestPermit, UpstreamConnection};
+use crate::upstream::UpstreamConnection;
 
 impl Attempts<'_> {
     /// Passes the response on.
-    pub(super) async fn respond(
-        &mut self,
-        ex: &mut Exchange<'_>,
-        parsed: ParsedResponse,
-        mut connection: Box<UpstreamConnection>,
-        request_permit: RequestPermit,
-        mut sent: Sent,
-    ) -> End {
+    pub(super) async fn respond(&mut self, ex: &mut Exchange<'_>, answered: Answered) -> End {
+        let Answered { parsed, mut connection, request_permit, mut sent } = answered;
         let now = Instant::now();
         ex.now = now;
         let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
@@ -41,7 +35,7 @@ impl Attempts<'_> {
         // Formats of added headers may ask for it.
         ex.info.response_code = head.status;
         self.charge(ex, head.status, now.saturating_duration_since(sent.at));
-        self.deadlines.per_try = None;
+        self.deadlines.response_started();
         let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));
         if self.upgrade && !connect && head.status / 100 == 2 {
             // Neither accepted nor refused: the client could not tell where the other protocol begins.
@@ -52,7 +46,7 @@ impl Attempts<'_> {
             return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
         }
         let suppress = ex.manager.router.suppress_envoy_headers;
-        if !suppress && head.status != 101 && ex.upload.is_received() {
+        if !suppress && !self.upgrade && ex.upload.is_received() {
             let took = now.saturating_duration_since(sent.at).as_millis();
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XEnvoyUpstreamServiceTime, digits.format(took).as_bytes());
@@ -96,6 +90,8 @@ impl Attempts<'_> {
         }
         ex.start_response(head, Some(chunked), now);
         let write_chunked = chunked && !http_10 && !to_head;
+        // An end that comes too early shows.
+        let self_delimiting = write_chunked || !chunked;
         let mut download = Pump::new(
             framing,
             write_chunked,
@@ -118,12 +114,16 @@ impl Attempts<'_> {
             Err(Failure::Timeout(expired)) => {
                 match expired {
                     Expired::Idle => ex.info.flags.insert(ResponseFlags::SI),
-                    Expired::Route | Expired::PerTry => ex.info.flags.insert(ResponseFlags::UT),
-                    Expired::Duration => {}
+                    Expired::Route | Expired::PerTry | Expired::PerTryIdle => {
+                        ex.info.flags.insert(ResponseFlags::UT);
+                    }
+                    Expired::TryDuration => ex.info.flags.insert(ResponseFlags::UMSDR),
+                    Expired::Duration | Expired::Request => {}
                 }
                 ex.info.details = Cow::Borrowed(timeout_details(expired));
                 self.count_timeout(ex, expired);
-                End::Broken
+                self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+                cut_off(ex, self_delimiting).await
             }
             Err(Failure::Refused(refusal)) => {
                 ex.info.flags.insert(ResponseFlags::DPE);
@@ -135,9 +135,7 @@ impl Attempts<'_> {
                 stats.upstream_rq_rx_reset.increment(1);
                 ex.info.flags.insert(ResponseFlags::UPE);
                 ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
-                // What came is passed on before the connection is cut.
-                let _ = ex.flush().await;
-                End::Broken
+                cut_off(ex, self_delimiting).await
             }
         }
     }
@@ -167,7 +165,7 @@ impl Attempts<'_> {
                 Poll::Pending => {}
             }
             if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
-                return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired())));
+                return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));
             }
             waited = true;
             Poll::Pending
@@ -177,5 +175,20 @@ impl Attempts<'_> {
             ex.now = Instant::now();
         }
         passed
+    }
+}
+
+/// Ends a response that cannot be completed. What came of it is passed on, as far as the client takes
+/// it now; a client that could not tell the early end from the right one gets a reset.
+async fn cut_off(ex: &mut Exchange<'_>, self_delimiting: bool) -> End {
+    let patience = match ex.manager.delayed_close_timeout {
+        Duration::ZERO => Duration::from_secs(1),
+        patience => patience,
+    };
+    let flushed = ex.flush_within(Some(patience)).await.is_ok();
+    if flushed && self_delimiting {
+        End::Cut
+    } else {
+        End::Broken
     }
 }

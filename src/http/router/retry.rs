@@ -1,123 +1,204 @@
 //! Whether and when a request is tried again.
+//!
+//! Comes in: a response or a failure, and what the route and the request say about retries. Goes out:
+//! a yes or no with its statistics, and the pause before the next try. Time and chance are arguments.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, Failure};
-use crate::config::route::RetryOn;
-use crate::config::Known;
+use crate::config::route::{
+    BackOff, HostPredicate, RateLimitedBackOff, RequestRetries, ResetFormat, RetryOn,
+};
+use crate::config::{HeaderView, Known};
 use crate::http::exchange::Exchange;
-use crate::http::h1::ParsedResponse;
+use crate::http::head::ResponseHead;
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::permit::RetryPermit;
 use crate::upstream::UpstreamError;
 
-impl Attempts<'_> {
-    /// Whether this response is to be thrown away and the request tried again.
-    pub(super) fn retry_response(
-        &self,
-        ex: &mut Exchange<'_>,
-        parsed: &ParsedResponse,
-        left: &mut u32,
-        permit: &mut Option<RetryPermit>,
-    ) -> bool {
-        let Some(retries) = &self.retries else { return false };
-        let status = parsed.head.status;
-        if status < 400
-            && !retries.on.intersects(RetryOn::RETRIABLE_STATUS_CODES.with(RetryOn::RETRIABLE_HEADERS))
-            && !parsed.head.fields.has(Known::GrpcStatus)
-        {
-            return false;
-        }
-        let limited = parsed.head.fields.has(Known::XEnvoyRatelimited);
-        let wanted = if limited {
-            retries.on.contains(RetryOn::ENVOY_RATELIMITED)
-        } else {
-            (status >= 500 && retries.on.contains(RetryOn::FIVE_XX))
-                || (matches!(status, 502..=504) && retries.on.contains(RetryOn::GATEWAY_ERROR))
-                || (status == 409 && retries.on.contains(RetryOn::RETRIABLE_4XX))
-                || (retries.on.contains(RetryOn::RETRIABLE_STATUS_CODES)
-                    && retries.is_retriable_status(status))
-                || (retries.on.contains(RetryOn::RETRIABLE_HEADERS)
-                    && retries.has_retriable_header(&parsed.head))
-                || parsed.head.fields.get(Known::GrpcStatus).is_some_and(|code| {
-                    let condition = match code {
-                        b"1" => RetryOn::GRPC_CANCELLED,
-                        b"4" => RetryOn::GRPC_DEADLINE_EXCEEDED,
-                        b"8" => RetryOn::GRPC_RESOURCE_EXHAUSTED,
-                        b"13" => RetryOn::GRPC_INTERNAL,
-                        b"14" => RetryOn::GRPC_UNAVAILABLE,
-                        _ => return false,
-                    };
-                    retries.on.contains(condition)
-                })
-        };
-        wanted && self.may_retry(ex, left, permit)
+/// The retries of one request.
+#[derive(Debug)]
+pub(super) struct Retries {
+    conditions: RequestRetries,
+    left: u32,
+    /// How many pauses by back-off there were.
+    paused: u32,
+    /// The pause that the last response asked for.
+    asked: Option<Duration>,
+    /// The retry that runs.
+    permit: Option<RetryPermit>,
+}
+
+/// A pause before a try, and what decided how long it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    Exponential(Duration),
+    RateLimited(Duration),
+}
+
+impl Retries {
+    pub(super) fn new(conditions: RequestRetries) -> Self {
+        Self { left: conditions.num_retries, conditions, paused: 0, asked: None, permit: None }
     }
 
-    pub(super) fn retry_failure(
-        &self,
-        ex: &mut Exchange<'_>,
-        failure: &Failure,
-        left: &mut u32,
-        permit: &mut Option<RetryPermit>,
-    ) -> bool {
-        let Some(retries) = &self.retries else { return false };
+    /// How often a host is chosen anew because it was tried before; `None` when that does not matter.
+    pub(super) fn avoids_hosts(&self) -> Option<u32> {
+        let policy = self.conditions.policy.as_ref()?;
+        policy
+            .host_predicates
+            .contains(&HostPredicate::PreviousHosts)
+            .then_some(policy.host_selection_max_attempts)
+    }
+
+    /// Whether this response is one to try again for.
+    fn wants_after_response(&self, head: &ResponseHead) -> bool {
+        let on = self.conditions.on;
+        if head.fields.has(Known::XEnvoyRatelimited) {
+            return on.contains(RetryOn::ENVOY_RATELIMITED);
+        }
+        let status = head.status;
+        (status >= 500 && on.contains(RetryOn::FIVE_XX))
+            || (matches!(status, 502..=504) && on.contains(RetryOn::GATEWAY_ERROR))
+            || (status == 409 && on.contains(RetryOn::RETRIABLE_4XX))
+            || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && self.conditions.is_retriable_status(status))
+            || (on.contains(RetryOn::RETRIABLE_HEADERS) && self.conditions.has_retriable_header(head))
+            || head.fields.get(Known::GrpcStatus).is_some_and(|code| {
+                let condition = match code {
+                    b"1" => RetryOn::GRPC_CANCELLED,
+                    b"4" => RetryOn::GRPC_DEADLINE_EXCEEDED,
+                    b"8" => RetryOn::GRPC_RESOURCE_EXHAUSTED,
+                    b"13" => RetryOn::GRPC_INTERNAL,
+                    b"14" => RetryOn::GRPC_UNAVAILABLE,
+                    _ => return false,
+                };
+                on.contains(condition)
+            })
+    }
+
+    /// Whether this failure is one to try again after; `started` says that the request had a connection.
+    fn wants_after_failure(&self, failure: &Failure, started: bool) -> bool {
         let any = RetryOn::FIVE_XX.with(RetryOn::GATEWAY_ERROR).with(RetryOn::RESET);
+        let any = if started { any } else { any.with(RetryOn::RESET_BEFORE_REQUEST) };
         let wanted = match failure {
             Failure::Upstream(UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. }) => {
-                retries.on.intersects(any.with(RetryOn::CONNECT_FAILURE))
+                any.with(RetryOn::CONNECT_FAILURE)
             }
-            Failure::Closed | Failure::Protocol => retries.on.intersects(any),
-            Failure::Timeout(Expired::PerTry) => retries.on.intersects(any),
-            _ => false,
+            Failure::Closed | Failure::Protocol | Failure::Timeout(Expired::PerTry | Expired::PerTryIdle) => {
+                any
+            }
+            _ => return false,
         };
-        wanted && self.may_retry(ex, left, permit)
+        self.conditions.on.intersects(wanted)
     }
 
-    pub(super) fn may_retry(
-        &self,
-        ex: &mut Exchange<'_>,
-        left: &mut u32,
-        permit: &mut Option<RetryPermit>,
-    ) -> bool {
-        let stats = self.cluster.cluster.stats();
-        if ex.upload.bytes > 0 && self.kept.is_none() {
-            stats.retry_or_shadow_abandoned.increment(1);
+    /// The pause before the next try: what the upstream asked for and up to half as much on top, or a
+    /// random part of an interval that doubles.
+    fn pause(&mut self, random: u64) -> Pause {
+        if let Some(asked) = self.asked.take() {
+            return Pause::RateLimited(asked + part(asked / 2, random));
+        }
+        let back_off =
+            self.conditions.policy.as_ref().map_or_else(BackOff::default, |policy| policy.back_off);
+        let interval = back_off.base.saturating_mul(1 << self.paused.min(16)).min(back_off.max);
+        self.paused = self.paused.saturating_add(1);
+        Pause::Exponential(part(interval, random))
+    }
+}
+
+/// A random part of `whole`, never all of it.
+fn part(whole: Duration, random: u64) -> Duration {
+    let micros = u64::try_from(whole.as_micros()).unwrap_or(u64::MAX).max(1);
+    Duration::from_micros(random % micros)
+}
+
+/// The pause that a response asks for, if one is to be heeded: the first of the headers that holds one
+/// of more than a millisecond and not over the limit.
+fn pause_asked(policy: &RateLimitedBackOff, head: &ResponseHead, now: SystemTime) -> Option<Duration> {
+    let asked = policy.reset_headers.iter().find_map(|header| {
+        let text = std::str::from_utf8(head.first(&header.key)?).ok()?;
+        let number: u64 = text.trim().parse().ok()?;
+        let asked = match header.format {
+            ResetFormat::Seconds => Duration::from_secs(number),
+            ResetFormat::UnixTimestamp => {
+                let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                Duration::from_secs(number.checked_sub(now)?)
+            }
+        };
+        (asked <= policy.max).then_some(asked)
+    });
+    asked.filter(|asked| *asked > Duration::from_millis(1))
+}
+
+impl Attempts<'_> {
+    /// Whether this response is to be thrown away and the request tried again.
+    pub(super) fn retry_response(&mut self, ex: &mut Exchange<'_>, head: &ResponseHead) -> bool {
+        let Some(retries) = &mut self.retries else { return false };
+        if !retries.wants_after_response(head) {
+            if retries.permit.take().is_some() {
+                self.cluster.cluster.stats().upstream_rq_retry_success.increment(1);
+            }
             return false;
         }
+        let limited =
+            retries.conditions.policy.as_ref().and_then(|policy| policy.rate_limited_back_off.as_ref());
+        retries.asked = limited.and_then(|limited| {
+            let clock = &ex.worker.clock;
+            pause_asked(limited, head, clock.system(std::time::Instant::now()))
+        });
+        self.may_retry(ex)
+    }
+
+    /// Whether the request is to be tried again after this failure.
+    pub(super) fn retry_failure(&mut self, ex: &mut Exchange<'_>, failed: &Failed) -> bool {
+        let wanted = |retries: &Retries| retries.wants_after_failure(&failed.failure, failed.started);
+        self.retries.as_ref().is_some_and(wanted) && self.may_retry(ex)
+    }
+
+    fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
+        let Some(retries) = &mut self.retries else { return false };
+        let stats = self.cluster.cluster.stats();
         if !ex.upload.is_received() {
             return false;
         }
-        if *left == 0 {
+        // The retry that has just ended makes room for the next.
+        retries.permit = None;
+        if retries.left == 0 {
             stats.upstream_rq_retry_limit_exceeded.increment(1);
             ex.info.flags.insert(ResponseFlags::URX);
             return false;
         }
-        *permit = None;
-        let Some(taken) = RetryPermit::take(&self.cluster.cluster, self.forward.priority) else {
+        retries.left -= 1;
+        retries.permit = RetryPermit::take(&self.cluster.cluster, self.forward.priority);
+        if retries.permit.is_none() {
             stats.upstream_rq_retry_overflow.increment(1);
             ex.info.flags.insert(ResponseFlags::UO);
             return false;
-        };
-        *permit = Some(taken);
-        *left -= 1;
+        }
         stats.upstream_rq_retry.increment(1);
-        stats.upstream_rq_retry_backoff_exponential.increment(1);
         true
     }
 
-    /// Waits before the next try: a random part of an interval that doubles.
-    pub(super) async fn back_off(&mut self, ex: &mut Exchange<'_>) {
-        self.deadlines.per_try = None;
-        let back_off =
-            self.retries.as_ref().and_then(|retries| retries.policy.as_ref()).map(|policy| policy.back_off);
-        let (base, max) =
-            back_off.map_or((Duration::from_millis(25), Duration::from_millis(250)), |b| (b.base, b.max));
-        let doubled = base.saturating_mul(1 << ex.info.attempts.saturating_sub(1).min(16)).min(max);
-        let micros = u64::try_from(doubled.as_micros()).unwrap_or(u64::MAX).max(1);
-        let pause = Duration::from_micros(ex.worker.random() % micros);
-        // Outlasting the route's timeout is settled by the next attempt's first poll.
-        tokio::time::sleep(pause).await;
+    /// Waits before the next try, while the client stays and the route's time is not up.
+    pub(super) async fn back_off(&mut self, ex: &mut Exchange<'_>) -> Result<(), Failure> {
+        self.deadlines.try_ended();
+        let Some(retries) = &mut self.retries else { return Ok(()) };
+        let stats = self.cluster.cluster.stats();
+        let pause = match retries.pause(ex.worker.random()) {
+            Pause::Exponential(pause) => {
+                stats.upstream_rq_retry_backoff_exponential.increment(1);
+                pause
+            }
+            Pause::RateLimited(pause) => {
+                stats.upstream_rq_retry_backoff_ratelimited.increment(1);
+                pause
+            }
+        };
+        self.wait(ex, tokio::time::sleep(pause)).await
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

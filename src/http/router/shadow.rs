@@ -1,80 +1,256 @@
 //! Mirrored requests: sent like others, their answers read and forgotten.
+//!
+//! Comes in: a request's head and, by way of a [`Feed`], its body while the client sends it. Nothing
+//! goes out: the request that is mirrored neither waits for its mirror nor learns how it fared.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{ready, Poll};
+use std::task::{ready, Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 
+use super::request::framing_line;
 use crate::config::RequestView;
+use crate::http::fields::Fields;
+use crate::http::h1::write::{chunk_open, chunked_end};
 use crate::http::h1::{self, BodyDecoder, BodyEvent, ResponseLimits};
 use crate::http::head::RequestHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
 use crate::http::worker::Worker;
-use crate::upstream::{ClusterLocal, PickContext, RequestPermit};
+use crate::upstream::{ClusterLocal, PickContext, RequestPermit, UpstreamConnection};
 
-/// A mirror that answers slower than this is given up.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Sends `request` to a host of `cluster`. `None` when that failed, which nobody is told.
-pub(super) async fn send(
-    worker: &Rc<Worker>,
-    cluster: &Rc<ClusterLocal>,
-    request: RequestHead,
-) -> Option<()> {
-    tokio::time::timeout(PATIENCE, exchange(worker, cluster, request)).await.ok()?
+/// A body on its way from the request to its mirror.
+#[derive(Debug, Default)]
+pub(super) struct Feed {
+    pieces: RefCell<VecDeque<Bytes>>,
+    waiting: Cell<usize>,
+    state: Cell<State>,
+    trailers: RefCell<Option<Fields>>,
+    reader: RefCell<Option<Waker>>,
 }
 
-async fn exchange(worker: &Rc<Worker>, cluster: &Rc<ClusterLocal>, request: RequestHead) -> Option<()> {
-    let pool = cluster.pick(&PickContext::default()).ok()?;
-    let mut connection = pool.connection(0).await.ok()?;
-    let _permit = RequestPermit::take(&cluster.cluster, 0, &pool.host)?;
-    let http = &cluster.cluster.http;
-    let mut out = OutBuf::default();
-    h1::write::request_head(out.flat(), &request, http.http1.header_case, b"");
-    poll_fn(|context| out.poll_flush(&connection.stream, context)).await.ok()?;
-    let limits = ResponseLimits {
-        max_head: http.max_response_headers,
-        max_fields: http.max_headers_count as usize,
-        preserve_case: false,
-        chunked_length: http.http1.allow_chunked_length,
-    };
-    let to_head = request.method() == b"HEAD";
-    let parsed = loop {
-        if let Some(parsed) = h1::parse_response(&connection.input, &limits, to_head, false).ok()? {
-            connection.input.advance(parsed.consumed);
-            if parsed.head.status >= 200 {
-                break parsed;
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// All pieces are here.
+    Ended,
+    /// The rest will not come.
+    Cut,
+}
+
+impl Feed {
+    /// Adds a piece. False, and the mirror is given up, when more than `limit` bytes would wait: a slow
+    /// mirror must not hold up the request, nor fill the memory.
+    pub(super) fn push(&self, piece: Bytes, limit: usize) -> bool {
+        if self.state.get() != State::Open {
+            return false;
+        }
+        let waiting = self.waiting.get() + piece.len();
+        if waiting > limit {
+            self.cut();
+            return false;
+        }
+        self.waiting.set(waiting);
+        self.pieces.borrow_mut().push_back(piece);
+        self.wake();
+        true
+    }
+
+    /// The body is complete.
+    pub(super) fn end(&self, trailers: Option<Fields>) {
+        if self.state.get() == State::Open {
+            *self.trailers.borrow_mut() = trailers;
+            self.state.set(State::Ended);
+            self.wake();
+        }
+    }
+
+    /// The rest of the body will not come.
+    pub(super) fn cut(&self) {
+        if self.state.get() == State::Open {
+            self.state.set(State::Cut);
+            self.pieces.borrow_mut().clear();
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.borrow_mut().take() {
+            reader.wake();
+        }
+    }
+
+    fn watch(&self, context: &Context<'_>) {
+        *self.reader.borrow_mut() = Some(context.waker().clone());
+    }
+
+    fn take(&self) -> Option<Bytes> {
+        let piece = self.pieces.borrow_mut().pop_front()?;
+        self.waiting.set(self.waiting.get().saturating_sub(piece.len()));
+        Some(piece)
+    }
+}
+
+/// A mirrored request.
+pub(super) struct Shadow {
+    pub(super) worker: Rc<Worker>,
+    pub(super) cluster: Rc<ClusterLocal>,
+    pub(super) request: RequestHead,
+    /// The body is written chunked, with its trailers if `trailers`.
+    pub(super) chunked: bool,
+    pub(super) trailers: bool,
+    pub(super) feed: Rc<Feed>,
+    /// How long the answer may take after the request's end.
+    pub(super) patience: Duration,
+}
+
+impl Shadow {
+    /// Sends it. Nobody is told when that fails.
+    pub(super) async fn send(self) {
+        let _ = self.exchange().await;
+        // Nothing more is to be kept for it.
+        self.feed.cut();
+    }
+
+    async fn exchange(&self) -> Option<()> {
+        let cluster = &self.cluster.cluster;
+        let pool = self.cluster.pick(&PickContext::default()).ok()?;
+        let connection = tokio::time::timeout(self.patience, pool.connection(0)).await;
+        let mut connection = connection.ok()?.ok()?;
+        let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
+        let mut out = OutBuf::default();
+        let extra = framing_line(&self.request, self.chunked, false);
+        h1::write::request_head(out.flat(), &self.request, cluster.http.http1.header_case, extra);
+        let mut framed = false;
+        // As long as the client sends, the request itself sets the limits.
+        poll_fn(|context| {
+            let sent = self.poll_send(&connection, &mut out, &mut framed, context);
+            if sent.is_pending() && self.feed.state.get() == State::Ended {
+                return Poll::Ready(Some(()));
             }
-            continue;
-        }
-        let count =
-            poll_fn(|context| poll_read(&connection.stream, &mut connection.input, FIRST_READ, context))
-                .await;
-        if !matches!(count, Ok(count) if count > 0) {
-            return None;
-        }
-    };
-    let stats = cluster.cluster.stats();
-    stats.responses.count(parsed.head.status);
-    stats.upstream_rq_completed.increment(1);
-    let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
-    let complete = poll_fn(|context| loop {
-        match decoder.next(&mut connection.input) {
-            Ok(BodyEvent::Data(length)) => connection.input.advance(length),
-            Ok(BodyEvent::End(_)) => return Poll::Ready(true),
-            Ok(BodyEvent::More) => {
-                let read = ready!(poll_read(&connection.stream, &mut connection.input, FIRST_READ, context));
-                if !matches!(read, Ok(count) if count > 0) {
-                    return Poll::Ready(false);
+            sent
+        })
+        .await?;
+        let rest = async {
+            poll_fn(|context| self.poll_send(&connection, &mut out, &mut framed, context)).await?;
+            self.answer(&mut connection).await
+        };
+        let reusable = tokio::time::timeout(self.patience, rest).await.ok()??;
+        let now = Instant::now();
+        self.worker.last_request.set(now);
+        pool.give_back(connection, reusable, now);
+        Some(())
+    }
+
+    /// Writes what the feed has. Ready when all is out, with `None` when that cannot be.
+    fn poll_send(
+        &self,
+        connection: &UpstreamConnection,
+        out: &mut OutBuf,
+        framed: &mut bool,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<()>> {
+        self.feed.watch(context);
+        loop {
+            if self.feed.state.get() == State::Cut {
+                return Poll::Ready(None);
+            }
+            if ready!(out.poll_flush(&connection.stream, context)).is_err() {
+                return Poll::Ready(None);
+            }
+            match self.feed.take() {
+                Some(piece) if self.chunked && !piece.is_empty() => {
+                    chunk_open(out.flat(), piece.len());
+                    out.push(piece);
+                    out.flat().extend_from_slice(b"\r\n");
                 }
+                Some(piece) => out.push(piece),
+                None if self.feed.state.get() == State::Open => return Poll::Pending,
+                None if self.chunked && !*framed => {
+                    let trailers = self.feed.trailers.borrow();
+                    chunked_end(out.flat(), trailers.as_ref().filter(|_| self.trailers));
+                    *framed = true;
+                }
+                None => return Poll::Ready(Some(())),
             }
-            Err(_) => return Poll::Ready(false),
         }
-    })
-    .await;
-    worker.last_request.set(Instant::now());
-    pool.give_back(connection, complete && parsed.keep_alive, Instant::now());
-    Some(())
+    }
+
+    /// Reads the answer away. Says whether the connection can be used again.
+    async fn answer(&self, connection: &mut UpstreamConnection) -> Option<bool> {
+        let cluster = &self.cluster.cluster;
+        let http = &cluster.http;
+        let limits = ResponseLimits {
+            max_head: http.max_response_headers,
+            max_fields: http.max_headers_count as usize,
+            preserve_case: false,
+            chunked_length: http.http1.allow_chunked_length,
+        };
+        let to_head = self.request.method() == b"HEAD";
+        let parsed = loop {
+            if let Some(parsed) = h1::parse_response(&connection.input, &limits, to_head, false).ok()? {
+                connection.input.advance(parsed.consumed);
+                if parsed.head.status >= 200 {
+                    break parsed;
+                }
+                continue;
+            }
+            let UpstreamConnection { stream, input, .. } = connection;
+            let count = poll_fn(|context| poll_read(stream, input, FIRST_READ, context)).await;
+            if !matches!(count, Ok(count) if count > 0) {
+                return None;
+            }
+        };
+        let stats = cluster.stats();
+        stats.responses.count(parsed.head.status);
+        stats.upstream_rq_completed.increment(1);
+        let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
+        let complete = poll_fn(|context| loop {
+            match decoder.next(&mut connection.input) {
+                Ok(BodyEvent::Data(length)) => connection.input.advance(length),
+                Ok(BodyEvent::End(_)) => return Poll::Ready(true),
+                Ok(BodyEvent::More) => {
+                    let read =
+                        ready!(poll_read(&connection.stream, &mut connection.input, FIRST_READ, context));
+                    if !matches!(read, Ok(count) if count > 0) {
+                        return Poll::Ready(false);
+                    }
+                }
+                Err(_) => return Poll::Ready(false),
+            }
+        })
+        .await;
+        Some(complete && parsed.keep_alive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feed_that_is_not_read_is_given_up_at_the_limit() {
+        let feed = Feed::default();
+        assert!(feed.push(Bytes::from_static(b"12345"), 8));
+        assert!(!feed.push(Bytes::from_static(b"6789"), 8));
+        assert_eq!((feed.state.get(), feed.take()), (State::Cut, None));
+        assert!(!feed.push(Bytes::from_static(b"1"), 8));
+        feed.end(None);
+        assert_eq!(feed.state.get(), State::Cut);
+    }
+
+    #[test]
+    fn what_was_read_makes_room() {
+        let feed = Feed::default();
+        for _ in 0..100 {
+            assert!(feed.push(Bytes::from_static(b"12345"), 8));
+            assert_eq!(feed.take().as_deref(), Some(&b"12345"[..]));
+        }
+        feed.end(None);
+        assert_eq!(feed.state.get(), State::Ended);
+    }
 }

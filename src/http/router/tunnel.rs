@@ -1,14 +1,19 @@
 //! After an upgrade or CONNECT: bytes of another protocol, both ways, until both sides have closed.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Instant;
 
-use super::{Deadlines, End};
+use super::deadlines::{Deadlines, Expired};
+use super::fail::timeout_details;
+use super::End;
 use crate::http::exchange::Exchange;
 use crate::http::h1::Framing;
 use crate::http::io::OutBuf;
-use crate::http::pump::Pump;
+use crate::http::pump::{Pump, PumpError};
 use crate::telemetry::stats::Held;
+use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::UpstreamConnection;
 
 /// Relays until both directions have ended. The response head already waits in the output.
@@ -22,16 +27,22 @@ pub(super) async fn run(
     stats.downstream_cx_upgrades_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_upgrades_active);
     ex.close = true;
-    deadlines.request_ended();
     let mut up = Pump::new(Framing::Tunnel, false, false, 0);
     let mut back = Pump::new(Framing::Tunnel, false, false, 0);
     let (mut up_done, mut back_done) = (false, false);
+    let mut end = End::Done;
+    let mut late = false;
     poll_fn(|context| {
         let down = &mut *ex.down;
         if !up_done {
             let source = (&down.stream, &mut down.input);
             if let Poll::Ready(result) = up.poll(source, (&connection.stream, &mut out), |_| {}, context) {
                 up_done = true;
+                if !back_done && !matches!(result, Err(PumpError::SinkIo(_))) {
+                    // The client ended it; what the upstream still says is passed on, but it is logged
+                    // as the client's disconnect.
+                    end = End::Gone;
+                }
                 back_done |= result.is_err();
                 // The close is passed on at once.
                 let _ = connection.stream.shutdown_write();
@@ -52,11 +63,28 @@ pub(super) async fn run(
         if up_done && back_done {
             return Poll::Ready(());
         }
-        down.timer.poll(deadlines.nearest(), context)
+        let timer = down.timer.poll(deadlines.nearest(), context);
+        late |= timer.is_ready();
+        timer
     })
     .await;
-    ex.now = std::time::Instant::now();
+    ex.now = Instant::now();
+    if late {
+        let stats = &ex.manager.stats;
+        match deadlines.expired(ex.now) {
+            Expired::Duration => {
+                stats.downstream_rq_max_duration_reached.increment(1);
+                ex.info.details = Cow::Borrowed(timeout_details(Expired::Duration));
+            }
+            expired => {
+                stats.downstream_rq_idle_timeout.increment(1);
+                ex.info.flags.insert(ResponseFlags::SI);
+                ex.info.details = Cow::Borrowed(timeout_details(expired));
+            }
+        }
+        end = End::Cut;
+    }
     ex.upload.bytes += up.bytes;
     ex.info.bytes_sent += back.bytes;
-    End::Done
+    end
 }

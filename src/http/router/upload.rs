@@ -1,19 +1,119 @@
-//! The request's body on its way upstream, and the pieces kept for another try.
+//! The request's body on its way upstream, and the copies of it that another try or a mirror needs.
 
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::shadow::Feed;
 use super::{Attempts, Failure};
 use crate::http::exchange::Exchange;
 use crate::http::io::OutBuf;
-use crate::http::pump::PumpError;
+use crate::http::pump::{Pump, PumpError};
 use crate::upstream::UpstreamConnection;
+
+/// Copies of the body.
+#[derive(Debug)]
+pub(super) struct Copies {
+    /// Pieces kept for another try; `None` when there will be none.
+    kept: Option<Vec<Bytes>>,
+    kept_bytes: usize,
+    /// Most bytes kept, and most that wait for one mirror.
+    limit: usize,
+    mirrors: Vec<Rc<Feed>>,
+    /// How often the body had grown too large, since last asked.
+    abandoned: u64,
+}
+
+impl Copies {
+    pub(super) fn new(keep: bool, limit: usize) -> Self {
+        Self { kept: keep.then(Vec::new), kept_bytes: 0, limit, mirrors: Vec::new(), abandoned: 0 }
+    }
+
+    /// Whether another try can have the same body.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    pub(super) fn add_mirror(&mut self, feed: Rc<Feed>) {
+        self.mirrors.push(feed);
+    }
+
+    fn add(&mut self, piece: &[u8]) {
+        if self.kept.is_none() && self.mirrors.is_empty() {
+            return;
+        }
+        let piece = Bytes::copy_from_slice(piece);
+        let limit = self.limit;
+        let abandoned = &mut self.abandoned;
+        self.mirrors.retain(|mirror| {
+            let fits = mirror.push(piece.clone(), limit);
+            *abandoned += u64::from(!fits);
+            fits
+        });
+        if let Some(pieces) = &mut self.kept {
+            self.kept_bytes += piece.len();
+            if self.kept_bytes <= limit {
+                pieces.push(piece);
+            } else {
+                self.kept = None;
+                *abandoned += 1;
+            }
+        }
+    }
+
+    /// The body is complete.
+    fn end(&mut self, upload: &Pump) {
+        for mirror in self.mirrors.drain(..) {
+            mirror.end(upload.received_trailers.clone());
+        }
+    }
+
+    /// Puts what was kept into `out`, framed.
+    pub(super) fn replay(&self, upload: &Pump, out: &mut OutBuf) {
+        for piece in self.kept.iter().flatten() {
+            upload.replay(piece, out);
+        }
+        if upload.is_received() {
+            upload.replay_end(out);
+        }
+    }
+}
+
+impl Drop for Copies {
+    /// The request ended before its body did.
+    fn drop(&mut self) {
+        for mirror in &self.mirrors {
+            mirror.cut();
+        }
+    }
+}
 
 impl Attempts<'_> {
     pub(super) fn can_replay(&self, ex: &Exchange<'_>) -> bool {
-        ex.upload.bytes == 0 || self.kept.is_some()
+        ex.upload.bytes == 0 || self.copies.is_kept()
+    }
+
+    /// Takes the request's body in while there is no connection for it.
+    pub(super) fn receive(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        out: &mut OutBuf,
+        context: &mut Context<'_>,
+    ) -> Result<(), Failure> {
+        if ex.upload.is_received() {
+            return Ok(());
+        }
+        let Exchange { upload, down, .. } = ex;
+        let copies = &mut self.copies;
+        let each = |piece: &[u8]| copies.add(piece);
+        let polled = upload.poll_receive((&down.stream, &mut down.input), out, each, context);
+        self.moved(ex, false);
+        match polled {
+            Poll::Ready(Err(error)) => upload_failure(&error),
+            _ => Ok(()),
+        }
     }
 
     /// Moves the request's body on; an upstream that takes no more of it may still answer.
@@ -24,44 +124,53 @@ impl Attempts<'_> {
         out: &mut OutBuf,
         context: &mut Context<'_>,
     ) -> Result<(), Failure> {
-        let Exchange { upload, down, info, .. } = ex;
+        let Exchange { upload, down, .. } = ex;
         let was_received = upload.is_received();
         if was_received && out.is_empty() {
             return Ok(());
         }
-        let (kept, kept_bytes) = (&mut self.kept, &mut self.kept_bytes);
-        let limit = self
-            .route
-            .buffer_limit
-            .map_or(self.cluster.cluster.per_connection_buffer_limit, |limit| limit as usize);
-        let keep = |piece: &[u8]| {
-            if let Some(pieces) = kept {
-                *kept_bytes += piece.len();
-                if *kept_bytes > limit {
-                    *kept = None;
-                } else {
-                    pieces.push(Bytes::copy_from_slice(piece));
-                }
-            }
-        };
-        let polled = upload.poll((&down.stream, &mut down.input), (&connection.stream, out), keep, context);
-        let progress = std::mem::take(&mut upload.progress);
-        if !was_received && upload.is_received() {
-            let now = Instant::now();
-            info.times.request_complete = Some(now.saturating_duration_since(info.start));
-            self.deadlines.request_complete(now);
-        }
-        if progress {
-            self.deadlines.touch();
-        }
+        let copies = &mut self.copies;
+        let each = |piece: &[u8]| copies.add(piece);
+        let polled =
+            upload.poll((&down.stream, &mut down.input), (&connection.stream, &mut *out), each, context);
+        self.moved(ex, was_received);
         match polled {
             Poll::Pending | Poll::Ready(Ok(())) => Ok(()),
             Poll::Ready(Err(PumpError::SinkIo(_))) => {
                 out.clear();
                 Ok(())
             }
-            Poll::Ready(Err(PumpError::Source(refusal))) => Err(Failure::Refused(refusal)),
-            Poll::Ready(Err(PumpError::SourceClosed | PumpError::SourceIo(_))) => Err(Failure::Gone),
+            Poll::Ready(Err(error)) => upload_failure(&error),
         }
     }
+
+    /// Notes what a turn of the upload has changed.
+    fn moved(&mut self, ex: &mut Exchange<'_>, was_received: bool) {
+        if self.copies.abandoned > 0 {
+            let abandoned = std::mem::take(&mut self.copies.abandoned);
+            self.cluster.cluster.stats().retry_or_shadow_abandoned.increment(abandoned);
+            if !self.copies.is_kept() {
+                self.retries = None;
+            }
+        }
+        let progress = std::mem::take(&mut ex.upload.progress);
+        if !was_received && ex.upload.is_received() {
+            let now = Instant::now();
+            ex.info.times.request_complete = Some(now.saturating_duration_since(ex.info.start));
+            self.copies.end(&ex.upload);
+            if !self.upgrade {
+                self.deadlines.request_complete(now);
+            }
+        }
+        if progress {
+            self.deadlines.touch();
+        }
+    }
+}
+
+fn upload_failure(error: &PumpError) -> Result<(), Failure> {
+    Err(match error {
+        PumpError::Source(refusal) => Failure::Refused(*refusal),
+        PumpError::SourceClosed | PumpError::SourceIo(_) | PumpError::SinkIo(_) => Failure::Gone,
+    })
 }

@@ -14,6 +14,7 @@ mod logs;
 mod messages;
 mod mutation;
 mod observe;
+mod retries;
 mod routing;
 mod smuggling;
 mod tcp;
@@ -110,30 +111,12 @@ fn groups() -> Vec<(&'static str, Group)> {
         ("forwarded", forwarded::group()),
         ("smuggling", smuggling::group()),
         ("upgrades", upgrades::group()),
+        ("retries", retries::group()),
     ]
 }
 
 /// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
-const OPEN: &[&str] = &[
-    "mirrored",
-    "mirrored with a body",
-    "connection refused for a post",
-    "origin resets before it answers",
-    "origin closes inside the body",
-    "route timeout after the head",
-    "route idle timeout after the head",
-    "request timeout",
-    "stream idle timeout inside the head",
-];
-
-/// Not every case agrees with Envoy yet, so these comparisons run when `OUTRIGGER_DIFFERENTIAL=1` asks for them.
-pub fn wanted() -> bool {
-    let wanted = set("OUTRIGGER_DIFFERENTIAL").is_some();
-    if !wanted {
-        eprintln!("skipped: OUTRIGGER_DIFFERENTIAL is not set");
-    }
-    wanted
-}
+const OPEN: &[&str] = &[];
 
 macro_rules! groups {
     ($($name:ident),*) => {$(
@@ -144,20 +127,7 @@ macro_rules! groups {
     )*};
 }
 
-macro_rules! groups_on_request {
-    ($($name:ident),*) => {$(
-        #[tokio::test]
-        async fn $name() {
-            if wanted() {
-                run(self::$name::group()).await;
-            }
-        }
-    )*};
-}
-
-groups!(messages, routing, mutation, clusters, forwarded, smuggling);
-// Its bootstrap holds options that are not supported yet.
-groups_on_request!(upgrades);
+groups!(messages, routing, mutation, clusters, forwarded, smuggling, upgrades, retries);
 
 /// Every accepted difference is explained, and every explanation is in use.
 #[test]

@@ -15,6 +15,8 @@ const CONNECT: &str = r"- name: connect
 const TERMINATE: &str = r"- name: terminate
   domains: ['*']
   routes:
+  - { match: { connect_matcher: {}, headers: [ { name: x-to, string_match: { exact: refused } } ] }, route: { cluster: refused, upgrade_configs: [ { upgrade_type: CONNECT, connect_config: {} } ] } }
+  - { match: { connect_matcher: {}, headers: [ { name: x-to, string_match: { exact: empty } } ] }, route: { cluster: empty, upgrade_configs: [ { upgrade_type: CONNECT, connect_config: {} } ] } }
   - { match: { connect_matcher: {} }, route: { cluster: a, upgrade_configs: [ { upgrade_type: CONNECT, connect_config: {} } ] } }
   - { match: { prefix: / }, route: { cluster: a } }
 ";
@@ -86,6 +88,18 @@ fn cases() -> Vec<Case> {
         case("connect", "connect refused by the origin")
             .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\n\r\n")
             .answers(Answer::status(403, "Forbidden", "no")),
+        case("terminate", "connect ended here, with its payload at once")
+            .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\n\r\nGET /early HTTP/1.1\r\nhost: x\r\n")
+            .answers_head()
+            .step(Step::Tunnel(b"x-pad: 12345678901234567890123456789\r\n\r\n".to_vec()))
+            .after(After::Nothing)
+            .lines(0),
+        case("terminate", "connect ended here, the host refuses")
+            .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\nx-to: refused\r\n\r\n"),
+        case("terminate", "connect ended here, no host")
+            .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\nx-to: empty\r\n\r\n"),
+        case("terminate", "another method where connect ends").get("/x", ""),
+        // The last: what it leaves unfinished is noted by the origin when its connection ends.
         case("terminate", "connect ended here")
             .raw("CONNECT t.test:443 HTTP/1.1\r\nHost: t.test:443\r\n\r\n")
             .answers_head()
