@@ -5,6 +5,7 @@
 //! bodies moved by `pump`; every answer of our own is a `local_reply`. Goes out: bytes both ways, one
 //! access-log record a stream. Nothing here knows about threads or reads protobuf.
 
+pub mod bulk;
 pub mod connection;
 pub mod exchange;
 pub mod fields;

@@ -1,10 +1,11 @@
 //! Moves one body from one HTTP/1 connection to another: unframe, frame, write, with back-pressure.
 
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 
+use super::bulk::{Bulk, Moved, WORTH};
 use super::fields::Fields;
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
@@ -41,6 +42,9 @@ pub struct Pump {
     /// Trailers as received.
     pub received_trailers: Option<Fields>,
     read_size: usize,
+    /// The kernel may move a large body: nobody here looks at its bytes.
+    unseen: bool,
+    bulk: Option<Bulk>,
 }
 
 impl Pump {
@@ -56,9 +60,17 @@ impl Pump {
             progress: false,
             received_trailers: None,
             read_size: FIRST_READ,
+            unseen: false,
+            bulk: None,
         };
         pump.received = pump.decoder.is_done() && !chunked;
         pump
+    }
+
+    /// Nobody looks at the body's bytes: a large one need not come into this process.
+    pub fn unseen(mut self) -> Self {
+        self.unseen = true;
+        self
     }
 
     /// Whether it is written chunked.
@@ -83,6 +95,9 @@ impl Pump {
         let (source, input) = source;
         let (sink, out) = sink;
         loop {
+            if self.bulk.is_some() {
+                ready!(self.poll_bulk(source, sink, context))?;
+            }
             self.decode(input, out, &mut each).map_err(PumpError::Source)?;
             if !out.is_empty() {
                 let before = out.len();
@@ -105,6 +120,10 @@ impl Pump {
             if self.received {
                 return Poll::Ready(Ok(()));
             }
+            if self.unseen && !self.chunked && self.decoder.remaining().is_some_and(|left| left >= WORTH) {
+                self.bulk = Some(Bulk::default());
+                continue;
+            }
             match poll_read(source, input, self.read_size, context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) if self.decoder.ends_at_close() => {
@@ -120,6 +139,38 @@ impl Pump {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
             }
         }
+    }
+
+    /// Everything received before has been written.
+    fn poll_bulk(
+        &mut self,
+        source: &Stream,
+        sink: &Stream,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PumpError>> {
+        let Self { bulk: Some(bulk), decoder, bytes, progress, .. } = self else {
+            return Poll::Ready(Ok(()));
+        };
+        let left = decoder.remaining().unwrap_or(0);
+        let received = |count| {
+            decoder.skip(count);
+            *bytes += count;
+            *progress = true;
+        };
+        let moved = ready!(bulk.poll(source, sink, left, received, context));
+        self.bulk = None;
+        Poll::Ready(match moved {
+            Moved::Done => {
+                self.received = true;
+                Ok(())
+            }
+            Moved::Copy => {
+                self.unseen = false;
+                Ok(())
+            }
+            Moved::Source(error) => Err(PumpError::SourceIo(error)),
+            Moved::Sink(error) => Err(PumpError::SinkIo(error)),
+        })
     }
 
     /// Receives what fits into `out` while there is no sink yet. Ready when the whole body has come;

@@ -467,7 +467,7 @@ impl Half {
         // that seems to be at its end, are asked again with a read.
         let mut ask_again = false;
         let filled = source.try_io(Interest::READABLE, || {
-            let filled = pipe.fill(source.as_fd());
+            let filled = pipe.fill(source.as_fd(), u64::MAX);
             ask_again = match &filled {
                 Ok(count) => *count == 0,
                 Err(error) => would_block(error) && !fresh && source.try_peek(&mut [0]).is_ok(),

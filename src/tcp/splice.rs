@@ -48,11 +48,12 @@ impl Pipe {
         self.held
     }
 
-    /// Moves bytes from `source` into the pipe, which must be empty: only then does "would block"
-    /// speak of the socket and not of a full pipe. `Ok(0)` is the end of the stream.
-    pub fn fill(&mut self, source: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Moves at most `most` bytes from `source` into the pipe, which must be empty: only then does
+    /// "would block" speak of the socket and not of a full pipe. `Ok(0)` is the end of the stream.
+    pub fn fill(&mut self, source: BorrowedFd<'_>, most: u64) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "filled a pipe that is not empty");
-        let count = splice(source.as_raw_fd(), self.writer.as_raw_fd(), FILL)?;
+        let most = usize::try_from(most).unwrap_or(FILL).min(FILL);
+        let count = splice(source.as_raw_fd(), self.writer.as_raw_fd(), most)?;
         self.held += count;
         Ok(count)
     }

@@ -70,17 +70,15 @@ macro_rules! response_flags {
     };
 }
 
-// Flags are written in the order in which they come about; only this one comes together with others
-// that follow it.
 response_flags! {
-    15 URX "URX" "UpstreamRetryLimitExceeded",
     0 LH "LH" "FailedLocalHealthCheck", 1 UH "UH" "NoHealthyUpstream",
     2 UT "UT" "UpstreamRequestTimeout", 3 LR "LR" "LocalReset",
     4 UR "UR" "UpstreamRemoteReset", 5 UF "UF" "UpstreamConnectionFailure",
     6 UC "UC" "UpstreamConnectionTermination", 7 UO "UO" "UpstreamOverflow",
     8 NR "NR" "NoRouteFound", 9 DI "DI" "DelayInjected", 10 FI "FI" "FaultInjected",
     11 RL "RL" "RateLimited", 12 UAEX "UAEX" "UnauthorizedExternalService",
-    13 RLSE "RLSE" "RateLimitServiceError", 14 DC "DC" "DownstreamConnectionTermination", 16 SI "SI" "StreamIdleTimeout",
+    13 RLSE "RLSE" "RateLimitServiceError", 14 DC "DC" "DownstreamConnectionTermination",
+    15 URX "URX" "UpstreamRetryLimitExceeded", 16 SI "SI" "StreamIdleTimeout",
     17 IH "IH" "InvalidEnvoyRequestHeaders", 18 DPE "DPE" "DownstreamProtocolError",
     19 UMSDR "UMSDR" "UpstreamMaxStreamDurationReached",
     20 RFCF "RFCF" "ResponseFromCacheFilter", 21 NFCF "NFCF" "NoFilterConfigFound",

@@ -102,6 +102,14 @@ impl BodyDecoder {
         }
     }
 
+    /// Notes that `count` bytes of a fixed-length body came another way.
+    pub fn skip(&mut self, count: u64) {
+        if let State::Length(left) = self.state {
+            let left = left.saturating_sub(count);
+            self.state = if left == 0 { State::Done } else { State::Length(left) };
+        }
+    }
+
     /// The next event. After [`BodyEvent::Data`] the caller must take exactly those bytes off the
     /// buffer before it calls again.
     ///

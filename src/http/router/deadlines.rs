@@ -264,8 +264,7 @@ mod tests {
         assert_eq!(deadlines.left_for_try(at(100)), Some(Duration::from_millis(10)));
         deadlines.response_started();
         assert_eq!(deadlines.expired(at(70)), Expired::PerTryIdle);
-        deadlines.touch();
-        deadlines.nearest();
+        deadlines.per_try_idle = None;
         assert_eq!(deadlines.expired(at(85)), Expired::TryDuration);
         deadlines.try_ended();
         assert_eq!(deadlines.nearest(), Some(at(110)), "back-off counts against the route's timeout");

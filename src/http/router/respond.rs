@@ -97,7 +97,8 @@ impl Attempts<'_> {
             write_chunked,
             ex.manager.http1.enable_trailers,
             self.cluster.cluster.http.max_response_headers,
-        );
+        )
+        .unseen();
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         drop(request_permit);

@@ -202,7 +202,7 @@ fn flags_and_grpc() {
     let ctx = FormatContext::new(&info).with_request(&request);
     assert_eq!(
         render_as("%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", Style::Log, &ctx),
-        "UF,URX UpstreamConnectionFailure,UpstreamRetryLimitExceeded"
+        "URX,UF UpstreamRetryLimitExceeded,UpstreamConnectionFailure"
     );
     let format = "%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%";
     assert_eq!(render_as(format, Style::Log, &ctx), "Unavailable UNAVAILABLE 14");

@@ -49,8 +49,8 @@ pub(super) const NUMBERS: &[(&str, NumberOf)] = &[
 pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("PROTOCOL", |c, out| put(out, c.info.protocol.map(Protocol::name))),
     ("UPSTREAM_PROTOCOL", |c, out| put(out, c.info.upstream_protocol.map(Protocol::name))),
-    ("RESPONSE_FLAGS", |c, out| flags(c.info.flags, out, |(_, short, _)| *short)),
-    ("RESPONSE_FLAGS_LONG", |c, out| flags(c.info.flags, out, |(_, _, long)| *long)),
+    ("RESPONSE_FLAGS", |c, out| flags(c.info, out, |(_, short, _)| *short)),
+    ("RESPONSE_FLAGS_LONG", |c, out| flags(c.info, out, |(_, _, long)| *long)),
     ("UPSTREAM_HOST", |c, out| put(out, c.info.host.as_ref().map(|host| &*host.address_text))),
     ("UPSTREAM_HOST_NAME", |c, out| {
         let host = c.info.host.as_ref();
@@ -219,16 +219,22 @@ pub(super) fn put_underscored(out: &mut Vec<u8>, value: &str) -> bool {
     !value.is_empty()
 }
 
+/// The flags in the order in which they come about: an HTTP stream's retries end before its failure is
+/// noted, a TCP session's after.
 fn flags(
-    set: ResponseFlags,
+    info: &StreamInfo,
     out: &mut Vec<u8>,
     name: fn(&(ResponseFlags, &'static str, &'static str)) -> &'static str,
 ) -> bool {
+    let set = info.flags;
     if set.is_empty() {
         out.push(b'-');
     }
     let mut first = true;
-    for flag in ResponseFlags::ALL.iter().filter(|flag| set.contains(flag.0)) {
+    let early = if info.protocol.is_some() { ResponseFlags::URX } else { ResponseFlags::NONE };
+    let (ahead, behind) = (ResponseFlags::ALL.iter(), ResponseFlags::ALL.iter());
+    let ordered = ahead.filter(|flag| flag.0 == early).chain(behind.filter(|flag| flag.0 != early));
+    for flag in ordered.filter(|flag| set.contains(flag.0)) {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }

@@ -27,6 +27,8 @@ const PROBE: &[u8] = b"GET /probe HTTP/1.1\r\nHost: probe.test\r\n\r\n";
 
 /// How long a response may take: the slowest case waits for a timeout of one second.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a request that is cut off may take to end at the origin.
+const SETTLED: Duration = Duration::from_secs(1);
 
 impl Observation {
     /// The lines in which the other differs; `ignored` are prefixes of keys.
@@ -226,6 +228,8 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
             lines.push(("origin".to_string(), format!("saw fewer than {} requests", case.mirrored)));
         }
     }
+    // A request that was cut off ends at the origin a moment after its client has its answer.
+    eventually(SETTLED, || async { !side.origins.iter().any(|(_, o)| o.is_reading()) }).await;
     for (name, origin) in &side.origins {
         for (i, request) in origin.take().iter().enumerate() {
             if case.partial {

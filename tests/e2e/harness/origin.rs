@@ -107,6 +107,8 @@ struct State {
     received: Mutex<Vec<Message>>,
     /// Requests whose head was read, kept or not.
     requests: AtomicUsize,
+    /// Requests whose body is being read.
+    reading: AtomicUsize,
     /// Bytes of floods written.
     flooded: AtomicUsize,
     /// Load tests do not keep the requests.
@@ -134,6 +136,7 @@ impl Origin {
             script: Mutex::new(Arc::new(script)),
             received: Mutex::new(Vec::new()),
             requests: AtomicUsize::new(0),
+            reading: AtomicUsize::new(0),
             flooded: AtomicUsize::new(0),
             keep,
         });
@@ -181,6 +184,11 @@ impl Origin {
         self.state.requests.load(Ordering::Relaxed)
     }
 
+    /// Whether a request's body is still on its way.
+    pub fn is_reading(&self) -> bool {
+        self.state.reading.load(Ordering::Relaxed) > 0
+    }
+
     /// Bytes of floods written in all.
     pub fn flooded(&self) -> usize {
         self.state.flooded.load(Ordering::Relaxed)
@@ -226,8 +234,10 @@ async fn serve(stream: TcpStream, state: &State) {
         let slot = record(state, request.clone());
         let mut alive = answer.interim.is_empty() || write.write_all(&answer.interim).await.is_ok();
         if alive && answer.when == When::Body {
+            state.reading.fetch_add(1, Ordering::Relaxed);
             alive = reader.body(&mut request).await.is_ok() && request.complete;
             replace(state, slot, &request);
+            state.reading.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(gate) = &answer.gate {
             if let Ok(permit) = gate.acquire().await {
