@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::connection::Downstream;
+use super::grpc;
 use super::h1::{self, Framing, ParsedRequest, Refusal, RequestLimits};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
@@ -244,6 +245,7 @@ impl<'a> Exchange<'a> {
     }
 
     async fn route(&mut self) -> End {
+        self.manager.stats.rq_total.increment(1);
         let table = self.manager.routes.get();
         let random = self.worker.random();
         let Some(request) = &mut self.request else { return End::Gone };
@@ -266,7 +268,7 @@ impl<'a> Exchange<'a> {
             }
             Selection::RequireTls(_) => {
                 let location = crate::config::route::tls_location(&*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
             Selection::Found { route, .. } => {
@@ -283,7 +285,7 @@ impl<'a> Exchange<'a> {
             Action::Forward(forward) => router::forward(self, route, forward, random).await,
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matched, &*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 let reply =
                     Reply::new(redirect.status, "direct_response").location(location).route(route.clone());
                 self.reply(reply).await
@@ -312,6 +314,11 @@ impl<'a> Exchange<'a> {
         }
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
+        if self.request.is_none() {
+            // Nothing of it was understood: the codec gives up on the stream.
+            self.manager.stats.downstream_rq_rx_reset.increment(1);
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
+        }
         let body = super::head::reason(refusal.status).as_bytes();
         self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
     }
@@ -381,7 +388,8 @@ impl<'a> Exchange<'a> {
         }
         self.local_body = body.clone();
         if grpc {
-            let (code, message) = (own.unwrap_or_else(|| grpc_status(status)), percent_encoded(&body));
+            let code = own.unwrap_or_else(|| grpc::status_of(status));
+            let message = grpc::percent_encoded(&body);
             head.set_status(200);
             head.fields.push_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
@@ -429,7 +437,7 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, || worker.random()) {
+        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }
@@ -559,31 +567,4 @@ fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
         preserve_case: http1.header_case == crate::config::http::HeaderCase::Preserve,
         underscores: manager.underscores,
     }
-}
-
-/// The gRPC status of an HTTP status (Envoy's mapping).
-fn grpc_status(status: u16) -> &'static str {
-    match status {
-        400 => "13",
-        401 => "16",
-        403 => "7",
-        404 => "12",
-        429 | 502 | 503 | 504 => "14",
-        _ => "2",
-    }
-}
-
-/// `grpc-message` encoding: printable ASCII but `%` as it is, all else escaped.
-fn percent_encoded(text: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut out = Vec::with_capacity(text.len());
-    for byte in text {
-        if (0x20..0x7f).contains(byte) && *byte != b'%' {
-            out.push(*byte);
-        } else {
-            // Writing to a vector does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }

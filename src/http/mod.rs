@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod connection;
 pub mod exchange;
 pub mod fields;
+mod grpc;
 pub mod h1;
 pub mod head;
 pub mod io;
