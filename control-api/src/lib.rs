@@ -11,6 +11,7 @@ mod load;
 mod problem;
 pub mod reflect;
 mod scalar;
+pub mod server;
 pub mod support;
 mod text;
 mod typed;
