@@ -51,11 +51,7 @@ impl SnapshotCache {
     /// same key for all makes one snapshot for the whole mesh.
     #[must_use]
     pub fn by(key_of: impl Fn(&Node) -> String + Send + Sync + 'static) -> Self {
-        let inner = Inner {
-            key_of: Box::new(key_of),
-            nodes: Mutex::default(),
-            streams: Mutex::default(),
-        };
+        let inner = Inner { key_of: Box::new(key_of), nodes: Mutex::default(), streams: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 

@@ -1,7 +1,7 @@
 //! A directory of resource files as a snapshot.
 //!
-//! In: files with Envoy's resources in YAML or JSON, each with its `@type`: one, a list of them, or an
-//! object with a list `resources`. Out: a snapshot, or every problem with its file, resource and field.
+//! In: files with Envoy's resources in YAML or JSON, each with its `@type`: one, or an object
+//! with a list `resources` of them. Out: a snapshot, or every problem with its file, resource and field.
 
 use std::fmt;
 use std::fs;
@@ -52,7 +52,11 @@ pub fn load_directory(directory: &Path) -> Result<Snapshot, Vec<FileProblem>> {
             problems.extend(found);
         }
     }
-    if problems.is_empty() { Ok(snapshot) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(snapshot)
+    } else {
+        Err(problems)
+    }
 }
 
 fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -75,7 +79,6 @@ fn load_file(file: &Path, snapshot: &mut Snapshot) -> Result<(), Vec<FileProblem
         .map_err(|problem| vec![FileProblem { file: file.into(), resource: String::new(), problem }])?;
     let resources: Vec<(String, &Value)> = match &value {
         Value::Null => Vec::new(),
-        Value::Array(list) => list.iter().enumerate().map(|(i, v)| (format!("[{i}]"), v)).collect(),
         Value::Object(object) if !object.contains_key("@type") => match object.get("resources") {
             Some(Value::Array(list)) => {
                 list.iter().enumerate().map(|(i, v)| (format!("resources[{i}]"), v)).collect()
@@ -97,7 +100,11 @@ fn load_file(file: &Path, snapshot: &mut Snapshot) -> Result<(), Vec<FileProblem
             problem,
         }));
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
 }
 
 fn add(value: &Value, snapshot: &mut Snapshot) -> Result<(), Vec<Problem>> {
@@ -121,7 +128,11 @@ fn label(place: String, value: &Value) -> String {
         (Some(kind), None) => kind.to_owned(),
         _ => return place,
     };
-    if place.is_empty() { what } else { format!("{place} ({what})") }
+    if place.is_empty() {
+        what
+    } else {
+        format!("{place} ({what})")
+    }
 }
 
 fn whole(file: &Path, message: String) -> FileProblem {

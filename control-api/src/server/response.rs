@@ -9,7 +9,6 @@ use prost::Message;
 use super::kind::ResourceType;
 use super::snapshot::{Resource, Resources, Snapshot};
 use super::stream::{Protocol, StreamState};
-use super::subscription::Subscription;
 use super::wire::{DeltaResource, DeltaResponse, SotwResponse};
 
 /// A response, ready to be encoded. Bodies are shared with the snapshot.
@@ -138,7 +137,11 @@ impl StreamState {
             sub.known.remove(name);
         }
         // Other types cannot say it: the client drops them with what pointed at them.
-        if kind.is_full_state() { self.sotw(kind, target, &BTreeSet::new(), true) } else { None }
+        if kind.is_full_state() {
+            self.sotw(kind, target, &BTreeSet::new(), true)
+        } else {
+            None
+        }
     }
 
     /// A state-of-the-world response: all of it for full-state types, else `names` as far as they exist.
@@ -231,42 +234,29 @@ impl StreamState {
         })
     }
 
-    /// Clusters are about to be sent: a changed one needs its endpoints again to warm up, even if they
-    /// are the same; a new one's endpoints will be asked for by a client that has asked for all others.
+    /// Clusters are about to be sent. A changed one needs its endpoints again to warm up, even if they are
+    /// the same, and so does one that comes back: its client has dropped them, whether or not its request
+    /// that says so has arrived. A new one's endpoints will be asked for by a client that has asked for
+    /// those of all others.
     fn follow_clusters(&mut self, target: &Snapshot, parts: &Parts) {
         let Some(clusters) = self.types.get(&ResourceType::CLUSTER) else { return };
-        let changed: Vec<_> = parts
-            .resources
-            .iter()
-            .filter(|(name, r)| clusters.has(name) && !clusters.knows(name, &r.version))
-            .flat_map(|(_, r)| r.needs.iter().cloned())
-            .collect();
-        let added: Vec<_> = parts
-            .resources
-            .iter()
-            .filter(|(name, _)| !clusters.has(name))
-            .flat_map(|(_, r)| r.needs.iter().cloned())
-            .collect();
-        let before: Vec<Arc<str>> = clusters
-            .known
-            .keys()
-            .filter_map(|name| target.get(&ResourceType::CLUSTER, name))
-            .flat_map(|r| r.needs.iter().cloned())
-            .collect();
+        let differing = parts.resources.iter().filter(|(name, r)| !clusters.knows(name, &r.version));
+        let differing: Vec<Arc<str>> = differing.flat_map(|(_, r)| r.needs.iter().cloned()).collect();
+        let resource_of = |name: &Arc<str>| {
+            target.get(&ResourceType::CLUSTER, name).or_else(|| clusters.lingering.get(name))
+        };
+        let before = clusters.known.keys().filter_map(resource_of);
+        let before: Vec<Arc<str>> = before.flat_map(|r| r.needs.iter().cloned()).collect();
         let Some(endpoints) = self.types.get_mut(&ResourceType::ENDPOINTS) else { return };
         let eager = !before.is_empty() && before.iter().all(|n| endpoints.covers(n));
-        if eager {
-            self.awaited.extend(added.into_iter().filter(|n| !endpoints.covers(n)));
-        }
-        again(endpoints, changed, target);
-    }
-}
-
-/// Has endpoints sent once more.
-fn again(endpoints: &mut Subscription, names: Vec<Arc<str>>, target: &Snapshot) {
-    for name in names {
-        if endpoints.covers(&name) && target.get(&ResourceType::ENDPOINTS, &name).is_some() {
-            endpoints.asked.insert(name, true);
+        for name in differing {
+            if !endpoints.covers(&name) {
+                if eager {
+                    self.awaited.insert(name);
+                }
+            } else if target.get(&ResourceType::ENDPOINTS, &name).is_some() {
+                endpoints.asked.insert(name, true);
+            }
         }
     }
 }

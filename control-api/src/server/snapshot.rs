@@ -284,7 +284,11 @@ impl Snapshot {
                 }
             }
         }
-        if missing.is_empty() { Ok(()) } else { Err(missing) }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(missing)
+        }
     }
 
     pub(super) fn of(&self, kind: &ResourceType) -> Option<&Arc<Resources>> {

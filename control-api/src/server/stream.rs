@@ -156,11 +156,7 @@ impl StreamState {
     ///
     /// # Errors
     /// The stream must end: the request breaks a limit or names no type.
-    pub fn on_delta(
-        &mut self,
-        request: DeltaDiscoveryRequest,
-        now: Instant,
-    ) -> Result<Verdict, StreamError> {
+    pub fn on_delta(&mut self, request: DeltaDiscoveryRequest, now: Instant) -> Result<Verdict, StreamError> {
         let (kind, first) = self.kind_of(&request.type_url)?;
         let limit = self.limits.names;
         let sub = self.types.entry(kind.clone()).or_default();
@@ -283,12 +279,7 @@ impl StreamState {
     }
 
     /// Changes, in the order of types.
-    fn push(
-        &mut self,
-        kinds: &[ResourceType],
-        target: &Arc<Snapshot>,
-        impatient: bool,
-    ) -> Option<Response> {
+    fn push(&mut self, kinds: &[ResourceType], target: &Arc<Snapshot>, impatient: bool) -> Option<Response> {
         for kind in kinds {
             let Some(sub) = self.types.get(kind).filter(|s| !s.updates.is_empty()) else {
                 continue;
@@ -305,9 +296,8 @@ impl StreamState {
 
     /// True when nothing that `kind` may point at is still under way.
     fn is_clear(&self, kind: &ResourceType) -> bool {
-        let waits_for = |(other, sub): (&ResourceType, &Subscription)| {
-            !sub.is_settled() && other.is_waited_for_by(kind)
-        };
+        let waits_for =
+            |(other, sub): (&ResourceType, &Subscription)| !sub.is_settled() && other.is_waited_for_by(kind);
         !kind.waits() || (self.awaited.is_empty() && !self.types.iter().any(waits_for))
     }
 

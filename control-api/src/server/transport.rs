@@ -187,9 +187,7 @@ fn method(path: &str) -> Option<(Protocol, Option<ResourceType>)> {
         ("route.v3.VirtualHostDiscoveryService", "VirtualHosts") => Some(ResourceType::VIRTUAL_HOST),
         ("secret.v3.SecretDiscoveryService", "Secrets") => Some(ResourceType::SECRET),
         ("runtime.v3.RuntimeDiscoveryService", "Runtime") => Some(ResourceType::RUNTIME),
-        ("extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs") => {
-            Some(ResourceType::EXTENSION)
-        }
+        ("extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs") => Some(ResourceType::EXTENSION),
         _ => return None,
     };
     Some((protocol, only))
