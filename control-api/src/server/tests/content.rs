@@ -80,8 +80,14 @@ fn directories_are_read_with_all_their_problems() {
     let snapshot = load_directory(dir.path()).unwrap();
     assert_eq!((snapshot.count(&CDS), snapshot.count(&EDS)), (1, 1));
 
-    write("3.yaml", "resources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: b\n  nmae: x\n");
-    write("4.yaml", "resources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: a\n");
+    write(
+        "3.yaml",
+        "resources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: b\n  nmae: x\n",
+    );
+    write(
+        "4.yaml",
+        "resources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: a\n",
+    );
     write("5.yaml", "just text");
     let problems = load_directory(dir.path()).unwrap_err();
     let files: Vec<_> = problems.iter().map(|p| p.file.file_name().unwrap().to_string_lossy()).collect();
