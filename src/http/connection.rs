@@ -102,7 +102,10 @@ async fn serve_requests(
     down: &mut Downstream,
 ) -> Next {
     loop {
-        let next = Exchange::new(worker, manager, down).run().await;
+        let next = {
+            let mut exchange = Exchange::new(worker, manager, down);
+            exchange.run().await
+        };
         if next != Next::Keep || (down.input.is_empty() && !comes_soon(down, manager).await) {
             return next;
         }
