@@ -1,10 +1,11 @@
 //! Compiles the message definitions under `proto/` into Rust types and one descriptor set.
 //!
-//! In: `proto/typed/*.proto` (Rust types wanted), `proto/known/*.proto` (only recognised, so that an
-//! error can say "known but not supported"), `proto/newer/*.proto` (fields that messages of the
-//! `xds-api` crate have gained since it was made), and the descriptor set of that crate, from which
-//! imports are resolved. Out, in `OUT_DIR`: `pb.rs`, one module tree that joins our types with those of
-//! `xds-api`, and `tables.rs`, the constants that reflection works with.
+//! In: the descriptor set of the `xds-api` crate, and what it lacks: `proto/typed/*.proto` (Rust types
+//! wanted), `proto/known/*.proto` (only recognised, so that an error can say "known but not supported")
+//! and `proto/newer/*.proto` (fields that its messages have gained since it was made). Out, in
+//! `OUT_DIR`: `pb.rs`, one module tree of Rust types, and `tables.rs`, the constants that reflection
+//! works with. Both are made from the same joined descriptors: what reflection knows of a message with
+//! a Rust type, the Rust type has too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -12,11 +13,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost::Message as _;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
+
+/// The folder of messages that are recognised, but have no Rust type.
+const KNOWN: &str = "known/";
 
 /// The folder of additions to messages of `xds-api`.
 const NEWER: &str = "newer/";
@@ -32,22 +35,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let core_files: BTreeSet<String> = core.file.iter().map(|f| f.name().to_owned()).collect();
 
-    let all = compile(&core)?;
-    let ours = |name: &str| !core_files.contains(name);
+    let mut all = compile(&core)?;
+    let (newer, own): (Vec<_>, Vec<_>) = std::mem::take(&mut all.file)
+        .into_iter()
+        .filter(|f| !core_files.contains(f.name()))
+        .partition(|f| f.name().starts_with(NEWER));
+    all.file = core.file;
+    all.file.extend(own);
+    let newer: BTreeSet<String> = merge_newer(&mut all, newer).into_iter().collect();
+    prune(&mut all);
+    fs::write(out.join("tables.rs"), tables(&all, &newer)?)?;
 
-    let mut typed = all.clone();
-    typed.file.retain(|f| !f.name().starts_with("known/") && !f.name().starts_with(NEWER));
+    all.file.retain(|f| !f.name().starts_with(KNOWN));
     let generated = out.join("pb");
-    generate(&generated, typed, &core, ours)?;
-    fs::write(out.join("pb.rs"), module_tree(&generated, &core)?)?;
-
-    let mut embedded = core;
-    let (newer, own): (Vec<_>, Vec<_>) =
-        all.file.into_iter().filter(|f| ours(f.name())).partition(|f| f.name().starts_with(NEWER));
-    embedded.file.extend(own);
-    let newer: BTreeSet<String> = merge_newer(&mut embedded, newer).into_iter().collect();
-    prune(&mut embedded);
-    fs::write(out.join("tables.rs"), tables(&embedded, &newer)?)?;
+    generate(&generated, all)?;
+    fs::write(out.join("pb.rs"), module_tree(&generated)?)?;
     Ok(())
 }
 
@@ -75,71 +77,26 @@ fn compile(core: &FileDescriptorSet) -> Result<FileDescriptorSet, Box<dyn Error>
     Ok(set)
 }
 
-/// Writes one `PACKAGE.rs` for each of our packages; types of `xds-api` are referred to, not repeated.
-fn generate(
-    folder: &Path,
-    typed: FileDescriptorSet,
-    core: &FileDescriptorSet,
-    ours: impl Fn(&str) -> bool,
-) -> Result<(), Box<dyn Error>> {
+/// Writes one `PACKAGE.rs` for each package.
+fn generate(folder: &Path, set: FileDescriptorSet) -> Result<(), Box<dyn Error>> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
-    let own_packages: BTreeSet<String> =
-        typed.file.iter().filter(|f| ours(f.name())).map(|f| f.package().to_owned()).collect();
-
     let mut config = prost_build::Config::new();
     config
         .out_dir(folder)
         .compile_well_known_types()
         .enable_type_names()
         .type_name_domain(["."], "type.googleapis.com");
-    let mut whole = BTreeSet::new();
-    for file in &core.file {
-        let package = file.package();
-        let rust = format!("::xds_api::pb::{}", rust_segments(package).join("::"));
-        if !own_packages.contains(package) {
-            if whole.insert(package) {
-                // prost escapes keywords itself in the path of a whole package.
-                let raw = format!("::xds_api::pb::{}", package.replace('.', "::"));
-                config.extern_path(format!(".{package}"), raw);
-            }
-            continue;
-        }
-        // Both crates have types in this package: refer to those of `xds-api` one by one.
-        for message in &file.message_type {
-            refer_to_message(&mut config, message, package, &rust);
-        }
-        for name in file.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-            config
-                .extern_path(format!(".{package}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
-        }
-    }
-    config.compile_fds(typed)?;
+    config.compile_fds(set)?;
     Ok(())
 }
 
-fn refer_to_message(config: &mut prost_build::Config, message: &DescriptorProto, scope: &str, rust: &str) {
-    if message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry) {
-        return;
-    }
-    let name = message.name();
-    config.extern_path(format!(".{scope}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
-    let (scope, rust) = (format!("{scope}.{name}"), format!("{rust}::{}", name.to_snake_case()));
-    for nested in &message.nested_type {
-        refer_to_message(config, nested, &scope, &rust);
-    }
-    for name in message.enum_type.iter().map(prost_types::EnumDescriptorProto::name) {
-        config.extern_path(format!(".{scope}.{name}"), format!("{rust}::{}", name.to_upper_camel_case()));
-    }
-}
-
-/// One module of the joined tree.
+/// One module of the tree.
 #[derive(Default)]
 struct Node {
     file: Option<String>,
-    reexport: Option<String>,
     children: BTreeMap<String, Node>,
 }
 
@@ -149,9 +106,6 @@ impl Node {
     }
 
     fn write(&self, out: &mut String) {
-        if let Some(path) = &self.reexport {
-            let _ = writeln!(out, "pub use {path}::*;");
-        }
         if let Some(file) = &self.file {
             let _ = writeln!(out, "include!(concat!(env!(\"OUT_DIR\"), \"/pb/{file}\"));");
         }
@@ -163,13 +117,8 @@ impl Node {
     }
 }
 
-fn module_tree(generated: &Path, core: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
+fn module_tree(generated: &Path) -> Result<String, Box<dyn Error>> {
     let mut root = Node::default();
-    for file in &core.file {
-        let segments = rust_segments(file.package());
-        let path = format!("::xds_api::pb::{}", segments.join("::"));
-        root.at(segments).reexport = Some(path);
-    }
     for entry in fs::read_dir(generated)? {
         let file = entry?.file_name().to_string_lossy().into_owned();
         let module = file.trim_end_matches(".rs");
@@ -178,11 +127,6 @@ fn module_tree(generated: &Path, core: &FileDescriptorSet) -> Result<String, Box
     let mut out = String::new();
     root.write(&mut out);
     Ok(out)
-}
-
-/// The module path that prost gives a package; `type` is the only keyword that xDS packages use.
-fn rust_segments(package: &str) -> Vec<String> {
-    package.split('.').map(|s| if s == "type" { "r#type".to_owned() } else { s.to_snake_case() }).collect()
 }
 
 /// Adds the fields and types of `newer` to the messages they extend; returns the fields added.

@@ -166,23 +166,42 @@ fn expand(type_url: &str, value: &[u8], root_path: &str) -> Expanded {
 /// Every unknown type, unknown field (by number, since protobuf has no names for them) and undecodable
 /// part, with paths that start with `root_path`.
 pub fn check_any(any: &Any, root_path: &str) -> Result<DynamicMessage, Vec<Problem>> {
-    let mut check = Check { path: Path::new(root_path), problems: Vec::new() };
+    let mut check = Check::new(root_path);
     let message = check.expanded(expand(&any.type_url, &any.value, root_path), 0);
     match message {
-        Some(message) if check.problems.is_empty() => Ok(message),
-        None if check.problems.is_empty() => Err(vec![Problem::new(root_path, "a type URL is missing")]),
-        _ => Err(check.problems),
+        Some(message) if check.found.is_empty() => Ok(message),
+        None if check.found.is_empty() => Err(vec![Problem::new(root_path, "a type URL is missing")]),
+        _ => Err(check.found.into_iter().map(|(_, problem)| problem).collect()),
     }
+}
+
+/// What is wrong in a part that a [`check_message`] looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// A field that its message does not have.
+    UnknownField,
+    Other,
+}
+
+/// Looks through a whole message that was decoded, extensions included; everything found, in order.
+pub(crate) fn check_message(message: &DynamicMessage) -> Vec<(Finding, Problem)> {
+    let mut check = Check::new("");
+    check.message(message, 0);
+    check.found
 }
 
 struct Check {
     path: Path,
-    problems: Vec<Problem>,
+    found: Vec<(Finding, Problem)>,
 }
 
 impl Check {
+    fn new(root_path: &str) -> Self {
+        Self { path: Path::new(root_path), found: Vec::new() }
+    }
+
     fn problem(&mut self, message: String) {
-        self.problems.push(Problem::new(self.path.as_str(), message));
+        self.found.push((Finding::Other, Problem::new(self.path.as_str(), message)));
     }
 
     fn expanded(&mut self, expanded: Expanded, depth: usize) -> Option<DynamicMessage> {
@@ -198,7 +217,7 @@ impl Check {
                 None
             }
             Expanded::Invalid(problems) => {
-                self.problems.extend(problems);
+                self.found.extend(problems.into_iter().map(|problem| (Finding::Other, problem)));
                 None
             }
         }
@@ -216,7 +235,8 @@ impl Check {
             return;
         }
         for unknown in message.unknown_fields() {
-            self.problem(format!("unknown field number {} of {}", unknown.number(), descriptor.full_name()));
+            let text = format!("unknown field number {} of {}", unknown.number(), descriptor.full_name());
+            self.found.push((Finding::UnknownField, Problem::new(self.path.as_str(), text)));
         }
         for (field, value) in message.fields() {
             if let Kind::Enum(descriptor) = field.kind() {

@@ -19,7 +19,9 @@ mod well_known;
 
 pub use any::{check_any, expand_any, type_of, unpack, Expanded, UnpackError};
 pub use json::{message_to_json, to_json};
-pub use load::{load, load_resource, load_tolerant, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES};
+pub use load::{
+    load, load_binary, load_resource, load_tolerant, load_value, Loaded, Resource, MAX_DEPTH, MAX_TEXT_BYTES,
+};
 pub use problem::Problem;
 pub use reflect::{pool, DynamicMessage};
 pub use text::Format;
@@ -27,8 +29,7 @@ pub use typed::{descriptor, to_dynamic};
 
 /// The generated message types, in modules named after their protobuf packages.
 ///
-/// One tree holds both the types of the `xds-api` crate and the ones compiled from this crate's
-/// `proto/` folder.
+/// The definitions are those of the `xds-api` crate, joined with this crate's `proto/` folder.
 #[allow(missing_docs, unused_imports, rustdoc::all, clippy::all, clippy::pedantic)]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/pb.rs"));

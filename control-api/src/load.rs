@@ -8,6 +8,7 @@ use crate::reflect::DynamicMessage;
 use prost::{Message, Name};
 use serde_json::Value;
 
+use crate::any::{check_message, Finding};
 use crate::pb::google::protobuf::Any;
 use crate::problem::Problem;
 use crate::text::{self, Format};
@@ -23,7 +24,7 @@ pub const MAX_DEPTH: usize = 128;
 /// A configuration that was read without a problem.
 #[derive(Debug, Clone)]
 pub struct Loaded<M> {
-    /// The typed message. Fields newer than its Rust type are only in `dynamic`.
+    /// The typed message.
     pub message: M,
     /// The same message for reflection: support checks, dumps.
     pub dynamic: DynamicMessage,
@@ -48,7 +49,7 @@ pub fn load<M: Message + Name + Default>(
     format: Format,
 ) -> Result<Loaded<M>, Vec<Problem>> {
     let value = text::parse(text.as_ref(), format).map_err(|problem| vec![problem])?;
-    load_as(&value, format != Format::Json)
+    load_as(value, format != Format::Json)
 }
 
 /// Like [`load`], for a value that is parsed already. A top-level `@type` may be absent.
@@ -56,7 +57,7 @@ pub fn load<M: Message + Name + Default>(
 /// # Errors
 /// Every problem found.
 pub fn load_value<M: Message + Name + Default>(value: &Value) -> Result<Loaded<M>, Vec<Problem>> {
-    load_as(value, false)
+    load_as(value.clone(), false)
 }
 
 /// Like [`load`], but unknown fields are skipped and returned beside the message.
@@ -70,21 +71,22 @@ pub fn load_tolerant<M: Message + Name + Default>(
     let value = text::parse(text.as_ref(), format).map_err(|problem| vec![problem])?;
     let mut walk = Walk::new("", format != Format::Json);
     walk.tolerate_unknown();
-    load_with(walk, &value)
+    load_with(walk, value)
 }
 
-fn load_as<M: Message + Name + Default>(value: &Value, yaml: bool) -> Result<Loaded<M>, Vec<Problem>> {
+fn load_as<M: Message + Name + Default>(value: Value, yaml: bool) -> Result<Loaded<M>, Vec<Problem>> {
     load_with(Walk::new("", yaml), value).map(|(loaded, _)| loaded)
 }
 
 fn load_with<M: Message + Name + Default>(
     mut walk: Walk,
-    value: &Value,
+    mut value: Value,
 ) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
     let Some(descriptor) = descriptor::<M>() else {
         return Err(vec![Problem::new("", format!("unknown type {}", M::full_name()))]);
     };
-    let dynamic = walk.root(&descriptor, value);
+    let dynamic = walk.root(&descriptor, &mut value);
+    drop(value);
     let unknown = walk.take_unknown();
     let dynamic = walk.finish(dynamic)?;
     let message = dynamic
@@ -93,13 +95,36 @@ fn load_with<M: Message + Name + Default>(
     Ok((Loaded { message, dynamic }, unknown))
 }
 
+/// Reads a whole configuration in its binary form. Unknown fields are problems, or with `tolerate` are
+/// returned beside the message; protobuf names them by number only.
+///
+/// # Errors
+/// Every problem found: unknown types and enum values too. Bytes that are no `M` give exactly one.
+pub fn load_binary<M: Message + Name + Default>(
+    bytes: &[u8],
+    tolerate: bool,
+) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
+    let Some(descriptor) = descriptor::<M>() else {
+        return Err(vec![Problem::new("", format!("unknown type {}", M::full_name()))]);
+    };
+    let unreadable = |e| vec![Problem::new("", format!("the bytes are no valid {}: {e}", M::full_name()))];
+    let dynamic = DynamicMessage::decode(descriptor, bytes).map_err(unreadable)?;
+    let found = check_message(&dynamic);
+    let bad = found.iter().any(|(finding, _)| !tolerate || *finding != Finding::UnknownField);
+    let found = found.into_iter().map(|(_, problem)| problem).collect();
+    if bad {
+        return Err(found);
+    }
+    Ok((Loaded { message: M::decode(bytes).map_err(unreadable)?, dynamic }, found))
+}
+
 /// Reads one resource whose `@type` says what it is.
 ///
 /// # Errors
 /// Every problem found, a missing or unknown `@type` included.
 pub fn load_resource(value: &Value) -> Result<Resource, Vec<Problem>> {
     let mut walk = Walk::new("", false);
-    let content = walk.any_content(value).filter(|c| !c.type_url.is_empty());
+    let content = walk.any_content(&mut value.clone()).filter(|c| !c.type_url.is_empty());
     if content.is_none() && walk.is_clean() {
         walk.problem("an `@type` is missing");
     }

@@ -23,8 +23,8 @@ use crate::well_known::WellKnown;
 pub struct MessageSupport {
     /// The full name, such as `envoy.config.cluster.v3.Cluster`.
     pub message: &'static str,
-    /// Names of the fields that take effect; `"*"` means all that the Rust type has. Fields that only
-    /// reflection knows ([`FieldDescriptor::is_newer`]) must be named.
+    /// Names of the fields that take effect; `"*"` means all but those that were added later
+    /// ([`FieldDescriptor::is_newer`]); they must be named.
     pub implemented: &'static [&'static str],
     /// Fields that are accepted without effect, and why; they are not looked into. `"*"` stands for the
     /// whole message, `FIELD=VALUE` for one value of an enum field that is implemented otherwise.

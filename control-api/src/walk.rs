@@ -3,7 +3,7 @@
 //! In: a JSON value and the descriptor it should fit. Out: a `DynamicMessage` and the problems, each at
 //! its path. The walk goes on after a problem, so that one run lists them all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value as Field};
 use serde_json::{Map, Value};
@@ -76,7 +76,11 @@ impl Walk {
     }
 
     /// A message at the top of a document, where an `@type` may stand but must not contradict.
-    pub(crate) fn root(&mut self, descriptor: &MessageDescriptor, value: &Value) -> Option<DynamicMessage> {
+    pub(crate) fn root(
+        &mut self,
+        descriptor: &MessageDescriptor,
+        value: &mut Value,
+    ) -> Option<DynamicMessage> {
         let Some(named) = value.get("@type") else {
             return self.message(descriptor, value);
         };
@@ -88,7 +92,7 @@ impl Walk {
         self.content(descriptor, value)
     }
 
-    fn message(&mut self, descriptor: &MessageDescriptor, value: &Value) -> Option<DynamicMessage> {
+    fn message(&mut self, descriptor: &MessageDescriptor, value: &mut Value) -> Option<DynamicMessage> {
         if self.depth >= MAX_DEPTH {
             self.problem(format!("nested deeper than {MAX_DEPTH} levels"));
             return None;
@@ -103,7 +107,7 @@ impl Walk {
         message
     }
 
-    fn fields(&mut self, descriptor: &MessageDescriptor, value: &Value) -> Option<DynamicMessage> {
+    fn fields(&mut self, descriptor: &MessageDescriptor, value: &mut Value) -> Option<DynamicMessage> {
         let Value::Object(object) = value else {
             self.problem(format!(
                 "expected an object ({}), found {}",
@@ -119,13 +123,13 @@ impl Walk {
     fn object(
         &mut self,
         descriptor: &MessageDescriptor,
-        object: &Map<String, Value>,
+        object: &mut Map<String, Value>,
         skipped: &[&str],
     ) -> DynamicMessage {
-        let mut message = DynamicMessage::new(descriptor.clone());
-        // Field number to the spelling that set it.
-        let mut seen: HashMap<u32, &str> = HashMap::new();
-        for (key, value) in object {
+        let mut message = DynamicMessage::with_capacity(descriptor.clone(), object.len());
+        // Field numbers and the spellings that set them.
+        let mut seen: Vec<(u32, &str)> = Vec::with_capacity(object.len());
+        for (key, value) in object.iter_mut() {
             if skipped.contains(&key.as_str()) {
                 continue;
             }
@@ -141,9 +145,10 @@ impl Walk {
                 continue;
             }
             let back = self.path.field(field.name());
-            if let Some(other) = seen.insert(field.number(), key) {
+            if let Some((_, other)) = seen.iter().find(|(number, _)| *number == field.number()) {
                 self.problem(format!("is set twice, as {other} and as {key}"));
             } else {
+                seen.push((field.number(), key));
                 self.check_oneof(&field, &message);
                 if let Some(value) = self.field(&field, value) {
                     self.store(&mut message, &field, value);
@@ -170,7 +175,7 @@ impl Walk {
         }
     }
 
-    fn field(&mut self, field: &FieldDescriptor, value: &Value) -> Option<Field> {
+    fn field(&mut self, field: &FieldDescriptor, value: &mut Value) -> Option<Field> {
         let kind = field.kind();
         if field.is_map() {
             return self.map(&kind, value);
@@ -183,15 +188,16 @@ impl Walk {
             return self.single(&kind, value).map(|value| Field::List(vec![value]));
         };
         let mut list = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
+        for (index, item) in items.iter_mut().enumerate() {
             let back = self.path.index(index);
-            list.extend(self.single(&kind, item));
+            // What has been read is let go: of a large configuration only one form is held whole.
+            list.extend(self.single(&kind, &mut item.take()));
             self.path.back(back);
         }
         Some(Field::List(list))
     }
 
-    fn map(&mut self, kind: &Kind, value: &Value) -> Option<Field> {
+    fn map(&mut self, kind: &Kind, value: &mut Value) -> Option<Field> {
         let entry = kind.as_message()?;
         let (key_kind, value_kind) =
             (entry.map_entry_key_field().kind(), entry.map_entry_value_field().kind());
@@ -200,7 +206,7 @@ impl Walk {
             return None;
         };
         let mut map = BTreeMap::new();
-        for (key, value) in object {
+        for (key, value) in object.iter_mut() {
             let back = self.path.key(key);
             match map_key(&key_kind, key) {
                 Ok(key) => {
@@ -215,12 +221,12 @@ impl Walk {
         Some(Field::Map(map))
     }
 
-    fn single(&mut self, kind: &Kind, value: &Value) -> Option<Field> {
+    fn single(&mut self, kind: &Kind, value: &mut Value) -> Option<Field> {
         if let Kind::Message(descriptor) = kind {
             // A null element of a list is an empty message, as Envoy reads it.
-            let empty = Value::Object(Map::new());
-            let plain = WellKnown::of(descriptor).is_none();
-            let value = if value.is_null() && plain { &empty } else { value };
+            if value.is_null() && WellKnown::of(descriptor).is_none() {
+                *value = Value::Object(Map::new());
+            }
             return self.message(descriptor, value).map(Field::Message);
         }
         match scalar(kind, value, self.yaml) {
@@ -236,9 +242,9 @@ impl Walk {
         &mut self,
         known: WellKnown,
         descriptor: &MessageDescriptor,
-        value: &Value,
+        value: &mut Value,
     ) -> Option<DynamicMessage> {
-        let result = match (known, value) {
+        let result = match (known, &*value) {
             (WellKnown::Duration, Value::String(text)) => {
                 well_known::parse_duration(text).map(|(s, n)| well_known::time(descriptor, s, n))
             }
@@ -273,7 +279,7 @@ impl Walk {
         result.map_err(|error| self.problem(error)).ok()
     }
 
-    fn any(&mut self, descriptor: &MessageDescriptor, value: &Value) -> Option<DynamicMessage> {
+    fn any(&mut self, descriptor: &MessageDescriptor, value: &mut Value) -> Option<DynamicMessage> {
         let mut any = DynamicMessage::new(descriptor.clone());
         if value.as_object().is_some_and(is_empty_any) {
             return Some(any);
@@ -285,17 +291,17 @@ impl Walk {
     }
 
     /// What the JSON form of an `Any` holds. A `TypedStruct` of a known type becomes that type.
-    pub(crate) fn any_content(&mut self, value: &Value) -> Option<Content> {
+    pub(crate) fn any_content(&mut self, value: &mut Value) -> Option<Content> {
         let Value::Object(object) = value else {
             self.problem(format!("expected an object with an `@type`, found {}", describe(value)));
             return None;
         };
-        let Some(type_url) = object.get("@type") else {
+        let Some(type_url) = object.get("@type").cloned() else {
             self.problem("an `@type` is missing");
             return None;
         };
         let back = self.path.field("@type");
-        let descriptor = self.resolve(type_url);
+        let descriptor = self.resolve(&type_url);
         self.path.back(back);
         let (type_url, descriptor) = descriptor?;
         if TYPED_STRUCTS.contains(&descriptor.full_name()) {
@@ -325,8 +331,8 @@ impl Walk {
     }
 
     /// The message beside an `@type`: its fields, or its special form under `value`.
-    fn content(&mut self, descriptor: &MessageDescriptor, value: &Value) -> Option<DynamicMessage> {
-        let object = value.as_object()?;
+    fn content(&mut self, descriptor: &MessageDescriptor, value: &mut Value) -> Option<DynamicMessage> {
+        let object = value.as_object_mut()?;
         if self.depth >= MAX_DEPTH {
             self.problem(format!("nested deeper than {MAX_DEPTH} levels"));
             return None;
@@ -340,7 +346,7 @@ impl Walk {
                 self.path.back(back);
             }
             let back = self.path.field("value");
-            let message = match object.get("value") {
+            let message = match object.get_mut("value") {
                 Some(value) => self.message(descriptor, value),
                 None => Some(DynamicMessage::new(descriptor.clone())),
             };
@@ -357,18 +363,19 @@ impl Walk {
         &mut self,
         type_url: &str,
         descriptor: &MessageDescriptor,
-        object: &Map<String, Value>,
+        object: &mut Map<String, Value>,
     ) -> Option<Content> {
         let inner = ["type_url", "typeUrl"].iter().find_map(|key| object.get(*key)?.as_str());
-        let inner_descriptor = inner.and_then(|url| pool().get_message_by_name(last_segment(url)));
+        let inner = inner.map(ToOwned::to_owned);
+        let inner_descriptor = inner.as_deref().and_then(|url| pool().get_message_by_name(last_segment(url)));
         let (Some(inner), Some(inner_descriptor)) = (inner, inner_descriptor) else {
             let message = self.object(descriptor, object, &["@type"]);
             return Some(Content { type_url: type_url.to_owned(), message });
         };
         // The wrapper's own keys are checked; its content is read as the type it names.
         let _ = self.object(descriptor, object, &["@type", "value"]);
-        let empty = Value::Object(Map::new());
-        let value = object.get("value").filter(|v| !v.is_null()).unwrap_or(&empty);
+        let mut empty = Value::Object(Map::new());
+        let value = object.get_mut("value").filter(|v| !v.is_null()).unwrap_or(&mut empty);
         let back = self.path.field("value");
         let message = self.message(&inner_descriptor, value);
         self.path.back(back);
@@ -391,10 +398,10 @@ pub(crate) fn convert_typed_struct(
     let url = message.get_field_by_number(1)?;
     let descriptor = pool().get_message_by_name(last_segment(url.as_str()?))?;
     let value = message.get_field_by_number(2)?;
-    let json = value.as_message().map_or(Value::Null, well_known::structure_to_json);
+    let mut json = value.as_message().map_or(Value::Null, well_known::structure_to_json);
     let mut walk = Walk::new(root, false);
     walk.path.field("value");
-    let inner = walk.message(&descriptor, &json);
+    let inner = walk.message(&descriptor, &mut json);
     Some(walk.finish(inner))
 }
 

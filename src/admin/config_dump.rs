@@ -66,7 +66,7 @@ pub(super) fn config_dump(state: &AdminState, params: &Params) -> Answer {
 fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
     let updated = Timestamp::try_from(state.loaded).unwrap_or(Timestamp::UNIX_EPOCH);
     let updated = updated.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
-    let mut bootstrap = (*state.bootstrap).clone();
+    let mut bootstrap = state.bootstrap.json();
     if let Value::Object(fields) = &mut bootstrap {
         fields.shift_remove("@type");
     }

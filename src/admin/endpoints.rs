@@ -42,7 +42,7 @@ pub(super) fn ready(state: &AdminState, _: &Params) -> Answer {
 
 pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
     let uptime = format!("{}s", state.server.uptime().as_secs());
-    let mut node = state.bootstrap.get("node").cloned().unwrap_or_else(|| json!({}));
+    let mut node = (*state.node).clone();
     if let Value::Object(node) = &mut node {
         node.entry("user_agent_name").or_insert_with(|| "outrigger".into());
     }
@@ -52,6 +52,7 @@ pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
         "hot_restart_version": "disabled",
+        "hot_restart_initializing": false,
         "command_line_options": *state.options,
         "node": node,
     }))
@@ -130,7 +131,8 @@ fn change_levels(log: &LogControl, params: &Params) -> Result<(), LogError> {
 
 /// The static layers of the bootstrap; nothing changes them while running.
 pub(super) fn runtime(state: &AdminState, _: &Params) -> Answer {
-    let layers = state.bootstrap.pointer("/layered_runtime/layers").and_then(Value::as_array);
+    let bootstrap = state.bootstrap.json();
+    let layers = bootstrap.pointer("/layered_runtime/layers").and_then(Value::as_array);
     let layers: &[Value] = layers.map_or(&[], Vec::as_slice);
     let mut entries: Map<String, Value> = Map::new();
     for (index, layer) in layers.iter().enumerate() {

@@ -38,8 +38,10 @@ pub struct AdminState {
     pub clusters: Arc<Directory<Cluster>>,
     /// Listeners that are bound, kept up to date by whoever binds them.
     pub listeners: Arc<ArcSwap<Vec<ListenerStatus>>>,
-    /// The bootstrap as JSON, `@type`s included, as [`outrigger_control_api::to_json`] gives it.
-    pub bootstrap: Arc<serde_json::Value>,
+    /// The bootstrap.
+    pub bootstrap: BootstrapSource,
+    /// Its node as JSON.
+    pub node: Arc<serde_json::Value>,
     /// When the bootstrap was loaded.
     pub loaded: SystemTime,
     /// `command_line_options` of `/server_info`.
@@ -48,6 +50,23 @@ pub struct AdminState {
     pub log: LogControl,
     /// Where commands go. Bounded: a command that does not fit is refused with 503.
     pub commands: mpsc::Sender<AdminCommand>,
+}
+
+/// Gives the bootstrap as JSON, `@type`s included, as [`outrigger_control_api::to_json`] does. That is
+/// many times the size of what it is made from, so it is made for each page that shows it.
+#[derive(Clone)]
+pub struct BootstrapSource(pub Arc<dyn Fn() -> serde_json::Value + Send + Sync>);
+
+impl BootstrapSource {
+    fn json(&self) -> serde_json::Value {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for BootstrapSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BootstrapSource")
+    }
 }
 
 /// A listener as `/listeners` shows it.

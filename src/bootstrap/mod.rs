@@ -9,7 +9,7 @@ use std::path::Path;
 
 use outrigger_control_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 use outrigger_control_api::DynamicMessage;
-use outrigger_control_api::{descriptor, load, load_tolerant, to_dynamic, Format, Loaded, Problem};
+use outrigger_control_api::{descriptor, load, load_binary, load_tolerant, Format, Loaded, Problem};
 use prost::Message as _;
 
 pub use flags::{Command, CommandLine, Flags, Mode};
@@ -27,7 +27,7 @@ pub fn compile(flags: &Flags) -> Result<CompiledBootstrap, Vec<Problem>> {
         cluster: flags.service_cluster.clone(),
         zone: flags.service_zone.clone(),
     };
-    let mut compiled = crate::config::compile::bootstrap(&loaded, &node)?;
+    let mut compiled = crate::config::compile::bootstrap(loaded, &node)?;
     compiled.warnings.splice(0..0, unknown);
     Ok(compiled)
 }
@@ -58,7 +58,7 @@ type Read = (Loaded<Bootstrap>, Vec<Problem>);
 fn read_file(path: &Path, tolerant: bool) -> Result<Read, Vec<Problem>> {
     let content = std::fs::read(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("pb") => binary(&content),
+        Some("pb") => load_binary(&content, tolerant),
         Some("pb_text" | "textproto" | "txtpb" | "pb_length_delimited") => {
             Err(whole("this form of protobuf is not supported; use YAML, JSON or binary protobuf (.pb)"))
         }
@@ -74,13 +74,6 @@ fn parse(text: &[u8], format: Format, tolerant: bool) -> Result<Read, Vec<Proble
     } else {
         load(text, format).map(|loaded| (loaded, Vec::new()))
     }
-}
-
-fn binary(bytes: &[u8]) -> Result<Read, Vec<Problem>> {
-    let message = Bootstrap::decode(bytes)
-        .map_err(|error| whole(format!("is no binary protobuf bootstrap: {error}")))?;
-    let dynamic = to_dynamic(&message).ok_or_else(|| whole("is no binary protobuf bootstrap"))?;
-    Ok((Loaded { message, dynamic }, Vec::new()))
 }
 
 /// Protobuf's own merge, as Envoy does it: lists are appended, single fields replaced.

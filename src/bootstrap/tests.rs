@@ -77,6 +77,46 @@ fn unknown_fields_are_problems_unless_tolerated() {
 }
 
 #[test]
+fn binary_files_are_looked_through_as_well() {
+    use outrigger_control_api::pb::envoy::config::{
+        bootstrap::v3::bootstrap::StaticResources, cluster::v3 as pb,
+    };
+    use outrigger_control_api::pb::google::protobuf::Any;
+    let kind = |type_url: &str| {
+        let typed_config = Some(Any { type_url: type_url.to_owned(), value: Vec::new() });
+        let custom = pb::cluster::CustomClusterType { name: "x".to_owned(), typed_config };
+        Some(pb::cluster::ClusterDiscoveryType::ClusterType(custom))
+    };
+    let cluster = |name: &str, cluster_discovery_type| pb::Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type,
+        ..pb::Cluster::default()
+    };
+    // A field of a cluster that no version has: number 1000, a varint.
+    let mut stray = cluster("one", None).encode_to_vec();
+    stray.extend([0xc0, 0x3e, 1]);
+    let mut bytes = vec![0x12, stray.len() as u8 + 2, 0x12, stray.len() as u8];
+    bytes.extend(&stray);
+    assert!(Bootstrap::decode(bytes.as_slice()).is_ok());
+    let pb = file(".pb", &bytes);
+    let expected =
+        "static_resources.clusters[0]: unknown field number 1000 of envoy.config.cluster.v3.Cluster";
+    assert_eq!(read(&flags(&["-c", path(&pb)])).unwrap_err()[0].to_string(), expected);
+    let (_, tolerated) = read(&flags(&["-c", path(&pb), "--allow-unknown-static-fields"])).unwrap();
+    assert_eq!(tolerated[0].to_string(), expected);
+
+    let clusters = vec![cluster("two", kind("type.googleapis.com/no.such.Type"))];
+    let resources = StaticResources { clusters, ..StaticResources::default() };
+    let message = Bootstrap { static_resources: Some(resources), ..Bootstrap::default() };
+    let pb = file(".pb", &message.encode_to_vec());
+    let problems = read(&flags(&["-c", path(&pb), "--allow-unknown-static-fields"])).unwrap_err();
+    assert_eq!(
+        problems[0].to_string(),
+        "static_resources.clusters[0].cluster_type.typed_config: unknown type no.such.Type"
+    );
+}
+
+#[test]
 fn hopeless_files_are_one_clear_problem() {
     let mut rng = fastrand::Rng::with_seed(7);
     let random: Vec<u8> = (0..4096).map(|_| rng.u8(..)).collect();

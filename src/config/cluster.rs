@@ -55,7 +55,13 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster's statistics.
     pub fn stats(&self) -> &ClusterStats {
-        self.stats.get_or_init(|| Box::new(ClusterStats::for_cluster(&self.stat_name)))
+        self.stats.get_or_init(|| {
+            let [default, high] = &self.breakers;
+            Box::new(ClusterStats::for_cluster(
+                &self.stat_name,
+                [default.track_remaining, high.track_remaining],
+            ))
+        })
     }
 }
 

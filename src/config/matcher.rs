@@ -262,6 +262,46 @@ pub fn query_value<'p>(path: &'p [u8], name: &[u8]) -> Option<&'p [u8]> {
     })
 }
 
+/// A test of a cookie (`envoy.config.route.v3.CookieMatcher`). Of a cookie that is sent more than once
+/// the first value counts; double quotes around it do not. A missing cookie passes an inverted test.
+#[derive(Debug, Clone)]
+pub struct CookieMatcher {
+    name: Box<[u8]>,
+    text: StringMatcher,
+    invert: bool,
+}
+
+impl CookieMatcher {
+    /// Compiles `config`.
+    pub fn compile(config: &pb::CookieMatcher, problems: &mut Problems) -> Option<Self> {
+        let text = config.string_match.as_ref()?;
+        let text = problems.at("string_match", |problems| StringMatcher::compile(text, problems))?;
+        Some(Self { name: config.name.as_bytes().into(), text, invert: config.invert_match })
+    }
+
+    /// Whether the cookies of `head` pass; `cookie` is the key of their header.
+    pub fn matches<V: HeaderView + ?Sized>(&self, head: &V, cookie: &HeaderKey) -> bool {
+        let mut passes = None;
+        head.values(cookie, &mut |pairs| {
+            if passes.is_none() {
+                passes = cookie_value(pairs, &self.name).map(|value| self.text.matches(value));
+            }
+        });
+        passes.unwrap_or(false) != self.invert
+    }
+}
+
+/// The first value of the cookie `name` in the `cookie` header `pairs`.
+fn cookie_value<'p>(pairs: &'p [u8], name: &[u8]) -> Option<&'p [u8]> {
+    pairs.split(|byte| *byte == b';').find_map(|pair| {
+        let pair = pair.trim_ascii();
+        let equals = memchr::memchr(b'=', pair)?;
+        let value = pair.get(equals + 1..)?;
+        let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+        (pair.get(..equals)? == name).then_some(quoted.unwrap_or(value))
+    })
+}
+
 /// A share of requests (`FractionalPercent`), decided by a random number drawn once for each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fraction {

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::connection::Downstream;
+use super::grpc;
 use super::h1::{self, Framing, ParsedRequest, Refusal, RequestLimits};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
 use super::manager::{self, Stop};
 use super::pump::Pump;
+pub(super) use super::reply::Reply;
 use super::router::{self, End};
 use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
@@ -243,6 +245,7 @@ impl<'a> Exchange<'a> {
     }
 
     async fn route(&mut self) -> End {
+        self.manager.stats.rq_total.increment(1);
         let table = self.manager.routes.get();
         let random = self.worker.random();
         let Some(request) = &mut self.request else { return End::Gone };
@@ -265,7 +268,7 @@ impl<'a> Exchange<'a> {
             }
             Selection::RequireTls(_) => {
                 let location = crate::config::route::tls_location(&*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
             Selection::Found { route, .. } => {
@@ -282,7 +285,7 @@ impl<'a> Exchange<'a> {
             Action::Forward(forward) => router::forward(self, route, forward, random).await,
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matched, &*request);
-                self.manager.stats.rq_redirect.increment(1);
+                self.manager.stats.rq_direct_response.increment(1);
                 let reply =
                     Reply::new(redirect.status, "direct_response").location(location).route(route.clone());
                 self.reply(reply).await
@@ -311,6 +314,11 @@ impl<'a> Exchange<'a> {
         }
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
+        if self.request.is_none() {
+            // Nothing of it was understood: the codec gives up on the stream.
+            self.manager.stats.downstream_rq_rx_reset.increment(1);
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
+        }
         let body = super::head::reason(refusal.status).as_bytes();
         self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
     }
@@ -380,7 +388,8 @@ impl<'a> Exchange<'a> {
         }
         self.local_body = body.clone();
         if grpc {
-            let (code, message) = (own.unwrap_or_else(|| grpc_status(status)), percent_encoded(&body));
+            let code = own.unwrap_or_else(|| grpc::status_of(status));
+            let message = grpc::percent_encoded(&body);
             head.set_status(200);
             head.fields.push_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
@@ -428,7 +437,7 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, || worker.random()) {
+        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }
@@ -545,66 +554,6 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// An answer of our own.
-#[derive(Debug)]
-pub(super) struct Reply {
-    status: u16,
-    details: Cow<'static, str>,
-    pub(super) body: Bytes,
-    location: Option<Vec<u8>>,
-    route: Option<Arc<Route>>,
-    overloaded: bool,
-    grpc_status: Option<&'static str>,
-    attempts: Option<u32>,
-}
-
-impl Reply {
-    pub(super) fn new(status: u16, details: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            details: details.into(),
-            body: Bytes::new(),
-            location: None,
-            route: None,
-            overloaded: false,
-            grpc_status: None,
-            attempts: None,
-        }
-    }
-
-    pub(super) fn body(mut self, body: impl AsRef<[u8]>) -> Self {
-        self.body = Bytes::copy_from_slice(body.as_ref());
-        self
-    }
-
-    pub(super) fn location(mut self, location: Vec<u8>) -> Self {
-        self.location = Some(location);
-        self
-    }
-
-    pub(super) fn route(mut self, route: Arc<Route>) -> Self {
-        self.route = Some(route);
-        self
-    }
-
-    /// The gRPC status when it is not that of the HTTP status.
-    pub(super) fn grpc_status(mut self, code: Option<&'static str>) -> Self {
-        self.grpc_status = code;
-        self
-    }
-
-    /// How often the request was tried, when the client is to know.
-    pub(super) fn attempts(mut self, attempts: Option<u32>) -> Self {
-        self.attempts = attempts;
-        self
-    }
-
-    pub(super) fn overloaded(mut self, overloaded: bool) -> Self {
-        self.overloaded = overloaded;
-        self
-    }
-}
-
 fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
     let http1 = &manager.http1;
     RequestLimits {
@@ -618,31 +567,4 @@ fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
         preserve_case: http1.header_case == crate::config::http::HeaderCase::Preserve,
         underscores: manager.underscores,
     }
-}
-
-/// The gRPC status of an HTTP status (Envoy's mapping).
-fn grpc_status(status: u16) -> &'static str {
-    match status {
-        400 => "13",
-        401 => "16",
-        403 => "7",
-        404 => "12",
-        429 | 502 | 503 | 504 => "14",
-        _ => "2",
-    }
-}
-
-/// `grpc-message` encoding: printable ASCII but `%` as it is, all else escaped.
-fn percent_encoded(text: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut out = Vec::with_capacity(text.len());
-    for byte in text {
-        if (0x20..0x7f).contains(byte) && *byte != b'%' {
-            out.push(*byte);
-        } else {
-            // Writing to a vector does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }

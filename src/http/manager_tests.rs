@@ -34,6 +34,7 @@ fn connection(peer: &str) -> ConnectionInfo {
     let remote = Some(SocketAddr::new(peer.parse().expect("an address"), 4444));
     let local = "127.0.0.1:8080".parse().ok();
     ConnectionInfo {
+        inbound: false,
         id: 1,
         remote,
         direct_remote: remote,

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use super::inspect::{self, InspectError, Inspected, Patience};
 use crate::config::chain_match::ConnectionFacts;
 use crate::config::cluster::Discovery;
-use crate::config::listener::{FilterChain, Listener, Terminal};
+use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
+use crate::runtime::drain::Stop;
 use crate::runtime::{Acceptor, Stream};
 use crate::tcp::{Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
@@ -43,13 +44,13 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// Pause of the accept loop when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `stop` is true and the accept queue is empty.
+/// Accepts until `stop` concerns the listener and the accept queue is empty.
 pub async fn run(
     worker: Rc<Worker>,
     listener: Arc<Listener>,
     acceptor: Acceptor,
     census: Rc<Census>,
-    stop: tokio::sync::watch::Receiver<bool>,
+    stop: tokio::sync::watch::Receiver<Stop>,
     cut: tokio::sync::watch::Receiver<bool>,
 ) {
     let mut stop = stop;
@@ -57,7 +58,7 @@ pub async fn run(
         let accepted = tokio::select! {
             biased;
             accepted = acceptor.accept(&listener.socket) => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| stop.concerns(&listener)) => return,
         };
         match accepted {
             Ok(stream) => {
@@ -134,6 +135,7 @@ async fn serve(
     };
     let chain = choose(&listener, &inspected, local, remote);
     let info = Rc::new(ConnectionInfo {
+        inbound: listener.direction == Direction::Inbound,
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         remote,
         direct_remote: remote,
@@ -169,6 +171,10 @@ async fn serve(
         }
     } else {
         stats.no_filter_chain_match.increment(1);
+        if !inspected.prefix.is_empty() {
+            // Closed with bytes that nobody wants: the client is told so.
+            stream.set_linger_zero();
+        }
         log_unmatched(&listener, &worker, info);
     }
     stats.downstream_cx_destroy.increment(1);

@@ -3,6 +3,31 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::config::listener::{Direction, Listener};
+
+/// Which listeners have stopped accepting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// None.
+    #[default]
+    None,
+    /// Those whose traffic direction is INBOUND.
+    Inbound,
+    /// All.
+    All,
+}
+
+impl Stop {
+    /// Whether it concerns this listener.
+    pub fn concerns(self, listener: &Listener) -> bool {
+        match self {
+            Stop::None => false,
+            Stop::Inbound => listener.direction == Direction::Inbound,
+            Stop::All => true,
+        }
+    }
+}
+
 /// Tells connections whether to announce their close.
 #[derive(Debug)]
 pub struct Drain {
@@ -11,6 +36,8 @@ pub struct Drain {
     started_ms: AtomicU64,
     /// Over this long the share of closing responses rises to one; zero = at once.
     window_ms: AtomicU64,
+    /// Only connections of inbound listeners are told.
+    inbound_only: AtomicBool,
 }
 
 impl Default for Drain {
@@ -20,14 +47,17 @@ impl Default for Drain {
             epoch: Instant::now(),
             started_ms: AtomicU64::new(0),
             window_ms: AtomicU64::new(0),
+            inbound_only: AtomicBool::new(false),
         }
     }
 }
 
 impl Drain {
     /// Starts draining. With a `window`, responses announce the close with a probability that grows
-    /// from 0 to 1 over it (Envoy's gradual strategy); without one, all do from now on.
-    pub fn start(&self, window: Option<Duration>) {
+    /// from 0 to 1 over it (Envoy's gradual strategy); without one, all do from now on. `inbound_only`
+    /// spares the connections of listeners that are not inbound.
+    pub fn start(&self, window: Option<Duration>, inbound_only: bool) {
+        self.inbound_only.store(inbound_only, Ordering::Relaxed);
         let window = window.map_or(0, |window| u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
         self.window_ms.store(window, Ordering::Relaxed);
         let started = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -40,9 +70,10 @@ impl Drain {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether a response sent now announces the close; `random` decides while the share grows.
-    pub fn announces_close(&self, now: Instant, random: impl FnOnce() -> u64) -> bool {
-        if !self.draining.load(Ordering::Relaxed) {
+    /// Whether a response sent now, on a connection that is `inbound` or not, announces the close; `random`
+    /// decides while the share grows.
+    pub fn announces_close(&self, now: Instant, inbound: bool, random: impl FnOnce() -> u64) -> bool {
+        if !self.draining.load(Ordering::Relaxed) || self.inbound_only.load(Ordering::Relaxed) && !inbound {
             return false;
         }
         let window = self.window_ms.load(Ordering::Relaxed);
@@ -63,15 +94,25 @@ mod tests {
     fn gradual_drain_grows_from_never_to_always() {
         let drain = Drain::default();
         let start = Instant::now();
-        assert!(!drain.announces_close(start, || 0));
-        drain.start(Some(Duration::from_secs(10)));
+        assert!(!drain.announces_close(start, true, || 0));
+        drain.start(Some(Duration::from_secs(10)), false);
         let closes = |after: u64| {
             (0..10_000)
-                .filter(|draw| drain.announces_close(start + Duration::from_millis(after), || *draw))
+                .filter(|draw| drain.announces_close(start + Duration::from_millis(after), false, || *draw))
                 .count()
         };
         assert!(closes(10) < 100);
         assert!((4_800..5_200).contains(&closes(5_000)));
         assert_eq!(closes(11_000), 10_000);
+    }
+
+    #[test]
+    fn an_inbound_drain_spares_the_others() {
+        let drain = Drain::default();
+        drain.start(None, true);
+        assert!(drain.announces_close(Instant::now(), true, || 0));
+        assert!(!drain.announces_close(Instant::now(), false, || 0));
+        drain.start(None, false);
+        assert!(drain.announces_close(Instant::now(), false, || 0));
     }
 }

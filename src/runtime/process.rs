@@ -1,5 +1,6 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -10,17 +11,18 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::drain::Drain;
+use super::drain::{Drain, Stop};
 use super::socket::{self, Bound, ListenError, ListenOptions};
 use super::worker::{self, Assignment, Status};
-use crate::admin::{AdminCommand, AdminState, ListenerStatus};
+use crate::admin::{AdminCommand, AdminState, BootstrapSource, ListenerStatus};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
 use crate::config::cluster::{Address, Discovery};
 use crate::config::compile::CompiledBootstrap;
+use crate::config::listener::Listener;
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
-use crate::telemetry::process::{Server, ServerState};
+use crate::telemetry::process::{Managers, Server, ServerState};
 use crate::upstream::dns;
 
 /// Why the process cannot run. The text is one line for the operator.
@@ -76,17 +78,17 @@ pub fn run(compiled: CompiledBootstrap, flags: Flags, log: LogControl) -> Result
     control.block_on(serve(compiled, flags, log, sockets, workers))
 }
 
-type Socket = (Arc<crate::config::listener::Listener>, Bound, ListenOptions);
+type Socket = (Arc<Listener>, Bound, ListenOptions);
 
 struct Workers {
     threads: Vec<JoinHandle<std::io::Result<()>>>,
     statuses: Vec<Arc<Status>>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     end: watch::Sender<bool>,
     addresses: Vec<std::net::SocketAddr>,
     inodes: Vec<u64>,
-    /// One handle on each listener's first socket, to steer its group.
-    handles: Vec<Bound>,
+    /// One handle on each listener's first socket, to steer its group until the listener stops.
+    handles: RefCell<Vec<(Arc<Listener>, Bound)>>,
     count: usize,
 }
 
@@ -105,15 +107,20 @@ async fn serve(
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
     let statuses = listener_statuses(&sockets);
+    let clusters = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let managers = Managers::new(clusters, sockets.len(), count);
     let workers = start_workers(&compiled, &drain, sockets, count)?;
     let (commands, mut requests) = mpsc::channel(16);
     let (admin_stop, admin_stopped) = watch::channel(false);
     if let Some(admin) = &compiled.admin {
+        let node = Arc::new(compiled.dump.node().clone());
+        let dump = compiled.dump;
         let state = AdminState {
             server: server.clone(),
             clusters: compiled.clusters.clone(),
             listeners: Arc::new(ArcSwap::from_pointee(statuses)),
-            bootstrap: Arc::new(compiled.dump.to_json()),
+            bootstrap: BootstrapSource(Arc::new(move || dump.to_json())),
+            node,
             loaded: SystemTime::now(),
             options: Arc::new(serde_json::json!({ "concurrency": count })),
             log,
@@ -131,11 +138,26 @@ async fn serve(
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
+    managers.started();
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
     let graceful = loop {
+        let later = async {
+            match stop_later {
+                Some((at, which)) => {
+                    tokio::time::sleep_until(at).await;
+                    which
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            which = later => {
+                stop_later = None;
+                managers.stopped(workers.stop(which));
+            }
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
             _ = reopen.recv() => access_log::reopen_all(),
@@ -146,15 +168,21 @@ async fn serve(
             }
             command = requests.recv() => match command {
                 Some(AdminCommand::Quit) => break false,
-                Some(AdminCommand::DrainListeners { graceful, skip_exit, .. }) => {
-                    drain.start(strategy(&flags, graceful));
-                    if !skip_exit {
-                        let _ = workers.stop.send(true);
+                Some(AdminCommand::DrainListeners { graceful, inbound_only, skip_exit }) => {
+                    let which = if inbound_only { Stop::Inbound } else { Stop::All };
+                    if !graceful {
+                        // As in Envoy: open connections are not told.
+                        if !skip_exit {
+                            managers.stopped(workers.stop(which));
+                        }
+                    } else if !drain.is_draining() {
+                        drain.start(strategy(&flags, true), inbound_only);
+                        stop_later = (!skip_exit).then(|| (tokio::time::Instant::now() + flags.drain_time(), which));
                     }
                 }
                 Some(AdminCommand::HealthFail(fail)) => {
                     if fail {
-                        drain.start(strategy(&flags, true));
+                        drain.start(strategy(&flags, true), false);
                     }
                 }
                 None => std::future::pending().await,
@@ -164,7 +192,7 @@ async fn serve(
     if graceful {
         tracing::info!("draining for up to {} s", flags.drain_time().as_secs());
         server.set_state(ServerState::Draining);
-        drain.start(None);
+        drain.start(None, false);
         // The port goes to whoever replaces us.
         let _ = admin_stop.send(true);
         tokio::select! {
@@ -173,7 +201,7 @@ async fn serve(
             _ = interrupt.recv() => {}
         }
     }
-    let _ = workers.stop.send(true);
+    workers.stop(Stop::All);
     let _ = workers.end.send(true);
     for thread in workers.threads {
         if let Ok(Err(error)) = thread.join() {
@@ -198,7 +226,7 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
             answers.push(answer);
             tokio::spawn(dns::follow_announcing(cluster, first));
         } else {
-            dns::publish_membership(&cluster);
+            dns::announce_members(&cluster);
         }
     }
     for answer in answers {
@@ -208,7 +236,7 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
 }
 
 fn listener_statuses(sockets: &[Socket]) -> Vec<ListenerStatus> {
-    let address = |listener: &crate::config::listener::Listener, bound: &Bound| {
+    let address = |listener: &Listener, bound: &Bound| {
         bound.local_addr().map_or_else(|| listener.address.clone(), Address::Ip)
     };
     sockets
@@ -226,7 +254,7 @@ fn start_workers(
     sockets: Vec<Socket>,
     count: usize,
 ) -> Result<Workers, RunError> {
-    let (stop, stopped) = watch::channel(false);
+    let (stop, stopped) = watch::channel(Stop::None);
     let (end, ended) = watch::channel(false);
     let mut shares: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
@@ -249,7 +277,7 @@ fn start_workers(
             }
             share.push((listener.clone(), own));
         }
-        handles.push(first);
+        handles.push((listener, first));
     }
     let mut threads = Vec::new();
     let mut statuses = Vec::new();
@@ -268,6 +296,7 @@ fn start_workers(
         let thread = std::thread::Builder::new().name(format!("worker_{index}"));
         threads.push(thread.spawn(move || worker::run(assignment))?);
     }
+    let handles = RefCell::new(handles);
     Ok(Workers { threads, statuses, stop, end, addresses, inodes, handles, count })
 }
 
@@ -319,7 +348,7 @@ async fn finish(workers: &Workers, limit: Duration) {
             stop_after = Some(now + HANDSHAKE_GRACE);
         }
         if now >= stop_at || stop_after.is_some_and(|at| now >= at) {
-            let _ = workers.stop.send(true);
+            workers.stop(Stop::All);
         }
         let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
         let stopped = workers.statuses.iter().all(|status| status.stopped.load(Ordering::Acquire));
@@ -339,13 +368,27 @@ async fn finish(workers: &Workers, limit: Duration) {
 }
 
 impl Workers {
+    /// Closes the listening sockets of the listeners concerned; says how many listeners that were.
+    fn stop(&self, which: Stop) -> usize {
+        let mut handles = self.handles.borrow_mut();
+        let before = handles.len();
+        // A handle of ours would keep the port open.
+        handles.retain(|(listener, _)| !which.concerns(listener));
+        self.stop.send_if_modified(|stop| {
+            let more = *stop < which;
+            *stop = which.max(*stop);
+            more
+        });
+        before - handles.len()
+    }
+
     /// Whether another process listens on all our ports; new connections then go to it alone.
     fn handed_over(&self) -> bool {
         let taken = |address| socket::foreign_listener(address, &self.inodes);
         if self.addresses.is_empty() || !self.addresses.iter().copied().all(taken) {
             return false;
         }
-        for handle in &self.handles {
+        for (_, handle) in self.handles.borrow().iter() {
             if let Bound::Tcp(listener) = handle {
                 // Our sockets came first in the group. Where steering is not possible the kernel goes
                 // on spreading connections until we close.

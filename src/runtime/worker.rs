@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::drain::Drain;
+use super::drain::{Drain, Stop};
 use super::socket::Bound;
 use super::stream::Acceptor;
 use crate::config::listener::Listener;
@@ -28,8 +28,8 @@ pub struct Assignment {
     pub drain: Arc<Drain>,
     /// What the worker reports.
     pub status: Arc<Status>,
-    /// Becomes true when no connection is accepted any more.
-    pub stop: watch::Receiver<bool>,
+    /// Which listeners accept no more connections.
+    pub stop: watch::Receiver<Stop>,
     /// Becomes true when the worker is to end, whatever it does.
     pub end: watch::Receiver<bool>,
 }

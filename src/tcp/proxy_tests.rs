@@ -55,7 +55,7 @@ fn compile(name: &str, log: &std::path::Path, changes: &[(&str, Value)]) -> Arc<
         "clusters": [{"name": name}],
     }});
     let loaded = outrigger_control_api::load_value(&bootstrap_config).unwrap();
-    let compiled = bootstrap(&loaded, &NodeOptions::default()).unwrap();
+    let compiled = bootstrap(loaded, &NodeOptions::default()).unwrap();
     match &compiled.listeners[0].chains[0].terminal {
         Terminal::Tcp(proxy) => proxy.clone(),
         other => panic!("{other:?}"),
@@ -122,6 +122,7 @@ impl Rig {
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
         let connection = Rc::new(ConnectionInfo {
+            inbound: false,
             id: 1,
             remote: Some(remote),
             direct_remote: Some(remote),

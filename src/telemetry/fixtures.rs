@@ -36,6 +36,7 @@ pub(crate) fn stream() -> StreamInfo {
     let peer = "10.0.0.9:4444".parse().ok();
     let local = "127.0.0.1:8080".parse().ok();
     let connection = ConnectionInfo {
+        inbound: false,
         id: 7,
         remote: peer,
         direct_remote: peer,

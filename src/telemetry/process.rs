@@ -58,6 +58,66 @@ crate::stats! {
     }
 }
 
+crate::stats! {
+    /// `cluster_manager.` statistics.
+    pub struct ClusterManagerStats {
+        counters {
+            cluster_added, cluster_modified, cluster_removed, cluster_updated, cluster_updated_via_merge,
+            update_merge_cancelled, update_out_of_merge_window,
+        }
+        gauges { active_clusters, warming_clusters }
+        histograms {}
+    }
+}
+
+crate::stats! {
+    /// `listener_manager.` statistics.
+    pub struct ListenerManagerStats {
+        counters {
+            listener_added, listener_create_failure, listener_create_success, listener_in_place_updated,
+            listener_modified, listener_removed, listener_stopped,
+        }
+        gauges {
+            total_filter_chains_draining, total_listeners_active, total_listeners_draining,
+            total_listeners_warming, workers_started,
+        }
+        histograms {}
+    }
+}
+
+/// The resources of the bootstrap, as `cluster_manager.` and `listener_manager.` show them.
+#[derive(Debug)]
+pub struct Managers {
+    clusters: ClusterManagerStats,
+    listeners: ListenerManagerStats,
+}
+
+impl Managers {
+    /// So many clusters and listeners were read, the listeners for this many workers.
+    pub fn new(clusters: usize, listeners: usize, workers: usize) -> Self {
+        let managers = Self {
+            clusters: ClusterManagerStats::new(&Scope::cluster_manager()),
+            listeners: ListenerManagerStats::new(&Scope::listener_manager()),
+        };
+        managers.clusters.cluster_added.increment(clusters as u64);
+        managers.clusters.active_clusters.set(clusters as f64);
+        managers.listeners.listener_added.increment(listeners as u64);
+        managers.listeners.total_listeners_active.set(listeners as f64);
+        managers.listeners.listener_create_success.increment((listeners * workers) as u64);
+        managers
+    }
+
+    /// All workers accept connections.
+    pub fn started(&self) {
+        self.listeners.workers_started.set(1.0);
+    }
+
+    /// So many listeners accept no more connections.
+    pub fn stopped(&self, listeners: usize) {
+        self.listeners.listener_stopped.increment(listeners as u64);
+    }
+}
+
 /// The server's state, shared by everything that asks for it.
 #[derive(Debug)]
 pub struct Server {

@@ -3,6 +3,8 @@
 //! Names are Envoy's (cluster_stats.rst, http_conn_man stats, listener stats): a field
 //! `upstream_rq_total` of [`ClusterStats`] is `cluster.<name>.upstream_rq_total`.
 
+use std::sync::OnceLock;
+
 use metrics::{Counter, Gauge, Histogram};
 
 use super::metrics::Scope;
@@ -92,8 +94,16 @@ stats! {
         counters {}
         gauges {
             cx_open, cx_pool_open, rq_pending_open, rq_open, rq_retry_open,
-            remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq,
         }
+        histograms {}
+    }
+}
+
+stats! {
+    /// `cluster.<name>.circuit_breakers.<priority>.` gauges with `track_remaining`.
+    pub struct RemainingGauges {
+        counters {}
+        gauges { remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq }
         histograms {}
     }
 }
@@ -107,17 +117,26 @@ pub struct ClusterStats {
     pub responses: ResponseCodes,
     /// Gauges of priority DEFAULT and HIGH.
     pub breakers: [BreakerGauges; 2],
+    /// What is left of the limits of priority DEFAULT and HIGH; only where that is tracked.
+    pub remaining: [Option<RemainingGauges>; 2],
 }
 
 impl ClusterStats {
-    /// Resolves the statistics of the cluster shown as `name`.
-    pub fn for_cluster(name: &str) -> Self {
+    /// Resolves the statistics of the cluster shown as `name`; `remaining` says for which priorities
+    /// `track_remaining` is set.
+    pub fn for_cluster(name: &str, remaining: [bool; 2]) -> Self {
         let scope = Scope::cluster(name);
+        let breakers = ["default", "high"].map(|priority| scope.sub(&format!("circuit_breakers.{priority}")));
+        let [default, high] = &breakers;
+        let [track_default, track_high] = remaining;
         Self {
             counters: ClusterCounters::new(&scope),
             responses: ResponseCodes::new(&scope),
-            breakers: ["default", "high"]
-                .map(|priority| BreakerGauges::new(&scope.sub(&format!("circuit_breakers.{priority}")))),
+            remaining: [
+                track_default.then(|| RemainingGauges::new(default)),
+                track_high.then(|| RemainingGauges::new(high)),
+            ],
+            breakers: [BreakerGauges::new(default), BreakerGauges::new(high)],
         }
     }
 }
@@ -130,12 +149,12 @@ impl std::ops::Deref for ClusterStats {
     }
 }
 
-/// Response counters by code and class, external and internal kept apart as Envoy does. A code's
-/// counter is made when the code is first seen.
+/// Response counters by code and class. A counter is made when its code or class is first seen, as in
+/// Envoy.
 pub struct ResponseCodes {
     scope: Scope,
-    classes: [Counter; 5],
-    codes: [std::sync::OnceLock<Counter>; 500],
+    classes: [OnceLock<Counter>; 5],
+    codes: [OnceLock<Box<[OnceLock<Counter>; 100]>>; 5],
     /// `upstream_rq_time` in milliseconds.
     pub time: Histogram,
 }
@@ -150,21 +169,20 @@ impl ResponseCodes {
     fn new(scope: &Scope) -> Self {
         Self {
             scope: scope.clone(),
-            classes: [1, 2, 3, 4, 5].map(|class| scope.counter(&format!("upstream_rq_{class}xx"))),
-            codes: std::array::from_fn(|_| std::sync::OnceLock::new()),
+            classes: Default::default(),
+            codes: Default::default(),
             time: scope.histogram("upstream_rq_time", super::metrics::Unit::Milliseconds),
         }
     }
 
     /// Counts one response with this status.
     pub fn count(&self, status: u16) {
-        let Some(index) = status.checked_sub(100).map(usize::from).filter(|i| *i < self.codes.len()) else {
-            return;
-        };
-        if let Some(class) = self.classes.get(index / 100) {
-            class.increment(1);
-        }
-        if let Some(code) = self.codes.get(index) {
+        let (hundreds, rest) = (status / 100, status % 100);
+        let class = usize::from(hundreds).wrapping_sub(1);
+        let (Some(counter), Some(codes)) = (self.classes.get(class), self.codes.get(class)) else { return };
+        counter.get_or_init(|| self.scope.counter(&format!("upstream_rq_{hundreds}xx"))).increment(1);
+        let codes = codes.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
+        if let Some(code) = codes.get(usize::from(rest)) {
             code.get_or_init(|| self.scope.counter(&format!("upstream_rq_{status}"))).increment(1);
         }
     }
@@ -193,7 +211,7 @@ stats! {
             downstream_rq_5xx, downstream_rq_ws_on_non_ws_route, downstream_rq_timeout,
             downstream_rq_header_timeout, downstream_rq_idle_timeout, downstream_rq_max_duration_reached,
             downstream_rq_overload_close, rs_too_large,
-            no_route, no_cluster, rq_total, rq_redirect, rq_direct_response, rq_retry_skipped_request_not_complete,
+            no_route, no_cluster, rq_total, rq_redirect, rq_direct_response,
             rq_reset_after_downstream_response_started, rq_overload_local_reply,
             passthrough_internal_redirect_bad_location,
         }
@@ -214,7 +232,7 @@ stats! {
             downstream_cx_overload_reject, downstream_global_cx_overflow,
             downstream_cx_transport_socket_connect_timeout, downstream_pre_cx_timeout,
             downstream_listener_filter_remote_close, downstream_listener_filter_error,
-            no_filter_chain_match, connections_accepted_per_socket_event,
+            no_filter_chain_match,
         }
         gauges { downstream_cx_active, downstream_pre_cx_active }
         histograms { downstream_cx_length_ms: Milliseconds }

@@ -28,6 +28,8 @@ pub struct ConnectionInfo {
     pub filter_chain: Arc<str>,
     /// When it was accepted.
     pub start: Instant,
+    /// Whether its listener is inbound.
+    pub inbound: bool,
 }
 
 /// HTTP version of a stream.

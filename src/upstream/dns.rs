@@ -69,6 +69,14 @@ pub async fn first_resolution(first: oneshot::Receiver<()>) -> bool {
     tokio::time::timeout(FIRST_ANSWER, first).await.is_ok()
 }
 
+/// Counts the hosts that a cluster has from the start, and publishes them.
+pub fn announce_members(cluster: &Cluster) {
+    if !cluster.hosts.load().all.is_empty() {
+        cluster.stats().membership_change.increment(1);
+    }
+    publish_membership(cluster);
+}
+
 /// Sets the membership gauges to what the cluster's host set is now.
 pub fn publish_membership(cluster: &Cluster) {
     let hosts = cluster.hosts.load();
@@ -78,8 +86,11 @@ pub fn publish_membership(cluster: &Cluster) {
     stats.membership_healthy.set(of(Health::Healthy));
     stats.membership_degraded.set(of(Health::Degraded));
     stats.membership_excluded.set(0.0);
-    let heaviest = hosts.all.iter().map(|host| host.template.weight).max().unwrap_or(0);
-    stats.max_host_weight.set(f64::from(heaviest));
+    // Envoy keeps this one only where the hosts may change.
+    if let Discovery::StrictDns(_) = cluster.discovery {
+        let heaviest = hosts.all.iter().map(|host| host.template.weight).max().unwrap_or(0);
+        stats.max_host_weight.set(f64::from(heaviest));
+    }
 }
 
 /// One name and what is known of it.
@@ -176,12 +187,10 @@ fn take_answer(
 ) -> Duration {
     let stats = cluster.stats();
     let answer = answer.and_then(|answer| {
-        if answer.addresses.is_empty() {
-            stats.update_empty.increment(1);
-            // A logical host without address is of no use: its last one is kept.
-            if logical {
-                return Err(DnsError::Empty { name: target.name.host.clone() });
-            }
+        // A logical host without address is of no use: its last one is kept. (`update_empty` is not for
+        // DNS, in Envoy either.)
+        if answer.addresses.is_empty() && logical {
+            return Err(DnsError::Empty { name: target.name.host.clone() });
         }
         Ok(answer)
     });
@@ -267,6 +276,9 @@ impl Resolver {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Answer { addresses: vec![ip], ttl: None });
         }
+        if host.is_empty() {
+            return Err(DnsError::Name { name: host.clone(), reason: "it is empty".to_owned() });
+        }
         let name = Name::from_str_relaxed(&**host)
             .map_err(|reason| DnsError::Name { name: host.clone(), reason: reason.to_string() })?;
         let resolver = self.current().map_err(|reason| DnsError::Resolver { name: host.clone(), reason })?;
@@ -279,11 +291,9 @@ impl Resolver {
                 let ttl = ttl.filter(|ttl| *ttl < MAX_TTL).map(|ttl| Duration::from_secs(ttl.into()));
                 Ok(Answer { addresses: found.iter().collect(), ttl })
             }
-            // A name that is not there at all (NXDOMAIN) is a failure: the last good hosts stay.
-            // Envoy 1.40 empties a STRICT_DNS cluster then.
-            Err(reason) if reason.is_no_records_found() && !reason.is_nx_domain() => {
-                Ok(Answer { addresses: Vec::new(), ttl: None })
-            }
+            // A name that is not there (NXDOMAIN) or has no address is an answer: as in Envoy the
+            // hosts go away. Without any answer the last good ones stay.
+            Err(reason) if reason.is_no_records_found() => Ok(Answer { addresses: Vec::new(), ttl: None }),
             Err(reason) => Err(DnsError::Lookup { name: host.clone(), reason }),
         }
     }

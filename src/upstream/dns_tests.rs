@@ -69,6 +69,7 @@ fn reply(query: &[u8], zones: &HashMap<&'static str, Zone>) -> Vec<u8> {
     reply
 }
 
+const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
 const REFUSED: u8 = 5;
 
@@ -209,7 +210,7 @@ async fn failures_keep_the_last_good_hosts_but_an_empty_answer_counts() {
     let task = tokio::spawn(follow(cluster.clone()));
     until_hosts(&cluster, &["127.0.0.1:80"]).await;
     let before = cluster.hosts.load_full();
-    for code in [NXDOMAIN, REFUSED] {
+    for code in [SERVFAIL, REFUSED] {
         zones.lock().unwrap().insert("a.test", Zone::Code(code));
         more(&cluster, "update_failure", 3).await;
         // Only a good answer can leave the hosts as they were.
@@ -218,12 +219,16 @@ async fn failures_keep_the_last_good_hosts_but_an_empty_answer_counts() {
         assert_eq!(stat(&cluster, "update_no_rebuild"), unchanged);
         assert!(Arc::ptr_eq(&before, &cluster.hosts.load_full()), "{code}");
     }
-    zones.lock().unwrap().insert("a.test", has(&[]));
-    until_hosts(&cluster, &[]).await;
-    assert!(stat(&cluster, "update_empty") > 0);
-    assert_eq!(stat(&cluster, "membership_total"), 0);
-    zones.lock().unwrap().insert("a.test", has(&["127.0.0.1"]));
-    until_hosts(&cluster, &["127.0.0.1:80"]).await;
+    for nobody in [has(&[]), Zone::Code(NXDOMAIN)] {
+        zones.lock().unwrap().insert("a.test", nobody);
+        until_hosts(&cluster, &[]).await;
+        let failed = stat(&cluster, "update_failure");
+        more(&cluster, "update_success", 2).await;
+        assert_eq!((stat(&cluster, "update_failure"), stat(&cluster, "update_empty")), (failed, 0));
+        assert_eq!(stat(&cluster, "membership_total"), 0);
+        zones.lock().unwrap().insert("a.test", has(&["127.0.0.1"]));
+        until_hosts(&cluster, &["127.0.0.1:80"]).await;
+    }
     task.abort();
 }
 
@@ -320,7 +325,7 @@ fn failures_back_off_up_to_the_cap() {
 #[tokio::test]
 async fn start_up_hears_of_failures_too_and_literals_end_the_task() {
     let (server, _zones) = name_server();
-    let failing = cluster("dns_first", Discovery::StrictDns(dns(server, &["gone.test", "not a name"])));
+    let failing = cluster("dns_first", Discovery::StrictDns(dns(server, &["", "not a name"])));
     let (tell, told) = oneshot::channel();
     let task = tokio::spawn(follow_announcing(failing.clone(), tell));
     assert!(first_resolution(told).await);

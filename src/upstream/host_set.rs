@@ -77,6 +77,9 @@ pub fn split(levels: &[(u64, u64, u64)], options: SplitOptions) -> Vec<PriorityL
             if let Some(first) = load.iter_mut().zip(levels).find(|(_, level)| level.0 > 0) {
                 first.0.healthy = first.0.healthy.saturating_add(left as u8);
             }
+        } else if let Some(first) = load.first_mut() {
+            // Nobody is there, but somebody must be asked: that is what counts the panic.
+            first.healthy = 100;
         }
         return load;
     }

@@ -50,6 +50,9 @@ impl ClusterLocal {
         }
         let View { set, picker, pools, rng } = &mut *view;
         let chosen = picker.pick(set, context, rng).and_then(|index| pools.get(index)).cloned();
+        if picker.panicked() {
+            self.cluster.stats().lb_healthy_panic.increment(1);
+        }
         chosen.ok_or_else(|| {
             self.cluster.stats().upstream_cx_none_healthy.increment(1);
             UpstreamError::NoHealthyHost

@@ -35,18 +35,25 @@ fn publish(cluster: &Cluster, priority: usize, kind: Kind) {
     if !changed && !track {
         return;
     }
-    let gauges = &cluster.stats().breakers[usize::from(priority == 1)];
-    let (gauge, remaining) = match kind {
-        Kind::Connections => (&gauges.cx_open, &gauges.remaining_cx),
-        Kind::Pending => (&gauges.rq_pending_open, &gauges.remaining_pending),
-        Kind::Requests => (&gauges.rq_open, &gauges.remaining_rq),
-        Kind::Retries => (&gauges.rq_retry_open, &gauges.remaining_retries),
-    };
+    let stats = cluster.stats();
     if changed {
+        let gauges = &stats.breakers[usize::from(priority == 1)];
+        let gauge = match kind {
+            Kind::Connections => &gauges.cx_open,
+            Kind::Pending => &gauges.rq_pending_open,
+            Kind::Requests => &gauges.rq_open,
+            Kind::Retries => &gauges.rq_retry_open,
+        };
         gauge.set(if open { 1.0 } else { 0.0 });
     }
-    if track {
-        remaining.set(f64::from(limit.max().saturating_sub(limit.used())));
+    if let Some(gauges) = &stats.remaining[usize::from(priority == 1)] {
+        let gauge = match kind {
+            Kind::Connections => &gauges.remaining_cx,
+            Kind::Pending => &gauges.remaining_pending,
+            Kind::Requests => &gauges.remaining_rq,
+            Kind::Retries => &gauges.remaining_retries,
+        };
+        gauge.set(f64::from(limit.max().saturating_sub(limit.used())));
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Picker {
     policy: LbPolicy,
     fail_in_panic: bool,
     levels: Vec<Level>,
+    panicked: bool,
 }
 
 /// The host sources of one priority.
@@ -51,7 +52,12 @@ impl Picker {
                 degraded: source(&level.degraded),
             })
             .collect();
-        Self { policy: policy.clone(), fail_in_panic, levels }
+        Self { policy: policy.clone(), fail_in_panic, levels, panicked: false }
+    }
+
+    /// Whether the last pick was made in panic: health was not heeded.
+    pub fn panicked(&self) -> bool {
+        self.panicked
     }
 
     /// The index of a host, or `None` when no host may be used.
@@ -73,11 +79,13 @@ impl Picker {
     }
 
     fn pick_once(&mut self, set: &HostSet, rng: &mut fastrand::Rng) -> Option<usize> {
+        self.panicked = false;
         // One level with all its hosts healthy is the usual case and needs no draw.
         let (level, panic, degraded) = match set.load.as_slice() {
             [only] if only.healthy == 100 => (0, only.panic, false),
             loads => choose_level(loads, rng.u32(0..100))?,
         };
+        self.panicked = panic;
         if panic && self.fail_in_panic {
             return None;
         }

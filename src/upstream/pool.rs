@@ -91,6 +91,8 @@ pub struct ConnectionPermit {
     opened: Instant,
     pool: Rc<HostPool>,
     remote_closed: Cell<bool>,
+    /// A request is on it.
+    busy: Cell<bool>,
     _permit: Permit,
     _active: Active,
 }
@@ -151,6 +153,14 @@ impl Drop for ConnectionPermit {
         } else {
             stats.upstream_cx_destroy_local.increment(1);
         }
+        if self.busy.get() {
+            stats.upstream_cx_destroy_with_active_rq.increment(1);
+            if self.remote_closed.get() {
+                stats.upstream_cx_destroy_remote_with_active_rq.increment(1);
+            } else {
+                stats.upstream_cx_destroy_local_with_active_rq.increment(1);
+            }
+        }
         stats.upstream_cx_length_ms.record(self.opened.elapsed().as_secs_f64() * 1000.0);
         self.pool.host.active_connections.fetch_sub(1, Ordering::Relaxed);
         self.pool.closed_one();
@@ -176,6 +186,7 @@ impl HostPool {
             let Idle { mut connection, since } = self.idle.borrow_mut().pop()?;
             if connection.is_alive() {
                 connection.reused = true;
+                connection.permit.busy.set(true);
                 return Some(connection);
             }
             self.learn(since.elapsed());
@@ -236,6 +247,7 @@ impl HostPool {
     /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.
     pub fn give_back(&self, mut connection: Box<UpstreamConnection>, reusable: bool, now: Instant) {
         connection.requests += 1;
+        connection.permit.busy.set(false);
         let http = &self.cluster.http;
         if !reusable || self.retired.get() || !connection.input.is_empty() {
             return;
@@ -253,11 +265,13 @@ impl HostPool {
         buffer::put_back(&mut connection.input);
         while let Some(waiter) = self.next_waiter() {
             connection.reused = true;
+            connection.permit.busy.set(true);
             match waiter.give(connection) {
                 None => return,
                 Some(back) => connection = back,
             }
         }
+        connection.permit.busy.set(false);
         self.idle.borrow_mut().push(Idle { connection, since: now });
     }
 
@@ -328,6 +342,7 @@ impl HostPool {
         self.open.set(self.open.get() + 1);
         let opening = Opening(Some(self.clone()));
         stats.upstream_cx_total.increment(1);
+        stats.upstream_cx_http1_total.increment(u64::from(http));
         self.host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
@@ -335,7 +350,6 @@ impl HostPool {
         let error = match outcome {
             Ok(Ok(stream)) => {
                 opening.done();
-                stats.upstream_cx_http1_total.increment(u64::from(http));
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
                 self.host.active_connections.fetch_add(1, Ordering::Relaxed);
                 return Ok(Box::new(UpstreamConnection {
@@ -349,6 +363,7 @@ impl HostPool {
                         opened: started,
                         pool: self.clone(),
                         remote_closed: Cell::new(false),
+                        busy: Cell::new(http),
                         _permit: permit,
                         _active: Active(Held::new(&stats.upstream_cx_active)),
                     },
@@ -462,6 +477,7 @@ impl Drop for Leave<'_> {
         let state = std::mem::replace(&mut *self.waiter.state.borrow_mut(), Waiting::Gone);
         match state {
             Waiting::Given(connection) => {
+                connection.permit.busy.set(false);
                 self.pool.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
             }
             Waiting::Retry => self.pool.wake_next(),

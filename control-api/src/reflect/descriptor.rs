@@ -178,7 +178,8 @@ impl FieldDescriptor {
         self.field.oneof.map(|index| OneofDescriptor { message: self.message, index })
     }
 
-    /// Whether the Rust type of its message lacks it: only the reflective form holds it.
+    /// Whether its message has gained it since the `xds-api` crate was made: code that takes a message
+    /// as a whole may not know of it.
     #[must_use]
     pub fn is_newer(&self) -> bool {
         self.field.newer

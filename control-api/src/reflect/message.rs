@@ -16,8 +16,10 @@ use super::wire;
 #[derive(Clone, PartialEq)]
 pub struct DynamicMessage {
     descriptor: MessageDescriptor,
-    fields: BTreeMap<u32, Value>,
-    unknown: Vec<UnknownField>,
+    /// By number. Messages are many and have few fields: a tree would cost ten times the memory.
+    fields: Vec<(u32, Value)>,
+    #[allow(clippy::box_collection)] // Nearly always absent.
+    unknown: Option<Box<Vec<UnknownField>>>,
 }
 
 /// A field that the message type does not have, as it came.
@@ -51,7 +53,27 @@ impl DynamicMessage {
     /// A message without any field set.
     #[must_use]
     pub fn new(descriptor: MessageDescriptor) -> Self {
-        Self { descriptor, fields: BTreeMap::new(), unknown: Vec::new() }
+        Self { descriptor, fields: Vec::new(), unknown: None }
+    }
+
+    /// A message without any field set, with room for `count` of them.
+    pub(crate) fn with_capacity(descriptor: MessageDescriptor, count: usize) -> Self {
+        Self { descriptor, fields: Vec::with_capacity(count), unknown: None }
+    }
+
+    /// Where a field is, or where it would be.
+    fn position(&self, number: u32) -> Result<usize, usize> {
+        self.fields.binary_search_by_key(&number, |(number, _)| *number)
+    }
+
+    fn stored(&self, number: u32) -> Option<&Value> {
+        self.fields.get(self.position(number).ok()?).map(|(_, value)| value)
+    }
+
+    fn remove(&mut self, number: u32) {
+        if let Ok(position) = self.position(number) {
+            self.fields.remove(position);
+        }
     }
 
     /// Decodes a message from its wire form; of a field that comes twice the values are merged, as
@@ -100,13 +122,13 @@ impl DynamicMessage {
     /// Whether the field is set.
     #[must_use]
     pub fn has_field(&self, field: &FieldDescriptor) -> bool {
-        self.fields.contains_key(&field.number())
+        self.position(field.number()).is_ok()
     }
 
     /// The value of a field, or its default.
     #[must_use]
     pub fn get_field(&self, field: &FieldDescriptor) -> Cow<'_, Value> {
-        self.fields.get(&field.number()).map_or_else(|| Cow::Owned(Value::default_of(field)), Cow::Borrowed)
+        self.stored(field.number()).map_or_else(|| Cow::Owned(Value::default_of(field)), Cow::Borrowed)
     }
 
     /// The value or default of the field with this number; `None` if the type has no such field.
@@ -147,7 +169,7 @@ impl DynamicMessage {
 
     /// Removes a field.
     pub fn clear_field(&mut self, field: &FieldDescriptor) {
-        self.fields.remove(&field.number());
+        self.remove(field.number());
     }
 
     /// The fields that are set, in the order of their numbers.
@@ -157,29 +179,33 @@ impl DynamicMessage {
 
     /// The fields that the type does not have, in the order they came.
     pub fn unknown_fields(&self) -> impl Iterator<Item = &UnknownField> {
-        self.unknown.iter()
+        self.unknown.iter().flat_map(|unknown| unknown.iter())
     }
 
     pub(super) fn push_unknown(&mut self, field: UnknownField) {
-        self.unknown.push(field);
+        self.unknown.get_or_insert_default().push(field);
     }
 
     /// The stored value of a field, for merging into it.
     pub(super) fn stored_mut(&mut self, number: u32) -> Option<&mut Value> {
-        self.fields.get_mut(&number)
+        let position = self.position(number).ok()?;
+        self.fields.get_mut(position).map(|(_, value)| value)
     }
 
     /// Stores a value that fits, unless absence says the same.
     pub(super) fn store(&mut self, field: &FieldDescriptor, value: Value) {
         if let Some(oneof) = field.containing_oneof() {
             for other in oneof.fields() {
-                self.fields.remove(&other.number());
+                self.remove(other.number());
             }
         }
         if !field.supports_presence() && value.is_default() {
-            self.fields.remove(&field.number());
-        } else {
-            self.fields.insert(field.number(), value);
+            self.remove(field.number());
+            return;
+        }
+        match self.position(field.number()) {
+            Ok(position) => self.fields[position].1 = value, // Found there.
+            Err(position) => self.fields.insert(position, (field.number(), value)),
         }
     }
 }

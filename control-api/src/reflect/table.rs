@@ -20,7 +20,7 @@ pub(super) struct Field {
     pub(super) shape: Shape,
     /// Position in the message's `oneofs`.
     pub(super) oneof: Option<u8>,
-    /// The Rust type of the message does not have it.
+    /// Comes from `proto/newer/`.
     pub(super) newer: bool,
 }
 

@@ -42,6 +42,16 @@ fn the_pool_holds_our_types_and_those_of_xds_api() {
 }
 
 #[test]
+fn fields_added_later_have_rust_types_too() {
+    use crate::pb::envoy::config::route::v3::RouteMatch;
+    let config = json!({ "prefix": "/", "cookies": [{ "name": "c", "string_match": { "exact": "v" } }] });
+    let loaded = load_value::<RouteMatch>(&config).unwrap();
+    assert_eq!(loaded.message.cookies[0].name, "c");
+    assert!(loaded.message.cookies[0].string_match.is_some());
+    assert_eq!(crate::to_dynamic(&loaded.message), Some(loaded.dynamic));
+}
+
+#[test]
 fn a_resource_says_what_it_is() {
     let resource = load_resource(&any("envoy.config.cluster.v3.Cluster", json!({ "name": "a" }))).unwrap();
     assert_eq!(resource.any.type_url, "type.googleapis.com/envoy.config.cluster.v3.Cluster");

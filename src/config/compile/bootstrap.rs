@@ -87,7 +87,8 @@ pub struct Node {
 #[derive(Debug)]
 pub struct ConfigDump {
     bootstrap: Vec<u8>,
-    node: Node,
+    /// With the flags' values; null when nothing is said of the node.
+    node: Value,
 }
 
 impl ConfigDump {
@@ -102,23 +103,39 @@ impl ConfigDump {
         };
         let mut bootstrap = to_json(&dynamic);
         if let Value::Object(fields) = &mut bootstrap {
-            if let Value::Object(node) = fields.entry("node").or_insert_with(|| json!({})) {
-                let mut set = |field: &str, value: &str| {
-                    if !value.is_empty() {
-                        node.insert(field.to_owned(), value.into());
-                    }
-                };
-                set("id", &self.node.id);
-                set("cluster", &self.node.cluster);
-                if !self.node.locality.zone.is_empty() {
-                    if let Value::Object(locality) = node.entry("locality").or_insert_with(|| json!({})) {
-                        locality.insert("zone".to_owned(), (&*self.node.locality.zone).into());
-                    }
-                }
-            }
+            fields.insert("node".to_owned(), self.node.clone());
         }
         bootstrap
     }
+
+    /// The node alone, which costs little.
+    pub fn node(&self) -> &Value {
+        &self.node
+    }
+}
+
+/// The node of a bootstrap as JSON, with what the flags changed.
+fn node_json(bootstrap: &DynamicMessage, node: &Node) -> Value {
+    let own = bootstrap.get_field_by_name("node");
+    let own = own.as_deref().and_then(|value| value.as_message()).map(to_json);
+    let mut fields = match own {
+        Some(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    fields.shift_remove("@type");
+    let mut set = |field: &str, value: &str| {
+        if !value.is_empty() {
+            fields.insert(field.to_owned(), value.into());
+        }
+    };
+    set("id", &node.id);
+    set("cluster", &node.cluster);
+    if !node.locality.zone.is_empty() {
+        if let Value::Object(locality) = fields.entry("locality").or_insert_with(|| json!({})) {
+            locality.insert("zone".to_owned(), (&*node.locality.zone).into());
+        }
+    }
+    Value::Object(fields)
 }
 
 /// Compiles a bootstrap.
@@ -127,21 +144,25 @@ impl ConfigDump {
 /// Every problem found, in the order of the checks: fields that are not supported, Envoy's field rules,
 /// then everything else. What stands inside a field that is refused is not reported as well.
 pub fn bootstrap(
-    loaded: &Loaded<pb::Bootstrap>,
+    loaded: Loaded<pb::Bootstrap>,
     options: &NodeOptions,
 ) -> Result<CompiledBootstrap, Vec<Problem>> {
-    let findings = check_support(&loaded.dynamic);
+    let Loaded { message, dynamic } = loaded;
+    let findings = check_support(&dynamic);
     let mut ruled = Vec::new();
-    support::rules::check(&loaded.dynamic, "", &mut ruled);
+    support::rules::check(&dynamic, "", &mut ruled);
+    // Bootstraps can be large: no form of one is kept longer than it is needed.
+    let node = node(message.node.as_ref(), options);
+    let dump = ConfigDump { node: node_json(&dynamic, &node), bootstrap: dynamic.encode_to_vec() };
+    drop(dynamic);
 
     let mut problems = Problems::new();
-    let compiled = compile(&loaded.message, options, &mut problems);
+    let compiled = compile(message, node, dump, &mut problems);
     let (found, notes) = problems.into_parts();
     let all = merge(findings.rejected, ruled.into_iter().chain(found));
     match compiled {
         Some(mut compiled) if all.is_empty() => {
             compiled.warnings = once_each(findings.observed.into_iter().chain(notes));
-            compiled.dump.bootstrap = loaded.dynamic.encode_to_vec();
             Ok(compiled)
         }
         // A compiler that fails reports why.
@@ -198,11 +219,11 @@ fn once_each(warnings: impl Iterator<Item = Problem>) -> Vec<Problem> {
 }
 
 fn compile(
-    message: &pb::Bootstrap,
-    options: &NodeOptions,
+    message: pb::Bootstrap,
+    node: Node,
+    dump: ConfigDump,
     problems: &mut Problems,
 ) -> Option<CompiledBootstrap> {
-    let node = node(message.node.as_ref(), options);
     let runtime = problems
         .at("layered_runtime", |problems| Runtime::compile(message.layered_runtime.as_ref(), problems));
     for (key, _) in runtime.iter().filter(|(key, _)| !runtime::is_used(key)) {
@@ -221,12 +242,12 @@ fn compile(
     let source_address = bind.and_then(|bind| {
         problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_address(bind, problems))
     });
-    let default = pb::bootstrap::StaticResources::default();
-    let resources = message.static_resources.as_ref().unwrap_or(&default);
+    let resources = message.static_resources.unwrap_or_default();
+    let names: HashSet<String> = resources.clusters.iter().map(|cluster| cluster.name.clone()).collect();
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let environment = Environment {
         clusters: &clusters,
-        known_clusters: resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect(),
+        known_clusters: names.iter().map(String::as_str).collect(),
         routes: &routes,
         runtime: &runtime,
         service: (bytes(&node.cluster), bytes(&node.id)),
@@ -234,7 +255,7 @@ fn compile(
         source_address,
     };
     let listeners = problems.at("static_resources", |problems| {
-        compile_clusters(&resources.clusters, &environment, problems);
+        compile_clusters(resources.clusters, &environment, problems);
         compile_listeners(&resources.listeners, &environment, problems)
     });
     let admin = message
@@ -243,7 +264,7 @@ fn compile(
         .and_then(|admin| problems.at("admin", |problems| compile_admin(admin, &environment, problems)));
     problems.is_empty().then_some(CompiledBootstrap {
         admin,
-        dump: ConfigDump { bootstrap: Vec::new(), node: node.clone() },
+        dump,
         node,
         clusters,
         routes,
@@ -253,14 +274,14 @@ fn compile(
     })
 }
 
-fn compile_clusters(list: &[ClusterConfig], environment: &Environment<'_>, problems: &mut Problems) {
+fn compile_clusters(list: Vec<ClusterConfig>, environment: &Environment<'_>, problems: &mut Problems) {
     let mut names = HashSet::new();
-    for (index, config) in list.iter().enumerate() {
+    for (index, config) in list.into_iter().enumerate() {
         problems.at_index("clusters", index, |problems| {
-            if !config.name.is_empty() && !names.insert(config.name.as_str()) {
+            if !config.name.is_empty() && !names.insert(config.name.clone()) {
                 return problems.report_at("name", format!("duplicate cluster {:?}", config.name));
             }
-            if let Some(compiled) = cluster::compile(config, environment, problems) {
+            if let Some(compiled) = cluster::compile(&config, environment, problems) {
                 environment.clusters.slot(&config.name).set(Some(Arc::new(compiled)));
             }
         });

@@ -18,7 +18,12 @@ pub(super) fn dns_names(
     let before = problems.count();
     let mut names = Vec::new();
     endpoints(assignment, problems, |address, template, problems| match address {
-        core::address::Address::SocketAddress(socket) => {
+        // Envoy accepts it, and asks for a name that no resolver knows.
+        None => {
+            problems.note("socket_address", "an endpoint without an address never has a host");
+            names.push(DnsName { host: "".into(), port: 0, template });
+        }
+        Some(core::address::Address::SocketAddress(socket)) => {
             let host: Arc<str> = socket.address.as_str().into();
             let hostname =
                 if template.hostname.is_empty() { host.clone() } else { template.hostname.clone() };
@@ -37,6 +42,7 @@ pub(super) fn static_hosts(
 ) -> Vec<Arc<Host>> {
     let mut hosts = Vec::new();
     endpoints(assignment, problems, |address, template, problems| {
+        let Some(address) = address else { return problems.report("is required") };
         let address = match address {
             core::address::Address::SocketAddress(socket) => {
                 let Ok(ip) = socket.address.parse::<IpAddr>() else {
@@ -57,11 +63,11 @@ pub(super) fn static_hosts(
     hosts
 }
 
-/// Calls `each` with every endpoint's address and what else is said of it.
+/// Calls `each` with every endpoint's address, if it has one, and what else is said of it.
 fn endpoints(
     assignment: Option<&endpoint::ClusterLoadAssignment>,
     problems: &mut Problems,
-    mut each: impl FnMut(&core::address::Address, HostTemplate, &mut Problems),
+    mut each: impl FnMut(Option<&core::address::Address>, HostTemplate, &mut Problems),
 ) {
     let Some(assignment) = assignment else { return };
     for (index, group) in assignment.endpoints.iter().enumerate() {
@@ -83,9 +89,11 @@ fn endpoint(
     locality: &Arc<Locality>,
     assignment: &endpoint::ClusterLoadAssignment,
     problems: &mut Problems,
-    each: &mut impl FnMut(&core::address::Address, HostTemplate, &mut Problems),
+    each: &mut impl FnMut(Option<&core::address::Address>, HostTemplate, &mut Problems),
 ) {
     use endpoint::lb_endpoint::HostIdentifier;
+
+    let default = endpoint::Endpoint::default();
     let target = match &entry.host_identifier {
         Some(HostIdentifier::Endpoint(target)) => target,
         Some(HostIdentifier::EndpointName(name)) => match assignment.named_endpoints.get(name) {
@@ -94,16 +102,12 @@ fn endpoint(
                 return problems.report_at("endpoint_name", format!("there is no named endpoint {name:?}"))
             }
         },
-        None => return problems.report_at("endpoint", "is required"),
+        None => &default,
     };
     problems.at("endpoint", |problems| {
-        let Some(address) = target.address.as_ref().and_then(|address| address.address.as_ref()) else {
-            // An `address` without content breaks a rule of its own message.
-            if target.address.is_none() {
-                problems.report_at("address", "is required");
-            }
-            return;
-        };
+        let address = target.address.as_ref().map(|address| address.address.as_ref());
+        // An `address` without content breaks a rule of its own message.
+        let Some(address) = address.map_or(Some(None), |content| content.map(Some)) else { return };
         let mut additional = Vec::new();
         for (index, more) in target.additional_addresses.iter().enumerate() {
             let Some(address) = &more.address else { continue };

@@ -1,15 +1,16 @@
 //! Whether the clusters that a route configuration names exist (`validate_clusters`).
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
 use crate::config::problems::Problems;
 
-/// Reports each cluster in `config` that is not among `known`. Names taken from a request's header are
+/// Reports each cluster in `config` that is not among `known`, where it is first named. Names taken from a request's header are
 /// looked up when it arrives.
 pub(super) fn check(config: &pb::RouteConfiguration, known: &HashSet<&str>, problems: &mut Problems) {
-    let check = Check { known };
+    let check = Check { known, reported: RefCell::default() };
     check.mirrors(&config.request_mirror_policies, problems);
     for (index, host) in config.virtual_hosts.iter().enumerate() {
         problems.at_index("virtual_hosts", index, |problems| {
@@ -26,6 +27,7 @@ pub(super) fn check(config: &pb::RouteConfiguration, known: &HashSet<&str>, prob
 
 struct Check<'a> {
     known: &'a HashSet<&'a str>,
+    reported: RefCell<HashSet<String>>,
 }
 
 impl Check<'_> {
@@ -57,7 +59,8 @@ impl Check<'_> {
 
     fn name(&self, name: &str, field: &str, problems: &mut Problems) {
         // An empty name breaks a field rule, or stands for a name in a header.
-        if !name.is_empty() && !self.known.contains(name) {
+        let unknown = !name.is_empty() && !self.known.contains(name);
+        if unknown && self.reported.borrow_mut().insert(name.to_owned()) {
             problems.report_at(field, format!("there is no cluster {name:?}"));
         }
     }

@@ -2,6 +2,7 @@ use outrigger_control_api::load_value;
 use serde_json::{json, Value};
 
 use super::*;
+use crate::config::Known;
 use crate::telemetry::fixtures::Head;
 
 fn header(config: Value) -> HeaderMatcher {
@@ -104,6 +105,33 @@ fn query_parameters_are_compared_as_sent() {
     assert_eq!(matching(json!({"string_match": {"exact": "a b"}})), Vec::<&str>::new());
     assert_eq!(matching(json!({"string_match": {"exact": "a%20b"}})), ["/?q=a%20b"]);
     assert_eq!(matching(json!({"string_match": {"exact": ""}})), ["/?q", "/?q=", "/?q=&q=a", "/?x=1&q"]);
+}
+
+#[test]
+fn of_a_cookie_the_first_value_counts() {
+    let matching = |config: Value| {
+        let mut config = config;
+        config["name"] = "c".into();
+        let loaded = load_value(&config).unwrap();
+        let matcher = CookieMatcher::compile(&loaded.message, &mut Problems::new()).unwrap();
+        let key = Known::Cookie.into();
+        [
+            "", "c=v", "b=1;c=v", "c=w; c=v", "c=w|c=v", "b=1|c=v", "c=\"v\"", "C=v", "c =v", "c= v",
+            "c=v ; d", "c=v=x", " ; ;c=v", "c;c=v", "c", "c=", "c=\"\"", "c=\"",
+        ]
+        .into_iter()
+        .filter(|cookies| {
+            let lines = cookies.split('|').filter(|line| !line.is_empty());
+            let head: Vec<_> = lines.map(|line| ("cookie", line)).collect();
+            matcher.matches(&Head::new(&head), &key)
+        })
+        .collect::<Vec<_>>()
+    };
+    let v = ["c=v", "b=1;c=v", "b=1|c=v", "c=\"v\"", "c=v ; d", " ; ;c=v", "c;c=v"];
+    assert_eq!(matching(json!({"string_match": {"exact": "v"}})), v);
+    assert_eq!(matching(json!({"string_match": {"exact": ""}})), ["c=", "c=\"\""]);
+    let inverted = matching(json!({"string_match": {"safe_regex": {"regex": ".*"}}, "invert_match": true}));
+    assert_eq!(inverted, ["", "C=v", "c =v", "c"]);
 }
 
 #[test]

@@ -14,8 +14,10 @@ use super::retry::RetryPolicy;
 use super::rewrite::PathRewrite;
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
 use crate::config::compile::{bool_or, data_source, u32_or};
-use crate::config::headers::HeaderKey;
-use crate::config::matcher::{regex, substitution, Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::headers::{HeaderKey, Known};
+use crate::config::matcher::{
+    regex, substitution, CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher,
+};
 use crate::config::problems::Problems;
 use crate::config::slot::Directory;
 use crate::config::Cluster;
@@ -228,9 +230,16 @@ fn route_match(config: &pb::RouteMatch, problems: &mut Problems) -> Option<(Path
             })
         })
         .collect();
+    let cookies: Vec<_> = (config.cookies.iter().enumerate())
+        .map(|(index, config)| {
+            problems.at_index("cookies", index, |problems| CookieMatcher::compile(config, problems))
+        })
+        .collect();
+    let cookies = cookies.into_iter().collect::<Option<Box<[_]>>>()?;
     let conditions = Conditions {
         headers: headers?,
         query: query.into_iter().collect::<Option<_>>()?,
+        cookies: (!cookies.is_empty()).then(|| (Known::Cookie.into(), cookies)),
         grpc: config.grpc.is_some(),
         fraction: config.runtime_fraction.as_ref().map(Fraction::of_runtime),
     };
@@ -251,7 +260,8 @@ fn redirect(config: &pb::RedirectAction, problems: &mut Problems) -> Option<Redi
             let substitution = problems.at("regex_rewrite", |problems| substitution(config, problems))?;
             RedirectPath::Rewrite(PathRewrite::Regex(Box::new(substitution)))
         }
-        None => RedirectPath::Keep,
+        // Refused by the support table.
+        Some(PathRewriteSpecifier::PathRewrite(_)) | None => RedirectPath::Keep,
     };
     let port = match u16::try_from(config.port_redirect) {
         Ok(0) => None,

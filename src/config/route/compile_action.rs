@@ -148,7 +148,9 @@ fn weighted(
                 }
                 _ => None,
             };
-            let weight = config.weight.map_or(0, |weight| weight.value);
+            let Some(weight) = config.weight.map(|weight| weight.value) else {
+                return problems.report_at("weight", "is required");
+            };
             let cluster = WeightedCluster {
                 cluster,
                 request_headers,
@@ -162,10 +164,11 @@ fn weighted(
     if problems.count() > before {
         return None;
     }
-    let random_header = config
-        .random_value_specifier
-        .as_ref()
-        .map(|RandomValueSpecifier::HeaderName(name)| HeaderKey::new(name));
+    let random_header = match &config.random_value_specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) => Some(HeaderKey::new(name)),
+        // The hash is refused by the support table.
+        Some(RandomValueSpecifier::UseHashPolicy(_)) | None => None,
+    };
     let weighted = WeightedClusters::new(clusters, random_header);
     if weighted.is_none() {
         problems.report_at("clusters", "the sum of all weights must be between 1 and 4294967295");
@@ -320,5 +323,7 @@ fn host_rewrite(config: &pb::RouteAction, problems: &mut Problems) -> Option<Hos
             .at("host_rewrite_path_regex", |problems| substitution(config, problems))
             .map(|substitution| HostRewrite::PathRegex(Box::new(substitution))),
         HostRewriteSpecifier::AutoHostRewrite(auto) => auto.value.then_some(HostRewrite::Auto),
+        // Refused by the support table.
+        HostRewriteSpecifier::HostRewrite(_) => None,
     }
 }

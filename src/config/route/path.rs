@@ -1,7 +1,7 @@
 //! What a route demands of a request: its path, and everything else.
 
-use crate::config::headers::RequestView;
-use crate::config::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::headers::{HeaderKey, RequestView};
+use crate::config::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher};
 use crate::config::regex::Regex;
 
 /// A route's path matcher. Paths are compared without query and fragment.
@@ -104,6 +104,8 @@ impl PathMatch {
 pub(super) struct Conditions {
     pub(super) headers: Box<[HeaderMatcher]>,
     pub(super) query: Box<[QueryParameterMatcher]>,
+    /// With the key of their header; `None` without any.
+    pub(super) cookies: Option<(HeaderKey, Box<[CookieMatcher]>)>,
     pub(super) grpc: bool,
     pub(super) fraction: Option<Fraction>,
 }
@@ -121,4 +123,8 @@ pub(super) fn matches<R: RequestView>(
         && (!conditions.grpc || request.is_grpc())
         && conditions.headers.iter().all(|matcher| matcher.matches(request))
         && conditions.query.iter().all(|matcher| matcher.matches(path.full))
+        && conditions
+            .cookies
+            .as_ref()
+            .is_none_or(|(key, matchers)| matchers.iter().all(|matcher| matcher.matches(request, key)))
 }

@@ -23,10 +23,10 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
             "response_flag_filter",
             "grpc_status_filter",
             "log_type_filter",
+            "header_filter",
         ],
         observe: &[],
         rejected: &[
-            ("header_filter", "header matchers are not wired to access logs yet"),
             ("metadata_filter", "there is no dynamic metadata to match"),
             ("extension_filter", "filter extensions (CEL) are not supported"),
         ],
@@ -75,6 +75,12 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.accesslog.v3.OrFilter",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.HeaderFilter",
         implemented: &["*"],
         observe: &[],
         rejected: &[],

@@ -108,8 +108,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
-        implemented: &["enable_ja3_fingerprinting", "enable_ja4_fingerprinting"],
+        implemented: &[],
         observe: &[
+            ("enable_ja3_fingerprinting", "fingerprints are not computed; logs show `-` for them"),
+            ("enable_ja4_fingerprinting", "fingerprints are not computed; logs show `-` for them"),
             ("initial_read_buffer_size", "a ClientHello is read in one go"),
             ("max_client_hello_size", "the limit is 64 KiB"),
         ],

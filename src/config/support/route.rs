@@ -114,6 +114,7 @@ pub const ROUTE: &[MessageSupport] = &[
             "headers",
             "query_parameters",
             "grpc",
+            "cookies",
         ],
         observe: &[],
         rejected: &[
@@ -121,13 +122,13 @@ pub const ROUTE: &[MessageSupport] = &[
             ("tls_context", "routes do not see client certificates yet"),
             ("dynamic_metadata", "there is no dynamic metadata to match"),
             ("filter_state", "there is no filter state to match"),
-            ("cookies", "cookie matchers are not supported yet"),
         ],
     },
     all("envoy.config.route.v3.RouteMatch.ConnectMatcher"),
     all("envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions"),
     all("envoy.config.route.v3.HeaderMatcher"),
     all("envoy.config.route.v3.QueryParameterMatcher"),
+    all("envoy.config.route.v3.CookieMatcher"),
     MessageSupport {
         message: "envoy.type.matcher.v3.StringMatcher",
         implemented: &["exact", "prefix", "suffix", "safe_regex", "contains", "ignore_case"],

@@ -59,6 +59,10 @@ const NAMED: &[Check] = &[Check::MinChars(1)];
 
 /// Rules of messages defined by this project's own .proto files, which carry no options.
 static EXTRA: &[(&str, &[FieldRule])] = &[
+    (
+        "envoy.config.route.v3.CookieMatcher",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
+    ),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (

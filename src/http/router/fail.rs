@@ -92,12 +92,8 @@ impl Attempts<'_> {
                 stats.upstream_cx_protocol_error.increment(1);
                 stats.upstream_rq_rx_reset.increment(1);
             }
-            Failure::Timeout(expired) => {
-                self.count_timeout(ex, *expired);
-                if failed.started {
-                    stats.upstream_rq_tx_reset.increment(1);
-                }
-            }
+            // Over HTTP/1 this is a close, which Envoy does not count as a reset of the request.
+            Failure::Timeout(expired) => self.count_timeout(ex, *expired),
         }
     }
 

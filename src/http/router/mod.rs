@@ -95,7 +95,6 @@ pub(in crate::http) async fn forward(
     forward: &Forward,
     random: u64,
 ) -> End {
-    ex.manager.stats.rq_total.increment(1);
     if let Some(reply) = strict_check(ex) {
         ex.info.flags.insert(ResponseFlags::IH);
         return ex.reply(reply).await;

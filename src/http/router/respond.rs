@@ -27,6 +27,9 @@ impl Attempts<'_> {
         let now = Instant::now();
         ex.now = now;
         let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
+        if !keep_alive {
+            self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
+        }
         ex.info.times.first_upstream_rx = Some(now.saturating_duration_since(ex.info.start));
         ex.info.details = Cow::Borrowed("via_upstream");
         // Formats of added headers may ask for it.

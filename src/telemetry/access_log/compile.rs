@@ -13,6 +13,7 @@ use outrigger_control_api::{message_to_json, type_of, unpack};
 use super::filter::{Comparison, LogFilter};
 use super::sink::{Sink, Target};
 use super::AccessLog;
+use crate::config::matcher::HeaderMatcher;
 use crate::config::problems::Problems;
 use crate::telemetry::format::{Format, FormatError, Style};
 use crate::telemetry::stream_info::ResponseFlags;
@@ -232,7 +233,14 @@ impl LogFilter {
             }
             Spec::AndFilter(filter) => nested("and_filter", &filter.filters, problems).map(LogFilter::And),
             Spec::OrFilter(filter) => nested("or_filter", &filter.filters, problems).map(LogFilter::Or),
-            Spec::HeaderFilter(_) => unsupported("header_filter", problems),
+            // Demanded by a field rule.
+            Spec::HeaderFilter(filter) => filter
+                .header
+                .as_ref()
+                .and_then(|header| {
+                    problems.at("header_filter.header", |problems| HeaderMatcher::compile(header, problems))
+                })
+                .map(LogFilter::Header),
             Spec::ResponseFlagFilter(filter) => response_flags(&filter.flags, problems),
             Spec::GrpcStatusFilter(filter) => {
                 let statuses = bits(&filter.statuses, 16, "grpc_status_filter.statuses", problems)?;

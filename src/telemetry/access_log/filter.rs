@@ -2,7 +2,8 @@
 
 use std::sync::LazyLock;
 
-use crate::config::{HeaderKey, Known};
+use crate::config::matcher::HeaderMatcher;
+use crate::config::{HeaderKey, HeaderView, Known};
 use crate::telemetry::format::{grpc_status_of, FormatContext};
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -32,6 +33,8 @@ pub enum LogFilter {
     Or(Vec<LogFilter>),
     /// `response_flag_filter`: any of these flags; of all flags when config names none.
     ResponseFlags(ResponseFlags),
+    /// `header_filter`: the request has such a header.
+    Header(HeaderMatcher),
     /// `grpc_status_filter`: bits by status number.
     GrpcStatus {
         /// The statuses.
@@ -93,9 +96,29 @@ impl LogFilter {
             LogFilter::And(filters) => filters.iter().all(|filter| filter.matches(ctx)),
             LogFilter::Or(filters) => filters.iter().any(|filter| filter.matches(ctx)),
             LogFilter::ResponseFlags(any) => info.flags.0 & any.0 != 0,
+            // Without a request every header is missing.
+            LogFilter::Header(matcher) => match ctx.request {
+                Some(request) => matcher.matches(request),
+                None => matcher.matches(&NoHead),
+            },
             LogFilter::GrpcStatus { statuses, exclude } => has(*statuses, grpc_status_of(ctx)) != *exclude,
             LogFilter::LogType { types, exclude } => has(*types, ctx.log_type as u64) != *exclude,
         }
+    }
+}
+
+/// The head of a request that never came.
+struct NoHead;
+
+impl HeaderView for NoHead {
+    fn values(&self, _: &HeaderKey, _: &mut dyn FnMut(&[u8])) {}
+
+    fn first(&self, _: &HeaderKey) -> Option<&[u8]> {
+        None
+    }
+
+    fn byte_size(&self) -> usize {
+        0
     }
 }
 

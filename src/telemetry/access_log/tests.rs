@@ -179,6 +179,17 @@ fn filters() {
         (json!({"grpc_status_filter": {"statuses": ["NOT_FOUND"], "exclude": true}}), true, false),
         (json!({"log_type_filter": {"types": ["DownstreamEnd"]}}), false, true),
         (json!({"log_type_filter": {"types": ["DownstreamEnd"], "exclude": true}}), true, false),
+        (json!({"log_type_filter": {}}), false, false),
+        (
+            json!({"header_filter": {"header": {"name": "X-Request-Id", "string_match": {"prefix": "3d"}}}}),
+            true,
+            false,
+        ),
+        (
+            json!({"header_filter": {"header": {"name": "x-none", "present_match": true, "invert_match": true}}}),
+            true,
+            true,
+        ),
         (json!({"and_filter": {"filters": [code("GE", 200), code("LE", 300)]}}), true, false),
         (json!({"or_filter": {"filters": [code("EQ", 200), code("EQ", 503)]}}), true, true),
         (
@@ -206,5 +217,12 @@ fn filters() {
     for (config, for_good, for_bad) in cases {
         let filter = filter(config.clone());
         assert_eq!((filter.matches(&good), filter.matches(&bad)), (for_good, for_bad), "{config}");
+    }
+    // Without a request every header is missing.
+    let info = stream();
+    let bare = FormatContext::new(&info);
+    for (present, expected) in [(true, false), (false, true)] {
+        let config = json!({"header_filter": {"header": {"name": "x-request-id", "present_match": present}}});
+        assert_eq!(filter(config).matches(&bare), expected);
     }
 }

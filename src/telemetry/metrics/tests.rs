@@ -225,7 +225,7 @@ pub(crate) fn check_exposition(text: &str) -> Result<usize, String> {
 
 #[test]
 fn the_whole_exposition_is_well_formed() {
-    let stats = crate::telemetry::stats::ClusterStats::for_cluster("expo\"s\\ition\n");
+    let stats = crate::telemetry::stats::ClusterStats::for_cluster("expo\"s\\ition\n", [true, false]);
     stats.responses.count(200);
     stats.responses.count(503);
     stats.responses.time.record(12.0);

@@ -121,9 +121,6 @@ async fn traffic(side: &Side) {
 
 #[tokio::test]
 async fn counters_after_the_same_traffic() {
-    if !super::wanted() {
-        return;
-    }
     if !peers::have(&["envoy"]) {
         return;
     }
@@ -296,9 +293,6 @@ async fn admin_pages(side: &Side) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn admin_pages_after_the_same_traffic() {
-    if !super::wanted() {
-        return;
-    }
     if !peers::have(&["envoy"]) {
         return;
     }
@@ -340,14 +334,20 @@ async fn quitquitquit_ends_the_process() {
 
 #[tokio::test]
 async fn drain_listeners_closes_the_listening_ports() {
-    if !super::wanted() {
-        return;
-    }
     let template = bootstrap().render();
     let side = run_side(Kind::Outrigger, &template).await;
+    // A listener without a direction is not one of the inbound ones.
+    assert_eq!(post(&side, "/drain_listeners?inboundonly").await.0, 200);
+    let request = b"GET /direct HTTP/1.1\r\nHost: t.test\r\n\r\n";
+    let mut client = Client::connect(side.proxy.port("main")).await.unwrap();
+    assert_eq!(client.exchange(request).await.unwrap().status(), 200);
     let (status, text) = post(&side, "/drain_listeners").await;
     assert_eq!((status, text.as_str()), (200, "OK\n"));
     let refused = || async { Client::connect(side.proxy.port("main")).await.is_err() };
     assert!(eventually(DEADLINE, refused).await, "still accepting");
+    assert_eq!(side.proxy.stats().await.get("listener_manager.listener_stopped"), Some(&1));
+    // Open connections are not told.
+    let answer = client.exchange(request).await.unwrap();
+    assert_eq!((answer.status(), answer.header("connection")), (200, None));
     assert_eq!(get(side.proxy.port("admin"), "/ready").await.unwrap().status(), 200);
 }

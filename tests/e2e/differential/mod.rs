@@ -118,15 +118,6 @@ fn groups() -> Vec<(&'static str, Group)> {
 /// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
 const OPEN: &[&str] = &[];
 
-/// Not every case agrees with Envoy yet, so these comparisons run when `OUTRIGGER_DIFFERENTIAL=1` asks for them.
-pub fn wanted() -> bool {
-    let wanted = set("OUTRIGGER_DIFFERENTIAL").is_some();
-    if !wanted {
-        eprintln!("skipped: OUTRIGGER_DIFFERENTIAL is not set");
-    }
-    wanted
-}
-
 macro_rules! groups {
     ($($name:ident),*) => {$(
         #[tokio::test]
@@ -136,20 +127,7 @@ macro_rules! groups {
     )*};
 }
 
-macro_rules! groups_on_request {
-    ($($name:ident),*) => {$(
-        #[tokio::test]
-        async fn $name() {
-            if wanted() {
-                run(self::$name::group()).await;
-            }
-        }
-    )*};
-}
-
-groups!(messages, mutation, clusters, forwarded, smuggling, upgrades, retries);
-// Its bootstrap holds options that are not supported yet.
-groups_on_request!(routing);
+groups!(messages, routing, mutation, clusters, forwarded, smuggling, upgrades, retries);
 
 /// Every accepted difference is explained, and every explanation is in use.
 #[test]
@@ -157,7 +135,8 @@ fn differences_are_documented() {
     let page = include_str!("../../../docs/differences.md");
     let documented: BTreeSet<&str> =
         page.lines().filter_map(|l| l.strip_prefix("### `")?.strip_suffix('`')).collect();
-    let mut used = BTreeSet::new();
+    let elsewhere = logs::DIFFERENCES.iter().chain(crate::inputs::DIFFERENCES.iter().map(|(_, id)| id));
+    let mut used: BTreeSet<&str> = elsewhere.copied().collect();
     let mut names = BTreeSet::new();
     for (group, cases) in groups().into_iter().map(|(n, g)| (n, g.cases)) {
         for case in cases {

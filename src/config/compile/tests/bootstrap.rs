@@ -47,7 +47,8 @@ fn each_missing_required_field_is_one_problem() {
         ),
         (
             "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint",
-            "static_resources.clusters[0].load_assignment.endpoints[0].lb_endpoints[0].endpoint: is required",
+            "static_resources.clusters[0].load_assignment.endpoints[0].lb_endpoints[0].endpoint.address: \
+             is required",
         ),
         (
             "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address",

@@ -67,6 +67,18 @@ fn dns_options() {
 }
 
 #[test]
+fn a_dns_endpoint_without_an_address_is_accepted_and_noted() {
+    let compiled = compiled(&cluster_changes(&json!({
+        "type": "STRICT_DNS", "load_assignment": assignment(&[json!({}), endpoint("a", 1), json!({"endpoint": {}})])})));
+    let cluster = compiled.clusters.find("origin").unwrap().get().unwrap();
+    let Discovery::StrictDns(dns) = &cluster.discovery else { panic!("{:?}", cluster.discovery) };
+    assert_eq!(dns.names.iter().map(|name| &*name.host).collect::<Vec<_>>(), ["", "a", ""]);
+    let warning =
+        compiled.warnings.iter().find(|warning| warning.path.contains("lb_endpoints[0].endpoint.address"));
+    assert!(warning.unwrap().message.contains("never has a host"));
+}
+
+#[test]
 fn the_dns_cluster_extension_is_the_same() {
     let kind = json!({"name": "dns", "typed_config": {
         "@type": typed("extensions.clusters.dns.v3.DnsCluster"),

@@ -91,7 +91,7 @@ fn set(bootstrap: &mut Value, pointer: &str, value: Value) {
 fn try_compile(bootstrap: &Value) -> Result<CompiledBootstrap, Vec<String>> {
     let text = |problems: Vec<_>| problems.iter().map(ToString::to_string).collect::<Vec<String>>();
     let loaded = load_value(bootstrap).map_err(text)?;
-    super::bootstrap(&loaded, &NodeOptions::default()).map_err(text)
+    super::bootstrap(loaded, &NodeOptions::default()).map_err(text)
 }
 
 /// The base with changes.

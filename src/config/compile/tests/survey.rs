@@ -50,7 +50,7 @@ fn real_resources() {
 
 fn compile_any(bootstrap: &Value) -> Result<CompiledBootstrap, Vec<crate::config::Problem>> {
     let loaded = outrigger_control_api::load_value::<Bootstrap>(bootstrap)?;
-    super::super::bootstrap(&loaded, &NodeOptions::default())
+    super::super::bootstrap(loaded, &NodeOptions::default())
 }
 
 /// The problem's field without its place, and what is said of it.

@@ -19,6 +19,7 @@ fn every_problem_is_reported_with_its_path() {
                 {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [
                     {"name": "a", "cluster_header": "b", "weight": 1}, {"name": "a", "weight": 1}]}}},
                 {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "a", "weight": 0}]}}},
+                {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "a"}, {"name": "b", "weight": 1}]}}},
                 {"match": {"prefix": "/"}, "route": {"cluster": "a", "timeout": "-1s", "upgrade_configs": [
                     {"upgrade_type": "websocket"}, {"upgrade_type": "WebSocket"}]}},
                 {"match": {"prefix": "/"}, "route": {"cluster": "a", "request_mirror_policies": [{}],
@@ -42,10 +43,11 @@ fn every_problem_is_reported_with_its_path() {
         "virtual_hosts[0].routes[2].redirect.port_redirect: 70000 is no port",
         "virtual_hosts[0].routes[3].route.weighted_clusters.clusters[0]: needs either name or cluster_header",
         "virtual_hosts[0].routes[4].route.weighted_clusters.clusters: the sum of all weights must be between 1",
-        "virtual_hosts[0].routes[5].route.timeout: must not be negative",
-        "virtual_hosts[0].routes[5].route.upgrade_configs[1].upgrade_type: \"websocket\" occurs twice",
-        "virtual_hosts[0].routes[6].route.retry_policy.retry_back_off.max_interval: 500ms is less than base_interval, 1s",
-        "virtual_hosts[0].routes[6].route.request_mirror_policies[0]: needs either cluster or cluster_header",
+        "virtual_hosts[0].routes[5].route.weighted_clusters.clusters[0].weight: is required",
+        "virtual_hosts[0].routes[6].route.timeout: must not be negative",
+        "virtual_hosts[0].routes[6].route.upgrade_configs[1].upgrade_type: \"websocket\" occurs twice",
+        "virtual_hosts[0].routes[7].route.retry_policy.retry_back_off.max_interval: 500ms is less than base_interval, 1s",
+        "virtual_hosts[0].routes[7].route.request_mirror_policies[0]: needs either cluster or cluster_header",
         "virtual_hosts[1].domains[0]: the domain \"a.b\" occurs twice",
         "virtual_hosts[1].domains[1]: the domain \"*\" occurs twice",
         "virtual_hosts[1].routes[0].request_headers_to_add[0].header.value: ",
