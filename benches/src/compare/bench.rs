@@ -241,12 +241,11 @@ impl Bench {
             if running.result.status == Status::Measured && !self.stopped() {
                 self.probe(&mut running, load)?;
             }
-            say(&match &running.result.status {
-                Status::Measured => format!("  {peer}: ready"),
-                Status::NotSupported { reason } => format!("  {peer}: not supported: {reason}"),
-                Status::Failed { reason } => format!("  {peer}: failed: {reason}"),
-                Status::NotYet { reason } => format!("  {peer}: not yet: {reason}"),
-            });
+            match &running.result.status {
+                Status::NotSupported { reason } => say(&format!("  {peer}: not supported: {reason}")),
+                Status::Failed { reason } => say(&format!("  {peer}: failed: {reason}")),
+                Status::Measured | Status::NotYet { .. } => {}
+            }
             all.push(running);
         }
         Ok(all)

@@ -263,7 +263,8 @@ impl Setup {
         let mut secure = String::new();
         if self.secure_clients {
             secure += &files("ssl", &certs.server, "client");
-            secure += "    ssl_verify_client on;\n    ssl_session_cache shared:tls:10m;\n";
+            secure += "    ssl_verify_client on;\n    ssl_session_cache shared:tls:10m;\n    \
+                       ssl_protocols TLSv1.2 TLSv1.3;\n";
         }
         let call = match self.wire {
             Wire::Grpc => "grpc",
@@ -314,7 +315,8 @@ impl Setup {
             );
         };
         match self.clusters {
-            0 => one("origin", "_".to_owned(), 64),
+            // To the origin it speaks HTTP/1.1, or opens a stream at a time: as many as clients have streams.
+            0 => one("origin", "_".to_owned(), if two { 256 } else { 64 }),
             many => {
                 for nth in 0..many {
                     let names: Vec<_> = (0..DOMAINS).map(|of| domain(nth, of)).collect();

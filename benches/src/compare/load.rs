@@ -25,6 +25,13 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
             }
             let seconds = format!("{}s", bench.seconds);
             let (run, cpu_us) = costed(bench, running, load, &["-d", &seconds])?;
+            if load.flags.contains(&"--resume") && run.connections.resumed * 2 < run.connections.opened {
+                let resumed = 100.0 * run.connections.resumed as f64 / run.connections.opened as f64;
+                // Some send their tickets only with the first data.
+                running.fail(format!("{resumed:.0} % of the sessions were resumed"));
+                running.result.samples.clear();
+                continue;
+            }
             if round == 0 {
                 continue;
             }
@@ -44,15 +51,19 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
         }
     }
     let unit = load.unit;
-    let metrics = vec![
+    let mut metrics = vec![
         Metric::full("cpu", &format!("CPU us/{unit}"), 2),
         Metric::full("rate", &format!("{unit}/s"), 0),
         Metric::plain("busy", "proxy's core %", 0),
         Metric::plain("p50", "p50 us", 0),
         Metric::plain("p99", "p99 us", 0),
         Metric::with_ratio("rss", "RSS MiB", 1),
-        Metric::plain("pss", "PSS MiB", 1),
+        Metric::with_ratio("pss", "PSS MiB", 1),
     ];
+    if load.download {
+        // A part that waits in a buffer takes no time.
+        metrics.retain(|metric| !metric.key.starts_with('p') || metric.key == "pss");
+    }
     let peers = all.into_iter().map(|running| running.result).collect();
     Ok(ScenarioResult { metrics, peers, ..ScenarioResult::default() })
 }

@@ -197,7 +197,7 @@ impl ScenarioResult {
         for peer in &mut self.peers {
             for (key, summary) in &mut peer.summary {
                 let base = ours.get(key).map(|ours| ours.median).filter(|median| *median > 0.0);
-                summary.ratio = base.map(|base| summary.median / base);
+                summary.ratio = base.map(|base| summary.median / base).filter(|ratio| *ratio > 0.0);
             }
         }
     }

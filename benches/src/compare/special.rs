@@ -80,8 +80,10 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
         let titles = [("p50", "p50 us"), ("p90", "p90 us"), ("p99", "p99 us"), ("p999", "p99.9 us")];
         let mut metrics = vec![Metric::full("cpu", "CPU us/request", 2)];
         for (key, title) in titles {
+            // Of what may be nothing there is no ratio.
+            let ratio = key == "p50" || key == "p90";
             let full = Metric::full(&format!("added-{key}"), &format!("added {title}"), 0);
-            metrics.push(Metric { spread: key == "p99", ..full });
+            metrics.push(Metric { ratio, ..full });
         }
         metrics.extend(titles.into_iter().map(|(key, title)| Metric::plain(key, title, 0)));
         let peers = all.iter_mut().map(|running| {
@@ -113,7 +115,13 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
 pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let results = rounds(bench, bench.rounds.min(STARTS), true, say, &mut |bench, running, _| {
+    let most = IDLE.iter().max().copied().unwrap_or(0);
+    let setup = |bench: &Bench| {
+        let connections = u32::try_from(most * 6 / 5).unwrap_or(u32::MAX);
+        Ok(Setup { connections, ..bench.setup(&BASE, 0)? })
+    };
+    let starts = bench.rounds.min(STARTS);
+    let results = rounds(bench, starts, true, &setup, say, &mut |bench, running, _| {
         let Some(process) = &running.process else { return };
         let (peer, result) = (running.peer, &mut running.result);
         let start = process.settled_memory();
@@ -146,6 +154,12 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
                 break;
             }
             let Memory { rss, pss } = process.settled_memory();
+            // Some close the oldest when there are too many.
+            let kept = process.open_files().saturating_sub(files);
+            if kept < count {
+                result.note(format!("has only {kept} files more open with {count} connections"));
+                break;
+            }
             result.add(key, rss as f64 / MIB);
             let grown = rss.saturating_sub(start.rss) as f64;
             result.add(&format!("{key}-each"), grown / 1024.0 / count as f64);
@@ -153,14 +167,14 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
                 result.add(&format!("{key}-pss"), pss as f64 / MIB);
             }
         }
-        let most = open.len();
+        let opened = open.len();
         drop(open);
         let deadline = Instant::now() + Duration::from_secs(10);
         // It keeps what it has to the origin.
         while process.open_files() > files + 64 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if most >= IDLE[0] {
+        if opened >= IDLE[0] {
             result.add("after", process.settled_memory().rss as f64 / MIB);
         }
     })?;
@@ -168,7 +182,7 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
         Metric::full("start", "RSS at start MiB", 1),
         Metric::with_ratio("some", "RSS at 5,000 MiB", 1),
         Metric::with_ratio("many", "RSS at 10,000 MiB", 1),
-        Metric::plain("many-pss", "PSS at 10,000 MiB", 1),
+        Metric::with_ratio("many-pss", "PSS at 10,000 MiB", 1),
         Metric::with_ratio("some-each", "KiB/connection at 5,000", 2),
         Metric::full("many-each", "KiB/connection at 10,000", 2),
         Metric::with_ratio("after", "RSS after MiB", 1),
@@ -190,14 +204,15 @@ fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
     // Quick rounds are for a first look here too.
     let starts = if bench.seconds < 2.0 { 5 } else { FIRST_ANSWERS };
-    let results = rounds(bench, starts, false, say, &mut |bench, running, begin| {
-        if answers(bench, running, "localhost") {
-            running.result.add("ms", begin.elapsed().as_secs_f64() * 1000.0);
-            let Some(process) = &running.process else { return };
-            running.result.add("cpu", process.cpu() as f64 / 1e6);
-            running.result.add("rss", process.memory().rss as f64 / MIB);
-        }
-    })?;
+    let results =
+        rounds(bench, starts, false, &|bench| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
+            if answers(bench, running, "localhost") {
+                running.result.add("ms", begin.elapsed().as_secs_f64() * 1000.0);
+                let Some(process) = &running.process else { return };
+                running.result.add("cpu", process.cpu() as f64 / 1e6);
+                running.result.add("rss", process.memory().rss as f64 / MIB);
+            }
+        })?;
     let metrics = vec![
         Metric::full("ms", "first answer after ms", 1),
         Metric::full("cpu", "CPU ms until then", 1),
@@ -216,7 +231,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
     let mut failed = None;
     let seconds = format!("{}s", bench.seconds);
     let starts = bench.rounds.min(STARTS);
-    let results = rounds_of(
+    let results = rounds(
         bench,
         starts,
         false,
@@ -253,7 +268,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
         Metric::full("ready", "first answer after ms", 0),
         Metric::plain("ready-cpu", "CPU ms until then", 0),
         Metric::full("rss", "RSS MiB", 1),
-        Metric::plain("pss", "PSS MiB", 1),
+        Metric::with_ratio("pss", "PSS MiB", 1),
         Metric::full("cpu", "CPU us/request", 2),
         Metric::plain("rate", "request/s", 0),
     ];
@@ -262,19 +277,8 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
 
 type Round<'a> = &'a mut dyn FnMut(&Bench, &mut Running, Instant);
 
-/// Rounds in which each process is a new one that serves [`BASE`].
-fn rounds(
-    bench: &Bench,
-    count: u32,
-    wait: bool,
-    say: &mut dyn FnMut(&str),
-    round: Round<'_>,
-) -> Result<Vec<PeerResult>, Error> {
-    rounds_of(bench, count, wait, &|bench| bench.setup(&BASE, 0), say, round)
-}
-
 /// Rounds in which each process is a new one; with `wait` it has answered before the round begins.
-fn rounds_of(
+fn rounds(
     bench: &Bench,
     count: u32,
     wait: bool,

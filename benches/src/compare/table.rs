@@ -108,7 +108,7 @@ fn markdown(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         // One that says why there are no figures is as wide as it is.
-        let full = rows.iter().filter(|row| row.len() == columns);
+        let full = rows.iter().filter(|row| column == 0 || row.len() == columns);
         full.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)
     };
     let mut text = String::new();
