@@ -101,11 +101,14 @@ async fn serve_requests(
     manager: &Arc<HttpConnectionManager>,
     down: &mut Downstream,
 ) -> Next {
+    // One request makes no busy connection: many that ask once and stay must not all hold their state.
+    let mut busy = Instant::now().saturating_duration_since(down.idle_since) < BUSY && down.requests > 0;
     loop {
         let next = Exchange::new(worker, manager, down).run().await;
-        if next != Next::Keep || (down.input.is_empty() && !comes_soon(down, manager).await) {
+        if next != Next::Keep || (down.input.is_empty() && !(busy && comes_soon(down, manager).await)) {
             return next;
         }
+        busy = true;
     }
 }
 

@@ -143,6 +143,7 @@ async fn serve(
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
+    let mut steered = true;
     let graceful = loop {
         let later = async {
             match stop_later {
@@ -165,6 +166,7 @@ async fn serve(
                 let open: usize = workers.statuses.iter().map(|s| s.connections.load(Ordering::Relaxed)).sum();
                 server.connections().store(open as u64, Ordering::Relaxed);
                 server.refresh();
+                steered = steered && !workers.stop_steering();
             }
             command = requests.recv() => match command {
                 Some(AdminCommand::Quit) => break false,
@@ -380,6 +382,21 @@ impl Workers {
             more
         });
         before - handles.len()
+    }
+
+    /// Takes off what a predecessor left on our ports to send new connections here: a rule made for
+    /// its sockets and ours would pick out one of our workers. False while it still listens.
+    fn stop_steering(&self) -> bool {
+        if self.addresses.iter().any(|address| socket::foreign_listener(*address, &self.inodes)) {
+            return false;
+        }
+        for (_, handle) in self.handles.borrow().iter() {
+            if let Bound::Tcp(listener) = handle {
+                // A kernel that cannot take it off cannot have put it on.
+                let _ = socket::stop_steering(listener.as_fd());
+            }
+        }
+        true
     }
 
     /// Whether another process listens on all our ports; new connections then go to it alone.

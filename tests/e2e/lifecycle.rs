@@ -106,6 +106,31 @@ async fn a_successor_on_the_same_port_loses_no_request() {
     assert_eq!(origin.requests(), tally.good.get(), "requests at the origin, answers at the clients");
 }
 
+/// The old process sends new connections to one socket of the new one; that must end with it, or a successor with more
+/// workers would go on with one.
+#[tokio::test]
+async fn all_workers_of_a_successor_are_used() {
+    let _alone = alone().await;
+    let origin = Origin::start().await;
+    let template = Bootstrap::new().plain("main", "").render();
+    let values = origins(origin.port(), origin.port());
+    let mut first = Proxy::start(Plan::new(Kind::Outrigger, &template, &values)).await;
+    let mut plan = Plan::new(Kind::Outrigger, &template, &values);
+    plan.arguments = &["--concurrency", "2"];
+    plan.ports = first.ports().clone();
+    first.signal(libc::SIGTERM);
+    let mut second = Proxy::spawn(&plan);
+    assert!(first.exit(DEADLINE).await.is_some_and(|status| status.success()));
+    assert!(second.ready().await, "the successor is not ready: {}", second.output());
+    // One client at a time: each worker that is used needs one connection to the origin, and only one.
+    let both_used = || async {
+        let mut client = Client::connect(second.port("main")).await.unwrap();
+        assert_eq!(client.exchange(GET).await.unwrap().status(), 200);
+        second.stats().await.get("cluster.a.upstream_cx_total") == Some(&2)
+    };
+    assert!(eventually(DEADLINE, both_used).await, "one worker got all connections");
+}
+
 #[tokio::test]
 async fn a_request_under_way_is_finished_and_the_close_announced() {
     for signal in [libc::SIGTERM, libc::SIGINT] {

@@ -227,7 +227,9 @@ where
     loop {
         match slices.recv_timeout(Duration::from_millis(200)) {
             Ok(slice) => {
-                if let Some(now) = merged.add(slice) {
+                // What is left of the clock's last tick is no interval.
+                let within = |now: &Progress| now.interval.start_s + 1e-6 < work.duration_s;
+                if let Some(now) = merged.add(slice).filter(within) {
                     progress(&now);
                 }
             }

@@ -11,6 +11,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustls::{ClientConnection, HandshakeKind};
 
+use super::slot::{up, Parts, Slot, State};
 use super::task::{Stage, Task};
 use super::{Client, Session};
 use crate::clock::{self, Alarm, MILLISECOND};
@@ -30,31 +31,6 @@ const TICKETS: u64 = 50 * MILLISECOND;
 const TURN: u32 = 16;
 const BUFFER: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Down,
-    Connecting,
-    Handshaking,
-    Up,
-    /// Waits for session tickets until then.
-    Tickets(u64),
-}
-
-struct Slot<C> {
-    link: Option<Link>,
-    client: C,
-    state: State,
-    /// Start of the connection, and of its TLS handshake.
-    began: u64,
-    /// Requests sent on this connection.
-    served: u64,
-    /// In the list of idle ones.
-    listed: bool,
-    tried: bool,
-    /// The request that is a handshake.
-    handshake: Option<Pending>,
-}
 
 /// The state of a thread.
 pub struct Worker<C: Client> {
@@ -605,20 +581,4 @@ impl<C: Client> Worker<C> {
         }
         self.recorder.finish()
     }
-}
-
-/// A connection that has a link, taken apart.
-struct Parts<'a, C> {
-    link: &'a mut Link,
-    client: &'a mut C,
-    state: State,
-    served: &'a mut u64,
-    listed: &'a mut bool,
-}
-
-fn up<C>(slots: &mut [Slot<C>], index: usize) -> Option<Parts<'_, C>> {
-    let Slot { link: Some(link), client, state, served, listed, .. } = slots.get_mut(index)? else {
-        return None;
-    };
-    Some(Parts { link, client, state: *state, served, listed })
 }

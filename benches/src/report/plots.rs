@@ -55,6 +55,7 @@ pub fn percentiles(results: &[RunResult]) -> Result<String, String> {
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(8)
+            .margin_right(36)
             .x_label_area_size(40)
             .y_label_area_size(70)
             .build_cartesian_2d((1.0..right).log_scale(), (low * 0.9..high * 1.1).log_scale())?;
@@ -103,6 +104,7 @@ pub fn over_time(results: &[RunResult], unit: &str, value: fn(&Interval) -> f64)
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(8)
+            .margin_right(36)
             .x_label_area_size(40)
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..right, 0.0..high * 1.15)?;

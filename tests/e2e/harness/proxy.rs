@@ -133,7 +133,10 @@ impl Proxy {
         if !plan.arguments.iter().any(|argument| AsRef::<str>::as_ref(argument) == flush) {
             command.args([flush, "10"]);
         }
-        command.args(["--concurrency", "1"]).args(plan.arguments);
+        if !plan.arguments.contains(&"--concurrency") {
+            command.args(["--concurrency", "1"]);
+        }
+        command.args(plan.arguments);
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("the output file")).stderr(output);
         let child = command.spawn().unwrap_or_else(|e| panic!("{:?} cannot be started: {e}", plan.kind));
         Proxy { kind: plan.kind, child, ports, dir }
