@@ -12,7 +12,7 @@ use crate::result::RunResult;
 const OWN: &str = ".bar{display:grid;grid-template-columns:6rem 1fr;gap:.15rem .8rem;align-items:center;max-width:52rem}\
 .bar b{display:block;height:1.1rem;border-radius:2px;min-width:2px}.bar div{display:flex;gap:.5rem;align-items:center}\
 .bar div b{flex:none}pre{overflow-x:auto;background:#f5f7fa;padding:.8rem;font-size:12px}h3{margin-bottom:.3rem}\
-.quiet{color:#5a6678}nav a{margin-right:1rem}";
+td,th{white-space:nowrap}body{max-width:84rem}p{max-width:60rem}.who td,.who th{text-align:left}.quiet{color:#5a6678}nav a{margin-right:1rem}";
 
 /// The page.
 ///
@@ -31,7 +31,7 @@ pub fn page(comparison: &Comparison) -> Result<String, Error> {
 
 fn write(comparison: &Comparison, page: &mut String) -> Result<(), Error> {
     // Writing to a string cannot fail.
-    let _ = writeln!(page, "<p>{}</p><table><tr><th>who<th>version</tr>", escaped(&conditions(comparison)));
+    let _ = writeln!(page, "<p>{}</p><table class=\"who\"><tr><th>who<th>version</tr>", escaped(&conditions(comparison)));
     for peer in &comparison.peers {
         let _ = writeln!(page, "<tr><td>{}<td>{}</tr>", escaped(&peer.name), escaped(&peer.version));
     }
@@ -43,8 +43,16 @@ fn write(comparison: &Comparison, page: &mut String) -> Result<(), Error> {
     page.push_str("</p></nav>\n");
     for scenario in &comparison.scenarios {
         let _ = section(scenario, page);
-        let runs: Vec<RunResult> = scenario.peers.iter().filter_map(|peer| peer.run.clone()).collect();
-        if !runs.is_empty() {
+        // Who has no run has a place nevertheless: everybody has the same colour throughout.
+        let runs: Vec<RunResult> = scenario
+            .peers
+            .iter()
+            .map(|peer| {
+                let name = format!("{}: no figures", peer.peer);
+                peer.run.clone().unwrap_or_else(|| RunResult { name, ..RunResult::default() })
+            })
+            .collect();
+        if scenario.peers.iter().any(|peer| peer.run.is_some()) {
             let plot = plots::percentiles(&runs);
             let plot = plot.map_err(|reason| Error { plot: "latency by percentile", reason })?;
             let _ = writeln!(page, "<h3>Latency by percentile, last round</h3>{plot}");

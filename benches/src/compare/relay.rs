@@ -14,6 +14,8 @@ use slab::Slab;
 
 const LISTENER: Token = Token(usize::MAX);
 const BUFFER: usize = 256 * 1024;
+/// The most that an unprivileged user may have in a pipe: fewer and larger steps cost less.
+const PIPE: usize = 1024 * 1024;
 /// Turns of one direction before others have theirs.
 const TURNS: u32 = 16;
 
@@ -268,7 +270,7 @@ impl Pair {
                 way.held = Held::Pipe(pipes.pop().map_or_else(Pipe::new, Ok)?, 0);
             }
             let Held::Pipe(pipe, held) = &mut way.held else { continue };
-            match splice(&*source, None, &pipe.input, None, BUFFER, flags) {
+            match splice(&*source, None, &pipe.input, None, PIPE, flags) {
                 Ok(0) => {
                     way.ended = true;
                     way.readable = false;
@@ -299,7 +301,7 @@ impl Pipe {
     fn new() -> io::Result<Self> {
         let (output, input) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // A user who has many may get no larger ones.
-        let _ = fcntl_setpipe_size(&input, BUFFER);
+        let _ = fcntl_setpipe_size(&input, PIPE);
         Ok(Self { output, input })
     }
 }

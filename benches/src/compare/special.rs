@@ -78,13 +78,14 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
         }
         say(&format!("  {level} %: {} rounds", bench.rounds));
         let titles = [("p50", "p50 us"), ("p90", "p90 us"), ("p99", "p99 us"), ("p999", "p99.9 us")];
-        let mut metrics = vec![Metric::full("cpu", "CPU us/request", 2)];
+        let mut metrics = Vec::new();
         for (key, title) in titles {
             // Of what may be nothing there is no ratio.
             let ratio = key == "p50" || key == "p90";
             let full = Metric::full(&format!("added-{key}"), &format!("added {title}"), 0);
             metrics.push(Metric { ratio, ..full });
         }
+        metrics.push(Metric::full("cpu", "CPU us/request", 2));
         metrics.extend(titles.into_iter().map(|(key, title)| Metric::plain(key, title, 0)));
         let peers = all.iter_mut().map(|running| {
             let next = PeerResult {
