@@ -31,7 +31,11 @@ pub fn page(comparison: &Comparison) -> Result<String, Error> {
 
 fn write(comparison: &Comparison, page: &mut String) -> Result<(), Error> {
     // Writing to a string cannot fail.
-    let _ = writeln!(page, "<p>{}</p><table class=\"who\"><tr><th>who<th>version</tr>", escaped(&conditions(comparison)));
+    let _ = writeln!(
+        page,
+        "<p>{}</p><table class=\"who\"><tr><th>who<th>version</tr>",
+        escaped(&conditions(comparison))
+    );
     for peer in &comparison.peers {
         let _ = writeln!(page, "<tr><td>{}<td>{}</tr>", escaped(&peer.name), escaped(&peer.version));
     }
