@@ -27,7 +27,7 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
             let (run, cpu_us) = costed(bench, running, load, &["-d", &seconds])?;
             if load.flags.contains(&"--resume") && run.connections.resumed * 2 < run.connections.opened {
                 let resumed = 100.0 * run.connections.resumed as f64 / run.connections.opened as f64;
-                // Some send their tickets only with the first data.
+                // Some may send their tickets only with the first data.
                 running.fail(format!("{resumed:.0} % of the sessions were resumed"));
                 running.result.samples.clear();
                 continue;
