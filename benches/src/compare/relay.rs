@@ -228,8 +228,7 @@ impl Pair {
                     way.readable = false;
                 }
                 Ok(count) => {
-                    // Less than asked for: the socket is empty, and what comes next is an event.
-                    way.readable = count == buffer.len();
+                    // Also after a short read: the end may have come with these bytes, and its event with theirs.
                     let sent = write(sink, &buffer[..count])?;
                     if sent < count {
                         way.held = Held::Bytes(buffer[sent..count].to_vec());
