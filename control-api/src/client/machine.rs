@@ -173,6 +173,7 @@ impl<V: Variant> Machine<V> {
                 if topic.received.is_none() && topic.known.is_empty() && !topic.told {
                     topic.known = resources.into_iter().collect();
                     topic.accepted_version = version;
+                    topic.wildcard_new = false;
                 }
             }
         }
@@ -221,6 +222,8 @@ impl<V: Variant> Machine<V> {
         let topic = &mut self.topics[index];
         // In state of the world an answer could be read as a request for everything.
         if !topic.told || (V::FULL_STATE && !topic.wants_any()) {
+            // The server goes by it all the same.
+            topic.last_nonce.clone_from(&incoming.nonce);
             self.events.push_back(ignore("nothing of this type is wanted", incoming));
             return;
         }
@@ -518,6 +521,7 @@ impl<V: Variant> Machine<V> {
         let error = if error.is_empty() {
             topic.accepted_version = version;
             topic.accepted = Some(now);
+            topic.wildcard_new &= !topic.told_wildcard;
             topic.accepted_total += 1;
             topic.last_rejection = None;
             None

@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::machine::{to_duration, Machine, Variant};
 use super::services::Method;
 use super::topic::{Answer, Incoming, Item, Topic, STAR};
-use super::types::{type_url, Wildcard};
+use super::types::{absence_deletes, type_url, Wildcard};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource};
 use crate::pb::google::protobuf::Any;
@@ -67,6 +67,11 @@ impl Variant for StateOfTheWorld {
         // What the stream knows and is asked for again is left out once.
         let mut again = std::mem::take(&mut topic.fresh);
         again.retain(|name| topic.names.get(name) == Some(&true));
+        if !again.is_empty() && absence_deletes(&topic.url) {
+            // Left out, it would seem deleted.
+            again.clear();
+            topic.forgot_all = true;
+        }
         for (name, announced) in &mut topic.names {
             *announced = !again.contains(name);
             if *announced {
@@ -85,19 +90,27 @@ impl Variant for StateOfTheWorld {
             }
             None => request.version_info.clone_from(&topic.accepted_version),
         }
-        if std::mem::take(&mut topic.forgot_all) && topic.wildcard.is_some() {
-            // With the version held the server would see no reason to send everything again.
+        // With the version held the server might see no reason to send what is missing.
+        let missing = topic.forgot_all || (!topic.told && incomplete(topic));
+        let postponed = missing && request.error_detail.is_some();
+        if missing && !postponed {
             request.version_info.clear();
         }
+        topic.forgot_all = postponed;
         request.response_nonce.clone_from(&topic.last_nonce);
         topic.told = true;
         topic.told_wildcard = topic.wildcard.is_some();
         topic.told_named |= !request.resource_names.is_empty();
-        topic.dirty = !again.is_empty();
+        topic.dirty = postponed || !again.is_empty();
         topic.fresh = again;
         topic.gone.clear();
         request
     }
+}
+
+/// Whether something is wanted that no response accepted so far can have held.
+fn incomplete(topic: &Topic) -> bool {
+    topic.wildcard_new || topic.names.keys().any(|name| !topic.known.contains_key(name))
 }
 
 fn item(any: Any, version: &str) -> Result<Item, prost::DecodeError> {

@@ -106,6 +106,8 @@ pub struct Topic {
     pub(super) told_named: bool,
     /// The wildcard was given up, and the stream does not know; if wanted again, all has to be resent.
     pub(super) forgot_all: bool,
+    /// No response was accepted since the stream was told of the wildcard.
+    pub(super) wildcard_new: bool,
     /// Versions of the resources held.
     pub(super) known: HashMap<String, String>,
     pub(super) waiting: VecDeque<Waiting>,
@@ -165,6 +167,7 @@ impl Topic {
         let new = self.wildcard.is_none();
         if new {
             self.wildcard = Some(wildcard);
+            self.wildcard_new = true;
             self.dirty = true;
         }
         new
