@@ -288,9 +288,8 @@ where
             .ok_or_else(|| TransportError::NoService { type_url: url.clone() })?,
     };
     let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
-    let origin = Uri::try_from(format!("{scheme}://{}", endpoint.authority)).map_err(|_| {
-        TransportError::Unsendable { what: "authority", value: endpoint.authority.clone() }
-    })?;
+    let origin = Uri::try_from(format!("{scheme}://{}", endpoint.authority))
+        .map_err(|_| TransportError::Unsendable { what: "authority", value: endpoint.authority.clone() })?;
     let mut request = tonic::Request::new(ReceiverStream::new(requests));
     for (name, value) in &endpoint.metadata {
         let unsendable = || TransportError::Unsendable { what: "initial metadata", value: name.clone() };

@@ -39,7 +39,12 @@ fn open<V: Variant>(change: Change) -> (Machine<V>, Instant) {
     (client, now)
 }
 
-fn delta(url: &str, nonce: &str, resources: Vec<pb::Resource>, removed: &[&str]) -> pb::DeltaDiscoveryResponse {
+fn delta(
+    url: &str,
+    nonce: &str,
+    resources: Vec<pb::Resource>,
+    removed: &[&str],
+) -> pb::DeltaDiscoveryResponse {
     pb::DeltaDiscoveryResponse {
         type_url: url.to_owned(),
         nonce: nonce.to_owned(),
@@ -115,7 +120,8 @@ fn delta_names_and_wildcard_together() {
     let request = client.request(now).unwrap();
     assert_eq!(request.resource_names_subscribe, ["b"]);
     client.change(now, Change::UnsubscribeAll { type_url: type_url::CLUSTER.to_owned() });
-    client.change(now, Change::Refresh { type_url: type_url::CLUSTER.to_owned(), names: vec!["b".to_owned()] });
+    client
+        .change(now, Change::Refresh { type_url: type_url::CLUSTER.to_owned(), names: vec!["b".to_owned()] });
     let request = client.request(now).unwrap();
     assert_eq!(request.resource_names_unsubscribe, ["*"]);
     assert_eq!(request.resource_names_subscribe, ["b"]);
@@ -142,7 +148,9 @@ fn what_cannot_be_right_is_refused() {
     assert!(nack.error_detail.unwrap().message.starts_with("b: is of type"));
 
     client.response(now, delta(type_url::SECRET, "3", vec![], &[]));
-    assert!(matches!(&drain(&mut client)[0], Event::Ignored { type_url, .. } if type_url == type_url::SECRET));
+    assert!(
+        matches!(&drain(&mut client)[0], Event::Ignored { type_url, .. } if type_url == type_url::SECRET)
+    );
     assert_eq!(client.request(now), None);
 }
 
@@ -258,7 +266,8 @@ fn fetch_timeouts_count_for_each_name() {
     client.response(now, delta(type_url::ENDPOINTS, "1", vec![here], &[]));
     updates(&mut client);
     client.tick(now + Duration::from_secs(15));
-    let late = Event::FetchTimeout { type_url: type_url::ENDPOINTS.to_owned(), name: Some("late".to_owned()) };
+    let late =
+        Event::FetchTimeout { type_url: type_url::ENDPOINTS.to_owned(), name: Some("late".to_owned()) };
     assert_eq!(drain(&mut client), [late]);
 }
 
@@ -287,7 +296,7 @@ fn silence_is_doubted() {
     client.request(now).unwrap();
     client.response(now, delta(type_url::CLUSTER, "1", vec![], &[]));
     updates(&mut client);
-    let minutes = |n| now + Duration::from_secs(60 * n);
+    let minutes = |n: u64| now + Duration::from_secs(60 * n);
     client.alive(minutes(5));
     client.tick(minutes(15));
     client.tick(minutes(16));

@@ -89,7 +89,8 @@ impl Model<Incremental> for DeltaModel {
                     response.resources.push(resource(name, *version, Some(body(url, name, *version, *good))));
                 }
             }
-            let lost: Vec<_> = topic.sent.keys().filter(|name| !content.contains_key(*name)).cloned().collect();
+            let lost: Vec<_> =
+                topic.sent.keys().filter(|name| !content.contains_key(*name)).cloned().collect();
             for name in lost.into_iter().chain(std::mem::take(&mut topic.owed)) {
                 topic.sent.remove(&name);
                 if !response.removed_resources.contains(&name) {
@@ -139,10 +140,11 @@ impl Model<StateOfTheWorld> for SotwModel {
         if !std::mem::replace(&mut topic.met, true) {
             // A new stream with a known version: only a wildcard says that this is all.
             topic.sent = version.filter(|_| names.is_empty()).map(|v| (v, names.clone(), star));
-        } else if names != topic.names || star != topic.star {
-            topic.sent = None;
-        } else if version.is_none() && request.error_detail.is_none() {
-            topic.sent = None;
+        } else {
+            let asked_anew = version.is_none() && request.error_detail.is_none();
+            if asked_anew || names != topic.names || star != topic.star {
+                topic.sent = None;
+            }
         }
         topic.names = names;
         topic.star = star;
@@ -203,7 +205,7 @@ impl<V: Variant, M: Model<V>> World<V, M> {
     fn new(seed: u64, deletes: bool) -> Self {
         let now = Instant::now();
         let mut settings = Settings::new(Default::default());
-        settings.rate_limit = (seed % 3 == 0).then(|| RateLimit { max_tokens: 3, fill_rate: 20.0 });
+        settings.rate_limit = seed.is_multiple_of(3).then_some(RateLimit { max_tokens: 3, fill_rate: 20.0 });
         Self {
             rng: Rng::with_seed(seed),
             now,
