@@ -11,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustls::pki_types::ServerName;
 
 use crate::clock;
+use crate::compare::relay::RelayArgs;
+use crate::compare::CompareArgs;
 use crate::generate::run::{GrpcKind, Plan, Protocol};
 use crate::result::{Schedule, Work};
 use crate::serve::behaviour::{Behaviour, Delay, Fault};
@@ -36,6 +38,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Make one HTML report of several results.
     Report(ReportArgs),
+    /// Run the same work through Outrigger, other proxies and none, side by side.
+    Compare(Box<CompareArgs>),
+    /// Move bytes and do nothing else: the floor of the comparison.
+    Relay(RelayArgs),
 }
 
 /// What is measured of raw TCP.

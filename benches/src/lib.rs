@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod compare;
 pub mod generate;
 pub mod http1;
 pub mod http2;

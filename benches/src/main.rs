@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use outrigger_load::cli::{Command, CommandLine, ReportArgs, RunArgs, ServeArgs};
+use outrigger_load::compare::relay::{Relay, RelayArgs};
+use outrigger_load::compare::{self, CompareArgs};
 use outrigger_load::generate::run::run;
 use outrigger_load::generate::task::Stage;
 use outrigger_load::report::{html, search, show, text};
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
         Command::Run(args) => load(&args),
         Command::Serve(args) => serve(&args),
         Command::Report(args) => report(&args),
+        Command::Compare(args) => side_by_side(&args),
+        Command::Relay(args) => relay(&args),
     };
     match done {
         Ok(code) => code,
@@ -84,6 +88,41 @@ fn report(args: &ReportArgs) -> Result<ExitCode, Failure> {
         results.push(result);
     }
     std::fs::write(&args.output, html::page(&results)?).map_err(|error| told(&args.output, &error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn side_by_side(args: &CompareArgs) -> Result<ExitCode, Failure> {
+    if args.list {
+        print!("{}", compare::list());
+        return Ok(ExitCode::SUCCESS);
+    }
+    open_files();
+    let tool = std::env::current_exe()?;
+    if args.configs {
+        print!("{}", args.configurations(tool)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stage = Stage::default();
+    on_signals(&stage.stop)?;
+    let comparison = args.compare(tool, &stage, &mut |line| eprintln!("{line}"))?;
+    let json = || serde_json::to_string_pretty(&comparison);
+    match args.json.as_deref() {
+        Some(path) if path == Path::new("-") => println!("{}", json()?),
+        Some(path) => std::fs::write(path, json()?).map_err(|error| told(path, &error))?,
+        None => {}
+    }
+    if args.json.as_deref() != Some(Path::new("-")) {
+        print!("{}", compare::text(&comparison));
+    }
+    if let Some(path) = &args.html {
+        std::fs::write(path, compare::page(&comparison)?).map_err(|error| told(path, &error))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn relay(args: &RelayArgs) -> Result<ExitCode, Failure> {
+    open_files();
+    Relay::bind(args)?.run()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -93,6 +93,14 @@ macro_rules! known_names {
                     $(Known::$variant => $name,)*
                 }
             }
+
+            /// What a header line begins with, `name: `, in lower case; empty for [`Known::Other`].
+            pub const fn line_start(self) -> &'static str {
+                match self {
+                    Known::Other => "",
+                    $(Known::$variant => concat!($name, ": "),)*
+                }
+            }
         }
     };
 }

@@ -104,7 +104,10 @@ async fn serve_requests(
     // One request makes no busy connection: many that ask once and stay must not all hold their state.
     let mut busy = Instant::now().saturating_duration_since(down.idle_since) < BUSY && down.requests > 0;
     loop {
-        let next = Exchange::new(worker, manager, down).run().await;
+        let next = {
+            let mut exchange = Exchange::new(worker, manager, down);
+            exchange.run().await
+        };
         if next != Next::Keep || (down.input.is_empty() && !(busy && comes_soon(down, manager).await)) {
             return next;
         }

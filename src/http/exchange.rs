@@ -80,7 +80,7 @@ impl<'a> Exchange<'a> {
         down: &'a mut Downstream,
     ) -> Self {
         let now = Instant::now();
-        let info = StreamInfo::new(down.info.clone(), now, worker.clock.system(now));
+        let info = StreamInfo::new(down.info.clone(), now, worker.clock.wall());
         Self {
             worker,
             manager,
@@ -97,7 +97,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Serves it.
-    pub async fn run(mut self) -> Next {
+    pub async fn run(&mut self) -> Next {
         let parsed = match self.read_head().await {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return Next::Abort,
@@ -223,7 +223,7 @@ impl<'a> Exchange<'a> {
         }
         self.request = Some(head);
         if self.upload.is_received() {
-            self.info.times.request_complete = Some(Duration::ZERO);
+            self.info.times.request_complete = Some(self.info.start);
         }
         match prepared {
             Ok(()) => {}
@@ -246,10 +246,10 @@ impl<'a> Exchange<'a> {
 
     async fn route(&mut self) -> End {
         self.manager.stats.rq_total.increment(1);
-        let table = self.manager.routes.get();
+        let table = self.manager.routes.load();
         let random = self.worker.random();
         let Some(request) = &mut self.request else { return End::Gone };
-        let selection = match &table {
+        let selection = match table.as_ref() {
             Some(table) => {
                 for key in &table.internal_only_headers {
                     if !request.fields.has(Known::XEnvoyInternal) {
@@ -460,8 +460,7 @@ impl<'a> Exchange<'a> {
         }
         self.info.response_code = head.status;
         self.info.response_headers_bytes = manager::head_bytes(&head);
-        let since = now.saturating_duration_since(self.info.start);
-        self.info.times.first_downstream_tx = Some(since);
+        self.info.times.first_downstream_tx = Some(now);
         h1::write::response_head(
             self.down.output.flat(),
             &head,
@@ -502,8 +501,8 @@ impl<'a> Exchange<'a> {
         let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
-        self.info.times.end = Some(since);
-        self.info.times.last_downstream_tx = Some(since);
+        self.info.times.end = Some(now);
+        self.info.times.last_downstream_tx = Some(now);
         self.info.bytes_received = self.upload.bytes;
         self.worker.last_request.set(now);
         self.down.idle_since = now;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
+use crate::telemetry::stream_info::WallClock;
 use crate::upstream::Upstreams;
 
 /// One worker's state. Never leaves its thread.
@@ -81,38 +82,48 @@ const HEX_PAIRS: [[u8; 2]; 256] = {
 /// Wall-clock time derived from the monotonic clock, so that a request reads one clock.
 #[derive(Debug)]
 pub struct Clock {
-    anchor: Cell<(Instant, SystemTime)>,
-    date: Cell<(u64, [u8; 29])>,
+    wall: Cell<WallClock>,
+    date: Cell<Option<Date>>,
+}
+
+/// The text of one second.
+#[derive(Debug, Clone, Copy)]
+struct Date {
+    from: Instant,
+    until: Instant,
+    text: [u8; 29],
 }
 
 impl Clock {
     fn new() -> Self {
-        Self { anchor: Cell::new((Instant::now(), SystemTime::now())), date: Cell::new((0, [0; 29])) }
+        Self { wall: Cell::new(WallClock::now()), date: Cell::new(None) }
     }
 
     /// Follows adjustments of the wall clock. Called about once a second.
     pub fn tick(&self) {
-        self.anchor.set((Instant::now(), SystemTime::now()));
+        self.wall.set(WallClock::now());
+        self.date.set(None);
+    }
+
+    /// The wall clock as last followed.
+    pub fn wall(&self) -> WallClock {
+        self.wall.get()
     }
 
     /// The wall-clock time at `now`.
     pub fn system(&self, now: Instant) -> SystemTime {
-        let (instant, system) = self.anchor.get();
-        match now.checked_duration_since(instant) {
-            Some(since) => system + since,
-            None => system - instant.duration_since(now),
-        }
+        self.wall.get().system(now)
     }
 
     /// The `date` header at `now` (RFC 9110 §5.6.7), formatted once a second.
     pub fn date(&self, now: Instant) -> [u8; 29] {
-        let second = self.system(now).duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let (known, text) = self.date.get();
-        if known == second {
-            return text;
+        if let Some(date) = self.date.get().filter(|date| date.from <= now && now < date.until) {
+            return date.text;
         }
-        let text = http_date(second);
-        self.date.set((second, text));
+        let since = self.system(now).duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let text = http_date(since.as_secs());
+        let rest = Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into());
+        self.date.set(Some(Date { from: now, until: now + rest, text }));
         text
     }
 }
@@ -134,6 +145,24 @@ mod tests {
     #[test]
     fn dates_are_imf_fixdate() {
         assert_eq!(&http_date(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn the_date_turns_with_the_second() {
+        let clock = Clock::new();
+        let second = Duration::from_secs(1);
+        let at = |since: Duration| http_date(since.as_secs());
+        let mut now = Instant::now();
+        for _ in 0..50 {
+            let since = clock.system(now).duration_since(UNIX_EPOCH).expect("after 1970");
+            assert_eq!(clock.date(now), at(since));
+            let left = second - Duration::from_nanos(since.subsec_nanos().into());
+            let last = now + left - Duration::from_nanos(1);
+            assert_eq!(clock.date(last), at(since), "the last moment of the second");
+            assert_eq!(clock.date(now + left), at(since + left), "the first of the next");
+            assert_eq!(clock.date(last), at(since), "and back");
+            now += Duration::from_millis(130);
+        }
     }
 
     #[test]

@@ -204,10 +204,10 @@ fn log_unmatched(listener: &Listener, worker: &Worker, info: Rc<ConnectionInfo>)
         return;
     }
     let start = info.start;
-    let mut info = StreamInfo::new(info, start, worker.clock.system(start));
+    let mut info = StreamInfo::new(info, start, worker.clock.wall());
     info.flags.insert(ResponseFlags::NR);
     info.details = "filter_chain_not_found".into();
-    info.times.end = Some(start.elapsed());
+    info.times.end = Some(Instant::now());
     let context = FormatContext { log_type: LogType::NotSet, ..FormatContext::new(&info) };
     for log in &listener.access_logs {
         log.write(&context);

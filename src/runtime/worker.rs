@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
 use super::drain::{Drain, Stop};
@@ -60,11 +61,10 @@ const REPORT: Duration = Duration::from_millis(20);
 /// The runtime or a listening socket cannot be set up.
 pub fn run(assignment: Assignment) -> io::Result<()> {
     super::socket::set_thread_name(&format!("worker_{}", assignment.index));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tasks = tokio::task::LocalSet::new();
-    let result = tasks.block_on(&runtime, serve(assignment));
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let result = runtime.block_on(serve(assignment));
     // Connections that are left are cut here.
-    drop(tasks);
+    drop(runtime);
     result
 }
 

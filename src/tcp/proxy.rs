@@ -8,7 +8,6 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::BytesMut;
 use tokio::time::{interval_at, sleep_until, Instant};
@@ -21,7 +20,7 @@ use crate::config::Cluster;
 use crate::runtime::Stream;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, WallClock};
 
 /// Serves `downstream` until it is done, `cut` completes (the end of a drain), or the future is
 /// dropped; either way the access log is written once at the end. `prefix` holds the bytes already
@@ -118,8 +117,7 @@ struct Session {
 impl Session {
     fn new(proxy: Arc<TcpProxy>, connection: Rc<ConnectionInfo>) -> Self {
         let start = connection.start;
-        let start_time = SystemTime::now().checked_sub(start.elapsed()).unwrap_or_else(SystemTime::now);
-        Self { proxy, info: StreamInfo::new(connection, start, start_time), traffic: Rc::default() }
+        Self { proxy, info: StreamInfo::new(connection, start, WallClock::now()), traffic: Rc::default() }
     }
 
     /// Tries hosts until one is connected; otherwise the flags say why not.
@@ -183,7 +181,7 @@ impl Session {
         info.bytes_sent = traffic.to_downstream.get();
         info.upstream_wire_sent = traffic.to_upstream.get();
         info.upstream_wire_received = traffic.from_upstream.get();
-        info.times.end = Some(info.start.elapsed());
+        info.times.end = Some(Instant::now().into_std());
         let mut context = FormatContext::new(&self.info);
         context.log_type = log_type;
         for log in &self.proxy.access_logs {

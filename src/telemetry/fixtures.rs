@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo};
+use super::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo, WallClock};
 use crate::config::cluster::{Address, HostTemplate};
 use crate::config::{HeaderKey, HeaderView, Host};
 
@@ -47,7 +47,8 @@ pub(crate) fn stream() -> StreamInfo {
         start: Instant::now(),
     };
     let start_time = UNIX_EPOCH + Duration::from_millis(1_795_235_329_739);
-    let mut info = StreamInfo::new(Rc::new(connection), Instant::now(), start_time);
+    let start = Instant::now();
+    let mut info = StreamInfo::new(Rc::new(connection), start, WallClock::at(start, start_time));
     info.protocol = Some(Protocol::Http11);
     info.upstream_protocol = Some(Protocol::Http2);
     info.response_code = 200;
@@ -62,11 +63,11 @@ pub(crate) fn stream() -> StreamInfo {
         info.host = Some(Host::new(Address::Ip(address), template));
     }
     info.attempts = 1;
-    info.times.request_complete = Some(Duration::from_micros(1500));
-    info.times.first_upstream_tx = Some(Duration::from_micros(2500));
-    info.times.first_upstream_rx = Some(Duration::from_millis(9));
-    info.times.last_downstream_tx = Some(Duration::from_millis(11));
-    info.times.end = Some(Duration::from_millis(12));
+    info.times.request_complete = Some(info.start + Duration::from_micros(1500));
+    info.times.first_upstream_tx = Some(info.start + Duration::from_micros(2500));
+    info.times.first_upstream_rx = Some(info.start + Duration::from_millis(9));
+    info.times.last_downstream_tx = Some(info.start + Duration::from_millis(11));
+    info.times.end = Some(info.start + Duration::from_millis(12));
     info
 }
 

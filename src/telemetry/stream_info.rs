@@ -108,11 +108,38 @@ impl ResponseFlags {
     }
 }
 
+/// The wall clock, told from the monotonic one: both were read at one moment, other moments follow.
+#[derive(Debug, Clone, Copy)]
+pub struct WallClock {
+    instant: Instant,
+    system: SystemTime,
+}
+
+impl WallClock {
+    /// Both clocks as they stand.
+    pub fn now() -> Self {
+        Self::at(Instant::now(), SystemTime::now())
+    }
+
+    /// It was `system` at `instant`.
+    pub fn at(instant: Instant, system: SystemTime) -> Self {
+        Self { instant, system }
+    }
+
+    /// The wall-clock time at `at`.
+    pub fn system(&self, at: Instant) -> SystemTime {
+        match at.checked_duration_since(self.instant) {
+            Some(since) => self.system + since,
+            None => self.system - self.instant.duration_since(at),
+        }
+    }
+}
+
 /// The record of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamInfo {
-    /// Wall clock at the first byte.
-    pub start_time: SystemTime,
+    /// The wall clock.
+    pub clock: WallClock,
     /// Monotonic clock at the first byte.
     pub start: Instant,
     /// Its connection.
@@ -157,36 +184,37 @@ pub struct StreamInfo {
     pub upstream_failure: Option<Box<str>>,
     /// Attempts made, the first included.
     pub attempts: u32,
-    /// Times since `start`.
+    /// Points in time after `start`.
     pub times: StreamTimes,
 }
 
-/// Points in a stream's life, as durations since its start.
+/// Points in a stream's life, on the monotonic clock: a request whose log nobody reads does no
+/// arithmetic with them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamTimes {
     /// Last byte of the request received.
-    pub request_complete: Option<Duration>,
+    pub request_complete: Option<Instant>,
     /// First byte sent upstream.
-    pub first_upstream_tx: Option<Duration>,
+    pub first_upstream_tx: Option<Instant>,
     /// Last byte sent upstream.
-    pub last_upstream_tx: Option<Duration>,
+    pub last_upstream_tx: Option<Instant>,
     /// First byte received from upstream.
-    pub first_upstream_rx: Option<Duration>,
+    pub first_upstream_rx: Option<Instant>,
     /// Last byte received from upstream.
-    pub last_upstream_rx: Option<Duration>,
+    pub last_upstream_rx: Option<Instant>,
     /// First byte sent downstream.
-    pub first_downstream_tx: Option<Duration>,
+    pub first_downstream_tx: Option<Instant>,
     /// Last byte sent downstream.
-    pub last_downstream_tx: Option<Duration>,
+    pub last_downstream_tx: Option<Instant>,
     /// The stream's end.
-    pub end: Option<Duration>,
+    pub end: Option<Instant>,
 }
 
 impl StreamInfo {
     /// The record of a stream that starts now.
-    pub fn new(connection: Rc<ConnectionInfo>, start: Instant, start_time: SystemTime) -> Self {
+    pub fn new(connection: Rc<ConnectionInfo>, start: Instant, clock: WallClock) -> Self {
         Self {
-            start_time,
+            clock,
             start,
             connection,
             client: None,
@@ -211,6 +239,16 @@ impl StreamInfo {
             attempts: 0,
             times: StreamTimes::default(),
         }
+    }
+
+    /// The wall-clock time of the start.
+    pub fn start_time(&self) -> SystemTime {
+        self.clock.system(self.start)
+    }
+
+    /// How long after the start `point` came.
+    pub fn after_start(&self, point: Option<Instant>) -> Option<Duration> {
+        point.map(|point| point.saturating_duration_since(self.start))
     }
 
     /// The client's address.

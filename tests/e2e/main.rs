@@ -8,6 +8,7 @@ mod flags;
 mod harness;
 mod hostile;
 mod inputs;
+mod instructions;
 mod licences;
 mod lifecycle;
 mod load;

@@ -16,7 +16,8 @@ pub struct Error {
     pub reason: String,
 }
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:70rem;margin:2rem auto;padding:0 1rem}\
+/// How pages look.
+pub(crate) const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;max-width:70rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ee}th:first-child,td:first-child{text-align:left}\
 th{color:#5a6678;font-weight:600}.scroll{overflow-x:auto}svg{max-width:100%;height:auto}.bad{color:#b3261e}\
@@ -137,6 +138,7 @@ fn swatch(nth: usize) -> String {
     format!("<i style=\"background:rgb({red},{green},{blue})\"></i>")
 }
 
-fn escaped(text: &str) -> String {
+/// Text as a page has it.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

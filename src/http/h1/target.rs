@@ -53,11 +53,9 @@ pub(super) struct Target<'a> {
 
 impl<'a> Target<'a> {
     pub fn parse(method: &[u8], target: &'a [u8], absolute: bool) -> Result<Self, Refusal> {
-        if target.iter().any(|byte| *byte <= 0x20 || *byte == 0x7f) {
-            return Err(Refusal::CHARACTERS);
-        }
-        if target.iter().any(|byte| *byte >= 0x80) {
-            return Err(Refusal::CODEC);
+        if !all_visible(target) {
+            let control = |byte: &u8| *byte <= 0x20 || *byte == 0x7f;
+            return Err(if target.iter().any(control) { Refusal::CHARACTERS } else { Refusal::CODEC });
         }
         if method == b"CONNECT" {
             let port = target.rsplit(|byte| *byte == b':').next().unwrap_or_default();
@@ -99,6 +97,13 @@ impl<'a> Target<'a> {
             None => Ok(Self { scheme: Some(scheme), authority: Some(authority), path: b"/" }),
         }
     }
+}
+
+/// Whether every byte is a visible ASCII character. Without a branch per byte.
+fn all_visible(text: &[u8]) -> bool {
+    let eight = |word: &[u8; 8]| word.iter().fold(true, |all, byte| all & byte.is_ascii_graphic());
+    let (words, rest) = text.as_chunks::<8>();
+    words.iter().all(eight) && rest.iter().all(u8::is_ascii_graphic)
 }
 
 /// The scheme of an absolute target, without its `://`.
@@ -164,12 +169,9 @@ pub(super) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
         }
         (inside, authority.get(end + 1..).unwrap_or_default())
     } else {
-        let end = authority.iter().position(|byte| *byte == b':').unwrap_or(authority.len());
-        let (host, port) = authority.split_at(end);
-        if !host.iter().all(allowed) {
-            return Err(Refusal::HOST);
-        }
-        (host, port)
+        // What comes after the name must be a colon, which the end of this sees to.
+        let end = authority.iter().position(|byte| !allowed(byte)).unwrap_or(authority.len());
+        authority.split_at(end)
     };
     let port_ok = match port.split_first() {
         None => true,

@@ -92,7 +92,7 @@ impl Attempts<'_> {
         ex.info.upstream_connection_id = connection.id;
         ex.info.upstream_local = connection.local;
         let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
-        ex.info.times.first_upstream_tx = Some(sent.at.saturating_duration_since(ex.info.start));
+        ex.info.times.first_upstream_tx = Some(sent.at);
         if self.terminate {
             return Ok(Answered { parsed: accepted(), connection, request_permit, sent });
         }

@@ -60,8 +60,14 @@ impl Deadlines {
                 self.per_try_idle = self.try_idle_timeout.map(|idle| now + idle);
             }
         }
-        let tries = [self.per_try, self.per_try_idle, self.try_end].into_iter();
-        [self.request, self.route, self.idle, self.duration].into_iter().chain(tries).flatten().min()
+        let mut nearest = self.idle;
+        let others = [self.request, self.route, self.duration, self.per_try, self.per_try_idle, self.try_end];
+        for deadline in others {
+            if deadline.is_some() && (nearest.is_none() || deadline < nearest) {
+                nearest = deadline;
+            }
+        }
+        nearest
     }
 
     /// The one that has passed at `now`; the one that ends most when several have.
@@ -200,6 +206,11 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         deadlines.request = manager.timeouts.request.map(|timeout| start + timeout);
     }
     deadlines
+}
+
+/// Whole milliseconds; unlike [`Duration::as_millis`] without arithmetic on 128 bits.
+pub(super) fn whole_millis(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1000).saturating_add(u64::from(duration.subsec_millis()))
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2, "Timeout").

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::deadlines::Deadlines;
+use super::deadlines::{whole_millis, Deadlines};
 use super::Attempts;
 use crate::config::http::RouterOptions;
 use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
@@ -41,9 +41,10 @@ pub(super) fn prepare(
     if !options.suppress_envoy_headers && !told {
         if let Some(expected) = deadlines.try_timeout.or(deadlines.route_timeout) {
             let mut digits = itoa::Buffer::new();
-            request
-                .fields
-                .push_known(Known::XEnvoyExpectedRqTimeoutMs, digits.format(expected.as_millis()).as_bytes());
+            request.fields.push_known(
+                Known::XEnvoyExpectedRqTimeoutMs,
+                digits.format(whole_millis(expected)).as_bytes(),
+            );
         }
     }
     if let Some(weighted) = weighted {
@@ -108,7 +109,7 @@ impl Attempts<'_> {
             // The next hop has only what is left.
             if let Some(left) = self.deadlines.left_for_try(Instant::now()) {
                 let mut digits = itoa::Buffer::new();
-                let left = digits.format(left.as_millis()).as_bytes();
+                let left = digits.format(whole_millis(left)).as_bytes();
                 request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
             }
         }

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::attempt::Answered;
-use super::deadlines::Expired;
+use super::deadlines::{whole_millis, Expired};
 use super::fail::timeout_details;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
@@ -30,11 +30,12 @@ impl Attempts<'_> {
         if !keep_alive {
             self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
         }
-        ex.info.times.first_upstream_rx = Some(now.saturating_duration_since(ex.info.start));
+        ex.info.times.first_upstream_rx = Some(now);
         ex.info.details = Cow::Borrowed("via_upstream");
         // Formats of added headers may ask for it.
         ex.info.response_code = head.status;
-        self.charge(ex, head.status, now.saturating_duration_since(sent.at));
+        let took = now.saturating_duration_since(sent.at);
+        self.charge(ex, head.status, took);
         self.deadlines.response_started();
         let connect = ex.request.as_ref().is_some_and(|request| request.is_method(b"CONNECT"));
         if self.upgrade && !connect && head.status / 100 == 2 {
@@ -47,7 +48,7 @@ impl Attempts<'_> {
         }
         let suppress = ex.manager.router.suppress_envoy_headers;
         if !suppress && !self.upgrade && ex.upload.is_received() {
-            let took = now.saturating_duration_since(sent.at).as_millis();
+            let took = whole_millis(took);
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XEnvoyUpstreamServiceTime, digits.format(took).as_bytes());
         }
@@ -105,7 +106,7 @@ impl Attempts<'_> {
         match result {
             Ok(()) => {
                 let end = ex.now;
-                ex.info.times.last_upstream_rx = Some(end.saturating_duration_since(ex.info.start));
+                ex.info.times.last_upstream_rx = Some(end);
                 let request_sent = ex.upload.is_received() && sent.out.is_empty();
                 let pool = connection.pool().clone();
                 pool.give_back(connection, keep_alive && request_sent, end);

@@ -156,7 +156,7 @@ impl Attempts<'_> {
         let progress = std::mem::take(&mut ex.upload.progress);
         if !was_received && ex.upload.is_received() {
             let now = Instant::now();
-            ex.info.times.request_complete = Some(now.saturating_duration_since(ex.info.start));
+            ex.info.times.request_complete = Some(now);
             self.copies.end(&ex.upload);
             if !self.upgrade {
                 self.deadlines.request_complete(now);

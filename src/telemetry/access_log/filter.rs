@@ -81,7 +81,7 @@ impl LogFilter {
         match self {
             LogFilter::StatusCode(comparison) => comparison.holds(info.response_code.into()),
             LogFilter::Duration(comparison) => {
-                let duration = info.times.end.unwrap_or_else(|| info.start.elapsed());
+                let duration = info.after_start(info.times.end).unwrap_or_else(|| info.start.elapsed());
                 comparison.holds(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
             }
             LogFilter::NotHealthCheck => !ctx.health_check,

@@ -1,7 +1,7 @@
 //! The operators: how each is written in config and what it reads.
 
 use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::parse::Token;
 use super::time::TimeFormat;
@@ -11,7 +11,7 @@ use super::values::{
 };
 use super::{FormatContext, FormatError};
 use crate::config::{HeaderKey, HeaderView};
-use crate::telemetry::stream_info::StreamTimes;
+use crate::telemetry::stream_info::{StreamInfo, StreamTimes};
 
 /// A parsed operator.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub(super) struct Pick(HeaderKey, Option<HeaderKey>);
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Point {
     Start,
-    Of(fn(&StreamTimes) -> Option<Duration>),
+    Of(fn(&StreamTimes) -> Option<Instant>),
     /// A point that nothing sets.
     Never,
 }
@@ -189,7 +189,7 @@ impl Operator {
             Operator::Response(pick) => put_bytes(out, ctx.response.and_then(|view| pick.first(view))),
             Operator::Trailer(pick) => put_bytes(out, ctx.trailers.and_then(|view| pick.first(view))),
             Operator::StartTime(format) => {
-                format.write(out, info.start_time);
+                format.write(out, info.start_time());
                 true
             }
             Operator::EmitTime(format) => {
@@ -202,8 +202,8 @@ impl Operator {
             Operator::Ip(of) => of(info).is_some_and(|address| write!(out, "{}", address.ip()).is_ok()),
             Operator::Port(of) => put_number(out, of(info).map(|address| address.port().into())),
             Operator::Between { from, to, unit } => {
-                let times = &info.times;
-                let value = from.get(times).zip(to.get(times)).and_then(|(from, to)| to.checked_sub(from));
+                let points = from.get(info).zip(to.get(info));
+                let value = points.and_then(|(from, to)| to.checked_duration_since(from));
                 put_number(out, value.map(|value| unit.of(value)))
             }
             Operator::Path { query, which } => {
@@ -319,10 +319,10 @@ fn between(argument: &str) -> Result<Operator, &'static str> {
 }
 
 impl Point {
-    fn get(self, times: &StreamTimes) -> Option<Duration> {
+    fn get(self, info: &StreamInfo) -> Option<Instant> {
         match self {
-            Point::Start => Some(Duration::ZERO),
-            Point::Of(of) => of(times),
+            Point::Start => Some(info.start),
+            Point::Of(of) => of(&info.times),
             Point::Never => None,
         }
     }

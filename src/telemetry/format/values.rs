@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::operator::{GrpcForm, TimeUnit};
 use super::{FormatContext, LogType};
@@ -18,13 +18,13 @@ pub(super) const NUMBERS: &[(&str, NumberOf)] = &[
     ("RESPONSE_CODE", |c| Some(c.info.response_code.into())),
     ("BYTES_RECEIVED", |c| Some(c.info.bytes_received)),
     ("BYTES_SENT", |c| Some(c.info.bytes_sent)),
-    ("DURATION", |c| millis(c.info.times.end)),
-    ("REQUEST_DURATION", |c| millis(c.info.times.request_complete)),
-    ("REQUEST_TX_DURATION", |c| millis(c.info.times.last_upstream_tx)),
-    ("RESPONSE_DURATION", |c| millis(c.info.times.first_upstream_rx)),
+    ("DURATION", |c| millis_to(c, c.info.times.end)),
+    ("REQUEST_DURATION", |c| millis_to(c, c.info.times.request_complete)),
+    ("REQUEST_TX_DURATION", |c| millis_to(c, c.info.times.last_upstream_tx)),
+    ("RESPONSE_DURATION", |c| millis_to(c, c.info.times.first_upstream_rx)),
     ("RESPONSE_TX_DURATION", |c| {
         let times = &c.info.times;
-        millis(Some(times.last_downstream_tx?.saturating_sub(times.first_upstream_rx?)))
+        Some(millis(times.last_downstream_tx?.saturating_duration_since(times.first_upstream_rx?)))
     }),
     ("CONNECTION_ID", |c| Some(c.info.connection.id)),
     ("UPSTREAM_CONNECTION_ID", |c| Some(c.info.upstream_connection_id)),
@@ -192,8 +192,13 @@ pub(super) static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     grpc_status: Known::GrpcStatus.into(),
 });
 
-fn millis(duration: Option<Duration>) -> Option<u64> {
-    duration.map(|duration| TimeUnit::Milli.of(duration))
+/// Milliseconds from the stream's start to `point`.
+fn millis_to(context: &FormatContext<'_>, point: Option<Instant>) -> Option<u64> {
+    context.info.after_start(point).map(millis)
+}
+
+fn millis(duration: Duration) -> u64 {
+    TimeUnit::Milli.of(duration)
 }
 
 pub(super) fn put(out: &mut Vec<u8>, value: Option<&str>) -> bool {

@@ -85,14 +85,7 @@ async fn run(group: Group) {
             Some((id, _)) if same => Some(format!("both are equal: the difference {id} is not needed here")),
             _ => None,
         });
-        let open = OPEN.contains(&case.name) && set("OUTRIGGER_DIFFERENTIAL").is_none();
-        if open {
-            match &complaint {
-                Some(_) => eprintln!("still open: {}", case.name),
-                None => eprintln!("agrees now, take it off the list: {}", case.name),
-            }
-        }
-        if let Some(complaint) = complaint.filter(|_| !open) {
+        if let Some(complaint) = complaint {
             failures.push(format!(
                 "=== {}\n{case}\n{complaint}--- Envoy\n{theirs}--- Outrigger\n{mine}",
                 case.name
@@ -114,9 +107,6 @@ fn groups() -> Vec<(&'static str, Group)> {
         ("retries", retries::group()),
     ]
 }
-
-/// Cases that do not agree with Envoy yet and should. `OUTRIGGER_DIFFERENTIAL=1` makes them fail.
-const OPEN: &[&str] = &[];
 
 macro_rules! groups {
     ($($name:ident),*) => {$(

@@ -7,6 +7,7 @@ use super::client::get;
 use super::ports::free_port;
 use super::{eventually, DEADLINE};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,6 +44,8 @@ pub struct Plan<'a> {
     pub arguments: &'a [&'a str],
     /// Open descriptors allowed, when fewer than usual.
     pub descriptors: Option<u64>,
+    /// What is started in place of the proxy's own command: a tool that watches it, for one.
+    pub program: Option<Vec<OsString>>,
     /// Ports that must not be chosen anew (a successor on the same port).
     pub ports: BTreeMap<String, u16>,
 }
@@ -52,7 +55,15 @@ impl<'a> Plan<'a> {
     /// does not do either.
     pub fn new(kind: Kind, template: &'a str, values: &'a [(&'a str, String)]) -> Plan<'a> {
         let kind = if std::env::var_os("OUTRIGGER_E2E_STAND_IN").is_some() { Kind::Envoy } else { kind };
-        Plan { kind, template, values, arguments: &[], descriptors: None, ports: BTreeMap::new() }
+        Plan {
+            kind,
+            template,
+            values,
+            arguments: &[],
+            descriptors: None,
+            program: None,
+            ports: BTreeMap::new(),
+        }
     }
 }
 
@@ -118,7 +129,14 @@ impl Proxy {
         let file = dir.path().join("bootstrap.yaml");
         fs::write(&file, text).expect("the bootstrap file");
         let output = File::create(dir.path().join("output.log")).expect("the output file");
-        let mut command = plan.kind.command();
+        let mut command = match plan.program.as_deref() {
+            Some([program, arguments @ ..]) => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+            _ => plan.kind.command(),
+        };
         if let Some(limit) = plan.descriptors {
             let mut limited = Command::new("prlimit");
             limited.arg(format!("--nofile={limit}:{limit}")).arg("--").arg(command.get_program());

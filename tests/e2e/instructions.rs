@@ -1,0 +1,328 @@
+//! How many instructions the proxy spends on a request, user space only, against a committed baseline.
+//!
+//! The proxy runs under valgrind's callgrind between real sockets; this process is its client and its origin. Every run
+//! sends the same requests one after the other, but for one scenario that gets many more of them: the difference
+//! between two runs is what those requests cost, and warm-up and shutdown cancel out. Only the worker's thread counts:
+//! what the others do depends on the machine (which ports are taken, how often readiness was asked for). Callgrind counts executed
+//! instructions, not time, so the figures do not depend on how busy or how fast the machine is.
+//!
+//! They do depend on the compiler, on the C library and on which instruction sets it may choose from; a baseline made
+//! with others is reported and not held against the build. The binary is the one the tests are built with (dev
+//! profile): its figures follow those of a release build without another build. To have other figures:
+//!
+//! - `OUTRIGGER_UPDATE_BASELINE=1` writes `benches/instructions.json` anew;
+//! - `OUTRIGGER_COUNT_BINARY=<file>` counts another binary (a release build) and only prints;
+//! - the counts by function of the last run of a scenario are left in `target/tmp/instructions-<scenario>.out-<thread>`, for
+//!   `callgrind_annotate`.
+
+use crate::harness::alone;
+use crate::harness::client::Client;
+use crate::harness::origin::{Answer, Origin};
+use crate::harness::proxy::{Kind, Plan, Proxy};
+use crate::peers;
+use serde_json::{json, Map, Value};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A rise by more than this many percent fails.
+const LIMIT: f64 = 3.0;
+/// A fall by more than this many percent asks for a new baseline, so that it is not lost again unseen.
+const NOTICED: f64 = 3.0;
+/// Requests that every scenario sends in every run: connections, pools and buffers are warm after them.
+const WARM: usize = 50;
+/// Requests more in the run that measures a scenario.
+const MEASURED: usize = 4_000;
+/// A busy machine adds wake-ups and never takes any away: the least of so many runs counts, where one is too much.
+const RUNS: usize = 3;
+/// The proxy under callgrind has this long to stop.
+const STOP: Duration = Duration::from_secs(60);
+
+/// One kind of request.
+struct Scenario {
+    name: &'static str,
+    /// The name of its listener in `TEMPLATE`.
+    listener: &'static str,
+    request: String,
+}
+
+/// Headers of a usual client.
+const HEADERS: &str =
+    "Host: shop.test\r\nUser-Agent: client/1.0\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n";
+
+fn scenarios() -> Vec<Scenario> {
+    let get = format!("GET /items/42?view=full HTTP/1.1\r\n{HEADERS}\r\n");
+    let body = "x".repeat(1024);
+    let post = format!("POST /items HTTP/1.1\r\n{HEADERS}Content-Length: {}\r\n\r\n{body}", body.len());
+    let scenario = |name, listener, request: &str| Scenario { name, listener, request: request.to_string() };
+    vec![
+        scenario("http1_get", "plain", &get),
+        scenario("http1_post_1k", "plain", &post),
+        scenario("http1_get_logged_and_edited", "full", &get),
+        scenario("http1_direct_response", "direct", &get),
+    ]
+}
+
+/// Scenarios that are to come, so that nobody takes their absence for a good figure.
+const NOT_YET: &[(&str, &str)] = &[("http2_get", "not supported yet")];
+
+const MANAGER: &str = r#"  - name: @name@
+    address: { socket_address: { address: 127.0.0.1, port_value: @port:@name@@ } }
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: @name@
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+"#;
+
+const PLAIN: &str = r#"          route_config:
+            virtual_hosts:
+            - { name: all, domains: ["*"], routes: [{ match: { prefix: / }, route: { cluster: origin } }] }
+"#;
+
+const DIRECT: &str = r#"          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{ match: { prefix: / }, direct_response: { status: 200, body: { inline_string: hello } } }]
+"#;
+
+/// What a mesh's sidecar is usually told to do to a request.
+const FULL: &str = r#"          use_remote_address: true
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: "@dir@/access.log"
+          route_config:
+            request_headers_to_add: [{ header: { key: x-client, value: "%DOWNSTREAM_REMOTE_ADDRESS%" } }]
+            response_headers_to_remove: [x-powered-by]
+            virtual_hosts:
+            - { name: other, domains: [other.test], routes: [{ match: { prefix: / }, route: { cluster: origin } }] }
+            - name: shop
+              domains: [shop.test, "*.shop.test"]
+              retry_policy: { retry_on: "connect-failure,refused-stream,5xx", num_retries: 2 }
+              routes:
+              - match: { prefix: /carts, headers: [{ name: x-user, present_match: true }] }
+                route: { cluster: origin }
+              - match: { path: /exact }
+                route: { cluster: origin }
+              - match: { safe_regex: { regex: "/items/[0-9]+" } }
+                route: { cluster: origin, timeout: 5s, prefix_rewrite: /v2/items }
+"#;
+
+const CLUSTERS: &str = r#"  clusters:
+  - name: origin
+    type: STATIC
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: origin
+      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }] }]
+"#;
+
+fn template() -> String {
+    let listener = |name: &str, more: &str| format!("{}{more}", MANAGER.replace("@name@", name));
+    format!(
+        "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
+         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{CLUSTERS}",
+        listener("plain", PLAIN),
+        listener("full", FULL),
+        listener("direct", DIRECT)
+    )
+}
+
+/// The instructions of the proxy's worker from its start to its end when every scenario is sent `WARM` requests and `more` of them, if any,
+/// `MEASURED` more.
+async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u64 {
+    let counts = counts_prefix(more.unwrap_or("start"));
+    for old in counts_files(&counts) {
+        std::fs::remove_file(old).expect("old counts removed");
+    }
+    let body = "b".repeat(92);
+    let origin = Origin::with(false, move |_| {
+        Answer::raw(format!(
+            "HTTP/1.1 200 OK\r\nServer: origin/1\r\nDate: Fri, 01 Jan 2027 00:00:00 GMT\r\n\
+             Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    })
+    .await;
+    let template = template();
+    let values = [("origin", origin.port().to_string())];
+    let mut plan = Plan::new(Kind::Outrigger, &template, &values);
+    plan.kind = Kind::Outrigger;
+    // The files of access logs are written by the control thread's clock: seldom, so that it does not show.
+    plan.arguments = &["--file-flush-interval-msec", "10000"];
+    plan.program = Some(callgrind(program, &counts));
+    let mut proxy = Proxy::start(plan).await;
+    for scenario in scenarios {
+        let requests = WARM + if more == Some(scenario.name) { MEASURED } else { 0 };
+        let mut client = Client::connect(proxy.port(scenario.listener)).await.expect("a connection");
+        for _ in 0..requests {
+            let answer = client.exchange(scenario.request.as_bytes()).await.expect("an answer");
+            assert_eq!(answer.status(), 200, "{}", scenario.name);
+        }
+    }
+    proxy.signal(libc::SIGTERM);
+    assert!(proxy.exit(STOP).await.is_some(), "the proxy does not stop");
+    worker_total(&counts)
+}
+
+/// Where callgrind puts its counts: a file for each thread, with the thread's number after this name.
+fn counts_prefix(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("instructions-{name}.out"))
+}
+
+/// The files that begin with `prefix`.
+fn counts_files(prefix: &Path) -> Vec<PathBuf> {
+    let dir = std::fs::read_dir(prefix.parent().expect("a directory")).expect("the directory of counts");
+    let files = dir.flatten().map(|entry| entry.path());
+    files.filter(|file| file.display().to_string().starts_with(&format!("{}-", prefix.display()))).collect()
+}
+
+/// The command that runs `program` under callgrind.
+fn callgrind(program: &Path, counts: &Path) -> Vec<OsString> {
+    let valgrind = peers::find("valgrind").unwrap_or_default();
+    let counts = format!("--callgrind-out-file={}", counts.display());
+    let options = ["--tool=callgrind", "--separate-threads=yes", &counts];
+    let command = options.map(OsString::from).into_iter().chain([program.into(), "run".into()]);
+    [valgrind.into()].into_iter().chain(command).collect()
+}
+
+/// The sum over all functions of the worker: the one thread that serves connections.
+fn worker_total(prefix: &Path) -> u64 {
+    let serving = |text: &String| text.contains("outrigger::http::connection::serve");
+    let texts = counts_files(prefix).into_iter().filter_map(|file| std::fs::read_to_string(file).ok());
+    let workers: Vec<String> = texts.filter(serving).collect();
+    assert_eq!(workers.len(), 1, "threads that serve connections, by the counts in {}-*", prefix.display());
+    let line = workers[0].lines().rev().find_map(|line| line.strip_prefix("totals: "));
+    line.and_then(|number| number.trim().parse().ok()).expect("a total in the counts")
+}
+
+/// The first line that a program prints about itself.
+fn says(command: &mut Command) -> String {
+    let output = command.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).lines().next().unwrap_or("unknown").trim().to_string()
+}
+
+/// What the figures depend on besides the code.
+fn surroundings() -> Map<String, Value> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| flags.split_whitespace().any(|known| known == flag);
+    let sets: Vec<&str> = ["avx2", "bmi2", "erms", "fsrm"].into_iter().filter(|flag| has(flag)).collect();
+    let profile = if cfg!(debug_assertions) { "dev" } else { "other" };
+    let mut map = Map::new();
+    map.insert("profile".into(), profile.into());
+    map.insert("rustc".into(), says(Command::new(rustc).arg("--version")).into());
+    map.insert("libc".into(), says(Command::new("getconf").arg("GNU_LIBC_VERSION")).into());
+    map.insert("valgrind".into(), says(peers::command("valgrind").arg("--version")).into());
+    map.insert("cpu".into(), format!("{} {}", std::env::consts::ARCH, sets.join(" ")).into());
+    map
+}
+
+/// A line for whoever runs the tests, also when they pass.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "instructions: {line}");
+}
+
+fn baseline_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.json")
+}
+
+fn read_baseline() -> Value {
+    let text = std::fs::read_to_string(baseline_file()).expect("benches/instructions.json");
+    serde_json::from_str(&text).expect("JSON in benches/instructions.json")
+}
+
+fn write_baseline(figures: &BTreeMap<&str, u64>) {
+    let mut per_request = Map::new();
+    per_request.extend(figures.iter().map(|(name, count)| (name.to_string(), json!(count))));
+    per_request.extend(NOT_YET.iter().map(|(name, why)| (name.to_string(), json!(why))));
+    let baseline = json!({
+        "what": "user-space instructions per request; written by OUTRIGGER_UPDATE_BASELINE=1, see tests/e2e/instructions.rs",
+        "valid_for": surroundings(),
+        "instructions_per_request": per_request,
+    });
+    let text = serde_json::to_string_pretty(&baseline).expect("JSON");
+    std::fs::write(baseline_file(), text + "\n").expect("the baseline file");
+}
+
+/// How far `now` is above `then`, in percent.
+fn rise(then: u64, now: u64) -> f64 {
+    (now as f64 - then as f64) / then as f64 * 100.0
+}
+
+#[tokio::test]
+async fn a_request_costs_no_more_instructions_than_the_baseline() {
+    if !peers::have(&["valgrind"]) {
+        return;
+    }
+    let _alone = alone().await;
+    let other = std::env::var_os("OUTRIGGER_COUNT_BINARY").map(PathBuf::from);
+    let program = other.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_outrigger")));
+    let scenarios = scenarios();
+    let update = std::env::var_os("OUTRIGGER_UPDATE_BASELINE").is_some_and(|v| v == "1");
+    let baseline = if update || other.is_some() { Value::Null } else { read_baseline() };
+    let start = count(&program, &scenarios, None).await.min(count(&program, &scenarios, None).await);
+    let mut figures = BTreeMap::new();
+    for scenario in &scenarios {
+        let then = baseline["instructions_per_request"][scenario.name].as_u64();
+        let mut least = u64::MAX;
+        for run in 0..RUNS {
+            let all = count(&program, &scenarios, Some(scenario.name)).await;
+            least = least.min(all.saturating_sub(start) / MEASURED as u64);
+            let enough = if update { run == 1 } else { then.is_none_or(|then| rise(then, least) <= LIMIT) };
+            if enough {
+                break;
+            }
+        }
+        figures.insert(scenario.name, least);
+    }
+    if other.is_some() {
+        figures.iter().for_each(|(name, now)| tell(&format!("{name}: {now} a request")));
+        return;
+    }
+    if update {
+        write_baseline(&figures);
+        tell(&format!("wrote {}", baseline_file().display()));
+        return;
+    }
+
+    let here = Value::Object(surroundings());
+    let comparable = baseline["valid_for"] == here;
+    if !comparable {
+        tell(&format!(
+            "NOT CHECKED: the baseline is for {}, this is {here}; OUTRIGGER_UPDATE_BASELINE=1 makes one for it",
+            baseline["valid_for"]
+        ));
+    }
+    let mut worse = Vec::new();
+    for (name, now) in &figures {
+        let Some(then) = baseline["instructions_per_request"][name].as_u64() else {
+            worse.push(format!("{name}: {now} a request, and no baseline"));
+            continue;
+        };
+        let rise = rise(then, *now);
+        let line = format!("{name}: {now} a request, baseline {then} ({rise:+.2} %)");
+        tell(&line);
+        if comparable && rise > LIMIT {
+            worse.push(line);
+        } else if comparable && rise < -NOTICED {
+            tell(&format!("{name} got cheaper: OUTRIGGER_UPDATE_BASELINE=1 keeps it so"));
+        }
+    }
+    assert!(
+        worse.is_empty(),
+        "more than {LIMIT} % above the baseline; callgrind_annotate target/tmp/instructions-<scenario>.out-<thread> says where, \
+         OUTRIGGER_UPDATE_BASELINE=1 accepts it:\n{}",
+        worse.join("\n")
+    );
+}
