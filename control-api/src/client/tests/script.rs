@@ -147,6 +147,7 @@ fn what_cannot_be_right_is_refused() {
     let nack = client.request(now).unwrap();
     assert!(nack.error_detail.unwrap().message.starts_with("b: is of type"));
 
+    drain(&mut client);
     client.response(now, delta(type_url::SECRET, "3", vec![], &[]));
     assert!(
         matches!(&drain(&mut client)[0], Event::Ignored { type_url, .. } if type_url == type_url::SECRET)
