@@ -6,6 +6,7 @@
 //! configuration *means*; that is the work of whoever compiles it.
 
 mod any;
+pub mod client;
 mod json;
 mod load;
 mod problem;
