@@ -224,7 +224,7 @@ impl Dial for Dialler<'_> {
 
     async fn dial(
         &self,
-        cluster: &Slot<Cluster>,
+        cluster: &Arc<Slot<Cluster>>,
         context: DialContext,
     ) -> Result<Dialed<Self::Permit>, DialError> {
         let none = |flag| DialError { flag, details: "".into(), host: None };

@@ -66,7 +66,7 @@ pub trait Dial {
     /// One attempt. `cluster` was not empty when it was looked at.
     async fn dial(
         &self,
-        cluster: &Slot<Cluster>,
+        cluster: &Arc<Slot<Cluster>>,
         context: DialContext,
     ) -> Result<Dialed<Self::Permit>, DialError>;
 }

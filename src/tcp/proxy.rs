@@ -124,7 +124,7 @@ impl Session {
     async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         loop {
             let slot = self.proxy.target.draw().cloned();
-            let found = slot.and_then(|slot| slot.get().map(|cluster| (slot, cluster)));
+            let found = slot.and_then(|slot| slot.wake().map(|cluster| (slot, cluster)));
             let Some((slot, cluster)) = found else {
                 self.proxy.stats.downstream_cx_no_route.increment(1);
                 self.info.flags.insert(ResponseFlags::NC);

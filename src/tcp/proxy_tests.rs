@@ -72,7 +72,7 @@ struct Script {
 impl Dial for Script {
     type Permit = Rc<()>;
 
-    async fn dial(&self, _: &Slot<Cluster>, context: DialContext) -> Result<Dialed<Rc<()>>, DialError> {
+    async fn dial(&self, _: &Arc<Slot<Cluster>>, context: DialContext) -> Result<Dialed<Rc<()>>, DialError> {
         self.contexts.borrow_mut().push(context);
         let host = |address| Host::new(Address::Ip(address), HostTemplate::default());
         let next = self.outcomes.borrow_mut().pop_front();

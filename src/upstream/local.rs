@@ -1,11 +1,11 @@
 //! One worker's state for one cluster: its load balancer and one pool per host.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::pick::{PickContext, Picker};
 use super::pool::HostPool;
@@ -21,7 +21,13 @@ pub struct ClusterLocal {
     view: RefCell<View>,
     /// Pools of hosts that no host set lists (original destinations).
     dynamic: RefCell<HashMap<SocketAddr, Rc<HostPool>>>,
+    /// Whether anybody asked for it since the last sweep, and when a sweep last found so.
+    used: Cell<bool>,
+    last_used: Cell<Instant>,
 }
+
+/// A cluster without requests and connections for this long is let go.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// The host set that the picker and the pools were made for.
 #[derive(Debug)]
@@ -36,7 +42,26 @@ impl ClusterLocal {
     pub(super) fn new(cluster: Arc<Cluster>) -> Self {
         let set = cluster.hosts.load_full();
         let view = View::new(&cluster, set, HashMap::new());
-        Self { cluster, view: RefCell::new(view), dynamic: RefCell::default() }
+        Self {
+            cluster,
+            view: RefCell::new(view),
+            dynamic: RefCell::default(),
+            used: Cell::new(true),
+            last_used: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Notes that it is in use.
+    pub(super) fn touch(&self) {
+        self.used.set(true);
+    }
+
+    /// Whether nobody asked for it for long and it has no connections. Only [`ClusterLocal::sweep`]
+    /// makes it so.
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_used.get()) >= IDLE
+            && self.dynamic.borrow().is_empty()
+            && !self.view.borrow().pools.iter().any(|pool| pool.is_used())
     }
 
     /// Chooses a host.
@@ -67,6 +92,9 @@ impl ClusterLocal {
     }
 
     pub(super) fn sweep(&self, now: Instant) {
+        if self.used.replace(false) {
+            self.last_used.set(now);
+        }
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
             self.rebuild(&mut view);
