@@ -142,8 +142,7 @@ pub(super) struct Watch {
 impl Watch {
     /// The next snapshot that is not `None`; at once for the one that is there on entry.
     pub(super) async fn next(&mut self) -> Arc<Snapshot> {
-        loop {
-            let Some(receiver) = self.receiver.as_mut() else { break };
+        while let Some(receiver) = self.receiver.as_mut() {
             if receiver.changed().await.is_err() {
                 break;
             }

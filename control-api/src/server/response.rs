@@ -168,7 +168,8 @@ impl StreamState {
             sub.updates.clear();
         } else {
             for name in names {
-                if let Some(r) = target.get(kind, name) {
+                // A cluster that lingers in a newer form needs its endpoints, which linger as well.
+                if let Some(r) = target.get(kind, name).or_else(|| sub.lingering.get(name)) {
                     parts.add(name, r);
                 }
                 sub.asked.remove(name);
@@ -254,7 +255,9 @@ impl StreamState {
                 if eager {
                     self.awaited.insert(name);
                 }
-            } else if target.get(&ResourceType::ENDPOINTS, &name).is_some() {
+            } else if target.get(&ResourceType::ENDPOINTS, &name).is_some()
+                || endpoints.lingering.contains_key(&name)
+            {
                 endpoints.asked.insert(name, true);
             }
         }

@@ -71,10 +71,10 @@ impl Resources {
         format!("{sum:016x}")
     }
 
-    fn insert(&mut self, name: Arc<str>, resource: Resource) {
-        self.sum = self.sum.wrapping_add(hash_of(&name, &resource.version));
-        if let Some(old) = self.by_name.insert(name.clone(), resource) {
-            self.sum = self.sum.wrapping_sub(hash_of(&name, &old.version));
+    fn insert(&mut self, name: &str, resource: Resource) {
+        self.sum = self.sum.wrapping_add(hash_of(name, &resource.version));
+        if let Some(old) = self.by_name.insert(name.into(), resource) {
+            self.sum = self.sum.wrapping_sub(hash_of(name, &old.version));
         }
     }
 
@@ -228,7 +228,7 @@ impl Snapshot {
         let version = version.map_or_else(|| format!("{:016x}", xxh64(&value, 0)), str::to_owned);
         let any = Any { type_url: type_url.to_owned(), value: value.into() }.encode_to_vec();
         let resource = Resource { version: version.into(), any: any.into(), needs: needs.into() };
-        Arc::make_mut(self.types.entry(kind).or_default()).insert(name.into(), resource);
+        Arc::make_mut(self.types.entry(kind).or_default()).insert(name, resource);
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 //! In: connections, or HTTP/2 requests of a server that the caller runs. Out: a [`StreamState`] for each
 //! stream, fed with what arrives. The only thing that is buffered for a client is one response.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -360,12 +359,10 @@ fn status_of(error: &StreamError) -> Status {
     Status::new(code, error.to_string())
 }
 
-fn until(deadline: Option<Instant>) -> impl Future<Output = ()> {
-    async move {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-            None => std::future::pending().await,
-        }
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 

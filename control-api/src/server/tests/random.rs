@@ -55,7 +55,7 @@ impl Client {
         self.outbox.push_back(request);
     }
 
-    fn receive(&mut self, seen: Seen) {
+    fn receive(&mut self, seen: &Seen) {
         let kind = seen.kind.clone();
         self.nonces.insert(kind.clone(), seen.nonce.clone());
         let have = self.have.entry(kind.clone()).or_default();
@@ -64,6 +64,10 @@ impl Client {
             have.clear();
         }
         for ((name, _), body) in seen.resources.iter().zip(&seen.bodies) {
+            // As Envoy: what is not subscribed to any more is ignored.
+            if kind == EDS && !self.endpoints.contains(name) {
+                continue;
+            }
             have.insert(name.clone(), body.clone());
         }
         // As Envoy: endpoints go with their cluster, not by themselves.
@@ -129,7 +133,7 @@ impl Simulation {
 
     fn receive(&mut self) -> bool {
         let Some(seen) = self.inbox.pop_front() else { return false };
-        self.client.receive(seen);
+        self.client.receive(&seen);
         self.client.check();
         true
     }
