@@ -18,7 +18,7 @@ pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
         .all()
         .into_iter()
         .filter(|slot| filter.as_ref().is_none_or(|filter| filter.is_match(slot.name())))
-        .filter_map(|slot| slot.get());
+        .filter_map(|slot| slot.peek());
     if params.get("format") == Some("json") {
         let statuses: Vec<Value> = clusters.map(|cluster| cluster_json(&cluster)).collect();
         return Answer::json(&json!({ "cluster_statuses": statuses }));

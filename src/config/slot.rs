@@ -77,6 +77,14 @@ impl<T> Slot<T> {
         Some(value)
     }
 
+    /// The value without waking it: made for the caller alone where it sleeps. For admin pages.
+    pub fn peek(&self) -> Option<Arc<T>> {
+        self.get().or_else(|| {
+            let dormant = self.lock().clone();
+            dormant?.wake()
+        })
+    }
+
     /// Whether the resource is there, awake or not.
     pub fn is_filled(&self) -> bool {
         self.value.load().is_some() || self.lock().is_some()

@@ -76,8 +76,7 @@ pub(super) struct Endpoints {
 
 impl Clusters {
     pub(super) fn new(compiler: Arc<Compiler>, stats: ClusterManagerStats) -> Self {
-        let filled = compiler.clusters.all();
-        let fixed = filled.iter().filter(|slot| slot.is_filled()).map(|slot| slot.name().clone()).collect();
+        let fixed = compiler.static_clusters.iter().map(|name| Arc::from(name.as_str())).collect();
         Self {
             compiler,
             fixed,
@@ -94,12 +93,8 @@ impl Clusters {
         for slot in self.compiler.clusters.all() {
             let Some(cluster) = slot.get() else { continue };
             let Some(key) = self.want(&cluster, None, sources, effects) else { continue };
-            let version = Version {
-                stored: Stored::none(),
-                eds: Some(key),
-                resolving: Some(cluster),
-                generation: 0,
-            };
+            let version =
+                Version { stored: Stored::none(), eds: Some(key), resolving: Some(cluster), generation: 0 };
             let name = slot.name().clone();
             let entry = Entry { slot, active: Some(version), warming: None, refused: None, removed: None };
             self.entries.insert(name, entry);
@@ -274,9 +269,14 @@ impl Clusters {
                 continue;
             }
             // A cluster that works is not replaced by one without endpoints.
-            let works = entry.active.is_some() && entry.slot.wake().is_some_and(|now| !now.hosts.load().all.is_empty());
+            let works = entry.active.is_some()
+                && entry.slot.wake().is_some_and(|now| !now.hosts.load().all.is_empty());
             if works {
-                tracing::warn!(cluster = &*user, endpoints = name, "no endpoints for the new version; the old one serves on");
+                tracing::warn!(
+                    cluster = &*user,
+                    endpoints = name,
+                    "no endpoints for the new version; the old one serves on"
+                );
             } else {
                 self.activate(&user, effects);
             }
@@ -473,6 +473,11 @@ impl Clusters {
     /// Whether no cluster waits for its first endpoints.
     pub(super) fn is_warm(&self) -> bool {
         self.entries.values().all(|entry| entry.active.is_some() || entry.warming.is_none())
+    }
+
+    /// Whether there is a cluster of this name, warm or not.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.fixed.contains(name) || self.entries.contains_key(name)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&Arc<str>, &Entry)> {

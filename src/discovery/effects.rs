@@ -17,6 +17,8 @@ pub(super) const RDS: &str = type_url::ROUTE;
 /// One thing to do.
 #[derive(Debug)]
 pub(super) enum Effect {
+    /// Ask for everything of a type.
+    SubscribeAll { stream: StreamId, type_url: &'static str, timeout: Option<Duration> },
     /// Ask for a resource.
     Subscribe { stream: StreamId, type_url: &'static str, name: Arc<str>, timeout: Option<Duration> },
     /// Ask for it no longer.

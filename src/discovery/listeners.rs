@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use outrigger_control_api::client::{Rejection, Resource};
 
+use super::clusters::Clusters;
 use super::effects::{Effects, RDS};
 use super::resource::{Refused, Stored};
 use super::routes::{RouteKey, Routes};
@@ -58,7 +59,7 @@ impl Listeners {
                 return Ok(());
             }
         }
-        let compiled = match self.compiler.listener(&resource.body) {
+        let compiled = match self.compiler.listener(&resource.body, &|name| world.clusters.knows(name)) {
             Ok(compiled) if *compiled.name == *name => compiled,
             Ok(compiled) => {
                 let message = format!("the resource is called {name:?} and the listener {:?}", compiled.name);
@@ -153,6 +154,7 @@ impl Listeners {
 
 /// What a listener's update touches besides the listeners.
 pub(super) struct World<'a> {
+    pub(super) clusters: &'a Clusters,
     pub(super) routes: &'a mut Routes,
     pub(super) sources: &'a mut Sources,
     pub(super) effects: &'a mut Effects,
@@ -162,8 +164,8 @@ pub(super) struct World<'a> {
 fn want(needs: &Needs, stream: StreamId, world: &mut World<'_>) -> Vec<RouteKey> {
     let mut keys = Vec::new();
     for need in &needs.route_tables {
-        let key = (world.sources.stream(&need.source, Some(stream), RDS), need.name.clone());
-        world.routes.want(&key, &need.slot, &need.stat_prefix, need.initial_fetch_timeout, world.effects);
+        let key = (world.sources.stream(&need.source.source, Some(stream), RDS), need.name.clone());
+        world.routes.want(&key, need, world.effects);
         keys.push(key);
     }
     keys

@@ -13,7 +13,7 @@ use super::resource::{Refused, Stored};
 use super::sources::StreamId;
 use super::stats::RdsStats;
 use crate::config::compile::canonical;
-use crate::config::compile::resource::Compiler;
+use crate::config::compile::resource::{Compiler, RouteNeed};
 use crate::config::route::RouteTable;
 use crate::config::{Problem, Slot};
 
@@ -49,24 +49,20 @@ impl Routes {
         Self { compiler, tables: HashMap::new() }
     }
 
-    /// One listener more needs the table, which its connection managers find in `slot`.
-    pub(super) fn want(
-        &mut self,
-        key: &RouteKey,
-        slot: &Arc<Slot<RouteTable>>,
-        stat_prefix: &Arc<str>,
-        timeout: Option<std::time::Duration>,
-        effects: &mut Effects,
-    ) {
+    /// One listener more needs the table.
+    pub(super) fn want(&mut self, key: &RouteKey, need: &RouteNeed, effects: &mut Effects) {
         let table = self.tables.entry(key.clone()).or_insert_with(|| {
-            effects.subscribe(key.0, RDS, &key.1, timeout);
-            Table { slot: slot.clone(), users: 0, stored: None, refused: None, absent: false, stats: Vec::new() }
+            effects.subscribe(key.0, RDS, &key.1, need.source.initial_fetch_timeout);
+            let slot = need.slot.clone();
+            Table { slot, users: 0, stored: None, refused: None, absent: false, stats: Vec::new() }
         });
         table.users += 1;
-        if !table.stats.iter().any(|(prefix, _)| prefix == stat_prefix) {
-            let stats = RdsStats::of_route(stat_prefix, &key.1);
-            stats.update_attempt.increment(1);
-            table.stats.push((stat_prefix.clone(), stats));
+        for prefix in &need.stat_prefixes {
+            if !table.stats.iter().any(|(known, _)| known == prefix) {
+                let stats = RdsStats::of_route(prefix, &key.1);
+                stats.update_attempt.increment(1);
+                table.stats.push((prefix.clone(), stats));
+            }
         }
     }
 
@@ -90,6 +86,7 @@ impl Routes {
         &mut self,
         resource: &Resource,
         stream: StreamId,
+        known: &dyn Fn(&str) -> bool,
         effects: &mut Effects,
     ) -> Result<(), Rejection> {
         let key = (stream, Arc::from(resource.name.as_str()));
@@ -108,7 +105,7 @@ impl Routes {
             table.stats().for_each(|stats| stats.update_rejected.increment(1));
             Err(rejection)
         };
-        let compiled = match self.compiler.route_table(&resource.body) {
+        let compiled = match self.compiler.route_table(&resource.body, known) {
             Ok(compiled) if *compiled.name == *resource.name => compiled,
             Ok(compiled) => {
                 let message =

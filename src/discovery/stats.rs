@@ -33,7 +33,7 @@ crate::stats! {
     /// `control_plane.`.
     pub struct ControlPlaneStats {
         counters { rate_limit_enforced, streams_opened, responses_ignored, responses_refused }
-        gauges { connected_state, pending_requests, silence_ms }
+        gauges { connected_state, pending_requests, silence_ms, last_good_in_use }
         histograms {}
     }
 }
@@ -62,9 +62,9 @@ impl RdsStats {
     }
 }
 
-/// As Envoy turns a version into a number.
+/// A hash of the version, as Envoy's; of its 64 bits only as many as a gauge can hold exactly.
 fn version_number(version: &str) -> f64 {
-    xxh64(version.as_bytes(), 0) as f64
+    (xxh64(version.as_bytes(), 0) & ((1 << 53) - 1)) as f64
 }
 
 fn millis(at: SystemTime) -> f64 {
