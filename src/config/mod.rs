@@ -16,7 +16,10 @@ pub mod problems;
 pub mod regex;
 pub mod route;
 pub mod slot;
+#[cfg(test)]
+mod slot_tests;
 pub mod support;
+mod sync;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};

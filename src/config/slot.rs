@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use arc_swap::{ArcSwapOption, Guard};
+use super::sync::{ArcSwapOption, Guard, Mutex, MutexGuard, PoisonError};
 
 /// The compact form of a resource that is compiled when it is first used.
 pub trait Dormant<T>: Send + Sync {
@@ -123,10 +123,12 @@ impl<T> Slot<T> {
         if dormant.is_none() {
             return false;
         }
-        // A reader that takes the value in this moment keeps it; the next one wakes a new one.
-        let idle = self.value.load().as_ref().is_some_and(|value| Arc::strong_count(value) == 1);
-        if idle {
-            self.value.store(None);
+        // Taken out first, so that the count is that of whoever holds it. Who asks in this moment waits
+        // in `wake`.
+        let Some(value) = self.value.swap(None) else { return false };
+        let idle = Arc::strong_count(&value) == 1;
+        if !idle {
+            self.value.store(Some(value));
         }
         idle
     }
@@ -209,51 +211,5 @@ impl<T> Directory<T> {
 
     fn lock(&self) -> MutexGuard<'_, Slots<T>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Number(u32);
-
-    impl Dormant<u32> for Number {
-        fn wake(&self) -> Option<Arc<u32>> {
-            Some(Arc::new(self.0))
-        }
-    }
-
-    #[test]
-    fn a_resource_sleeps_until_it_is_used_and_when_nobody_uses_it() {
-        let directory = Directory::<u32>::default();
-        let slot = directory.slot("a");
-        assert!(slot.wake().is_none() && !slot.is_filled());
-        slot.replace(Arc::new(Number(1)), |_| unreachable!("nobody is awake"));
-        assert!(slot.get().is_none() && slot.is_filled());
-        let value = slot.wake();
-        assert_eq!(value.as_deref(), Some(&1));
-        assert!(!slot.sleep(), "it is held");
-        drop(value);
-        assert!(slot.sleep());
-        assert!(slot.get().is_none());
-        assert_eq!(slot.wake().as_deref(), Some(&1));
-        let old = slot.replace(Arc::new(Number(2)), |old| Some(Arc::new(**old + 1)));
-        assert_eq!((old.as_deref(), slot.get().as_deref()), (Some(&1), Some(&2)), "it stays awake");
-        slot.set(None);
-        assert!(slot.wake().is_none() && !slot.is_filled());
-    }
-
-    #[test]
-    fn names_that_nothing_refers_to_are_forgotten_and_their_numbers_used_again() {
-        let directory = Directory::<u32>::default();
-        let held = directory.slot("held");
-        directory.slot("filled").set(Some(Arc::new(1)));
-        for round in 0..100 {
-            let index = directory.slot(&format!("passing{round}")).index();
-            assert_eq!((index, directory.forget_unused()), (2, 1));
-        }
-        assert_eq!(directory.all().len(), 2);
-        assert!(Arc::ptr_eq(&held, &directory.slot("held")));
     }
 }
