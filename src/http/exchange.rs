@@ -437,7 +437,10 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
+        let connection = &self.down.info;
+        if worker.drain.announces_close(now, connection.inbound, || worker.random())
+            || connection.retirement.announces_close(now, || worker.random())
+        {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }
