@@ -152,6 +152,10 @@ struct Draining {
 impl ListenerManager {
     /// No listeners yet, for workers that take these commands.
     pub fn new(policy: DrainPolicy, workers: Vec<UnboundedSender<Command>>) -> Self {
+        Self::within(&Scope::listener_manager(), policy, workers)
+    }
+
+    fn within(scope: &Scope, policy: DrainPolicy, workers: Vec<UnboundedSender<Command>>) -> Self {
         Self {
             policy,
             workers,
@@ -160,7 +164,7 @@ impl ListenerManager {
             draining: Vec::new(),
             stopped: Stop::None,
             statuses: Arc::default(),
-            stats: ListenerManagerStats::new(&Scope::listener_manager()),
+            stats: ListenerManagerStats::new(scope),
         }
     }
 
