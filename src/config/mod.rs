@@ -14,6 +14,7 @@ pub mod listener;
 pub mod matcher;
 pub mod problems;
 pub mod regex;
+pub mod retirement;
 pub mod route;
 pub mod slot;
 #[cfg(test)]
@@ -25,4 +26,5 @@ pub mod tcp;
 pub use cluster::{Cluster, Host, HostSet};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
 pub use problems::{Problem, Problems};
+pub use retirement::Retirement;
 pub use slot::{Directory, Slot};

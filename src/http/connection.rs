@@ -14,7 +14,7 @@ use super::timer::LazyTimer;
 use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::runtime::stream::Stream;
-use crate::telemetry::stats::Held;
+use crate::telemetry::stats::{HcmStats, Held};
 use crate::telemetry::stream_info::ConnectionInfo;
 
 /// What an HTTP/1 connection holds between and during requests.
@@ -59,9 +59,10 @@ pub async fn serve(
         requests: 0,
         idle_since: start,
     };
-    let mut remote_closed = false;
+    // Counts the end of the connection when it goes, even if that is while the connection waits.
+    let mut ended = Ended { stats, start, remotely: false };
     loop {
-        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut remote_closed).await {
+        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut ended.remotely).await {
             break;
         }
         // Boxed so that an idle connection does not carry the space of a request.
@@ -72,7 +73,7 @@ pub async fn serve(
                 break;
             }
             Next::Abort => {
-                remote_closed = true;
+                ended.remotely = true;
                 break;
             }
             Next::Reset => {
@@ -81,13 +82,25 @@ pub async fn serve(
             }
         }
     }
-    stats.downstream_cx_destroy.increment(1);
-    if remote_closed {
-        stats.downstream_cx_destroy_remote.increment(1);
-    } else {
-        stats.downstream_cx_destroy_local.increment(1);
+}
+
+/// Its drop is the end of the connection.
+struct Ended<'a> {
+    stats: &'a HcmStats,
+    start: Instant,
+    remotely: bool,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_destroy.increment(1);
+        if self.remotely {
+            self.stats.downstream_cx_destroy_remote.increment(1);
+        } else {
+            self.stats.downstream_cx_destroy_local.increment(1);
+        }
+        self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_secs_f64() * 1000.0);
     }
-    stats.downstream_cx_length_ms.record(start.elapsed().as_secs_f64() * 1000.0);
 }
 
 /// The state of a request is kept this long for the next one, so that a busy connection does not make

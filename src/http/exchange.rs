@@ -59,6 +59,17 @@ pub struct Exchange<'a> {
     /// The clock as last read: while nothing was waited for, it counts as now.
     pub(super) now: Instant,
     keep_alive: bool,
+    /// Its head was read and its end was not recorded.
+    open: bool,
+}
+
+/// A request whose connection is closed under it has its end, its statistics and its log line too.
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.finish(End::Gone);
+        }
+    }
 }
 
 /// Slow heads are cut after this when config sets no limit: a half request must not be held for ever.
@@ -93,6 +104,7 @@ impl<'a> Exchange<'a> {
             local_body: Bytes::new(),
             now,
             keep_alive: true,
+            open: false,
         }
     }
 
@@ -110,7 +122,9 @@ impl<'a> Exchange<'a> {
         let active = &self.worker.active_requests;
         active.set(active.get() + 1);
         self.down.requests += 1;
+        self.open = true;
         let end = self.serve(parsed).await;
+        self.open = false;
         let active = &self.worker.active_requests;
         active.set(active.get().saturating_sub(1));
         self.finish(end)
@@ -437,7 +451,10 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
+        let connection = &self.down.info;
+        if worker.drain.announces_close(now, connection.inbound, || worker.random())
+            || connection.retirement.announces_close(now, || worker.random())
+        {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }
@@ -498,6 +515,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn finish(&mut self, end: End) -> Next {
+        let cut = std::mem::take(&mut self.open) && end == End::Gone;
         let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
@@ -514,7 +532,13 @@ impl<'a> Exchange<'a> {
             End::Done => {}
             End::Gone => {
                 self.info.flags.insert(ResponseFlags::DC);
-                self.info.details = Cow::Borrowed("downstream_remote_disconnect");
+                self.info.details = Cow::Borrowed(match cut {
+                    false => "downstream_remote_disconnect",
+                    true if self.down.info.retirement.has_begun() => {
+                        "downstream_local_disconnect(filter_chain_is_being_removed)"
+                    }
+                    true => "downstream_local_disconnect",
+                });
                 stats.downstream_rq_rx_reset.increment(1);
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);

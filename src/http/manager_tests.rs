@@ -35,6 +35,7 @@ fn connection(peer: &str) -> ConnectionInfo {
     let local = "127.0.0.1:8080".parse().ok();
     ConnectionInfo {
         inbound: false,
+        retirement: Arc::default(),
         id: 1,
         remote,
         direct_remote: remote,

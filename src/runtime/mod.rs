@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod drain;
+pub mod listeners;
 pub mod process;
 pub mod socket;
 pub mod stream;

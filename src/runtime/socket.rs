@@ -114,6 +114,32 @@ impl Bound {
     }
 }
 
+/// Changes the accept backlog of a socket that listens.
+pub fn set_backlog(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Changes the permission bits of a Unix socket's path.
+pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if is_abstract(path) {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Accepts a connection that waits on `listener`, asking the kernel and not an event of the past; `None`
+/// when none does.
+pub(super) fn accept_waiting(listener: BorrowedFd<'_>) -> io::Result<Option<Socket>> {
+    match SockRef::from(&listener).accept() {
+        Ok((socket, _)) => {
+            socket.set_nonblocking(true)?;
+            Ok(Some(socket))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Binds and listens. A Unix path that holds a socket is taken over, as Envoy does; `@name` is the
 /// abstract namespace.
 pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, ListenError> {
@@ -172,8 +198,8 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> io::Result<UnixListener>
         }
     }
     socket.bind(&SockAddr::unix(kernel_path(path))?)?;
-    if let (Some(mode), false) = (options.mode, abstract_name) {
-        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    if let Some(mode) = options.mode {
+        set_mode(path, mode)?;
     }
     socket.listen(backlog(options))?;
     Ok(socket.into())

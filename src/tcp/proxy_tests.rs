@@ -123,6 +123,7 @@ impl Rig {
         let (downstream, remote) = accepted.unwrap();
         let connection = Rc::new(ConnectionInfo {
             inbound: false,
+            retirement: Arc::default(),
             id: 1,
             remote: Some(remote),
             direct_remote: Some(remote),

@@ -37,6 +37,7 @@ pub(crate) fn stream() -> StreamInfo {
     let local = "127.0.0.1:8080".parse().ok();
     let connection = ConnectionInfo {
         inbound: false,
+        retirement: Arc::default(),
         id: 7,
         remote: peer,
         direct_remote: peer,

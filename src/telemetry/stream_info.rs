@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::Host;
+use crate::config::{Host, Retirement};
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct ConnectionInfo {
     pub start: Instant,
     /// Whether its listener is inbound.
     pub inbound: bool,
+    /// Whether its filter chain is leaving.
+    pub retirement: Arc<Retirement>,
 }
 
 /// HTTP version of a stream.

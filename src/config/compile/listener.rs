@@ -12,8 +12,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 };
 use outrigger_control_api::type_of;
 
-use super::rooms;
-use super::{bool_or, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
+use super::{bool_or, canonical, data_source, duration, extension, hcm, idle, port, rooms, u32_or, Environment};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
@@ -21,6 +20,9 @@ use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+/// What may change without the listener being another one.
+const CHAIN_FIELDS: &[&str] = &["filter_chains", "default_filter_chain", "filter_chain_matcher"];
 
 /// Compiles `listener`. `None` when a problem was reported.
 pub fn compile(
@@ -75,8 +77,9 @@ pub fn compile(
     let bind = address?;
     let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     Some(Listener {
-        stats: ListenerStats::new(&Scope::listener(stat_prefix)),
+        stats: Arc::new(ListenerStats::new(&Scope::listener(stat_prefix))),
         name,
+        fingerprint: canonical::fingerprint_without(listener, CHAIN_FIELDS),
         address: bind.address,
         ipv4_compat: bind.ipv4_compat,
         pipe_mode: bind.pipe_mode,
@@ -196,7 +199,13 @@ fn chain(
     if problems.count() > before {
         return None;
     }
-    Some(FilterChain { name: config.name.as_str().into(), handshake_timeout, terminal: terminal? })
+    Some(FilterChain {
+        name: config.name.as_str().into(),
+        fingerprint: canonical::fingerprint(config),
+        retirement: Arc::default(),
+        handshake_timeout,
+        terminal: terminal?,
+    })
 }
 
 /// Only plain text is supported; TLS is refused by the support table.

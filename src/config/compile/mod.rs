@@ -11,6 +11,7 @@
 #![allow(deprecated)]
 
 pub mod bootstrap;
+pub mod canonical;
 pub mod cluster;
 mod dns;
 mod endpoints;
