@@ -31,13 +31,20 @@ pub(super) fn home() -> Answer {
     Answer { content_type: "text/html; charset=UTF-8", ..Answer::text(out) }
 }
 
-pub(super) fn ready(state: &AdminState, _: &Params) -> Answer {
+pub(super) fn ready(state: &AdminState, params: &Params) -> Answer {
     let now = state.server.state();
     let status = match now {
         ServerState::Live => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Answer { status, ..Answer::text(format!("{}\n", now.name())) }
+    let mut text = format!("{}\n", now.name());
+    if let Some(discovery) = state.discovery.as_ref().filter(|_| params.has("verbose")) {
+        for line in discovery.readiness() {
+            text += &line;
+            text.push('\n');
+        }
+    }
+    Answer { status, ..Answer::text(text) }
 }
 
 pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {

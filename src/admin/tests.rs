@@ -103,6 +103,7 @@ fn state() -> (AdminState, mpsc::Receiver<AdminCommand>) {
         loaded: SystemTime::UNIX_EPOCH,
         options: Arc::new(json!({"concurrency": 2})),
         log: LogControl::detached(LogLevel::Info),
+        discovery: None,
         commands,
     };
     (state, received)

@@ -113,6 +113,10 @@ pub struct Flags {
     #[arg(long)]
     pub log_stacktrace_single_entry: bool,
 
+    /// Keep the last good discovered configuration in this directory, and serve from it when the control
+    /// plane does not answer at start.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
     /// How long a drain may take, in seconds. Filter chains that discovery changes or removes keep their
     /// connections for this long if it is given, else until these end [default: 600].
     #[arg(long, value_name = "SECONDS")]

@@ -43,8 +43,46 @@ impl Listeners {
         Self { compiler, entries: HashMap::new() }
     }
 
-    /// A listener that came.
+    /// Listeners that came, and names of those that went, together: one may take over another's address.
     pub(super) fn update(
+        &mut self,
+        added: &[Resource],
+        removed: &[String],
+        stream: StreamId,
+        world: &mut World<'_>,
+    ) -> Vec<Rejection> {
+        let mut refused = Vec::new();
+        for resource in added {
+            refused.extend(self.prepare(resource, stream, world).err());
+        }
+        let mut gone: Vec<&str> = Vec::new();
+        for name in removed {
+            let Some(entry) = self.entries.remove(name.as_str()) else { continue };
+            if entry.active.is_some() {
+                gone.push(name);
+            }
+            let versions = entry.active.into_iter().chain(entry.warming.map(|(version, _)| version));
+            for key in versions.flat_map(|version| version.needs) {
+                world.routes.release(&key, world.effects);
+            }
+        }
+        for (name, error) in self.serve_ready(&gone, world) {
+            match added.iter().find(|resource| *resource.name == *name) {
+                Some(resource) => refused.push(self.refuse(resource, &[Problem::new("address", error)])),
+                None => tracing::error!(listener = &*name, "{error}"),
+            }
+        }
+        refused
+    }
+
+    /// Lets listeners serve whose needs are met now.
+    pub(super) fn advance(&mut self, world: &mut World<'_>) {
+        for (name, error) in self.serve_ready(&[], world) {
+            tracing::error!(listener = &*name, "{error}");
+        }
+    }
+
+    fn prepare(
         &mut self,
         resource: &Resource,
         stream: StreamId,
@@ -67,22 +105,15 @@ impl Listeners {
             }
             Err(problems) => return Err(self.refuse(resource, &problems)),
         };
-        if let Err(error) = world.serving.check(&compiled.value) {
-            return Err(self.refuse(resource, &[Problem::new("address", error)]));
-        }
         world.effects.warn(name, compiled.warnings);
         let needs = want(&compiled.needs, stream, world);
         let version = Version { stored: Stored::new(resource), needs };
         let entry = self.entries.entry(compiled.name).or_default();
-        let superseded = entry.warming.replace((version, compiled.value));
         entry.refused = None;
-        if let Some((version, _)) = superseded {
-            version.needs.iter().for_each(|key| world.routes.release(key, world.effects));
+        if let Some((superseded, _)) = entry.warming.replace((version, compiled.value)) {
+            superseded.needs.iter().for_each(|key| world.routes.release(key, world.effects));
         }
-        match self.advance(name, world) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.refuse(resource, &[Problem::new("address", error)])),
-        }
+        Ok(())
     }
 
     fn refuse(&mut self, resource: &Resource, problems: &[Problem]) -> Rejection {
@@ -92,49 +123,35 @@ impl Listeners {
         rejection
     }
 
-    /// Lets listeners serve whose needs are met now.
-    pub(super) fn advance_all(&mut self, world: &mut World<'_>) {
-        let warming: Vec<Arc<str>> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.warming.is_some())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in warming {
-            if let Err(error) = self.advance(&name, world) {
-                tracing::error!(listener = &*name, "{error}");
+    /// Serves warming versions if all they need is there, in place of what is `gone`. Says which could
+    /// not be served and why.
+    fn serve_ready(&mut self, gone: &[&str], world: &mut World<'_>) -> Vec<(Arc<str>, String)> {
+        let (mut versions, mut ready) = (Vec::new(), Vec::new());
+        for (name, entry) in &mut self.entries {
+            let is_ready =
+                |(version, _): &mut (Version, Listener)| version.needs.iter().all(|key| world.routes.is_answered(key));
+            if let Some((version, listener)) = entry.warming.take_if(is_ready) {
+                versions.push((name.clone(), version));
+                ready.push(listener);
             }
         }
-    }
-
-    /// Serves the warming version if all it needs is there.
-    fn advance(&mut self, name: &str, world: &mut World<'_>) -> Result<(), String> {
-        let Some(entry) = self.entries.get_mut(name) else { return Ok(()) };
-        let Some((version, _)) = &entry.warming else { return Ok(()) };
-        if !version.needs.iter().all(|key| world.routes.is_answered(key)) {
-            return Ok(());
+        if ready.is_empty() && gone.is_empty() {
+            return Vec::new();
         }
-        let Some((version, listener)) = entry.warming.take() else { return Ok(()) };
-        if let Err(error) = world.serving.apply(listener) {
-            version.needs.iter().for_each(|key| world.routes.release(key, world.effects));
-            return Err(error);
+        let mut failed = Vec::new();
+        for ((name, version), result) in versions.into_iter().zip(world.serving.update(gone, ready)) {
+            let superseded = match result {
+                Ok(()) => self.entries.entry(name).or_default().active.replace(version),
+                Err(error) => {
+                    failed.push((name, error));
+                    Some(version)
+                }
+            };
+            for key in superseded.into_iter().flat_map(|version| version.needs) {
+                world.routes.release(&key, world.effects);
+            }
         }
-        if let Some(old) = entry.active.replace(version) {
-            old.needs.iter().for_each(|key| world.routes.release(key, world.effects));
-        }
-        Ok(())
-    }
-
-    /// The control plane took a listener away.
-    pub(super) fn remove(&mut self, name: &str, world: &mut World<'_>) {
-        let Some(entry) = self.entries.remove(name) else { return };
-        if entry.active.is_some() {
-            world.serving.remove(name);
-        }
-        let versions = entry.active.into_iter().chain(entry.warming.map(|(version, _)| version));
-        for key in versions.flat_map(|version| version.needs) {
-            world.routes.release(&key, world.effects);
-        }
+        failed
     }
 
     /// Whether no listener waits for its first route table.

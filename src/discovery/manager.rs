@@ -125,16 +125,12 @@ impl Manager {
                         .extend(routes.update(resource, stream, &|name| clusters.knows(name), effects).err());
                 }
                 removed.iter().for_each(|name| routes.absent(name, stream, false));
-                listeners.advance_all(&mut World { clusters, routes, sources, effects, serving });
+                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
                 None
             }
             LDS => {
                 let world = &mut World { clusters, routes, sources, effects, serving };
-                // First what goes, so that its addresses are free.
-                removed.iter().for_each(|name| listeners.remove(name, world));
-                for resource in added {
-                    refused.extend(listeners.update(resource, stream, world).err());
-                }
+                refused = listeners.update(added, removed, stream, world);
                 self.lds.as_mut()
             }
             _ => None,
@@ -169,7 +165,7 @@ impl Manager {
             (RDS, Some(name)) => {
                 let Self { clusters, routes, listeners, sources, effects, .. } = self;
                 routes.absent(name, stream, true);
-                listeners.advance_all(&mut World { clusters, routes, sources, effects, serving });
+                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
             }
             _ => {}
         }

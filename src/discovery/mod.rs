@@ -19,7 +19,7 @@ mod sources;
 mod stats;
 mod streams;
 mod tls;
-mod view;
+pub mod view;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ use self::manager::Manager;
 use self::sources::StreamId;
 use self::stats::ControlPlaneStats;
 use self::streams::Streams;
-pub use self::view::View;
+use self::view::View;
 use crate::config::compile::resource::Compiler;
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::listener::Listener;
@@ -46,20 +46,10 @@ use crate::upstream::dns;
 
 /// Who serves listeners.
 pub trait Serving {
-    /// Whether the listener could be served, as far as that can be told without doing it.
-    ///
-    /// # Errors
-    /// Why not, in words for the control plane's operator.
-    fn check(&self, listener: &Listener) -> Result<(), String>;
-
-    /// Serves the listener; what has the same name goes on until its connections end.
-    ///
-    /// # Errors
-    /// Why it cannot be served. What served before still does.
-    fn apply(&mut self, listener: Listener) -> Result<(), String>;
-
-    /// Stops serving the listener of this name.
-    fn remove(&mut self, name: &str);
+    /// Stops serving the listeners `removed` and serves those `added`, in place of what has the same name,
+    /// whose connections go on until they end. Says of each that was added whether it serves; where it
+    /// does not, what served before still does, and the error is for the control plane's operator.
+    fn update(&mut self, removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>>;
 
     /// So many listeners wait for what they need.
     fn set_warming(&mut self, listeners: usize);

@@ -15,8 +15,11 @@ use super::worker::{self, Assignment, Command, Status};
 use crate::admin::{AdminCommand, AdminState, BootstrapSource};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
-use crate::config::cluster::{Address, Discovery};
+use crate::config::cluster::{self, Address};
 use crate::config::compile::CompiledBootstrap;
+use crate::config::listener::Listener;
+use crate::config::{Cluster, Directory};
+use crate::discovery::{Discovery, Serving};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{count_clusters, Server, ServerState};
@@ -90,8 +93,12 @@ async fn serve(
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
     count_clusters(compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count());
-    let workers = start_workers(&compiled, &drain, &flags, commands)?;
-    let (commands, mut requests) = mpsc::channel(16);
+    let mut discovery = compiled.discovery.as_ref().map(|config| {
+        let state = flags.state_dir.as_deref();
+        Discovery::start(config, &compiled.compiler, state, &mut Discovered(&listeners))
+    });
+    let clusters = compiled.clusters.clone();
+    let (worker_commands, (commands, mut requests)) = (commands, mpsc::channel(16));
     let (admin_stop, admin_stopped) = watch::channel(false);
     if let Some(admin) = &compiled.admin {
         let node = Arc::new(compiled.dump.node().clone());
@@ -106,6 +113,7 @@ async fn serve(
             options: Arc::new(serde_json::json!({ "concurrency": count })),
             log,
             commands,
+            discovery: discovery.as_ref().map(Discovery::view),
         };
         let bound = bind_admin(&admin.address).await?;
         if let Some(address) = bound.local_addr() {
@@ -116,6 +124,21 @@ async fn serve(
         }
         serve_admin(bound, state, admin_stopped)?;
     }
+    server.set_state(ServerState::Initializing);
+    // The first configuration is waited for, as in Envoy; who connects meanwhile waits in the queue.
+    while let Some(waiting) = discovery.as_mut().filter(|discovery| !discovery.is_initialized()) {
+        tokio::select! {
+            happening = waiting.next() => waiting.handle(happening, &mut Discovered(&listeners)),
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            command = requests.recv() => {
+                if let Some(AdminCommand::Quit) = command {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    let workers = start_workers(clusters, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
@@ -142,6 +165,7 @@ async fn serve(
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
             _ = reopen.recv() => access_log::reopen_all(),
+            () = follow(&mut discovery, &listeners) => {}
             _ = tick.tick() => {
                 let open: usize = workers.statuses.iter().map(|s| s.connections.load(Ordering::Relaxed)).sum();
                 server.connections().store(open as u64, Ordering::Relaxed);
@@ -179,6 +203,8 @@ async fn serve(
         let _ = admin_stop.send(true);
         tokio::select! {
             () = finish(&workers, &listeners, flags.drain_time()) => {}
+            // Endpoints change while requests are finished.
+            () = async { loop { follow(&mut discovery, &listeners).await } } => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
@@ -203,7 +229,7 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
     let mut answers = Vec::new();
     for slot in compiled.clusters.all() {
         let Some(cluster) = slot.get() else { continue };
-        if matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+        if matches!(cluster.discovery, cluster::Discovery::StrictDns(_) | cluster::Discovery::LogicalDns(_)) {
             let (first, answer) = oneshot::channel();
             answers.push(answer);
             tokio::spawn(dns::follow_announcing(cluster, first));
@@ -217,8 +243,33 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
     }
 }
 
+/// Listeners as discovery changes them.
+struct Discovered<'a>(&'a Mutex<ListenerManager>);
+
+impl Serving for Discovered<'_> {
+    fn update(&mut self, removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>> {
+        let results = lock(self.0).update(removed, added);
+        results.into_iter().map(|result| result.map(drop).map_err(|error| error.to_string())).collect()
+    }
+
+    fn set_warming(&mut self, listeners: usize) {
+        lock(self.0).set_warming(listeners);
+    }
+}
+
+/// Takes one step of discovery; never ends where there is none.
+async fn follow(discovery: &mut Option<Discovery>, listeners: &Mutex<ListenerManager>) {
+    match discovery {
+        Some(discovery) => {
+            let happening = discovery.next().await;
+            discovery.handle(happening, &mut Discovered(listeners));
+        }
+        None => std::future::pending().await,
+    }
+}
+
 fn start_workers(
-    compiled: &CompiledBootstrap,
+    clusters: Arc<Directory<Cluster>>,
     drain: &Arc<Drain>,
     flags: &Flags,
     commands: Vec<mpsc::UnboundedReceiver<Command>>,
@@ -233,7 +284,7 @@ fn start_workers(
             index,
             commands,
             drains_end: flags.drain_ends(),
-            clusters: compiled.clusters.clone(),
+            clusters: clusters.clone(),
             drain: drain.clone(),
             status,
             end: ended.clone(),
