@@ -17,6 +17,11 @@ pub struct Slot<T> {
 }
 
 impl<T> Slot<T> {
+    /// A filled slot of its own that no [`Directory`] knows. Its index is [`u32::MAX`].
+    pub fn anonymous(value: Arc<T>) -> Arc<Self> {
+        Arc::new(Self { name: "".into(), index: u32::MAX, value: ArcSwapOption::new(Some(value)) })
+    }
+
     /// The resource's name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
