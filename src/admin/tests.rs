@@ -32,7 +32,7 @@ fn cluster(name: &str) -> Cluster {
         ..Default::default()
     };
     let host = Host::new(Address::Ip("127.0.0.1:18083".parse().unwrap()), template);
-    host.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
+    host.shared.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
     Cluster {
         name: name.into(),
         stat_name: name.into(),

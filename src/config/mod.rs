@@ -8,6 +8,7 @@
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;
+pub mod discovery;
 pub mod headers;
 pub mod http;
 pub mod listener;

@@ -14,11 +14,11 @@ use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS};
 use super::last_good::{Group, Kept};
 use super::listeners::{Listeners, World};
 use super::resource::Stored;
-use super::routes::Routes;
+use super::routes::{RouteKey, Routes};
 use super::sources::{Origin, Sources, StreamId};
 use super::stats::SubscriptionStats;
 use super::Serving;
-use crate::config::compile::resource::Compiler;
+use crate::config::compile::resource::{Compiler, Needs};
 use crate::config::discovery::{ConfigSource, DiscoveryConfig};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ClusterManagerStats;
@@ -45,6 +45,8 @@ pub(super) struct Manager {
     effects: Effects,
     pub(super) cds: Option<Whole>,
     pub(super) lds: Option<Whole>,
+    /// Route tables that the bootstrap's listeners need.
+    fixed_needs: Vec<RouteKey>,
     initialized: bool,
     /// What serves comes from an earlier run, and the control plane was not heard of all of it yet.
     restored: bool,
@@ -53,7 +55,8 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    pub(super) fn new(compiler: &Arc<Compiler>, config: &DiscoveryConfig) -> Self {
+    /// `needs` are those of the bootstrap's listeners.
+    pub(super) fn new(compiler: &Arc<Compiler>, config: &DiscoveryConfig, needs: &[Needs]) -> Self {
         let mut sources = Sources::default();
         let mut whole = |source: &Option<ConfigSource>, type_url, scope: Scope| {
             source.as_ref().map(|source| Whole {
@@ -78,11 +81,17 @@ impl Manager {
             effects: Effects::default(),
             cds,
             lds,
+            fixed_needs: Vec::new(),
             initialized: false,
             restored: false,
             changed: None,
         };
         manager.clusters.follow_fixed(&mut manager.sources, &mut manager.effects);
+        for need in needs.iter().flat_map(|needs| &needs.route_tables) {
+            let key = (manager.sources.stream(&need.source.source, None, RDS), need.name.clone());
+            manager.routes.want(&key, need, &mut manager.effects);
+            manager.fixed_needs.push(key);
+        }
         manager
     }
 
@@ -219,7 +228,8 @@ impl Manager {
             }
         }
         let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
-        self.initialized = clusters && listeners;
+        let fixed = self.fixed_needs.iter().all(|key| self.routes.is_answered(key));
+        self.initialized = clusters && listeners && fixed;
     }
 
     /// Serves what an earlier run held, and says what is held of each type.

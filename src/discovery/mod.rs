@@ -37,7 +37,7 @@ use self::sources::StreamId;
 use self::stats::ControlPlaneStats;
 use self::streams::Streams;
 use self::view::View;
-use crate::config::compile::resource::Compiler;
+use crate::config::compile::resource::{Compiler, Needs};
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::listener::Listener;
 use crate::config::Cluster;
@@ -120,11 +120,12 @@ struct Keeper {
 }
 
 impl Discovery {
-    /// Starts to ask for what the bootstrap wants; serves what `state_directory` holds until it comes.
+    /// Starts to ask for what the bootstrap wants and what its listeners need; serves what `state_directory` holds until it comes.
     /// To be called within the control thread's runtime.
     pub fn start(
         config: &DiscoveryConfig,
         compiler: &Arc<Compiler>,
+        needs: &[Needs],
         state_directory: Option<&Path>,
         serving: &mut dyn Serving,
     ) -> Self {
@@ -132,7 +133,7 @@ impl Discovery {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut discovery = Self {
-            manager: Arc::new(Mutex::new(Manager::new(compiler, config))),
+            manager: Arc::new(Mutex::new(Manager::new(compiler, config, needs))),
             streams,
             events,
             lookups: HashMap::new(),

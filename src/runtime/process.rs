@@ -95,7 +95,7 @@ async fn serve(
     count_clusters(compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count());
     let mut discovery = compiled.discovery.as_ref().map(|config| {
         let state = flags.state_dir.as_deref();
-        Discovery::start(config, &compiled.compiler, state, &mut Discovered(&listeners))
+        Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
     });
     let clusters = compiled.clusters.clone();
     let (worker_commands, (commands, mut requests)) = (commands, mpsc::channel(16));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::pick::{PickContext, Picker};
 use super::pool::HostPool;
 use super::UpstreamError;
-use crate::config::cluster::{Address, HostTemplate};
+use crate::config::cluster::{Address, HostShared, HostTemplate};
 use crate::config::{Cluster, Host, HostSet};
 
 /// A cluster as one worker uses it.
@@ -28,6 +28,8 @@ pub struct ClusterLocal {
 
 /// A cluster without requests and connections for this long is let go.
 const IDLE: Duration = Duration::from_secs(60);
+/// Pools of hosts that stay, whatever is said of them now.
+type Kept = HashMap<*const HostShared, Rc<HostPool>>;
 
 /// The host set that the picker and the pools were made for.
 #[derive(Debug)]
@@ -110,10 +112,10 @@ impl ClusterLocal {
 
     /// Follows a new host set: hosts that stayed keep their pools, the others' pools are retired.
     fn rebuild(&self, view: &mut View) {
-        let mut kept: HashMap<*const Host, Rc<HostPool>> =
-            view.pools.drain(..).map(|pool| (Arc::as_ptr(&pool.host), pool)).collect();
+        let mut kept: Kept =
+            view.pools.drain(..).map(|pool| (Arc::as_ptr(&pool.host.shared), pool)).collect();
         let set = self.cluster.hosts.load_full();
-        let keep = set.all.iter().filter_map(|host| kept.remove_entry(&Arc::as_ptr(host))).collect();
+        let keep = set.all.iter().filter_map(|host| kept.remove_entry(&Arc::as_ptr(&host.shared))).collect();
         for pool in kept.into_values() {
             pool.retire();
         }
@@ -133,14 +135,15 @@ impl Drop for ClusterLocal {
 }
 
 impl View {
-    fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: HashMap<*const Host, Rc<HostPool>>) -> Self {
+    fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: Kept) -> Self {
         let mut rng = fastrand::Rng::new();
         let picker = Picker::new(&cluster.lb_policy, &set, cluster.fail_traffic_on_panic, &mut rng);
         let pools = set
             .all
             .iter()
             .map(|host| {
-                kept.remove(&Arc::as_ptr(host)).unwrap_or_else(|| HostPool::new(cluster, host.clone()))
+                kept.remove(&Arc::as_ptr(&host.shared))
+                    .unwrap_or_else(|| HostPool::new(cluster, host.clone()))
             })
             .collect();
         Self { set, picker, pools, rng }

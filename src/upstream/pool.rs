@@ -162,7 +162,7 @@ impl Drop for ConnectionPermit {
             }
         }
         stats.upstream_cx_length_ms.record(self.opened.elapsed().as_secs_f64() * 1000.0);
-        self.pool.host.active_connections.fetch_sub(1, Ordering::Relaxed);
+        self.pool.host.shared.active_connections.fetch_sub(1, Ordering::Relaxed);
         self.pool.closed_one();
     }
 }
@@ -343,7 +343,7 @@ impl HostPool {
         let opening = Opening(Some(self.clone()));
         stats.upstream_cx_total.increment(1);
         stats.upstream_cx_http1_total.increment(u64::from(http));
-        self.host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
+        self.host.shared.counters.cx_total.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
         let outcome = tokio::time::timeout(self.cluster.connect_timeout, connect).await;
@@ -351,7 +351,7 @@ impl HostPool {
             Ok(Ok(stream)) => {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
-                self.host.active_connections.fetch_add(1, Ordering::Relaxed);
+                self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
                 return Ok(Box::new(UpstreamConnection {
                     local: stream.local_addr(),
                     stream,
@@ -383,7 +383,7 @@ impl HostPool {
         stats.upstream_cx_destroy.increment(1);
         stats.upstream_cx_destroy_remote.increment(1);
         stats.upstream_rq_pending_failure_eject.increment(1);
-        self.host.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
+        self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
         Err(error)
     }
 

@@ -17,6 +17,7 @@ use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtoco
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
+use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::http1_options;
@@ -24,6 +25,7 @@ use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
+use crate::config::discovery::Source;
 use crate::config::problems::Problems;
 use crate::config::{Cluster, HeaderKey, HostSet};
 use crate::upstream::host_set::SplitOptions;
@@ -51,6 +53,9 @@ pub fn compile(
         .and_then(|assignment| assignment.policy.as_ref())
         .map_or(140, |policy| u32_or(policy.overprovisioning_factor, 140));
     let discovery = discovery(cluster, kind?, environment, problems);
+    if cluster.eds_cluster_config.is_some() && kind? != Kind::Eds {
+        problems.report_at("eds_cluster_config", "is only for clusters of type EDS");
+    }
     let hosts = match kind? {
         Kind::Static => problems.at("load_assignment", |problems| static_hosts(assignment, problems)),
         _ => Vec::new(),
@@ -86,21 +91,23 @@ pub fn compile(
         http,
         tcp_idle_timeout,
         socket,
-        added_via_api: false,
+        added_via_api: environment.dynamic,
         hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
         stats: OnceLock::new(),
     })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Static,
     StrictDns,
     LogicalDns,
     OriginalDst,
+    Eds,
 }
 
-fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
+/// How the cluster finds its hosts; `None` when that is refused, by the support table or here.
+pub(super) fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
     match &cluster.cluster_discovery_type {
         None => Some(Kind::Static),
@@ -109,8 +116,7 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
             DiscoveryType::StrictDns => Some(Kind::StrictDns),
             DiscoveryType::LogicalDns => Some(Kind::LogicalDns),
             DiscoveryType::OriginalDst => Some(Kind::OriginalDst),
-            // Refused by the support table.
-            DiscoveryType::Eds => None,
+            DiscoveryType::Eds => Some(Kind::Eds),
         },
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
             let found = custom.typed_config.as_ref().map(type_of).unwrap_or_default();
@@ -129,6 +135,7 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
                 (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => {
                     Some(Kind::OriginalDst)
                 }
+                ("envoy.cluster.eds", "") => Some(Kind::Eds),
                 ("envoy.cluster.static", "") => Some(Kind::Static),
                 ("envoy.cluster.strict_dns", "") => Some(Kind::StrictDns),
                 ("envoy.cluster.logical_dns", "") => Some(Kind::LogicalDns),
@@ -153,6 +160,7 @@ fn discovery(
     match kind {
         Kind::Static => Some(Discovery::Static),
         Kind::OriginalDst => original_dst(cluster, problems),
+        Kind::Eds => eds(cluster, environment, problems),
         Kind::StrictDns | Kind::LogicalDns => {
             let dns = dns(cluster, environment, problems)?;
             if kind == Kind::StrictDns {
@@ -167,6 +175,35 @@ fn discovery(
             Some(Discovery::LogicalDns(dns))
         }
     }
+}
+
+fn eds(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Discovery> {
+    if cluster.load_assignment.is_some() {
+        problems.note("load_assignment", "the endpoints of an EDS cluster come from a control plane");
+    }
+    let compiler = environment.compiler;
+    problems.at("eds_cluster_config", |problems| {
+        let config = cluster.eds_cluster_config.as_ref();
+        let Some(source) = config.and_then(|config| config.eds_config.as_ref()) else {
+            problems.report_at("eds_config", "is required for an EDS cluster");
+            return None;
+        };
+        let parent = environment.dynamic.then(|| compiler.cds.clone().unwrap_or(Source::SameAsParent));
+        let source = problems
+            .at("eds_config", |problems| config_source(source, parent.as_ref(), compiler, problems))?;
+        let service_name = match config.map(|config| config.service_name.as_str()) {
+            None | Some("") => cluster.name.as_str(),
+            Some(name) => name,
+        };
+        if service_name.starts_with("xdstp:") {
+            problems.report_at("service_name", "xdstp names are not supported");
+        }
+        Some(Discovery::Eds {
+            service_name: service_name.into(),
+            source: source.source,
+            initial_fetch_timeout: source.initial_fetch_timeout,
+        })
+    })
 }
 
 fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
@@ -343,7 +380,8 @@ fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool)
     let threshold =
         config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
     // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
-    let threshold = environment.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
+    let threshold =
+        environment.compiler.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
     let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
         Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
             zone.fail_traffic_on_panic
@@ -380,7 +418,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
         let entry = list.iter().find(|entry| entry.priority() == priority).copied().unwrap_or_default();
         let limit = |field: &str, value, default| {
             let key = format!("circuit_breakers.{}.{name}.{field}", cluster.name);
-            let runtime = environment.runtime.number(&key).map(|value| value as u32);
+            let runtime = environment.compiler.runtime.number(&key).map(|value| value as u32);
             Limit::new(runtime.unwrap_or_else(|| u32_or(value, default)))
         };
         Breakers {
@@ -460,12 +498,12 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
     (http, tcp_idle)
 }
 
-fn source_address(
+pub(super) fn source_address(
     bind: Option<&core::BindConfig>,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<SocketAddr> {
-    let Some(bind) = bind else { return environment.source_address };
+    let Some(bind) = bind else { return environment.compiler.source_address };
     problems.at("upstream_bind_config", |problems| bind_address(bind, problems))
 }
 

@@ -12,9 +12,12 @@ use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::x
 use outrigger_control_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use outrigger_control_api::type_of;
 
+use super::discovery::config_source;
 use super::http_options::http1_options;
+use super::resource::RouteNeed;
 use super::rooms;
 use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
+use crate::config::discovery::Source;
 use crate::config::http::{
     Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader,
     StripPort, Underscores, Upgrade,
@@ -90,7 +93,7 @@ pub fn compile(
         internal_unix,
         via: optional(&config.via),
         add_user_agent: bool_or(config.add_user_agent, false),
-        service: environment.service.clone(),
+        service: environment.compiler.service.clone(),
         generate_request_id: bool_or(config.generate_request_id, true),
         preserve_external_request_id: config.preserve_external_request_id,
         always_set_request_id_in_response: config.always_set_request_id_in_response,
@@ -145,8 +148,12 @@ fn routes(
     use pb::http_connection_manager::RouteSpecifier;
     match config.route_specifier.as_ref()? {
         RouteSpecifier::RouteConfig(routes) => {
-            let table =
-                problems.at("route_config", |problems| rooms::route_table(routes, environment, problems))?;
+            let table = problems
+                .at("route_config", |problems| rooms::route_table(routes, true, environment, problems))?;
+            // A listener that comes again has a table of its own each time.
+            if environment.dynamic {
+                return Some(Slot::anonymous(Arc::new(table)));
+            }
             // Several connection managers may use the same name for different tables, so the listener and
             // a number are part of the slot's name.
             let slot = (0..)
@@ -154,14 +161,49 @@ fn routes(
                     0 => format!("{owner}/{}", routes.name),
                     _ => format!("{owner}/{}#{number}", routes.name),
                 })
-                .find(|name| environment.routes.find(name).is_none())
-                .map(|name| environment.routes.slot(&name))?;
+                .find(|name| environment.compiler.routes.find(name).is_none())
+                .map(|name| environment.compiler.routes.slot(&name))?;
             slot.set(Some(Arc::new(table)));
             Some(slot)
         }
+        RouteSpecifier::Rds(rds) => {
+            problems.at("rds", |problems| route_discovery(rds, &config.stat_prefix, environment, problems))
+        }
         // Refused by the support table.
-        RouteSpecifier::Rds(_) | RouteSpecifier::ScopedRoutes(_) => None,
+        RouteSpecifier::ScopedRoutes(_) => None,
     }
+}
+
+/// The slot of a table that a control plane sends; the environment learns that it is needed.
+fn route_discovery(
+    rds: &pb::Rds,
+    stat_prefix: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<Slot<RouteTable>>> {
+    let name = rds.route_config_name.as_str();
+    if name.is_empty() || name.starts_with("xdstp:") {
+        let message = if name.is_empty() { "is required" } else { "xdstp names are not supported" };
+        problems.report_at("route_config_name", message);
+    }
+    let compiler = environment.compiler;
+    let parent = environment.dynamic.then(|| compiler.lds.clone().unwrap_or(Source::SameAsParent));
+    let source = problems.at("config_source", |problems| {
+        config_source(rds.config_source.as_ref()?, parent.as_ref(), compiler, problems)
+    })?;
+    let slot = compiler.route_slot(&source.source, name);
+    let mut needs = environment.needs.borrow_mut();
+    let stat_prefix: Arc<str> = stat_prefix.into();
+    match needs.route_tables.iter_mut().find(|need| Arc::ptr_eq(&need.slot, &slot)) {
+        Some(need) => need.stat_prefixes.push(stat_prefix),
+        None => needs.route_tables.push(RouteNeed {
+            source,
+            name: name.into(),
+            slot: slot.clone(),
+            stat_prefixes: vec![stat_prefix],
+        }),
+    }
+    Some(slot)
 }
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";

@@ -7,7 +7,7 @@ use crate::config::compile::{LOCALITY, SLOW_START};
 
 const HTTP2: &str = "HTTP/2 upstream is not supported yet";
 const HTTP3: &str = "HTTP/3 upstream is not supported";
-const EDS: &str = "endpoint discovery from a control plane is not supported yet";
+const LEDS: &str = "endpoint discovery by locality is not supported";
 const HEALTH: &str = "health checking is not supported yet";
 const OUTLIER: &str = "outlier detection is not supported yet";
 const TLS: &str = "TLS to upstreams is not supported yet";
@@ -29,6 +29,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "per_connection_buffer_limit_bytes",
             "lb_policy",
             "load_assignment",
+            "eds_cluster_config",
             "max_requests_per_connection",
             "circuit_breakers",
             "common_http_protocol_options",
@@ -65,8 +66,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("upstream_http_protocol_options", "TLS to upstreams is not supported yet"),
         ],
         rejected: &[
-            ("type=EDS", EDS),
-            ("eds_cluster_config", EDS),
             ("lb_policy=RING_HASH", HASH),
             ("lb_policy=MAGLEV", HASH),
             ("lb_subset_config", SUBSETS),
@@ -175,8 +174,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
-        implemented: &["overprovisioning_factor"],
-        observe: &[("endpoint_stale_after", "static endpoints do not grow stale")],
+        implemented: &["overprovisioning_factor", "endpoint_stale_after"],
+        observe: &[],
         rejected: &[
             ("drop_overloads", "dropping a share of requests is not supported yet"),
             ("weighted_priority_health", "weighted priority health is not supported yet"),
@@ -188,7 +187,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[("load_balancing_weight", LOCALITY), ("proximity", LOCALITY), ("metadata", METADATA)],
         rejected: &[
             ("load_balancer_endpoints", "only lb_endpoints is supported"),
-            ("leds_cluster_locality_config", EDS),
+            ("leds_cluster_locality_config", LEDS),
         ],
     },
     MessageSupport {

@@ -4,7 +4,6 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
-const RDS: &str = "route discovery from a control plane is not supported yet";
 const SCOPED: &str = "scoped routes are not supported";
 const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 const TRACING: &str = "requests are not traced yet";
@@ -17,6 +16,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "codec_type",
             "stat_prefix",
             "route_config",
+            "rds",
             "http_filters",
             "add_user_agent",
             "common_http_protocol_options",
@@ -66,7 +66,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[
             ("codec_type=HTTP2", "HTTP/2 is not supported yet"),
             ("codec_type=HTTP3", "HTTP/3 is not supported"),
-            ("rds", RDS),
             ("scoped_routes", SCOPED),
             ("access_log_flush_interval", "access logs are written when a stream ends"),
             ("flush_access_log_on_new_request", "access logs are written when a stream ends"),

@@ -65,7 +65,7 @@ impl Attempts<'_> {
     ) -> Result<Answered, Failed> {
         let pool = self.pick(ex).map_err(Failure::Upstream)?;
         if self.retries.is_some() {
-            self.tried.push(Arc::as_ptr(&pool.host));
+            self.tried.push(Arc::as_ptr(&pool.host.shared));
         }
         ex.info.host = Some(pool.host.clone());
         // Written before there is a connection: the client's body is taken in meanwhile.

@@ -33,10 +33,11 @@ use self::retry::Retries;
 use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
 use super::h1::{Framing, Refusal};
+use crate::config::cluster::HostShared;
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
 use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
-use crate::config::{Cluster, HeaderView, Host, Known, RequestView, Slot};
+use crate::config::{Cluster, HeaderView, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ClusterLocal, UpstreamError};
 
@@ -81,7 +82,7 @@ struct Attempts<'r> {
     deadlines: Deadlines,
     copies: Copies,
     /// Hosts of earlier tries, where there may be more than one try.
-    tried: SmallVec<[*const Host; 2]>,
+    tried: SmallVec<[*const HostShared; 2]>,
     /// Another protocol may follow the heads.
     upgrade: bool,
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.

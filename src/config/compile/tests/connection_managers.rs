@@ -93,11 +93,8 @@ fn wrong_connection_managers_are_refused() {
     ] {
         refuses_hcm(changes, expected);
     }
-    let rds = json!({"route_config_name": "r", "config_source": {"ads": {}}});
-    refuses_hcm(
-        json!({"route_config": null, "rds": rds}),
-        "rds: route discovery from a control plane is not supported yet",
-    );
+    let rds = json!({"config_source": {"ads": {}, "resource_api_version": "V3"}});
+    refuses_hcm(json!({"route_config": null, "rds": rds}), "rds.route_config_name: is required");
 }
 
 #[test]
