@@ -40,9 +40,9 @@ impl Load {
     pub fn start(port: u16, clients: usize, local: &tokio::task::LocalSet) -> Rc<Load> {
         let load = Rc::new(Load {
             good: Cell::new(0),
-            pub bodies: RefCell::default(),
+            bodies: RefCell::default(),
             lost: RefCell::default(),
-            pub stop: Cell::new(false),
+            stop: Cell::new(false),
         });
         for index in 0..clients {
             local.spawn_local(load.clone().client(port, index % 2 == 0));

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::clients::{ask, named, Load};
 use super::mesh::{bootstrap, ControlPlane, Mesh};
-use crate::harness::origin::Origin;
 use crate::harness::ports::free_port;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::{alone, eventually, DEADLINE};
@@ -59,13 +58,12 @@ async fn without_its_control_plane_a_proxy_serves_what_it_last_knew() {
     let place = control.port;
     let values = [("control", place.to_string())];
     let template = bootstrap(true);
-    let start = || {
+    let arguments = ["--state-dir", directory.as_str()];
+    let with_state = || {
         let mut plan = Plan::new(Kind::Outrigger, &template, &values);
-        plan.arguments = &["--state-dir", "@state@"];
+        plan.arguments = &arguments;
         plan
     };
-    let arguments = ["--state-dir", directory.as_str()];
-    let with_state = || Plan { arguments: &arguments, ..start() };
     let first = Proxy::start(with_state()).await;
     assert_eq!(ask(port).await.as_deref(), Ok("one"));
     let kept = state.path().join("last-good.xds");
@@ -84,16 +82,15 @@ async fn without_its_control_plane_a_proxy_serves_what_it_last_knew() {
 
     // It comes back with something else.
     mesh.services.insert("web".into(), vec![two.port()]);
-    let _back = ControlPlane::on(place, mesh.snapshot()).await;
+    let back = ControlPlane::on(place, mesh.snapshot()).await;
     assert!(eventually(DEADLINE * 4, || async { ask(port).await.as_deref() == Ok("two") }).await);
     assert_eq!(second.stats().await["control_plane.last_good_in_use"], 0);
     drop(second);
 
     // What is damaged is not used, and said so.
     std::fs::write(&kept, "something else").expect("written");
-    drop(_back);
+    drop(back);
     let third = Proxy::spawn(&with_state());
     let told = || std::future::ready(third.output().contains("last good configuration not used"));
     assert!(eventually(DEADLINE, told).await, "{}", third.output());
-    let _: &Origin = &one;
 }

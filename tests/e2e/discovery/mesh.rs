@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use outrigger_control_api::server::{Event, ResourceType, Server, Snapshot, SnapshotCache};
-use outrigger_control_api::{load_resource, Format};
+use outrigger_control_api::load_resource;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -123,10 +123,14 @@ eds_cluster_config: {{ eds_config: {{ resource_api_version: V3, ads: {{}} }} }}
 pub fn snapshot(resources: &[String]) -> Snapshot {
     let mut snapshot = Snapshot::new();
     for text in resources {
-        let loaded = load_resource(text.as_bytes(), Format::Yaml).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+        let loaded = load_resource(&value(text)).unwrap_or_else(|e| panic!("{text}: {e:?}"));
         snapshot.insert_any(loaded.any).expect("a resource with a name");
     }
     snapshot
+}
+
+fn value(yaml: &str) -> serde_json::Value {
+    serde_yaml_ng::from_str(yaml).unwrap_or_else(|e| panic!("{yaml}: {e}"))
 }
 
 /// A control plane.
