@@ -60,7 +60,6 @@ impl Frame {
     }
 }
 
-
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
