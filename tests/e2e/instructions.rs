@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 /// A rise by more than this many percent fails.
 const LIMIT: f64 = 3.0;
 /// A fall by more than this many percent asks for a new baseline, so that it is not lost again unseen.
-const NOTICED: f64 = 3.0;
+const NOTICED: f64 = 1.0;
 /// Requests that every scenario sends in every run: connections, pools and buffers are warm after them.
 const WARM: usize = 50;
 /// Requests more in the run that measures a scenario.
