@@ -49,11 +49,8 @@ fn write(comparison: &Comparison, page: &mut String) -> Result<(), Error> {
     for scenario in &comparison.scenarios {
         let _ = section(scenario, page);
         // Who has no run has a place nevertheless: everybody has the same colour throughout.
-        let runs: Vec<RunResult> = scenario
-            .peers
-            .iter()
-            .map(|peer| peer.run.clone().unwrap_or_default())
-            .collect();
+        let runs: Vec<RunResult> =
+            scenario.peers.iter().map(|peer| peer.run.clone().unwrap_or_default()).collect();
         if scenario.peers.iter().any(|peer| peer.run.is_some()) {
             let plot = plots::percentiles(&runs);
             let plot = plot.map_err(|reason| Error { plot: "latency by percentile", reason })?;
