@@ -34,6 +34,23 @@ pub struct RequestLimits {
     pub underscores: Underscores,
 }
 
+impl Default for RequestLimits {
+    /// Those of a connection manager that sets none.
+    fn default() -> Self {
+        Self {
+            max_head: 60 * 1024,
+            max_fields: 100,
+            http_10: false,
+            default_host: None,
+            absolute_url: true,
+            chunked_length: false,
+            custom_methods: false,
+            preserve_case: false,
+            underscores: Underscores::Allow,
+        }
+    }
+}
+
 /// A complete request head.
 #[derive(Debug)]
 pub struct ParsedRequest {
@@ -60,6 +77,12 @@ pub struct ResponseLimits {
     pub preserve_case: bool,
     /// Accept a length beside chunked.
     pub chunked_length: bool,
+}
+
+impl ResponseLimits {
+    /// Those of a cluster that sets none.
+    pub const UNSET: Self =
+        Self { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
 }
 
 /// A complete response head.
