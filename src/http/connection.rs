@@ -30,18 +30,22 @@ pub struct Downstream {
     pub timer: LazyTimer,
     /// Facts for logs.
     pub info: Rc<ConnectionInfo>,
+    /// Most bytes held for the client or from it (`per_connection_buffer_limit_bytes`), soft.
+    pub buffer_limit: usize,
     /// Requests begun.
     pub requests: u32,
     /// When the last request ended, or the connection began.
     pub idle_since: Instant,
 }
 
-/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen.
+/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen;
+/// `buffer_limit` is the listener's.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
     stream: Stream,
     prefix: BytesMut,
+    buffer_limit: usize,
     info: Rc<ConnectionInfo>,
 ) {
     let stats = &manager.stats;
@@ -56,6 +60,7 @@ pub async fn serve(
         output: OutBuf::default(),
         timer: LazyTimer::default(),
         info,
+        buffer_limit,
         requests: 0,
         idle_since: start,
     };

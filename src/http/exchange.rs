@@ -217,6 +217,7 @@ impl<'a> Exchange<'a> {
             _ => false,
         };
         self.upload = Pump::new(framing, chunked, http1.enable_trailers, self.manager.max_request_headers);
+        self.upload.limit(self.down.buffer_limit);
         if expects_continue && !self.manager.proxy_100_continue {
             head.fields.remove_known(Known::Expect);
             self.down.output.flat().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");

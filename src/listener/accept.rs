@@ -15,7 +15,7 @@ use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::drain::Stop;
 use crate::runtime::{Acceptor, Stream};
-use crate::tcp::{Dial, DialContext, DialError, Dialed};
+use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
@@ -150,7 +150,8 @@ async fn serve(
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {
-                crate::http::connection::serve(worker, manager, stream, prefix, info).await;
+                let limit = listener.per_connection_buffer_limit;
+                crate::http::connection::serve(worker, manager, stream, prefix, limit, info).await;
             }
             Terminal::Tcp(proxy) => {
                 let _relay = Counted::new(&census.relays);
@@ -159,7 +160,8 @@ async fn serve(
                     // An error means that the worker is ending, which cuts as well.
                     let _ = cut.wait_for(|cut| *cut).await;
                 };
-                Box::pin(crate::tcp::serve(proxy, stream, prefix, info, &dialler, cut)).await;
+                let client = Client { stream, prefix, buffer_limit: listener.per_connection_buffer_limit, info };
+                Box::pin(crate::tcp::serve(proxy, client, &dialler, cut)).await;
             }
             Terminal::Echo => {
                 // A client that goes away ends its echo.

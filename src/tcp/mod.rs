@@ -12,7 +12,7 @@ pub mod splice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-pub use proxy::serve;
+pub use proxy::{serve, Client};
 
 use crate::config::{Cluster, Host, Slot};
 use crate::runtime::Stream;

@@ -138,7 +138,9 @@ impl Rig {
             async move {
                 let cut = async move { drop(cutting.wait_for(|cut| *cut).await) };
                 let prefix = BytesMut::from(&b"pre"[..]);
-                serve(proxy, downstream.into(), prefix, connection, &*script, cut).await;
+                let client =
+                    Client { stream: downstream.into(), prefix, buffer_limit: 1 << 20, info: connection };
+                serve(proxy, client, &*script, cut).await;
             }
         });
         let client = client.unwrap();

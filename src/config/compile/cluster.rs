@@ -20,7 +20,7 @@ use outrigger_control_api::type_of;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::http1_options;
-use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
+use super::{buffer_limit, duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -72,7 +72,7 @@ pub fn compile(
         discovery: discovery?,
         lb_policy: lb_policy?,
         connect_timeout,
-        per_connection_buffer_limit: u32_or(cluster.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(cluster.per_connection_buffer_limit_bytes),
         breakers,
         panic_threshold,
         fail_traffic_on_panic,

@@ -13,7 +13,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::rooms;
-use super::{bool_or, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
+use super::{bool_or, buffer_limit, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
@@ -92,7 +92,7 @@ pub fn compile(
         inspect,
         listener_filters_timeout,
         continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
-        per_connection_buffer_limit: u32_or(listener.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(listener.per_connection_buffer_limit_bytes),
         reuse_port: bool_or(listener.enable_reuse_port, true),
         backlog: u32_or(listener.tcp_backlog_size, somaxconn()),
         socket: SocketTuning::default(),

@@ -21,7 +21,8 @@ use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, 
 
 /// A 100-, 102- or 103-response too many is an attack or a broken origin.
 const MAX_INTERIM: u32 = 100;
-/// Bytes of the next requests taken while one is served; a client's disconnect is noticed this long.
+/// Bytes of the next requests taken while one is served, unless config allows less; a client's disconnect
+/// is noticed this long.
 const MAX_PIPELINED: usize = 16 * 1024;
 
 /// A request on a connection.
@@ -260,7 +261,8 @@ impl Attempts<'_> {
             let _ = ex.down.output.poll_flush(&ex.down.stream, context);
         }
         if ex.upload.is_received() {
-            while ex.down.input.len() < MAX_PIPELINED {
+            let most = ex.down.buffer_limit.clamp(1, MAX_PIPELINED);
+            while ex.down.input.len() < most {
                 match poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(count)) if count > 0 => {}

@@ -75,7 +75,7 @@ impl Attempts<'_> {
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
         if framing == Framing::Tunnel {
             ex.start_response(head, None, now);
-            return Box::pin(tunnel::run(ex, &mut self.deadlines, connection, sent.out)).await;
+            return Box::pin(tunnel::run(ex, self, connection, sent.out)).await;
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
@@ -100,6 +100,7 @@ impl Attempts<'_> {
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
+        download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         drop(request_permit);
