@@ -428,8 +428,8 @@ fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
     std::str::from_utf8(address).ok()?.trim().parse().ok()
 }
 
-/// Appends the peer to `x-forwarded-for`, all lines joined into one.
-fn append_forwarded_for(head: &mut RequestHead, address: &[u8]) {
+/// Appends an address to `x-forwarded-for`, all lines joined into one.
+pub(super) fn append_forwarded_for(head: &mut RequestHead, address: &[u8]) {
     append_list_with(head, Known::XForwardedFor, address, b",");
 }
 
