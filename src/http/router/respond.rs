@@ -11,12 +11,10 @@ use super::fail::timeout_details;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
-use crate::http::fields::Fields;
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::io::OutBuf;
 use crate::http::manager;
 use crate::http::pump::{Pump, PumpError};
-
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 use crate::upstream::UpstreamConnection;
 
@@ -41,8 +39,6 @@ impl Attempts<'_> {
         if self.upgrade && !connect && head.status / 100 == 2 {
             // Neither accepted nor refused: the client could not tell where the other protocol begins.
             ex.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
-            let mut fields = Fields::recycled();
-            std::mem::swap(&mut fields, &mut head.fields);
             ex.close = true;
             return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
         }
