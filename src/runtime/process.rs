@@ -387,7 +387,7 @@ impl Workers {
     /// Takes off what a predecessor left on our ports to send new connections here: a rule made for
     /// its sockets and ours would pick out one of our workers. False while it still listens.
     fn stop_steering(&self) -> bool {
-        if self.addresses.iter().any(|address| socket::foreign_listener(*address, &self.inodes)) {
+        if !socket::foreign_listeners(&self.addresses, &self.inodes).is_empty() {
             return false;
         }
         for (_, handle) in self.handles.borrow().iter() {
@@ -401,8 +401,8 @@ impl Workers {
 
     /// Whether another process listens on all our ports; new connections then go to it alone.
     fn handed_over(&self) -> bool {
-        let taken = |address| socket::foreign_listener(address, &self.inodes);
-        if self.addresses.is_empty() || !self.addresses.iter().copied().all(taken) {
+        let taken = socket::foreign_listeners(&self.addresses, &self.inodes);
+        if self.addresses.is_empty() || !self.addresses.iter().all(|address| taken.contains(address)) {
             return false;
         }
         for (_, handle) in self.handles.borrow().iter() {
