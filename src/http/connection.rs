@@ -199,3 +199,43 @@ async fn linger(down: &mut Downstream, patience: Duration) {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::config::compile::tests::hcm;
+    use crate::telemetry::fixtures::connection;
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_leaves_no_request_counted() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let body = "x".repeat(4000);
+        let manager = hcm(
+            json!({"route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": body}}}]}]}}),
+        );
+        let worker = Rc::new(Worker::new(Arc::default(), Arc::default()));
+        let info = Rc::new(connection(None, None));
+        let served = serve(worker.clone(), manager, Stream::Unix(server), BytesMut::new(), 1 << 20, info);
+        let mut served = Box::pin(served);
+        // The client asks and never reads, until an answer finds no room.
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while worker.active_requests.get() == 0 {
+                tokio::select! {
+                    biased;
+                    () = served.as_mut() => panic!("the connection is over"),
+                    sent = client.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n") => sent.unwrap(),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        drop(served);
+        assert_eq!(worker.active_requests.get(), 0);
+    }
+}

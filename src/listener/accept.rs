@@ -14,7 +14,7 @@ use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::drain::Stop;
-use crate::runtime::{Acceptor, Stream};
+use crate::runtime::{Acceptor, Counted, Stream};
 use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
@@ -78,22 +78,6 @@ pub async fn run(
 
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-
-/// Counts a connection while it lives.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
 }
 
 async fn serve(
@@ -160,7 +144,8 @@ async fn serve(
                     // An error means that the worker is ending, which cuts as well.
                     let _ = cut.wait_for(|cut| *cut).await;
                 };
-                let client = Client { stream, prefix, buffer_limit: listener.per_connection_buffer_limit, info };
+                let client =
+                    Client { stream, prefix, buffer_limit: listener.per_connection_buffer_limit, info };
                 Box::pin(crate::tcp::serve(proxy, client, &dialler, cut)).await;
             }
             Terminal::Echo => {

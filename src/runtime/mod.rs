@@ -12,3 +12,4 @@ pub mod worker;
 
 pub use process::{run, RunError};
 pub use stream::{Acceptor, Stream};
+pub use worker::Counted;

@@ -17,6 +17,7 @@ use crate::config::listener::Terminal;
 use crate::config::{Host, Slot};
 use crate::runtime::socket;
 use crate::tcp::DialError;
+use crate::telemetry::fixtures::connection;
 use crate::telemetry::metrics::snapshot;
 
 /// Compiles a proxy named `name` as part of a bootstrap, logging into `log`.
@@ -121,17 +122,7 @@ impl Rig {
         let (client, accepted) =
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
-        let connection = Rc::new(ConnectionInfo {
-            inbound: false,
-            id: 1,
-            remote: Some(remote),
-            direct_remote: Some(remote),
-            local: None,
-            direct_local: None,
-            server_name: None,
-            filter_chain: "".into(),
-            start: std::time::Instant::now(),
-        });
+        let connection = Rc::new(connection(Some(remote), None));
         let (cut, mut cutting) = tokio::sync::watch::channel(false);
         let serving = tokio::task::spawn_local({
             let (proxy, script) = (proxy.clone(), script.clone());
