@@ -435,14 +435,17 @@ impl Half {
         wrote: &Cell<u64>,
     ) -> Result<Option<usize>, (At, io::Error)> {
         let most = self.limit.min(SCRATCH);
-        let result = with_scratch(|scratch| match source.try_read(scratch.get_mut(..most).unwrap_or_default()) {
-            Ok(count) => {
-                let bytes = scratch.get(..count).unwrap_or_default();
-                self.hand_on(bytes, target, wrote).map_err(|error| (At::Target, error)).map(|()| Some(count))
-            }
-            Err(error) if would_block(&error) => Ok(None),
-            Err(error) => Err((At::Source, error)),
-        });
+        let result =
+            with_scratch(|scratch| match source.try_read(scratch.get_mut(..most).unwrap_or_default()) {
+                Ok(count) => {
+                    let bytes = scratch.get(..count).unwrap_or_default();
+                    self.hand_on(bytes, target, wrote)
+                        .map_err(|error| (At::Target, error))
+                        .map(|()| Some(count))
+                }
+                Err(error) if would_block(&error) => Ok(None),
+                Err(error) => Err((At::Source, error)),
+            });
         if let (Ok(Some(count)), Mode::Copy(row)) = (&result, self.mode) {
             let row = if *count >= BIG || row < 0 { row.saturating_add_unsigned(*count) } else { 0 };
             self.mode = if row >= BULK as isize { Mode::Splice(0) } else { Mode::Copy(row) };

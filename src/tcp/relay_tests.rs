@@ -448,7 +448,8 @@ fn idle_means_no_byte_either_way() {
 fn a_deadline_ends_it_even_when_busy() {
     run_paused(async {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let limits = Limits { idle: Some(Duration::from_secs(45)), deadline: Some(deadline), ..Limits::default() };
+        let limits =
+            Limits { idle: Some(Duration::from_secs(45)), deadline: Some(deadline), ..Limits::default() };
         let mut rig = rig(Options { limits, ..Options::default() }).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         rig.client.write_all(b"x").await.unwrap();

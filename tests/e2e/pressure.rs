@@ -134,7 +134,10 @@ async fn the_buffer_limit_bounds_what_is_held_for_a_client_that_does_not_read() 
         let kernel = in_kernel(origin.port(), proxy.port(listener));
         let held = written.saturating_sub(kernel);
         // The head that is passed on is not quite the one that came.
-        assert!(held <= LIMIT + 1024, "{listener} {place:?} {head:?}: {held} of {written} bytes are held, {kernel} by the kernel");
+        assert!(
+            held <= LIMIT + 1024,
+            "{listener} {place:?} {head:?}: {held} of {written} bytes are held, {kernel} by the kernel"
+        );
         drop(client);
     }
 }

@@ -13,17 +13,7 @@ mod body;
 mod mutation;
 
 fn limits() -> RequestLimits {
-    RequestLimits {
-        max_head: 60 * 1024,
-        max_fields: 100,
-        http_10: false,
-        default_host: None,
-        absolute_url: true,
-        chunked_length: false,
-        custom_methods: false,
-        preserve_case: false,
-        underscores: Underscores::Allow,
-    }
+    RequestLimits::default()
 }
 
 const RESPONSE: ResponseLimits =

@@ -16,7 +16,6 @@ fn defaults_are_envoys() {
     assert_eq!((cluster.panic_threshold, cluster.overprovisioning), (50, 140));
     assert_eq!(cluster.http.idle_timeout, Some(Duration::from_secs(3600)));
     assert_eq!(cluster.tcp_idle_timeout, Some(Duration::from_secs(600)));
-    assert!(cluster.http.http1.allow_absolute_url);
     let hosts = cluster.hosts.load();
     assert_eq!(hosts.all.len(), 1);
     assert_eq!(&*hosts.all[0].address_text, "127.0.0.1:8081");
