@@ -40,8 +40,6 @@ pub struct Cluster {
     pub fail_traffic_on_panic: bool,
     /// HTTP towards the upstream.
     pub http: UpstreamHttp,
-    /// Idle timeout of unassociated pooled TCP connections. Default 10 min; `None` = never.
-    pub tcp_idle_timeout: Option<Duration>,
     /// Socket options for upstream connections.
     pub socket: SocketTuning,
     /// Aggregates of the extension `envoy.clusters.aggregate` are not here yet; kept for admin.
@@ -164,8 +162,6 @@ pub struct Breakers {
     pub requests: Limit,
     /// Retries in flight. Default 3.
     pub retries: Limit,
-    /// Connection pools. Default unlimited.
-    pub pools: Limit,
     /// Replaces `retries` when set.
     pub retry_budget: Option<RetryBudget>,
     /// Publish `remaining_*` gauges.
@@ -324,8 +320,6 @@ pub struct HostTemplate {
     pub locality: Arc<Locality>,
     /// Health told by the control plane.
     pub health: Health,
-    /// Further addresses for happy eyeballs.
-    pub additional: Vec<SocketAddr>,
 }
 
 /// `envoy.config.core.v3.Locality`.

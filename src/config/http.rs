@@ -53,8 +53,6 @@ pub struct HttpConnectionManager {
     pub preserve_external_request_id: bool,
     /// Return `x-request-id` on every response.
     pub always_set_request_id_in_response: bool,
-    /// Pack the trace decision into the id (uuid extension; default true).
-    pub pack_trace_reason: bool,
     /// Replace `x-forwarded-proto`'s meaning: overwrite `:scheme` with this.
     pub scheme_overwrite: Option<Bytes>,
     /// RFC 3986 normalisation of the path.
@@ -69,8 +67,6 @@ pub struct HttpConnectionManager {
     pub strip_trailing_host_dot: bool,
     /// Forward `Expect: 100-continue` and 1xx responses.
     pub proxy_100_continue: bool,
-    /// Answer bad HTTP/1 messages and keep the connection.
-    pub stream_error_on_invalid_http_message: bool,
     /// Append the connection's `x-forwarded-port`.
     pub append_x_forwarded_port: bool,
     /// `append_local_overload` and friends do not exist here; timeouts follow.
@@ -83,8 +79,6 @@ pub struct HttpConnectionManager {
     pub http1: Http1Options,
     /// Upgrades accepted on every route unless the route says otherwise (lower-case names).
     pub upgrades: Vec<Upgrade>,
-    /// How long a draining HTTP/2 connection waits between GOAWAYs. Default 5 s.
-    pub drain_timeout: Duration,
     /// Linger after a local close. Default 1 s.
     pub delayed_close_timeout: Duration,
     /// The body and headers of local replies, when config changes them.

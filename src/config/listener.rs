@@ -56,8 +56,6 @@ pub struct Listener {
 pub struct FilterChain {
     /// Its name, possibly empty.
     pub name: Arc<str>,
-    /// Time for the downstream transport handshake.
-    pub handshake_timeout: Option<Duration>,
     /// What serves the connection.
     pub terminal: Terminal,
 }

@@ -8,6 +8,8 @@
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod headers;
 pub mod http;
 pub mod listener;

@@ -9,7 +9,6 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
-use outrigger_control_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use outrigger_control_api::type_of;
 
 use super::http_options::http1_options;
@@ -51,13 +50,9 @@ pub fn compile(
     let upgrades = upgrades(config, problems);
     let http1 = config.http_protocol_options.clone().unwrap_or_default();
     let http1_options = http1_options(Some(&http1));
-    let keep_going =
-        http1.override_stream_error_on_invalid_http_message.or(config.stream_error_on_invalid_http_message);
     let strip_port = strip_port(config, problems);
-    let drain_timeout = duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
     let delayed_close_timeout =
         duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);
-    let pack_trace_reason = pack_trace_reason(config, problems);
     if problems.count() > before {
         return None;
     }
@@ -94,7 +89,6 @@ pub fn compile(
         generate_request_id: bool_or(config.generate_request_id, true),
         preserve_external_request_id: config.preserve_external_request_id,
         always_set_request_id_in_response: config.always_set_request_id_in_response,
-        pack_trace_reason,
         scheme_overwrite: config.scheme_header_transformation.as_ref().and_then(|scheme| {
             let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) =
                 scheme.transformation.as_ref()?;
@@ -106,14 +100,12 @@ pub fn compile(
         strip_port,
         strip_trailing_host_dot: config.strip_trailing_host_dot,
         proxy_100_continue: config.proxy_100_continue,
-        stream_error_on_invalid_http_message: bool_or(keep_going, false),
         append_x_forwarded_port: config.append_x_forwarded_port,
         timeouts,
         limits: request_limits(config, &common, &http1, &http1_options),
         max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
         http1: http1_options,
         upgrades,
-        drain_timeout,
         delayed_close_timeout,
         local_reply,
         always_forward_client_cert: config.forward_client_cert_details()
@@ -374,19 +366,4 @@ fn escaped_slashes(config: &pb::HttpConnectionManager) -> EscapedSlashes {
         Action::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
         Action::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
     }
-}
-
-fn pack_trace_reason(config: &pb::HttpConnectionManager, problems: &mut Problems) -> bool {
-    let any = config.request_id_extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
-    // Other extensions are refused by the support table.
-    let Some(any) =
-        any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")
-    else {
-        return true;
-    };
-    problems
-        .at("request_id_extension", |problems| {
-            extension::<UuidRequestIdConfig>(any, "typed_config", problems)
-        })
-        .is_none_or(|uuid| bool_or(uuid.pack_trace_reason, true))
 }

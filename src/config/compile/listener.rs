@@ -13,7 +13,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::rooms;
-use super::{bool_or, buffer_limit, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
+use super::{bool_or, buffer_limit, data_source, extension, hcm, idle, port, u32_or, Environment};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
@@ -189,14 +189,11 @@ fn chain(
     if let Some(socket) = &config.transport_socket {
         problems.at("transport_socket", |problems| transport_socket(socket, problems));
     }
-    let handshake_timeout =
-        duration(&config.transport_socket_connect_timeout, "transport_socket_connect_timeout", problems)
-            .filter(|timeout| !timeout.is_zero());
     let terminal = terminal(&config.filters, owner, environment, problems);
     if problems.count() > before {
         return None;
     }
-    Some(FilterChain { name: config.name.as_str().into(), handshake_timeout, terminal: terminal? })
+    Some(FilterChain { name: config.name.as_str().into(), terminal: terminal? })
 }
 
 /// Only plain text is supported; TLS is refused by the support table.
