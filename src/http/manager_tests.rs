@@ -39,6 +39,20 @@ fn head(lines: &str) -> RequestHead {
     parse_request(input.as_bytes(), &RequestLimits::default()).expect("good").expect("complete").head
 }
 
+#[test]
+fn a_peer_on_a_unix_socket_is_internal_if_config_says_so() {
+    let unix = crate::telemetry::fixtures::connection(None, None);
+    let gone = crate::telemetry::fixtures::connection(None, "127.0.0.1:8080".parse().ok());
+    for (connection, says_so, internal) in [(&unix, true, true), (&unix, false, false), (&gone, true, false)]
+    {
+        let config =
+            json!({"use_remote_address": true, "internal_address_config": {"unix_sockets": says_so}});
+        let mut head = head("x-envoy-retry-on: 5xx\r\n");
+        assert!(prepare_request(&manager(&config), &mut head, connection, &worker()).is_ok());
+        assert_eq!(head.fields.has(Known::XEnvoyRetryOn), internal, "{connection:?}, {says_so}");
+    }
+}
+
 fn prepared(options: &Value, peer: &str, lines: &str) -> Result<RequestHead, Stop> {
     let mut head = head(lines);
     prepare_request(&manager(options), &mut head, &connection(peer), &worker())?;

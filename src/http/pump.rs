@@ -87,6 +87,11 @@ impl Pump {
         self.limit.min(HIGH_WATER)
     }
 
+    /// Drops trailers unless `keep`.
+    pub fn keep_trailers(&mut self, keep: bool) {
+        self.trailers &= keep;
+    }
+
     /// Whether it is written chunked.
     pub fn is_chunked(&self) -> bool {
         self.chunked

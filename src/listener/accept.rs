@@ -92,7 +92,10 @@ async fn serve(
     let stats = &listener.stats;
     stats.downstream_cx_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_active);
-    let (local, remote) = (stream.local_addr(), stream.peer_addr());
+    let (direct_local, remote) = (stream.local_addr(), stream.peer_addr());
+    // A connection that was not redirected keeps its address.
+    let restored = listener.inspect.original_dst.then(|| stream.original_dst().ok()).flatten();
+    let local = restored.or(direct_local);
     let inspected = if listener.inspect.tls || listener.inspect.http {
         let _before = Held::new(&stats.downstream_pre_cx_active);
         let patience = Patience {
@@ -124,7 +127,7 @@ async fn serve(
         remote,
         direct_remote: remote,
         local,
-        direct_local: local,
+        direct_local,
         server_name: inspected.server_name,
         filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
         start,

@@ -152,7 +152,7 @@ impl Session {
             let context = DialContext {
                 attempt,
                 hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
-                local: self.info.connection.local,
+                local: self.info.connection.restored(),
             };
             match dialler.dial(&slot, context).await {
                 Ok(dialed) => {

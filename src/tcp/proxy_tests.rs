@@ -122,7 +122,7 @@ impl Rig {
         let (client, accepted) =
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
-        let connection = Rc::new(connection(Some(remote), None));
+        let connection = Rc::new(connection(Some(remote), Some(front.local_addr().unwrap())));
         let (cut, mut cutting) = tokio::sync::watch::channel(false);
         let serving = tokio::task::spawn_local({
             let (proxy, script) = (proxy.clone(), script.clone());
@@ -190,6 +190,7 @@ fn a_connection_and_its_record() {
         assert_eq!(rig.client.read(&mut [0; 10]).await.unwrap(), 0);
         let context = rig.script.contexts.borrow()[0];
         assert_eq!(context.hash_source, Some(rig.client.local_addr().unwrap()));
+        assert_eq!(context.local, None, "nobody redirected it");
         let (lines, _proxy) = rig.finish().await;
         assert_eq!(lines.len(), 1);
         check(

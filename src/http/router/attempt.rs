@@ -168,9 +168,7 @@ impl Attempts<'_> {
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
             let named =
                 named.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
-            let info = &ex.info.connection;
-            let restored = info.local.filter(|local| Some(*local) != info.direct_local);
-            let Some(mut address) = named.or(restored) else {
+            let Some(mut address) = named.or_else(|| ex.info.connection.restored()) else {
                 self.cluster.cluster.stats().original_dst_host_invalid.increment(1);
                 return Err(UpstreamError::NoHealthyHost);
             };

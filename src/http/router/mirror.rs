@@ -48,10 +48,10 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
         }
         let shadow = shadow::Shadow {
             worker: ex.worker.clone(),
-            cluster,
             request: copy,
             chunked: ex.upload.is_chunked(),
-            trailers: ex.manager.http1.enable_trailers,
+            trailers: ex.manager.http1.enable_trailers && cluster.cluster.http.http1.enable_trailers,
+            cluster,
             feed,
             patience: deadlines.route_timeout.or(ex.manager.timeouts.stream_idle).unwrap_or(PATIENCE),
         };

@@ -132,6 +132,7 @@ pub(in crate::http) async fn forward(
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
     let upstream_limit = cluster.cluster.per_connection_buffer_limit;
     ex.upload.limit(upstream_limit);
+    ex.upload.keep_trailers(cluster.cluster.http.http1.enable_trailers);
     let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
     let mut copies = Copies::new(retries.is_some(), limit);
     if !upgrade && !forward.mirrors.is_empty() {

@@ -92,7 +92,7 @@ impl Attempts<'_> {
         let mut download = Pump::new(
             framing,
             write_chunked,
-            ex.manager.http1.enable_trailers,
+            ex.manager.http1.enable_trailers && self.cluster.cluster.http.http1.enable_trailers,
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
