@@ -42,8 +42,6 @@ pub struct Cluster {
     pub fail_traffic_on_panic: bool,
     /// HTTP towards the upstream.
     pub http: UpstreamHttp,
-    /// Idle timeout of unassociated pooled TCP connections. Default 10 min; `None` = never.
-    pub tcp_idle_timeout: Option<Duration>,
     /// Socket options for upstream connections.
     pub socket: SocketTuning,
     /// Whether it came from a control plane instead of the bootstrap.
@@ -170,8 +168,6 @@ pub struct Breakers {
     pub requests: Limit,
     /// Retries in flight. Default 3.
     pub retries: Limit,
-    /// Connection pools. Default unlimited.
-    pub pools: Limit,
     /// Replaces `retries` when set.
     pub retry_budget: Option<RetryBudget>,
     /// Publish `remaining_*` gauges.
@@ -330,8 +326,6 @@ pub struct HostTemplate {
     pub locality: Arc<Locality>,
     /// Health told by the control plane.
     pub health: Health,
-    /// Further addresses for happy eyeballs.
-    pub additional: Vec<SocketAddr>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -408,7 +402,7 @@ impl Host {
     /// Whether a host with `template` at the same address is this endpoint: connections to it may go
     /// on, whatever its weight, health, priority and locality are now.
     pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
-        self.template.hostname == template.hostname && self.template.additional == template.additional
+        self.template.hostname == template.hostname
     }
 
     /// What the control plane says of its health.

@@ -63,8 +63,6 @@ pub struct FilterChain {
     pub fingerprint: u64,
     /// Begins when the chain is changed or removed; its connections read it.
     pub retirement: Arc<Retirement>,
-    /// Time for the downstream transport handshake.
-    pub handshake_timeout: Option<Duration>,
     /// What serves the connection.
     pub terminal: Terminal,
 }

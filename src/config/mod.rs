@@ -9,6 +9,8 @@ pub mod chain_match;
 pub mod cluster;
 pub mod compile;
 pub mod discovery;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod headers;
 pub mod http;
 pub mod listener;

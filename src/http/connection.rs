@@ -30,18 +30,22 @@ pub struct Downstream {
     pub timer: LazyTimer,
     /// Facts for logs.
     pub info: Rc<ConnectionInfo>,
+    /// Most bytes held for the client or from it (`per_connection_buffer_limit_bytes`), soft.
+    pub buffer_limit: usize,
     /// Requests begun.
     pub requests: u32,
     /// When the last request ended, or the connection began.
     pub idle_since: Instant,
 }
 
-/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen.
+/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen;
+/// `buffer_limit` is the listener's.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
     stream: Stream,
     prefix: BytesMut,
+    buffer_limit: usize,
     info: Rc<ConnectionInfo>,
 ) {
     let stats = &manager.stats;
@@ -56,6 +60,7 @@ pub async fn serve(
         output: OutBuf::default(),
         timer: LazyTimer::default(),
         info,
+        buffer_limit,
         requests: 0,
         idle_since: start,
     };
@@ -206,4 +211,44 @@ async fn linger(down: &mut Downstream, patience: Duration) {
         }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::config::compile::tests::hcm;
+    use crate::telemetry::fixtures::connection;
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_leaves_no_request_counted() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let body = "x".repeat(4000);
+        let manager = hcm(
+            json!({"route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": body}}}]}]}}),
+        );
+        let worker = Rc::new(Worker::new(Arc::default(), Arc::default()));
+        let info = Rc::new(connection(None, None));
+        let served = serve(worker.clone(), manager, Stream::Unix(server), BytesMut::new(), 1 << 20, info);
+        let mut served = Box::pin(served);
+        // The client asks and never reads, until an answer finds no room.
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while worker.active_requests.get() == 0 {
+                tokio::select! {
+                    biased;
+                    () = served.as_mut() => panic!("the connection is over"),
+                    sent = client.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n") => sent.unwrap(),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        drop(served);
+        assert_eq!(worker.active_requests.get(), 0);
+    }
 }

@@ -17,8 +17,8 @@ use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::socket::tune_accepted;
-use crate::runtime::{Acceptor, Stream};
-use crate::tcp::{Dial, DialContext, DialError, Dialed};
+use crate::runtime::{Acceptor, Counted, Stream};
+use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
@@ -125,22 +125,6 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Counts a connection while it lives.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
 /// An open connection. Its drop is the connection's end, however that comes.
 struct Opened<'a> {
     id: u64,
@@ -177,7 +161,10 @@ async fn serve(
     let mut opened = Opened { id, census: &census, stats: stats.clone(), start, inspected: false };
     stats.downstream_cx_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_active);
-    let (local, remote) = (stream.local_addr(), stream.peer_addr());
+    let (direct_local, remote) = (stream.local_addr(), stream.peer_addr());
+    // A connection that was not redirected keeps its address.
+    let restored = listener.inspect.original_dst.then(|| stream.original_dst().ok()).flatten();
+    let local = restored.or(direct_local);
     let inspected = if listener.inspect.tls || listener.inspect.http {
         let _before = Held::new(&stats.downstream_pre_cx_active);
         let patience = Patience {
@@ -213,19 +200,20 @@ async fn serve(
         remote,
         direct_remote: remote,
         local,
-        direct_local: local,
+        direct_local,
         server_name: inspected.server_name,
         filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
         start,
     });
     if let Some(chain) = &chain {
         // A connection keeps its filter chain alive, and not the listener that was swapped meanwhile.
+        let limit = listener.per_connection_buffer_limit;
         drop(listener);
         let prefix = inspected.prefix;
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {
-                crate::http::connection::serve(worker, manager, stream, prefix, info).await;
+                crate::http::connection::serve(worker, manager, stream, prefix, limit, info).await;
             }
             Terminal::Tcp(proxy) => {
                 let _relay = Counted::new(&census.relays);
@@ -234,7 +222,8 @@ async fn serve(
                     // An error means that the worker is ending, which cuts as well.
                     let _ = cut.wait_for(|cut| *cut).await;
                 };
-                Box::pin(crate::tcp::serve(proxy, stream, prefix, info, &dialler, cut)).await;
+                let client = Client { stream, prefix, buffer_limit: limit, info };
+                Box::pin(crate::tcp::serve(proxy, client, &dialler, cut)).await;
             }
             Terminal::Echo => {
                 // A client that goes away ends its echo.

@@ -301,6 +301,13 @@ impl ListenerManager {
         }
     }
 
+    /// Those of our addresses on which another process listens.
+    fn foreign(&self) -> HashSet<SocketAddr> {
+        let sockets = self.listeners.iter().filter_map(|entry| entry.sockets.as_ref());
+        let addresses: Vec<SocketAddr> = sockets.filter_map(|sockets| sockets.group).collect();
+        socket::foreign_listeners(&addresses, &self.inodes())
+    }
+
     /// Whether all sockets are closed.
     pub fn is_closed(&self) -> bool {
         let lives = self.listeners.iter().map(|entry| &entry.live);
@@ -310,10 +317,8 @@ impl ListenerManager {
 
     /// Whether another process listens on all our ports; new connections then go to it alone.
     pub fn handed_over(&self) -> bool {
-        let own = self.inodes();
-        let taken = |sockets: &Sockets| {
-            sockets.group.is_none_or(|address| socket::foreign_listener(address, &own))
-        };
+        let foreign = self.foreign();
+        let taken = |sockets: &Sockets| sockets.group.is_none_or(|address| foreign.contains(&address));
         let sockets = || self.listeners.iter().filter_map(|entry| entry.sockets.as_ref());
         if !sockets().any(|sockets| sockets.group.is_some()) || !sockets().all(taken) {
             return false;
@@ -335,10 +340,8 @@ impl ListenerManager {
         if !self.listeners.iter().filter_map(|entry| entry.sockets.as_ref()).any(|sockets| sockets.steered) {
             return;
         }
-        let own = self.inodes();
-        let ours = |sockets: &Sockets| {
-            sockets.group.is_none_or(|address| !socket::foreign_listener(address, &own))
-        };
+        let foreign = self.foreign();
+        let ours = |sockets: &Sockets| sockets.group.is_none_or(|address| !foreign.contains(&address));
         if !self.listeners.iter().filter_map(|entry| entry.sockets.as_ref()).all(ours) {
             return;
         }

@@ -93,9 +93,8 @@ impl Rig {
     }
 
     fn compile_message(&self, message: &pb::Listener) -> Listener {
-        let mut environment =
-            Environment::new(&self.config.clusters, &self.config.routes, &self.config.runtime);
-        environment.known_clusters.insert("echo");
+        let environment =
+            Environment { known: &|name| name == "echo", ..Environment::new(&self.config.compiler) };
         let mut problems = Problems::new();
         compile::listener::compile(message, &environment, &mut problems)
             .unwrap_or_else(|| panic!("{:?}", problems.into_parts()))

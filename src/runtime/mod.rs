@@ -13,3 +13,4 @@ pub mod worker;
 
 pub use process::{run, RunError};
 pub use stream::{Acceptor, Stream};
+pub use worker::Counted;

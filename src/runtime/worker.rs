@@ -1,5 +1,6 @@
 //! A worker: one thread, one current-thread runtime, its own listening sockets and pools.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -55,6 +56,23 @@ pub struct Status {
     pub quiet_ms: AtomicU64,
     /// It accepts connections.
     pub ready: AtomicBool,
+}
+
+/// Counts something while it lives.
+pub struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    /// One more.
+    pub fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// How often idle connections are looked through and the clock is followed.

@@ -34,6 +34,13 @@ pub struct ConnectionInfo {
     pub retirement: Arc<Retirement>,
 }
 
+impl ConnectionInfo {
+    /// Where the client meant to go, if that is not our end of the socket.
+    pub fn restored(&self) -> Option<SocketAddr> {
+        self.local.filter(|local| Some(*local) != self.direct_local)
+    }
+}
+
 /// HTTP version of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[allow(missing_docs)]

@@ -20,10 +20,18 @@ pub struct ClusterLocal {
     pub cluster: Arc<Cluster>,
     view: RefCell<View>,
     /// Pools of hosts that no host set lists (original destinations).
-    dynamic: RefCell<HashMap<SocketAddr, Rc<HostPool>>>,
+    dynamic: RefCell<HashMap<SocketAddr, Destination>>,
     /// Whether anybody asked for it since the last sweep, and when a sweep last found so.
     used: Cell<bool>,
     last_used: Cell<Instant>,
+}
+
+/// An original destination.
+#[derive(Debug)]
+struct Destination {
+    pool: Rc<HostPool>,
+    /// When it was last asked for or seen to have a connection.
+    used: Instant,
 }
 
 /// A cluster without requests and connections for this long is let go.
@@ -89,8 +97,13 @@ impl ClusterLocal {
     /// The pool of an original destination, made on demand.
     pub fn original_destination(&self, address: SocketAddr) -> Rc<HostPool> {
         let mut dynamic = self.dynamic.borrow_mut();
-        let make = || HostPool::new(&self.cluster, Host::new(Address::Ip(address), HostTemplate::default()));
-        dynamic.entry(address).or_insert_with(make).clone()
+        let used = Instant::now();
+        let destination = dynamic.entry(address).or_insert_with(|| {
+            let host = Host::new(Address::Ip(address), HostTemplate::default());
+            Destination { pool: HostPool::new(&self.cluster, host), used }
+        });
+        destination.used = used;
+        destination.pool.clone()
     }
 
     pub(super) fn sweep(&self, now: Instant) {
@@ -104,9 +117,12 @@ impl ClusterLocal {
         for pool in &view.pools {
             pool.sweep(now);
         }
-        self.dynamic.borrow_mut().retain(|_, pool| {
+        self.dynamic.borrow_mut().retain(|_, Destination { pool, used }| {
             pool.sweep(now);
-            pool.is_used()
+            if pool.is_used() {
+                *used = now;
+            }
+            now.saturating_duration_since(*used) < self.cluster.cleanup_interval
         });
     }
 
@@ -128,8 +144,8 @@ impl Drop for ClusterLocal {
         for pool in &self.view.borrow().pools {
             pool.retire();
         }
-        for pool in self.dynamic.borrow().values() {
-            pool.retire();
+        for destination in self.dynamic.borrow().values() {
+            destination.pool.retire();
         }
     }
 }
@@ -147,5 +163,29 @@ impl View {
             })
             .collect();
         Self { set, picker, pools, rng }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::cluster::Discovery;
+    use crate::config::fixtures;
+
+    #[test]
+    fn an_original_destination_is_kept_for_the_cleanup_interval() {
+        let discovery = Discovery::OriginalDst { header: None, port_override: None };
+        let cleanup_interval = Duration::from_secs(9);
+        let cluster = Cluster { cleanup_interval, ..fixtures::cluster("destinations", discovery) };
+        let local = ClusterLocal::new(Arc::new(cluster));
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let before = local.original_destination(address);
+        let start = Instant::now();
+        local.sweep(start + cleanup_interval / 2);
+        assert!(Rc::ptr_eq(&before, &local.original_destination(address)));
+        local.sweep(start + cleanup_interval * 2);
+        assert!(!Rc::ptr_eq(&before, &local.original_destination(address)));
     }
 }

@@ -237,7 +237,8 @@ impl HostPool {
         };
         stats.upstream_rq_pending_total.increment(1);
         let _gauge = Held::new(&stats.upstream_rq_pending_active);
-        let Some(permit) = Permit::take(&self.cluster, 0, Kind::Connections) else {
+        let permit = (!self.is_full(0)).then(|| Permit::take(&self.cluster, 0, Kind::Connections)).flatten();
+        let Some(permit) = permit else {
             stats.upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
@@ -324,9 +325,21 @@ impl HostPool {
         self.learned_idle.set(Some(earlier.min(known)));
     }
 
+    /// Whether all workers together have as many connections to the host as it may have
+    /// (`per_host_thresholds`).
+    fn is_full(&self, priority: usize) -> bool {
+        // Those that are being opened count in `open` only, and only this worker's.
+        let open = || self.host.shared.active_connections.load(Ordering::Relaxed).max(self.open.get());
+        self.cluster.breakers[usize::from(priority == 1)]
+            .per_host_connections
+            .is_some_and(|most| open() >= most)
+    }
+
     fn connection_permit(&self, priority: usize) -> Option<Permit> {
-        if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
-            return Some(permit);
+        if !self.is_full(priority) {
+            if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
+                return Some(permit);
+            }
         }
         self.cluster.stats().upstream_cx_overflow.increment(1);
         // A host without any connection is always allowed one, as in Envoy.
@@ -508,3 +521,7 @@ fn is_local(error: &io::Error) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -21,7 +21,7 @@ use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::http1_options;
-use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
+use super::{buffer_limit, duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -45,7 +45,7 @@ pub fn compile(
         if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
     let connect_timeout =
         duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);
-    let (http, tcp_idle_timeout) = protocol_options(cluster, problems);
+    let http = protocol_options(cluster, problems);
     let breakers = breakers(cluster, environment, problems);
     let (panic_threshold, fail_traffic_on_panic) = common_lb(cluster, environment);
     let assignment = cluster.load_assignment.as_ref();
@@ -77,7 +77,7 @@ pub fn compile(
         discovery: discovery?,
         lb_policy: lb_policy?,
         connect_timeout,
-        per_connection_buffer_limit: u32_or(cluster.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(cluster.per_connection_buffer_limit_bytes),
         breakers,
         panic_threshold,
         fail_traffic_on_panic,
@@ -89,7 +89,6 @@ pub fn compile(
             problems,
         ),
         http,
-        tcp_idle_timeout,
         socket,
         added_via_api: environment.dynamic,
         hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
@@ -426,7 +425,6 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
             pending: limit("max_pending_requests", entry.max_pending_requests, 1024),
             requests: limit("max_requests", entry.max_requests, 1024),
             retries: limit("max_retries", entry.max_retries, 3),
-            pools: limit("max_connection_pools", entry.max_connection_pools, u32::MAX),
             // The message without either field leaves `max_retries` in force, as in Envoy.
             retry_budget: entry
                 .retry_budget
@@ -444,9 +442,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
 
-/// HTTP options and the idle timeout of pooled TCP connections.
-fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (UpstreamHttp, Option<Duration>) {
-    let mut tcp_idle = Some(Duration::from_secs(600));
+fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamHttp {
     // The extension replaces the deprecated fields, as in Envoy.
     let mut common = cluster.common_http_protocol_options;
     let mut http1 = cluster.http_protocol_options.clone();
@@ -470,14 +466,14 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
                 };
             }
             TCP_OPTIONS => {
-                let Some(options) = extension::<TcpProtocolOptions>(any, "", problems) else { return };
-                tcp_idle = idle(&options.idle_timeout, tcp_idle, "idle_timeout", problems);
+                // Nothing in it has an effect.
+                let _ = extension::<TcpProtocolOptions>(any, "", problems);
             }
             _ => problems.report(format!("there are no protocol options with the name {key:?}")),
         });
     }
     let common = common.unwrap_or_default();
-    let http = problems.at("common_http_protocol_options", |problems| UpstreamHttp {
+    problems.at("common_http_protocol_options", |problems| UpstreamHttp {
         protocol: UpstreamProtocol::Http1,
         idle_timeout: idle(&common.idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout", problems),
         max_connection_duration: idle(
@@ -494,8 +490,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
         max_headers_count: u32_or(common.max_headers_count, 100),
         max_response_headers: 80 * 1024,
         http1: http1_options(http1.as_ref()),
-    });
-    (http, tcp_idle)
+    })
 }
 
 pub(super) fn source_address(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
 
-use super::{duration, ip_address, port, u32_or};
+use super::{duration, port, u32_or};
 use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
 use crate::config::problems::Problems;
 use crate::config::Host;
@@ -169,21 +169,12 @@ fn endpoint(
         let address = target.address.as_ref().map(|address| address.address.as_ref());
         // An `address` without content breaks a rule of its own message.
         let Some(address) = address.map_or(Some(None), |content| content.map(Some)) else { return };
-        let mut additional = Vec::new();
-        for (index, more) in target.additional_addresses.iter().enumerate() {
-            let Some(address) = &more.address else { continue };
-            let address = problems.at_index("additional_addresses", index, |problems| {
-                problems.at("address", |problems| ip_address(address, problems))
-            });
-            additional.extend(address);
-        }
         let template = HostTemplate {
             hostname: target.hostname.as_str().into(),
             weight: u32_or(entry.load_balancing_weight, 1),
             priority,
             locality: locality.clone(),
             health: health(entry.health_status()),
-            additional,
         };
         problems.at("address", |problems| each(address, template, problems));
     });

@@ -9,7 +9,6 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
-use outrigger_control_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
@@ -19,8 +18,8 @@ use super::rooms;
 use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
 use crate::config::discovery::Source;
 use crate::config::http::{
-    Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader,
-    StripPort, Underscores, Upgrade,
+    Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
+    RequestLimits, RouterOptions, ServerHeader, StripPort, Underscores, Upgrade,
 };
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -52,15 +51,11 @@ pub fn compile(
     let common = config.common_http_protocol_options.unwrap_or_default();
     let timeouts = timeouts(config, &common, problems);
     let upgrades = upgrades(config, problems);
-    let http1 = config.http_protocol_options.as_ref();
-    let keep_going = http1
-        .and_then(|options| options.override_stream_error_on_invalid_http_message)
-        .or(config.stream_error_on_invalid_http_message);
+    let http1 = config.http_protocol_options.clone().unwrap_or_default();
+    let http1_options = http1_options(Some(&http1));
     let strip_port = strip_port(config, problems);
-    let drain_timeout = duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
     let delayed_close_timeout =
         duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);
-    let pack_trace_reason = pack_trace_reason(config, problems);
     if problems.count() > before {
         return None;
     }
@@ -97,7 +92,6 @@ pub fn compile(
         generate_request_id: bool_or(config.generate_request_id, true),
         preserve_external_request_id: config.preserve_external_request_id,
         always_set_request_id_in_response: config.always_set_request_id_in_response,
-        pack_trace_reason,
         scheme_overwrite: config.scheme_header_transformation.as_ref().and_then(|scheme| {
             let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) =
                 scheme.transformation.as_ref()?;
@@ -109,26 +103,41 @@ pub fn compile(
         strip_port,
         strip_trailing_host_dot: config.strip_trailing_host_dot,
         proxy_100_continue: config.proxy_100_continue,
-        stream_error_on_invalid_http_message: bool_or(keep_going, false),
         append_x_forwarded_port: config.append_x_forwarded_port,
         timeouts,
-        // The field's rule bounds it to 8192.
-        max_request_headers: u32_or(config.max_request_headers_kb, 60).saturating_mul(1024) as usize,
-        max_headers_count: u32_or(common.max_headers_count, 100),
+        limits: request_limits(config, &common, &http1, &http1_options),
         max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
-        underscores: match common.headers_with_underscores_action() {
-            core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
-            core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
-            core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
-        },
-        http1: http1_options(http1),
+        http1: http1_options,
         upgrades,
-        drain_timeout,
         delayed_close_timeout,
         local_reply,
         always_forward_client_cert: config.forward_client_cert_details()
             == pb::http_connection_manager::ForwardClientCertDetails::AlwaysForwardOnly,
     })
+}
+
+fn request_limits(
+    config: &pb::HttpConnectionManager,
+    common: &core::HttpProtocolOptions,
+    http1: &core::Http1ProtocolOptions,
+    options: &Http1Options,
+) -> RequestLimits {
+    RequestLimits {
+        // The field's rule bounds it to 8192.
+        max_head: u32_or(config.max_request_headers_kb, 60).saturating_mul(1024) as usize,
+        max_fields: u32_or(common.max_headers_count, 100) as usize,
+        http_10: http1.accept_http_10,
+        default_host: optional(&http1.default_host_for_http_10),
+        absolute_url: bool_or(http1.allow_absolute_url, true),
+        chunked_length: options.allow_chunked_length,
+        custom_methods: http1.allow_custom_methods,
+        preserve_case: options.header_case == HeaderCase::Preserve,
+        underscores: match common.headers_with_underscores_action() {
+            core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
+            core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
+            core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+        },
+    }
 }
 
 fn optional(text: &str) -> Option<Bytes> {
@@ -399,19 +408,4 @@ fn escaped_slashes(config: &pb::HttpConnectionManager) -> EscapedSlashes {
         Action::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
         Action::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
     }
-}
-
-fn pack_trace_reason(config: &pb::HttpConnectionManager, problems: &mut Problems) -> bool {
-    let any = config.request_id_extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
-    // Other extensions are refused by the support table.
-    let Some(any) =
-        any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")
-    else {
-        return true;
-    };
-    problems
-        .at("request_id_extension", |problems| {
-            extension::<UuidRequestIdConfig>(any, "typed_config", problems)
-        })
-        .is_none_or(|uuid| bool_or(uuid.pack_trace_reason, true))
 }

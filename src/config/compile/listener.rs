@@ -12,7 +12,9 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 };
 use outrigger_control_api::type_of;
 
-use super::{bool_or, canonical, data_source, duration, extension, hcm, idle, port, rooms, u32_or, Environment};
+use super::{
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rooms, u32_or, Environment,
+};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
@@ -95,7 +97,7 @@ pub fn compile(
         inspect,
         listener_filters_timeout,
         continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
-        per_connection_buffer_limit: u32_or(listener.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(listener.per_connection_buffer_limit_bytes),
         reuse_port: bool_or(listener.enable_reuse_port, true),
         backlog: u32_or(listener.tcp_backlog_size, somaxconn()),
         socket: SocketTuning::default(),
@@ -192,9 +194,6 @@ fn chain(
     if let Some(socket) = &config.transport_socket {
         problems.at("transport_socket", |problems| transport_socket(socket, problems));
     }
-    let handshake_timeout =
-        duration(&config.transport_socket_connect_timeout, "transport_socket_connect_timeout", problems)
-            .filter(|timeout| !timeout.is_zero());
     let terminal = terminal(&config.filters, owner, environment, problems);
     if problems.count() > before {
         return None;
@@ -203,7 +202,6 @@ fn chain(
         name: config.name.as_str().into(),
         fingerprint: canonical::fingerprint(config),
         retirement: Arc::default(),
-        handshake_timeout,
         terminal: terminal?,
     })
 }

@@ -111,6 +111,15 @@ pub(crate) fn u32_or(value: Option<wkt::UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
 }
 
+/// `per_connection_buffer_limit_bytes`. Envoy takes 0 for "no limit"; what we hold then is limited by the
+/// same 1 MiB that counts when config does not speak of it.
+pub(crate) fn buffer_limit(value: Option<wkt::UInt32Value>) -> usize {
+    match u32_or(value, 0) {
+        0 => 1 << 20,
+        limit => limit as usize,
+    }
+}
+
 pub(crate) fn bool_or(value: Option<wkt::BoolValue>, default: bool) -> bool {
     value.map_or(default, |value| value.value)
 }

@@ -29,7 +29,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stream_idle_timeout",
             "request_timeout",
             "request_headers_timeout",
-            "drain_timeout",
             "delayed_close_timeout",
             "access_log",
             "access_log_options",
@@ -53,11 +52,12 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "strip_matching_host_port",
             "strip_any_host_port",
             "strip_trailing_host_dot",
-            "stream_error_on_invalid_http_message",
             "append_x_forwarded_port",
         ],
         observe: &[
             ("tracing", TRACING),
+            ("drain_timeout", "it concerns HTTP/2 only, which is not supported yet"),
+            ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
             ("set_current_client_cert_details", TLS),
             ("http3_protocol_options", "HTTP/3 is not supported"),
             ("append_local_overload", "there is no overload manager"),
@@ -116,8 +116,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
-        implemented: &["pack_trace_reason"],
-        observe: &[("use_request_id_for_trace_sampling", TRACING)],
+        implemented: &[],
+        observe: &[("pack_trace_reason", TRACING), ("use_request_id_for_trace_sampling", TRACING)],
         rejected: &[],
     },
     MessageSupport {

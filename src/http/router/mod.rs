@@ -131,8 +131,10 @@ pub(in crate::http) async fn forward(
     let Some(request) = &mut ex.request else { return End::Gone };
     let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
-    let limit =
-        route.buffer_limit.map_or(cluster.cluster.per_connection_buffer_limit, |limit| limit as usize);
+    let upstream_limit = cluster.cluster.per_connection_buffer_limit;
+    ex.upload.limit(upstream_limit);
+    ex.upload.keep_trailers(cluster.cluster.http.http1.enable_trailers);
+    let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
     let mut copies = Copies::new(retries.is_some(), limit);
     if !upgrade && !forward.mirrors.is_empty() {
         mirror(ex, forward, &deadlines, &mut copies);

@@ -185,7 +185,7 @@ impl ControlPlane {
         let version = self.cache.get(NODE).map(|snapshot| snapshot.version(kind));
         eventually(DEADLINE, || {
             let acked = self.cache.streams().iter().any(|stream| {
-                stream.types.iter().any(|t| t.kind == *kind && Some(&t.acked_version) == version.as_ref())
+                stream.types.iter().any(|t| t.kind == *kind && Some(&t.version_acked) == version.as_ref())
             });
             std::future::ready(acked)
         })
