@@ -128,8 +128,9 @@ impl Listeners {
     fn serve_ready(&mut self, gone: &[&str], world: &mut World<'_>) -> Vec<(Arc<str>, String)> {
         let (mut versions, mut ready) = (Vec::new(), Vec::new());
         for (name, entry) in &mut self.entries {
-            let is_ready =
-                |(version, _): &mut (Version, Listener)| version.needs.iter().all(|key| world.routes.is_answered(key));
+            let is_ready = |(version, _): &mut (Version, Listener)| {
+                version.needs.iter().all(|key| world.routes.is_answered(key))
+            };
             if let Some((version, listener)) = entry.warming.take_if(is_ready) {
                 versions.push((name.clone(), version));
                 ready.push(listener);

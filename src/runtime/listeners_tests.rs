@@ -253,7 +253,9 @@ fn under_connects(port: u16, script: impl FnOnce(&dyn Fn() -> usize)) -> (usize,
             let mut lost = Vec::new();
             while !done.load(Ordering::Relaxed) {
                 match connect(port).and_then(|mut stream| ask(&mut stream)) {
-                    Ok(answer) if answer.starts_with("http/1.1 200") => drop(good.fetch_add(1, Ordering::Relaxed)),
+                    Ok(answer) if answer.starts_with("http/1.1 200") => {
+                        drop(good.fetch_add(1, Ordering::Relaxed))
+                    }
                     Ok(answer) => lost.push(answer),
                     Err(error) => lost.push(error.to_string()),
                 }
@@ -351,10 +353,7 @@ fn an_update_in_place_keeps_unchanged_chains() {
     drop(http_client);
 
     // A session on a chain that changed has no deadline.
-    assert_eq!(
-        rig.apply(&listener("main", 0, "", &[tcp("other"), http("new")])).unwrap(),
-        Applied::InPlace
-    );
+    assert_eq!(rig.apply(&listener("main", 0, "", &[tcp("other"), http("new")])).unwrap(), Applied::InPlace);
     drop((before, after));
     eventually("the first drain is over", || {
         rig.manager.tick(Instant::now() + Duration::from_secs(3600));
@@ -440,7 +439,11 @@ fn another_address_is_bound_before_the_old_one_is_closed() {
     let answer = ask(&mut client).unwrap();
     assert!(answer.ends_with("old") && closes(&answer), "{answer}");
     refuses(old);
-    rig.counts(&[("listener_modified", 1), ("listener_in_place_updated", 0), ("total_listeners_draining", 1)]);
+    rig.counts(&[
+        ("listener_modified", 1),
+        ("listener_in_place_updated", 0),
+        ("total_listeners_draining", 1),
+    ]);
     eventually("the old sockets are closed", || {
         rig.manager.tick(Instant::now());
         rig.manager.closing.is_empty()

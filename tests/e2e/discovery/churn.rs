@@ -33,7 +33,10 @@ async fn constant_change_loses_no_request_and_cuts_no_stream() {
     mesh.services.insert("sockets".into(), vec![sockets.port()]);
     let tables = [
         vec![("/ws".into(), vec![("sockets".into(), 1)]), ("/".into(), vec![("web".into(), 1)])],
-        vec![("/ws".into(), vec![("sockets".into(), 1)]), ("/".into(), vec![("web".into(), 9), ("web2".into(), 1)])],
+        vec![
+            ("/ws".into(), vec![("sockets".into(), 1)]),
+            ("/".into(), vec![("web".into(), 9), ("web2".into(), 1)]),
+        ],
     ];
     mesh.services.insert("web2".into(), ports.clone());
     mesh.tables.insert("main".into(), tables[0].clone());

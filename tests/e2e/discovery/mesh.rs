@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
-use outrigger_control_api::server::{Event, ResourceType, Server, Snapshot, SnapshotCache};
 use outrigger_control_api::load_resource;
+use outrigger_control_api::server::{Event, ResourceType, Server, Snapshot, SnapshotCache};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
