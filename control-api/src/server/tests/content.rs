@@ -4,7 +4,8 @@ use super::*;
 use crate::pb::envoy::config::listener::v3::{filter, Filter, FilterChain};
 use crate::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use crate::pb::google::protobuf::Any;
-use crate::server::{load_directory, ResourceError, SnapshotCache};
+use crate::control::load_directory;
+use crate::server::{ResourceError, SnapshotCache};
 use prost::Name as _;
 
 #[test]
