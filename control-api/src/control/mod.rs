@@ -30,7 +30,7 @@ use std::time::{Duration, SystemTime};
 
 pub use files::{load_directory, FileProblem};
 
-use crate::server::{Event, Protocol, Server, Snapshot, SnapshotCache, StreamStatus};
+use crate::server::{Event, Protocol, ResourceType, Server, Snapshot, SnapshotCache, StreamStatus};
 use crate::watch::DirectoryWatch;
 use tree::{Change, Scan, Tree};
 
@@ -144,7 +144,9 @@ impl Control {
                     let scope = key.as_ref().map_or(Some(&tree.common), |key| tree.keys.get(key));
                     let Some(snapshot) = scope.and_then(|scope| scope.snapshot.clone()) else { continue };
                     let files = scope.map_or(0, |scope| scope.files);
-                    self.say(&format!("{}: {} from {files} files", whom(key.as_deref()), census(&snapshot)));
+                    let plural = if files == 1 { "" } else { "s" };
+                    let what = census(&snapshot);
+                    self.say(&format!("{}: {what} from {files} file{plural}", whom(key.as_deref())));
                     match key {
                         Some(key) => self.shared.cache.set(&key, snapshot),
                         None => self.shared.cache.set_common(Some(snapshot)),
@@ -176,21 +178,28 @@ impl Control {
         if self.shared.settings.quiet && !refused {
             return;
         }
-        let who = format!("client {:?} (cluster {:?}, stream {})", stream.node_id, stream.node_cluster, stream.id);
+        let who =
+            format!("client {:?} (cluster {:?}, stream {})", stream.node_id, stream.node_cluster, stream.id);
         let what = match event {
             Event::Connected => {
                 let form = match stream.protocol {
                     Protocol::Delta => "delta",
                     Protocol::StateOfTheWorld => "state of the world",
                 };
-                let only = stream.only.as_ref().map_or("all types".to_owned(), ToString::to_string);
+                let only = stream.only.as_ref().map_or("all types", short);
                 format!("connected: {form}, {only}")
             }
             Event::Disconnected(None) => "disconnected".to_owned(),
             Event::Disconnected(Some(why)) => format!("disconnected: {why}"),
-            Event::Ack { kind, version } => format!("accepted {kind} {version}"),
+            Event::Ack { kind, version } => format!("accepted {} {version}", short(kind)),
             Event::Nack { kind, nack } => {
-                format!("REFUSED {kind} {}: {} (code {})", nack.version, nack.message.trim(), nack.code)
+                format!(
+                    "REFUSED {} {}: {} (code {})",
+                    short(kind),
+                    nack.version,
+                    nack.message.trim(),
+                    nack.code
+                )
             }
         };
         self.say(&format!("{who} {what}"));
@@ -217,15 +226,18 @@ fn whom(key: Option<&str>) -> String {
     key.map_or("for everybody".to_owned(), |key| format!("for {key:?}"))
 }
 
+/// The name of a type without its package.
+fn short(kind: &ResourceType) -> &str {
+    kind.url().rsplit(['.', '/']).next().unwrap_or(kind.url())
+}
+
 /// How many resources of each type.
 fn census(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     for kind in snapshot.types() {
-        let name = kind.to_string();
-        let name = name.rsplit('.').next().unwrap_or(&name);
         let comma = if text.is_empty() { "" } else { ", " };
         // Writing to a String cannot fail.
-        let _ = write!(text, "{comma}{} {name}", snapshot.count(kind));
+        let _ = write!(text, "{comma}{} {}", snapshot.count(kind), short(kind));
     }
     if text.is_empty() {
         text.push_str("no resources");

@@ -60,7 +60,9 @@ impl Control {
 
     fn respond<B>(&self, request: &Request<B>) -> Response<String> {
         let (status, kind, body) = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/") => (StatusCode::OK, "text/html; charset=utf-8", self.status_html()),
+            (&Method::GET | &Method::HEAD, "/") => {
+                (StatusCode::OK, "text/html; charset=utf-8", self.status_html())
+            }
             (&Method::GET | &Method::HEAD, "/status.json") => {
                 (StatusCode::OK, "application/json", format!("{:#}\n", self.status()))
             }
@@ -104,7 +106,8 @@ impl Control {
             time_of_day(SystemTime::now()),
         );
         for snapshot in list(&status["snapshots"]) {
-            let whom = snapshot["key"].as_str().map_or("for everybody".to_owned(), |key| format!("for {key}"));
+            let whom =
+                snapshot["key"].as_str().map_or("for everybody".to_owned(), |key| format!("for {key}"));
             let _ = write!(page, "<h3>{}</h3>", escape(&whom));
             rows(&mut page, &["type", "resources", "version"], list(&snapshot["types"]), |row| {
                 vec![text(&row["type"]), row["resources"].to_string(), code(&text(&row["version"]))]
@@ -113,7 +116,12 @@ impl Control {
             if !problems.is_empty() {
                 page.push_str("<p class=bad>The files have mistakes; the last good state is served.</p>");
                 rows(&mut page, &["file", "resource", "field", "what is wrong"], problems, |row| {
-                    vec![text(&row["file"]), text(&row["resource"]), code(&text(&row["field"])), text(&row["message"])]
+                    vec![
+                        text(&row["file"]),
+                        text(&row["resource"]),
+                        code(&text(&row["field"])),
+                        text(&row["message"]),
+                    ]
                 });
             }
         }
@@ -135,7 +143,11 @@ impl Control {
                 let number = |field: &str| row[field].to_string();
                 let all = if row["wildcard"] == true { "all + " } else { "" };
                 let why = row["last_refusal"]["message"].as_str().unwrap_or_default();
-                let why = if why.is_empty() { String::new() } else { format!("<span class=bad>{}</span>", escape(why)) };
+                let why = if why.is_empty() {
+                    String::new()
+                } else {
+                    format!("<span class=bad>{}</span>", escape(why))
+                };
                 vec![
                     text(&row["type"]),
                     format!("{all}{}", number("names")),

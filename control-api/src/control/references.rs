@@ -130,7 +130,9 @@ impl Walk {
 
     fn endpoints(&mut self, cluster: &DynamicMessage) {
         let is_eds = matches!(set(cluster, "type"), Some(Value::EnumNumber(EDS)));
-        let Some(Value::Message(config)) = set(cluster, "eds_cluster_config").filter(|_| is_eds) else { return };
+        let Some(Value::Message(config)) = set(cluster, "eds_cluster_config").filter(|_| is_eds) else {
+            return;
+        };
         if !is_ours(config, "eds_config") {
             return;
         }

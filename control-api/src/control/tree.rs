@@ -30,7 +30,9 @@ impl Scan {
         let mut keys = BTreeMap::new();
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()).filter(|path| !is_hidden(path) && path.is_dir()) {
-            let Some(key) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
+            let Some(key) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+                continue;
+            };
             keys.insert(key, files_of(&path));
             directories.push(path);
         }
@@ -86,7 +88,8 @@ impl Tree {
         // The resources of a key stand beside the good ones for everybody.
         let salt = self.common.hash.or(before);
         let base = self.common.good.clone().unwrap_or_default();
-        let gone: Vec<String> = self.keys.keys().filter(|key| !scan.keys.contains_key(*key)).cloned().collect();
+        let gone: Vec<String> =
+            self.keys.keys().filter(|key| !scan.keys.contains_key(*key)).cloned().collect();
         for key in gone {
             self.keys.remove(&key);
             changes.push(Change::Gone(key));

@@ -141,7 +141,7 @@ impl SnapshotCache {
         lock(&self.inner.streams).by_id.values().cloned().collect()
     }
 
-    pub(super) fn watch(&self, key: &str) -> Watch {
+    pub(crate) fn watch(&self, key: &str) -> Watch {
         let mut nodes = lock(&self.inner.nodes);
         let Nodes { by_key, common } = &mut *nodes;
         let unknown = || Node { sender: watch::Sender::new(common.clone()), own: false };
@@ -169,7 +169,7 @@ impl fmt::Debug for SnapshotCache {
 }
 
 /// Follows the snapshot of one key.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     receiver: Option<watch::Receiver<Current>>,
     key: String,
     cache: SnapshotCache,
@@ -177,7 +177,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// The next snapshot that is not `None`; at once for the one that is there on entry.
-    pub(super) async fn next(&mut self) -> Arc<Snapshot> {
+    pub(crate) async fn next(&mut self) -> Arc<Snapshot> {
         while let Some(receiver) = self.receiver.as_mut() {
             if receiver.changed().await.is_err() {
                 break;

@@ -172,7 +172,8 @@ fn endpoints(items: Vec<(String, &Value)>, problems: &mut Vec<Problem>) -> Vec<E
             let split = address.as_deref().and_then(host_and_port);
             if split.is_none() {
                 let found = address.unwrap_or_default();
-                fields.problem("address", format!("{found:?} is no address with a port, such as 10.0.0.1:80"));
+                fields
+                    .problem("address", format!("{found:?} is no address with a port, such as 10.0.0.1:80"));
             }
             let weight = fields.number("weight", 1, 1_000).unwrap_or(1);
             let zone = fields.text("zone").unwrap_or_default();

@@ -108,11 +108,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One of `choices`.
-    pub(super) fn choice(
-        &mut self,
-        field: &'static str,
-        choices: &[&'static str],
-    ) -> Option<&'static str> {
+    pub(super) fn choice(&mut self, field: &'static str, choices: &[&'static str]) -> Option<&'static str> {
         let text = self.text(field)?;
         let found = choices.iter().find(|choice| **choice == text).copied();
         if found.is_none() {
@@ -196,9 +192,10 @@ mod tests {
     #[test]
     fn times_become_seconds() {
         let read = |text| seconds_of(text).unwrap_or_else(|| "none".to_owned());
-        assert_eq!([read("250ms"), read("15s"), read("1.5s"), read("2m"), read("0s")], [
-            "0.25s", "15s", "1.5s", "120s", "0s"
-        ]);
+        assert_eq!(
+            [read("250ms"), read("15s"), read("1.5s"), read("2m"), read("0s")],
+            ["0.25s", "15s", "1.5s", "120s", "0s"]
+        );
         for bad in ["", "s", "5", "-1s", "1e9s", "9999999h", "1 s", "5d", "infs"] {
             assert_eq!(read(bad), "none", "{bad:?}");
         }

@@ -41,9 +41,9 @@ pub(super) fn of(mesh: &Mesh) -> Vec<(String, Value)> {
         let own = own_name(service);
         if let Some(address) = service.listen {
             add(listener(&own, address));
-            add(route_table(&own, &[virtual_host(service, vec!["*".to_owned()])]));
+            add(route_table(&own, &[virtual_host(service, &["*".to_owned()])]));
         }
-        shared.push(virtual_host(service, domains(service)));
+        shared.push(virtual_host(service, &domains(service)));
         if service.protocol == Protocol::Grpc {
             let with_port = service.port.map(|port| format!("{}:{port}", service.name));
             for name in [service.name.clone()].into_iter().chain(with_port) {
@@ -82,7 +82,8 @@ fn cluster(service: &Service, version: &Version, inline: bool) -> Value {
         ("eds_cluster_config", json!({"eds_config": ads()}))
     };
     let breakers = service.circuit_breakers.as_ref().map(|limits| {
-        let limits: Map<_, _> = limits.iter().map(|(name, limit)| ((*name).to_owned(), json!(limit))).collect();
+        let limits: Map<_, _> =
+            limits.iter().map(|(name, limit)| ((*name).to_owned(), json!(limit))).collect();
         json!({"thresholds": [limits]})
     });
     let outliers = service.outlier_detection.as_ref().map(|set| object(set.clone()));
@@ -201,13 +202,14 @@ pub(super) fn domains(service: &Service) -> Vec<String> {
     domains
 }
 
-fn virtual_host(service: &Service, domains: Vec<String>) -> Value {
+fn virtual_host(service: &Service, domains: &[String]) -> Value {
     let chosen = service.versions.iter().filter(|version| !version.headers.is_empty());
     let mut routes: Vec<Value> = chosen
         .map(|version| {
-            let headers = version.headers.iter().map(|(name, value)| {
-                json!({"name": name, "string_match": {"exact": value}})
-            });
+            let headers = version
+                .headers
+                .iter()
+                .map(|(name, value)| json!({"name": name, "string_match": {"exact": value}}));
             let headers: Vec<Value> = headers.collect();
             let matched = json!({"prefix": "/", "headers": headers});
             json!({"match": matched, "route": action(service, ("cluster", json!(version.cluster)))})
