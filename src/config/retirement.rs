@@ -44,7 +44,8 @@ impl Retirement {
                 // The window was stored before.
                 fence(Ordering::Acquire);
                 let window = self.window_ms.load(Ordering::Relaxed);
-                let elapsed = milliseconds(now.saturating_duration_since(self.epoch)).saturating_sub(began - 1);
+                let elapsed =
+                    milliseconds(now.saturating_duration_since(self.epoch)).saturating_sub(began - 1);
                 elapsed >= window || random() % window < elapsed
             }
         }

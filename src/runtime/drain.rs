@@ -55,7 +55,8 @@ impl Drain {
     /// decides while the share grows.
     #[inline]
     pub fn announces_close(&self, now: Instant, inbound: bool, random: impl FnOnce() -> u64) -> bool {
-        self.retirement.announces_close(now, random) && (inbound || !self.inbound_only.load(Ordering::Relaxed))
+        self.retirement.announces_close(now, random)
+            && (inbound || !self.inbound_only.load(Ordering::Relaxed))
     }
 }
 

@@ -311,9 +311,8 @@ impl ListenerManager {
     /// Whether another process listens on all our ports; new connections then go to it alone.
     pub fn handed_over(&self) -> bool {
         let own = self.inodes();
-        let taken = |sockets: &Sockets| {
-            sockets.group.is_none_or(|address| socket::foreign_listener(address, &own))
-        };
+        let taken =
+            |sockets: &Sockets| sockets.group.is_none_or(|address| socket::foreign_listener(address, &own));
         let sockets = || self.listeners.iter().filter_map(|entry| entry.sockets.as_ref());
         if !sockets().any(|sockets| sockets.group.is_some()) || !sockets().all(taken) {
             return false;
@@ -336,9 +335,8 @@ impl ListenerManager {
             return;
         }
         let own = self.inodes();
-        let ours = |sockets: &Sockets| {
-            sockets.group.is_none_or(|address| !socket::foreign_listener(address, &own))
-        };
+        let ours =
+            |sockets: &Sockets| sockets.group.is_none_or(|address| !socket::foreign_listener(address, &own));
         if !self.listeners.iter().filter_map(|entry| entry.sockets.as_ref()).all(ours) {
             return;
         }

@@ -254,7 +254,9 @@ fn under_connects(port: u16, script: impl FnOnce(&dyn Fn() -> usize)) -> (usize,
             let mut lost = Vec::new();
             while !done.load(Ordering::Relaxed) {
                 match connect(port).and_then(|mut stream| ask(&mut stream)) {
-                    Ok(answer) if answer.starts_with("http/1.1 200") => drop(good.fetch_add(1, Ordering::Relaxed)),
+                    Ok(answer) if answer.starts_with("http/1.1 200") => {
+                        drop(good.fetch_add(1, Ordering::Relaxed))
+                    }
                     Ok(answer) => lost.push(answer),
                     Err(error) => lost.push(error.to_string()),
                 }
@@ -352,10 +354,7 @@ fn an_update_in_place_keeps_unchanged_chains() {
     drop(http_client);
 
     // A session on a chain that changed has no deadline.
-    assert_eq!(
-        rig.apply(&listener("main", 0, "", &[tcp("other"), http("new")])).unwrap(),
-        Applied::InPlace
-    );
+    assert_eq!(rig.apply(&listener("main", 0, "", &[tcp("other"), http("new")])).unwrap(), Applied::InPlace);
     drop((before, after));
     eventually("the first drain is over", || {
         rig.manager.tick(Instant::now() + Duration::from_secs(3600));
@@ -400,6 +399,38 @@ fn a_drain_with_an_end_closes_what_is_left() {
     assert!(!closes(&ask(&mut fresh).unwrap()), "the new listener's connections are not concerned");
 }
 
+/// As observed of Envoy 1.40: a request that is cut counts as one that the client has reset.
+#[test]
+fn a_request_that_is_cut_at_the_end_of_a_drain_is_counted() {
+    let policy = DrainPolicy { time: Duration::from_secs(1), gradual: true, ends: true };
+    let mut rig = Rig::new(1, policy);
+    let answer = "direct_response: { status: 200, body: { inline_string: 'x' } }";
+    let hanging =
+        http("x").replace(answer, "route: { cluster: echo }").replace("prefix: http", "prefix: hanging");
+    rig.apply(&listener("main", 0, "", &[hanging])).unwrap();
+    let mut client = connect(rig.port("main")).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
+    let mut origin = rig.relayed();
+    assert!(origin.read(&mut [0; 1024]).unwrap() > 0);
+    assert!(rig.manager.remove("main"));
+    rig.manager.tick(Instant::now() + Duration::from_secs(2));
+    assert_eq!(client.read(&mut [0; 1024]).unwrap_or(0), 0);
+    assert_eq!(origin.read(&mut [0; 1024]).unwrap_or(0), 0);
+    let number = |name: &str| snapshot().number(&format!("http.hanging.{name}")).unwrap_or(0);
+    eventually("its statistics", || number("downstream_cx_destroy_local") == 1);
+    let expected = [
+        ("downstream_rq_rx_reset", 1),
+        ("downstream_rq_completed", 1),
+        ("downstream_cx_destroy", 1),
+        ("downstream_cx_destroy_active_rq", 1),
+        ("downstream_rq_active", 0),
+        ("downstream_cx_active", 0),
+    ];
+    for (name, value) in expected {
+        assert_eq!(number(name), value, "{name}");
+    }
+}
+
 #[test]
 fn the_share_of_closes_follows_the_drain_time() {
     let mut rig = Rig::idle(1, GRADUAL);
@@ -441,7 +472,11 @@ fn another_address_is_bound_before_the_old_one_is_closed() {
     let answer = ask(&mut client).unwrap();
     assert!(answer.ends_with("old") && closes(&answer), "{answer}");
     refuses(old);
-    rig.counts(&[("listener_modified", 1), ("listener_in_place_updated", 0), ("total_listeners_draining", 1)]);
+    rig.counts(&[
+        ("listener_modified", 1),
+        ("listener_in_place_updated", 0),
+        ("total_listeners_draining", 1),
+    ]);
     eventually("the old sockets are closed", || {
         rig.manager.tick(Instant::now());
         rig.manager.closing.is_empty()

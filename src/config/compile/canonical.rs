@@ -187,7 +187,8 @@ mod tests {
         let mut other = plain.clone();
         {
             use outrigger_control_api::pb::envoy::config::listener::v3::filter::ConfigType;
-            let Some(ConfigType::TypedConfig(any)) = &mut other.filter_chains[0].filters[0].config_type else {
+            let Some(ConfigType::TypedConfig(any)) = &mut other.filter_chains[0].filters[0].config_type
+            else {
                 panic!()
             };
             assert_eq!(any.value, b"\x0a\x01t\x12\x03one");

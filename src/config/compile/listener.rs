@@ -12,7 +12,9 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 };
 use outrigger_control_api::type_of;
 
-use super::{bool_or, canonical, data_source, duration, extension, hcm, idle, port, rooms, u32_or, Environment};
+use super::{
+    bool_or, canonical, data_source, duration, extension, hcm, idle, port, rooms, u32_or, Environment,
+};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
