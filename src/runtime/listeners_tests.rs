@@ -255,7 +255,7 @@ fn under_connects(port: u16, script: impl FnOnce(&dyn Fn() -> usize)) -> (usize,
             while !done.load(Ordering::Relaxed) {
                 match connect(port).and_then(|mut stream| ask(&mut stream)) {
                     Ok(answer) if answer.starts_with("http/1.1 200") => {
-                        drop(good.fetch_add(1, Ordering::Relaxed))
+                        good.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(answer) => lost.push(answer),
                     Err(error) => lost.push(error.to_string()),

@@ -19,7 +19,7 @@ use crate::config::cluster::{Address, Discovery};
 use crate::config::compile::CompiledBootstrap;
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
-use crate::telemetry::process::{count_clusters, Server, ServerState};
+use crate::telemetry::process::{Managers, Server, ServerState};
 use crate::upstream::dns;
 
 /// Why the process cannot run. The text is one line for the operator.
@@ -89,7 +89,8 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
-    count_clusters(compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count());
+    let clusters = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let _managers = Managers::new(clusters);
     let workers = start_workers(&compiled, &drain, &flags, commands)?;
     let (commands, mut requests) = mpsc::channel(16);
     let (admin_stop, admin_stopped) = watch::channel(false);
