@@ -110,7 +110,9 @@ impl Streams {
                 let rest = Rest { endpoint, refresh_delay, request_timeout };
                 self.join(stream, rest_client(rest, settings, seed))
             }
-            ApiKind::Grpc if source.delta => self.join(stream, client::<Incremental>(endpoint, settings, seed)),
+            ApiKind::Grpc if source.delta => {
+                self.join(stream, client::<Incremental>(endpoint, settings, seed))
+            }
             ApiKind::Grpc => self.join(stream, client::<StateOfTheWorld>(endpoint, settings, seed)),
         })
     }
