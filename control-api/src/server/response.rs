@@ -64,12 +64,13 @@ impl StreamState {
         let up_to_date = sotw && !version.is_empty() && *version == target.version(kind);
         let all = target.of(kind).map(|r| r.iter()).into_iter().flatten();
         if up_to_date {
-            sub.known.extend(all.map(|(name, r)| (name.clone(), Some(r.version.clone()))));
+            let mine: Vec<_> = all.filter(|(name, r)| sub.gets(name, r)).collect();
+            sub.known.extend(mine.into_iter().map(|(name, r)| (name.clone(), Some(r.version.clone()))));
             sub.fresh = None;
             return;
         }
         for (name, r) in all {
-            if !sub.knows(name, &r.version) {
+            if sub.gets(name, r) && !sub.knows(name, &r.version) {
                 sub.asked.entry(name.clone()).or_insert(false);
             }
         }
@@ -90,7 +91,7 @@ impl StreamState {
         let even_empty = sub.fresh.take().is_some();
         while parts.bytes < limit {
             let Some((name, force)) = sub.asked.pop_first() else { break };
-            if let Some(resource) = target.get(kind, &name) {
+            if let Some(resource) = target.get(kind, &name).filter(|r| sub.gets(&name, r)) {
                 sub.updates.remove(&name);
                 if force || !sub.knows(&name, &resource.version) {
                     parts.add(&name, resource);
@@ -157,7 +158,7 @@ impl StreamState {
         let mut parts = Parts::default();
         if kind.is_full_state() {
             for (name, r) in target.of(kind).map(|r| r.iter()).into_iter().flatten() {
-                if sub.covers(name) {
+                if sub.gets(name, r) {
                     parts.add(name, r);
                 }
             }

@@ -19,6 +19,7 @@ use crate::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::pb::envoy::config::listener::v3::Listener;
 use crate::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
 use crate::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use crate::pb::envoy::service::runtime::v3::Runtime;
 use crate::pb::google::protobuf::Any;
 
 /// One resource, encoded once.
@@ -29,6 +30,8 @@ pub struct Resource {
     pub(super) any: Bytes,
     /// Names of resources of another type that this one cannot do without.
     pub(super) needs: Arc<[Arc<str>]>,
+    /// Sent to those who name it, not to those who ask for everything.
+    pub(super) by_name_only: bool,
 }
 
 impl Resource {
@@ -36,6 +39,12 @@ impl Resource {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// True when a wildcard does not stand for it, see [`Snapshot::serve_by_name_only`].
+    #[must_use]
+    pub fn is_by_name_only(&self) -> bool {
+        self.by_name_only
     }
 
     /// The resource as an encoded `google.protobuf.Any`.
@@ -121,6 +130,7 @@ typed_resource! {
     ClusterLoadAssignment: cluster_name,
     Listener: name,
     RouteConfiguration: name,
+    Runtime: name,
     ScopedRouteConfiguration: name,
     Secret: name,
     TypedExtensionConfig: name,
@@ -227,9 +237,37 @@ impl Snapshot {
         let Facts { needs } = reference::of(&kind, &value).map_err(invalid)?;
         let version = version.map_or_else(|| format!("{:016x}", xxh64(&value, 0)), str::to_owned);
         let any = Any { type_url: type_url.to_owned(), value: value.into() }.encode_to_vec();
-        let resource = Resource { version: version.into(), any: any.into(), needs: needs.into() };
+        let (version, needs) = (version.into(), needs.into());
+        let resource = Resource { version, any: any.into(), needs, by_name_only: false };
         Arc::make_mut(self.types.entry(kind).or_default()).insert(name, resource);
         Ok(())
+    }
+
+    /// Leaves a resource out of what clients get that ask for everything of its type: only those who ask
+    /// for it by name get it. So listeners for gRPC, which names them, do not bother proxies, which do
+    /// not. False when there is none of that name. Inserting it anew ends this.
+    pub fn serve_by_name_only(&mut self, kind: &ResourceType, name: &str) -> bool {
+        let Some(resource) = self.get(kind, name) else { return false };
+        let resource = Resource { by_name_only: true, ..resource.clone() };
+        if let Some(resources) = self.types.get_mut(kind) {
+            Arc::make_mut(resources).insert(name, resource);
+        }
+        true
+    }
+
+    /// Takes over all resources of `other`, which replace those of the same type and name.
+    pub fn merge(&mut self, other: &Self) {
+        for (kind, resources) in &other.types {
+            let mine = Arc::make_mut(self.types.entry(kind.clone()).or_default());
+            for (name, resource) in resources.iter() {
+                mine.insert(name, resource.clone());
+            }
+        }
+    }
+
+    /// The types of which there are resources, in the order of sending.
+    pub fn types(&self) -> impl Iterator<Item = &ResourceType> {
+        self.types.iter().filter(|(_, resources)| !resources.by_name.is_empty()).map(|(kind, _)| kind)
     }
 
     /// Takes a resource out; false when there is none of that name.

@@ -67,6 +67,11 @@ impl Subscription {
         self.wildcard || self.names.contains(name)
     }
 
+    /// Like [`covers`](Self::covers), for a resource that may be served by name only.
+    pub(super) fn gets(&self, name: &str, resource: &Resource) -> bool {
+        (self.wildcard && !resource.by_name_only) || self.names.contains(name)
+    }
+
     /// Nothing owed but removals, and every response judged.
     pub(super) fn is_settled(&self) -> bool {
         self.outstanding.is_empty() && self.updates.is_empty() && !self.must_answer()
@@ -97,6 +102,9 @@ impl Subscription {
             return;
         }
         if let Some(resource) = new.get(kind, &name) {
+            if !self.gets(&name, resource) && !self.has(&name) {
+                return;
+            }
             self.removals.remove(&name);
             self.lingering.remove(&name);
             if self.knows(&name, &resource.version) {
