@@ -22,7 +22,7 @@ use crate::config::{Cluster, Directory};
 use crate::discovery::{Discovery, Serving};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
-use crate::telemetry::process::{count_clusters, Server, ServerState};
+use crate::telemetry::process::{Managers, Server, ServerState};
 use crate::upstream::dns;
 
 /// Why the process cannot run. The text is one line for the operator.
@@ -92,7 +92,8 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
-    count_clusters(compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count());
+    let filled = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let _managers = Managers::new(filled);
     let mut discovery = compiled.discovery.as_ref().map(|config| {
         let state = flags.state_dir.as_deref();
         Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
