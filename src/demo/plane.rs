@@ -66,7 +66,7 @@ impl Plane {
                     let _ = sender.send((kind.clone(), Instant::now()));
                 }
                 Event::Nack { kind, nack } => {
-                    note(&refused, format!("the sidecar refused {kind}: {}", nack.message))
+                    note(&refused, format!("the sidecar refused {kind}: {}", nack.message));
                 }
                 Event::Connected | Event::Disconnected(_) => {}
             }

@@ -187,7 +187,7 @@ impl Client {
                     connection = None;
                 }
             }
-            if self.number % FRESH == 0 {
+            if self.number.is_multiple_of(FRESH) {
                 connection = None;
             }
         }
