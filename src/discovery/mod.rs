@@ -15,6 +15,7 @@ mod listeners;
 mod manager;
 mod resource;
 mod routes;
+mod runtime;
 mod sources;
 mod stats;
 mod streams;

@@ -250,7 +250,15 @@ struct Discovered<'a>(&'a Mutex<ListenerManager>);
 impl Serving for Discovered<'_> {
     fn update(&mut self, removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>> {
         let results = lock(self.0).update(removed, added);
-        results.into_iter().map(|result| result.map(drop).map_err(|error| error.to_string())).collect()
+        let told = |result: Result<_, ListenerError>| match result {
+            // As in Envoy, the bootstrap's listener stays and the control plane is not told.
+            Err(error @ ListenerError::Static(_)) => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            result => result.map(drop).map_err(|error| error.to_string()),
+        };
+        results.into_iter().map(told).collect()
     }
 
     fn set_warming(&mut self, listeners: usize) {

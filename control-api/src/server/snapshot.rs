@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::{Message, Name};
@@ -13,6 +15,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::kind::ResourceType;
 use super::reference::{self, Facts};
+use super::virtual_host;
 use crate::pb::envoy::config::cluster::v3::Cluster;
 use crate::pb::envoy::config::core::v3::TypedExtensionConfig;
 use crate::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -32,6 +35,10 @@ pub struct Resource {
     pub(super) needs: Arc<[Arc<str>]>,
     /// Sent to those who name it, not to those who ask for everything.
     pub(super) by_name_only: bool,
+    /// How long clients may keep it without hearing of it.
+    pub(super) ttl: Option<Duration>,
+    /// The domains of a virtual host.
+    pub(super) domains: Arc<[Arc<str>]>,
 }
 
 impl Resource {
@@ -78,6 +85,13 @@ impl Resources {
     ) -> String {
         let sum = more.fold(self.sum, |sum, (name, r)| sum.wrapping_add(hash_of(name, &r.version)));
         format!("{sum:016x}")
+    }
+
+    pub(super) fn range(
+        &self,
+        names: (Bound<&str>, Bound<&str>),
+    ) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
+        self.by_name.range::<str, _>(names)
     }
 
     fn insert(&mut self, name: &str, resource: Resource) {
@@ -234,11 +248,17 @@ impl Snapshot {
             type_url: type_url.to_owned(),
             error: e.to_string(),
         };
-        let Facts { needs } = reference::of(&kind, &value).map_err(invalid)?;
+        let Facts { needs, domains } = reference::of(&kind, &value).map_err(invalid)?;
         let version = version.map_or_else(|| format!("{:016x}", xxh64(&value, 0)), str::to_owned);
         let any = Any { type_url: type_url.to_owned(), value: value.into() }.encode_to_vec();
-        let (version, needs) = (version.into(), needs.into());
-        let resource = Resource { version, any: any.into(), needs, by_name_only: false };
+        let resource = Resource {
+            version: version.into(),
+            any: any.into(),
+            needs: needs.into(),
+            by_name_only: false,
+            ttl: None,
+            domains: domains.into(),
+        };
         Arc::make_mut(self.types.entry(kind).or_default()).insert(name, resource);
         Ok(())
     }
@@ -247,8 +267,19 @@ impl Snapshot {
     /// for it by name get it. So listeners for gRPC, which names them, do not bother proxies, which do
     /// not. False when there is none of that name. Inserting it anew ends this.
     pub fn serve_by_name_only(&mut self, kind: &ResourceType, name: &str) -> bool {
-        let Some(resource) = self.get(kind, name) else { return false };
-        let resource = Resource { by_name_only: true, ..resource.clone() };
+        self.amend(kind, name, |resource| resource.by_name_only = true)
+    }
+
+    /// Gives a resource a time to live: clients that know of such (they say so in their `client_features`)
+    /// drop it when they have not heard of it for so long. They hear of it twice in that time as long as
+    /// their stream is open. False when there is none of that name. Inserting it anew ends this.
+    pub fn set_ttl(&mut self, kind: &ResourceType, name: &str, ttl: Option<Duration>) -> bool {
+        self.amend(kind, name, |resource| resource.ttl = ttl.filter(|ttl| !ttl.is_zero()))
+    }
+
+    fn amend(&mut self, kind: &ResourceType, name: &str, change: impl FnOnce(&mut Resource)) -> bool {
+        let Some(mut resource) = self.get(kind, name).cloned() else { return false };
+        change(&mut resource);
         if let Some(resources) = self.types.get_mut(kind) {
             Arc::make_mut(resources).insert(name, resource);
         }
@@ -327,6 +358,16 @@ impl Snapshot {
         } else {
             Err(missing)
         }
+    }
+
+    /// The resource that answers to `name`, with its own name, which is another where a virtual host is
+    /// asked for by a host name of its (`table/host`).
+    pub(super) fn answering(&self, kind: &ResourceType, name: &str) -> Option<(&Arc<str>, &Resource)> {
+        let resources = self.types.get(kind)?;
+        resources.by_name.get_key_value(name).or_else(|| {
+            let (table, host) = name.rsplit_once('/').filter(|_| *kind == ResourceType::VIRTUAL_HOST)?;
+            virtual_host::find(resources, table, host)
+        })
     }
 
     pub(super) fn of(&self, kind: &ResourceType) -> Option<&Arc<Resources>> {
