@@ -165,6 +165,9 @@ async fn run(options: &Options) -> Result<bool, DemoError> {
     for line in &wrong {
         say(&format!("{verdict}: {line}"));
     }
+    if interrupted && !wrong.is_empty() {
+        say("(As it does after requests of your own, and where a step was cut short.)");
+    }
     if wrong.is_empty() {
         say("All numbers are right: every request was answered 200, and the sidecar counted what the clients and the \
              origins counted.");

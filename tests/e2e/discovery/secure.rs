@@ -77,9 +77,9 @@ struct Issued {
 }
 
 impl Authority {
-    fn new() -> Authority {
+    fn new(name: &str) -> Authority {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "the mesh");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().expect("a key");
@@ -199,7 +199,12 @@ fn secured(context: &str, directory: &Path) -> String {
       cluster_name: control
 "#
     );
-    let text = bootstrap(true);
+    // What is mended is to be noticed soon.
+    let back_off = "retry_policy: { retry_back_off: { base_interval: 0.05s, max_interval: 0.2s } }";
+    let target = "envoy_grpc: { cluster_name: control }";
+    assert!(bootstrap(true).contains(target));
+    let text =
+        bootstrap(true).replace(target, &format!("envoy_grpc: {{ cluster_name: control, {back_off} }}"));
     let assignment = "    load_assignment:\n      cluster_name: control\n";
     assert!(text.contains(assignment));
     text.replace(assignment, &socket)
@@ -213,7 +218,7 @@ fn uri(name: &str) -> String {
 #[tokio::test]
 async fn both_sides_prove_themselves_and_renewed_certificates_are_used() {
     let (origin, port, cache) = small_mesh().await;
-    let authority = Authority::new();
+    let authority = Authority::new("mesh");
     let control = Secure::start(cache.clone(), &authority, &authority.server()).await;
     let files = tempfile::tempdir().expect("a directory");
     let first = authority.client();
@@ -253,7 +258,7 @@ async fn both_sides_prove_themselves_and_renewed_certificates_are_used() {
 #[tokio::test]
 async fn a_control_plane_that_cannot_prove_itself_is_refused_and_told() {
     let (_origin, port, cache) = small_mesh().await;
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, stranger) = (Authority::new("mesh"), Authority::new("stranger"));
     let control = Secure::start(cache, &authority, &authority.server()).await;
     let values = [("control", control.port.to_string())];
     let own = authority.certificate().pem();
