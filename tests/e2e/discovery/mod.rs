@@ -4,5 +4,6 @@ mod churn;
 mod clients;
 mod loss;
 mod mesh;
+mod secure;
 mod sources;
 mod updates;
