@@ -6,11 +6,13 @@
 //! configuration *means*; that is the work of whoever compiles it.
 
 mod any;
+pub mod client;
 mod json;
 mod load;
 mod problem;
 pub mod reflect;
 mod scalar;
+pub mod server;
 pub mod support;
 mod text;
 mod typed;

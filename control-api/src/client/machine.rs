@@ -1,0 +1,571 @@
+//! The state machine of one discovery stream, in either variant.
+//!
+//! In: changes of interest, responses, verdicts, what became of the stream, and the time. Out: events
+//! ([`Machine::event`]), requests ([`Machine::request`]) and the time to wake up at
+//! ([`Machine::deadline`]). No sockets, no clock and no randomness but the seed: the same input gives
+//! the same output. What is held survives streams; what was said on a stream does not.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::link::{Link, Phase};
+use super::services::Method;
+use super::timers::{Key, Kind, Timers};
+use super::topic::{Answer, Checked, Held, InFlight, Incoming, Topic, Waiting, STAR};
+use super::types::{warming_order, Cause, Change, Event, Rejection, Status, Update, Verdict, Wildcard};
+use super::RateLimit;
+use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::google::{protobuf, rpc};
+
+/// Longest text of a NACK in bytes; the rest is cut off.
+const MAX_ERROR_DETAIL: usize = 8 << 10;
+
+/// gRPC's INTERNAL, the code of Envoy's NACKs.
+const NACK_CODE: i32 = 13;
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who asks. Its `client_features` are sent as they are, see [`add_client_features`].
+    ///
+    /// [`add_client_features`]: super::add_client_features
+    pub node: Node,
+    /// The node goes with the first request of a stream only.
+    pub set_node_on_first_message_only: bool,
+    /// How long to wait for a resource before the user is told to go on without; zero is for ever.
+    pub initial_fetch_timeout: Duration,
+    /// The first bound of the wait before a new stream.
+    pub backoff_base: Duration,
+    /// The last one.
+    pub backoff_cap: Duration,
+    /// A stream that brought a response and lived this long was healthy: the wait starts over.
+    pub healthy_after: Duration,
+    /// With no response and no keepalive answer for this long, the stream is given up for a new one.
+    pub doubt_after: Option<Duration>,
+    /// The rate of requests; unlimited if absent.
+    pub rate_limit: Option<RateLimit>,
+    /// On a stream of one type's own service: that type, for responses that do not name it.
+    pub single_type: Option<String>,
+}
+
+impl Settings {
+    /// Envoy's defaults: 15 s to fetch, 0.5-30 s between streams, no rate limit, node in every request.
+    /// Doubt after 11 minutes, more than two intervals of [`Keepalive::default`].
+    ///
+    /// [`Keepalive::default`]: super::Keepalive
+    #[must_use]
+    pub fn new(node: Node) -> Self {
+        Self {
+            node,
+            set_node_on_first_message_only: false,
+            initial_fetch_timeout: Duration::from_secs(15),
+            backoff_base: Duration::from_millis(500),
+            backoff_cap: Duration::from_secs(30),
+            healthy_after: Duration::from_secs(5),
+            doubt_after: Some(Duration::from_secs(11 * 60)),
+            rate_limit: None,
+            single_type: None,
+        }
+    }
+}
+
+/// What differs between the variants of the protocol. Implemented by this crate only.
+pub trait Variant: 'static {
+    /// The request message.
+    type Request: prost::Message + Default + 'static;
+    /// The response message.
+    type Response: prost::Message + Default + 'static;
+    /// Responses of some types hold everything there is.
+    const FULL_STATE: bool;
+    /// Which of the service's methods.
+    const METHOD: Method;
+    /// The response in the common form.
+    #[doc(hidden)]
+    fn read(response: Self::Response) -> Incoming;
+    /// Whether the stream has yet to be told of a change of interest.
+    #[doc(hidden)]
+    fn due(topic: &Topic) -> bool;
+    /// The next request; marks as told what it tells.
+    #[doc(hidden)]
+    fn request(topic: &mut Topic, node: Option<Node>, answer: Option<Answer>) -> Self::Request;
+}
+
+/// The client's state; [`Delta`](super::Delta) and [`Sotw`](super::Sotw) are its two forms.
+#[derive(Debug)]
+pub struct Machine<V> {
+    settings: Settings,
+    link: Link,
+    topics: Vec<Topic>,
+    index: HashMap<String, usize>,
+    timers: Timers,
+    events: VecDeque<Event>,
+    /// The type of each update that has no verdict yet.
+    undecided: HashMap<u64, usize>,
+    next_id: u64,
+    node_sent: bool,
+    variant: std::marker::PhantomData<fn() -> V>,
+}
+
+impl<V: Variant> Machine<V> {
+    /// Nothing wanted, no stream. `seed` decides the waits between streams.
+    #[must_use]
+    pub fn new(settings: Settings, now: Instant, seed: u64) -> Self {
+        Self {
+            link: Link::new(&settings, now, seed),
+            settings,
+            topics: Vec::new(),
+            index: HashMap::new(),
+            timers: Timers::default(),
+            events: VecDeque::new(),
+            undecided: HashMap::new(),
+            next_id: 1,
+            node_sent: false,
+            variant: std::marker::PhantomData,
+        }
+    }
+
+    /// Takes a change of interest.
+    pub fn change(&mut self, now: Instant, change: Change) {
+        match change {
+            Change::Subscribe { type_url, names, fetch_timeout } => {
+                let topic = self.topic(&type_url);
+                for name in names {
+                    if name == STAR {
+                        self.subscribe_all(now, topic, Wildcard::Star, fetch_timeout);
+                    } else if self.topics[topic].want(&name) {
+                        self.await_first(now, topic, name, fetch_timeout);
+                    }
+                }
+            }
+            Change::SubscribeAll { type_url, wildcard, fetch_timeout } => {
+                let topic = self.topic(&type_url);
+                self.subscribe_all(now, topic, wildcard, fetch_timeout);
+            }
+            Change::Unsubscribe { type_url, names } => {
+                let topic = self.topic(&type_url);
+                for name in names {
+                    if name == STAR {
+                        self.unsubscribe_all(topic);
+                    } else if self.topics[topic].unwant(&name) {
+                        self.drop_timers(topic, &name);
+                    }
+                }
+            }
+            Change::UnsubscribeAll { type_url } => {
+                let topic = self.topic(&type_url);
+                self.unsubscribe_all(topic);
+            }
+            Change::Refresh { type_url, names } => {
+                let topic = self.topic(&type_url);
+                names.iter().for_each(|name| self.topics[topic].refresh(name));
+            }
+            Change::Pause { type_url } => {
+                let topic = self.topic(&type_url);
+                self.topics[topic].paused = true;
+            }
+            Change::Resume { type_url } => {
+                let topic = self.topic(&type_url);
+                self.topics[topic].paused = false;
+            }
+            Change::Restore { type_url, version, resources } => {
+                let topic = self.topic(&type_url);
+                let topic = &mut self.topics[topic];
+                if topic.received.is_none() && topic.known.is_empty() && !topic.told {
+                    topic.known = resources.into_iter().collect();
+                    topic.accepted_version = version;
+                    topic.wildcard_new = false;
+                }
+            }
+        }
+        if self.link.phase == Phase::Idle && self.topics.iter().any(Topic::wants_any) {
+            self.connect();
+        }
+    }
+
+    /// The stream that [`Event::Connect`] asked for is open.
+    pub fn opened(&mut self, now: Instant) {
+        self.link.opened(now);
+        self.node_sent = false;
+        self.events.push_back(Event::Connected);
+    }
+
+    /// It closed, or could not be opened.
+    pub fn closed(&mut self, now: Instant, reason: impl Into<String>) {
+        let Some(retry_in) = self.link.closed(now) else { return };
+        self.topics.iter_mut().for_each(Topic::stream_closed);
+        self.events.push_back(Event::Disconnected { reason: reason.into(), retry_in });
+    }
+
+    /// A sign of life that is no response: a keepalive answer, at the instant it came.
+    pub fn alive(&mut self, at: Instant) {
+        self.link.alive(at);
+    }
+
+    /// Takes a response of the open stream.
+    pub fn response(&mut self, now: Instant, response: V::Response) {
+        if !matches!(self.link.phase, Phase::Open { .. }) {
+            return;
+        }
+        let mut incoming = V::read(response);
+        self.link.received(now);
+        if incoming.type_url.is_empty() {
+            incoming.type_url = self.settings.single_type.clone().unwrap_or_default();
+        }
+        let ignore = |reason: &str, incoming: Incoming| Event::Ignored {
+            type_url: incoming.type_url,
+            reason: reason.to_owned(),
+        };
+        let Some(&index) = self.index.get(&incoming.type_url) else {
+            self.events.push_back(ignore("nothing of this type was asked for", incoming));
+            return;
+        };
+        let topic = &mut self.topics[index];
+        // In state of the world an answer could be read as a request for everything.
+        if !topic.told || (V::FULL_STATE && !topic.wants_any()) {
+            // The server goes by it all the same.
+            topic.last_nonce.clone_from(&incoming.nonce);
+            self.events.push_back(ignore("nothing of this type is wanted", incoming));
+            return;
+        }
+        topic.received = Some(now);
+        for item in &incoming.items {
+            for name in [&item.name].into_iter().chain(&item.aliases) {
+                self.timers.clear(&fetch(index, name));
+            }
+        }
+        incoming.removed.iter().for_each(|name| self.timers.clear(&fetch(index, name)));
+        self.timers.clear(&fetch(index, ""));
+        topic.waiting.push_back(Waiting::Response { incoming, received: now });
+        self.advance(now, index);
+    }
+
+    /// Takes the verdict on the update `id`; one that is unknown or judged already is passed over.
+    pub fn verdict(&mut self, now: Instant, id: u64, verdict: Verdict) {
+        let Some(index) = self.undecided.remove(&id) else { return };
+        let Some(in_flight) = self.topics[index].in_flight.take_if(|in_flight| in_flight.id == id) else {
+            return;
+        };
+        let rejections = match verdict {
+            Verdict::Accepted => Vec::new(),
+            Verdict::Rejected(rejections) => rejections,
+        };
+        self.settle(now, index, in_flight, rejections);
+        self.advance(now, index);
+    }
+
+    /// Does what has become due.
+    pub fn tick(&mut self, now: Instant) {
+        while let Some(Key { topic, kind, name }) = self.timers.pop(now) {
+            match kind {
+                Kind::Fetch => {
+                    let type_url = self.topics[topic].url.clone();
+                    let name = (!name.is_empty()).then_some(name);
+                    self.events.push_back(Event::FetchTimeout { type_url, name });
+                }
+                Kind::Expiry => {
+                    self.topics[topic].waiting.push_back(Waiting::Expired(name));
+                    self.advance(now, topic);
+                }
+            }
+        }
+        if self.link.retry_due(now) {
+            self.connect();
+        }
+        if let Some(silence) = self.link.doubt(now) {
+            let reason = format!("neither response nor keepalive answer for {} s", silence.as_secs());
+            self.events.push_back(Event::Abandon { reason });
+        }
+    }
+
+    /// When [`Machine::tick`], or a request held back by the rate limit, is due next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        [self.timers.next(), self.link.deadline()].into_iter().flatten().min()
+    }
+
+    /// The next event. To be called until there is none, after any input.
+    pub fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next request, when the stream can take one. To be called until there is none.
+    ///
+    /// The first type in warming order comes first. Changes made before this is called share a request.
+    pub fn request(&mut self, now: Instant) -> Option<V::Request> {
+        if !matches!(self.link.phase, Phase::Open { .. }) {
+            return None;
+        }
+        let ready = (0..self.topics.len()).filter(|&index| sendable::<V>(&self.topics[index]));
+        let Some(index) = ready.min_by_key(|&index| warming_order(&self.topics[index].url)) else {
+            self.link.all_sent();
+            return None;
+        };
+        match self.link.take_token(now) {
+            Ok(()) => {}
+            Err(first) => {
+                if first {
+                    self.events.push_back(Event::RateLimited);
+                }
+                return None;
+            }
+        }
+        let with_node = !(self.settings.set_node_on_first_message_only && self.node_sent);
+        self.node_sent = true;
+        let node = with_node.then(|| self.settings.node.clone());
+        let topic = &mut self.topics[index];
+        let answer = topic.answers.pop_front();
+        Some(V::request(topic, node, answer))
+    }
+
+    /// Responses that wait for verdicts on earlier ones. A transport should stop reading when this grows.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.topics.iter().map(|topic| topic.waiting.len()).sum()
+    }
+
+    /// The state of the stream and of every type.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut types: Vec<_> = self.topics.iter().map(Topic::status).collect();
+        types.sort_by(|a, b| {
+            (warming_order(&a.type_url), &a.type_url).cmp(&(warming_order(&b.type_url), &b.type_url))
+        });
+        Status {
+            connected: matches!(self.link.phase, Phase::Open { .. }),
+            streams: self.link.generation,
+            heard: self.link.heard,
+            rate_limited: self.link.rate_limited,
+            types,
+        }
+    }
+
+    /// The index of a type, which stays valid: types are never taken out.
+    fn topic(&mut self, url: &str) -> usize {
+        if let Some(&index) = self.index.get(url) {
+            return index;
+        }
+        self.topics.push(Topic::new(url));
+        let index = self.topics.len() - 1;
+        self.index.insert(url.to_owned(), index);
+        index
+    }
+
+    fn connect(&mut self) {
+        self.link.phase = Phase::Connecting;
+        self.events.push_back(Event::Connect);
+    }
+
+    fn subscribe_all(&mut self, now: Instant, topic: usize, wildcard: Wildcard, timeout: Option<Duration>) {
+        if self.topics[topic].want_all(wildcard) {
+            self.await_first(now, topic, String::new(), timeout);
+        }
+    }
+
+    fn unsubscribe_all(&mut self, topic: usize) {
+        self.timers.clear(&fetch(topic, ""));
+        for name in self.topics[topic].unwant_all() {
+            self.drop_timers(topic, &name);
+        }
+    }
+
+    fn await_first(&mut self, now: Instant, topic: usize, name: String, timeout: Option<Duration>) {
+        let timeout = timeout.unwrap_or(self.settings.initial_fetch_timeout);
+        if let Some(at) = now.checked_add(timeout).filter(|_| !timeout.is_zero()) {
+            self.timers.set(Key { topic, kind: Kind::Fetch, name }, at);
+        }
+    }
+
+    fn drop_timers(&mut self, topic: usize, name: &str) {
+        self.timers.clear(&fetch(topic, name));
+        if !self.topics[topic].known.contains_key(name) {
+            self.timers.clear(&expiry(topic, name));
+        }
+    }
+
+    fn expire(&mut self, topic: usize, name: &str, from: Instant, ttl: Option<Duration>) {
+        let key = expiry(topic, name);
+        match ttl.and_then(|ttl| from.checked_add(ttl)) {
+            Some(at) => self.timers.set(key, at),
+            None => self.timers.clear(&key),
+        }
+    }
+
+    /// Hands the user the next update of a type, if it can take one.
+    fn advance(&mut self, now: Instant, index: usize) {
+        while self.topics[index].in_flight.is_none() {
+            match self.topics[index].waiting.pop_front() {
+                None => return,
+                Some(Waiting::Expired(name)) => self.expired(now, index, name),
+                Some(Waiting::Response { incoming, received }) => self.examine(index, incoming, received),
+            }
+        }
+    }
+
+    fn expired(&mut self, now: Instant, index: usize, name: String) {
+        let key = expiry(index, &name);
+        // A heartbeat may have come while this waited for a verdict.
+        if self.timers.holds(&key) || self.topics[index].known.remove(&name).is_none() {
+            return;
+        }
+        let in_flight = self.in_flight(None, String::new(), now);
+        self.deliver(index, in_flight, Cause::Expired, Vec::new(), vec![name]);
+    }
+
+    fn examine(&mut self, index: usize, incoming: Incoming, received: Instant) {
+        let nonce = incoming.nonce.clone();
+        let version = incoming.version.clone();
+        let checked = self.topics[index].check(incoming, V::FULL_STATE);
+        let mut in_flight = self.in_flight(Some(nonce), version, received);
+        let Checked { added, removed, refreshed, problems, deliver } = match checked {
+            Ok(checked) => checked,
+            Err(message) => {
+                let rejection = Rejection { name: String::new(), message };
+                self.settle(received, index, in_flight, vec![rejection]);
+                return;
+            }
+        };
+        for (name, ttl) in refreshed {
+            self.expire(index, &name, received, ttl);
+        }
+        in_flight.problems = problems;
+        if !deliver {
+            self.settle(received, index, in_flight, Vec::new());
+            return;
+        }
+        let mut resources = Vec::with_capacity(added.len());
+        for (resource, ttl) in added {
+            in_flight.items.push(Held {
+                name: resource.name.clone(),
+                aliases: resource.aliases.clone(),
+                version: resource.version.clone(),
+                ttl,
+            });
+            resources.push(resource);
+        }
+        in_flight.removed.clone_from(&removed);
+        self.deliver(index, in_flight, Cause::Response, resources, removed);
+    }
+
+    fn in_flight(&mut self, nonce: Option<String>, version: String, received: Instant) -> InFlight {
+        let id = self.next_id;
+        self.next_id += 1;
+        InFlight {
+            id,
+            generation: self.link.generation,
+            received,
+            nonce,
+            version,
+            items: Vec::new(),
+            removed: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        index: usize,
+        in_flight: InFlight,
+        cause: Cause,
+        added: Vec<super::Resource>,
+        removed: Vec<String>,
+    ) {
+        let topic = &mut self.topics[index];
+        self.undecided.insert(in_flight.id, index);
+        self.events.push_back(Event::Update(Update {
+            id: in_flight.id,
+            type_url: topic.url.clone(),
+            version: in_flight.version.clone(),
+            cause,
+            added,
+            removed,
+        }));
+        topic.in_flight = Some(in_flight);
+    }
+
+    /// Records what was taken and answers.
+    fn settle(&mut self, now: Instant, index: usize, in_flight: InFlight, rejections: Vec<Rejection>) {
+        let InFlight { generation, received, nonce, version, items, removed, problems, .. } = in_flight;
+        let refused = |name: &str| rejections.iter().any(|r| r.name.is_empty() || r.name == name);
+        let mut clocks = Vec::new();
+        let topic = &mut self.topics[index];
+        for Held { name, aliases, version, ttl } in items {
+            if !refused(&name) && topic.wants(&name, &aliases) {
+                topic.known.insert(name.clone(), version);
+                clocks.push((name, ttl));
+            }
+        }
+        for name in removed {
+            if !refused(&name) {
+                topic.known.remove(&name);
+                clocks.push((name, None));
+            }
+        }
+        for (name, ttl) in clocks {
+            self.expire(index, &name, received, ttl);
+        }
+        let Some(nonce) = nonce else { return };
+
+        let reasons = problems.into_iter().chain(rejections.into_iter().map(|rejection| {
+            if rejection.name.is_empty() {
+                rejection.message
+            } else {
+                format!("{}: {}", rejection.name, rejection.message)
+            }
+        }));
+        let mut error = reasons.collect::<Vec<_>>().join("; ");
+        if error.len() > MAX_ERROR_DETAIL {
+            let end = (0..=MAX_ERROR_DETAIL).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
+            error.truncate(end);
+        }
+        let topic = &mut self.topics[index];
+        let error = if error.is_empty() {
+            topic.accepted_version = version;
+            topic.accepted = Some(now);
+            topic.wildcard_new &= !topic.told_wildcard;
+            topic.accepted_total += 1;
+            topic.last_rejection = None;
+            None
+        } else {
+            topic.rejected_total += 1;
+            topic.last_rejection = Some((version.clone(), error.clone()));
+            let type_url = topic.url.clone();
+            self.events.push_back(Event::Refused { type_url, version, message: error.clone() });
+            Some(error)
+        };
+        if self.link.is_current(generation) {
+            let version = topic.accepted_version.clone();
+            topic.answers.push_back(Answer { nonce, version, error });
+        }
+    }
+}
+
+/// Whether a request of this type can go out on an open stream.
+fn sendable<V: Variant>(topic: &Topic) -> bool {
+    if topic.paused {
+        return false;
+    }
+    if topic.told {
+        return !topic.answers.is_empty() || V::due(topic);
+    }
+    // What the first request says is held must include what the user is just deciding on.
+    V::due(topic) && topic.in_flight.is_none()
+}
+
+fn fetch(topic: usize, name: &str) -> Key {
+    Key { topic, kind: Kind::Fetch, name: name.to_owned() }
+}
+
+fn expiry(topic: usize, name: &str) -> Key {
+    Key { topic, kind: Kind::Expiry, name: name.to_owned() }
+}
+
+pub(super) fn to_status(message: String) -> rpc::Status {
+    rpc::Status { code: NACK_CODE, message, details: Vec::new() }
+}
+
+/// A duration that is none, or not positive, is no time to live.
+pub(super) fn to_duration(duration: &protobuf::Duration) -> Option<Duration> {
+    let seconds = u64::try_from(duration.seconds).ok()?;
+    let nanos = u32::try_from(duration.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(seconds, nanos)).filter(|duration| !duration.is_zero())
+}

@@ -1,0 +1,429 @@
+//! One gRPC stream to the control plane: requests in, responses out, until it ends with a reason.
+
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::task::{ready, Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::http2;
+use hyper::http::uri::PathAndQuery;
+use hyper::http::{Request, Response, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::time::{timeout, Instant};
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::BoxBody;
+use tonic::client::{Grpc, GrpcService};
+use tonic::codec::ProstCodec;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+
+use super::machine::Variant;
+use super::{services, Tls};
+
+/// Why a stream could not be opened, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// No connection.
+    #[error("cannot connect to control plane {address}: {error}")]
+    Connect {
+        /// Where to.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Connection, TLS and HTTP/2 were not ready in time.
+    #[error("control plane {address} not connected within {limit:?}")]
+    ConnectTimeout {
+        /// Where to.
+        address: String,
+        /// [`Endpoint::connect_timeout`].
+        limit: Duration,
+    },
+    /// The TLS handshake failed.
+    #[error("TLS handshake with control plane {address} failed: {error}")]
+    Tls {
+        /// Where to.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// HTTP/2 failed: the connection broke, or a keepalive went unanswered.
+    #[error("HTTP/2 connection to control plane {address} failed: {error}")]
+    Http2 {
+        /// Where to.
+        address: String,
+        /// Why.
+        error: String,
+    },
+    /// The control plane ended the stream with an error.
+    #[error("control plane {address} ended the stream: {code:?}, {message}")]
+    Rpc {
+        /// Where to.
+        address: String,
+        /// The gRPC status.
+        code: tonic::Code,
+        /// Its text.
+        message: String,
+    },
+    /// A response passes the limit. It was not read.
+    #[error("response of control plane {address} exceeds max_message_size of {limit} bytes: {message}")]
+    TooLarge {
+        /// Where to.
+        address: String,
+        /// [`Endpoint::max_message_size`].
+        limit: usize,
+        /// With the size found.
+        message: String,
+    },
+    /// The control plane ended the stream without an error.
+    #[error("control plane {address} closed the stream")]
+    Ended {
+        /// Where to.
+        address: String,
+    },
+    /// The type has no service of its own.
+    #[error("{type_url} has no discovery service of its own in this variant")]
+    NoService {
+        /// The type.
+        type_url: String,
+    },
+    /// The authority is none, or a metadata entry no ASCII header.
+    #[error("{what} {value:?} cannot be sent in a request")]
+    Unsendable {
+        /// Which setting.
+        what: &'static str,
+        /// Its value, or its name where the value may be secret.
+        value: String,
+    },
+    /// Not a name that a certificate can prove.
+    #[error("server name {name:?} is neither a DNS name nor an IP address")]
+    ServerName {
+        /// The name.
+        name: String,
+    },
+    /// Certificates or key are unusable.
+    #[error("{what} for the control plane: {error}")]
+    Material {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Where the control plane listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Host, resolved at each attempt, and port.
+    Tcp(String, u16),
+    /// Path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// HTTP/2 PINGs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Between two of them. gRPC servers close connections that ask more often than they allow, by
+    /// default every 5 minutes.
+    pub interval: Duration,
+    /// How long to wait for the answer before the connection counts as broken.
+    pub timeout: Duration,
+}
+
+impl Default for Keepalive {
+    /// Just above 5 minutes, and 20 s.
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(305), timeout: Duration::from_secs(20) }
+    }
+}
+
+/// How to reach the control plane.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Where.
+    pub address: Address,
+    /// TLS, if any.
+    pub tls: Option<Tls>,
+    /// The `:authority` of requests.
+    pub authority: String,
+    /// For connection, TLS and HTTP/2 together.
+    pub connect_timeout: Duration,
+    /// HTTP/2 PINGs. TCP's own keepalive is always on.
+    pub keepalive: Option<Keepalive>,
+    /// The largest response that is read, in bytes. A larger one ends the stream.
+    pub max_message_size: usize,
+    /// Sent with the request that opens the stream (`initial_metadata`).
+    pub metadata: Vec<(String, String)>,
+    /// Uses the service of this type alone, not the aggregated one.
+    pub single_type: Option<String>,
+}
+
+impl Endpoint {
+    /// Plaintext, 5 s to connect, default keepalive, responses of up to 64 MiB, aggregated.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        let authority = match &address {
+            Address::Tcp(host, port) if host.contains(':') => format!("[{host}]:{port}"),
+            Address::Tcp(host, port) => format!("{host}:{port}"),
+            Address::Unix(_) => "localhost".to_owned(),
+        };
+        Self {
+            address,
+            tls: None,
+            authority,
+            connect_timeout: Duration::from_secs(5),
+            keepalive: Some(Keepalive::default()),
+            max_message_size: 64 << 20,
+            metadata: Vec::new(),
+            single_type: None,
+        }
+    }
+}
+
+/// What comes from the stream.
+pub(super) enum Inbound<R> {
+    Opened,
+    Response(R),
+}
+
+/// Opens a stream and serves it to its end.
+pub(super) async fn serve<V: Variant>(
+    endpoint: Endpoint,
+    heard: Heard,
+    requests: mpsc::Receiver<V::Request>,
+    inbound: mpsc::Sender<Inbound<V::Response>>,
+) -> TransportError
+where
+    V::Request: Send + Sync,
+    V::Response: Send + Sync,
+{
+    let address = endpoint.address.to_string();
+    let limit = endpoint.connect_timeout;
+    match timeout(limit, connect(&endpoint, heard)).await {
+        Err(_) => TransportError::ConnectTimeout { address, limit },
+        Ok(Err(error)) => error,
+        Ok(Ok((sender, connection))) => {
+            let talk = talk::<V>(&endpoint, sender, requests, inbound);
+            tokio::select! {
+                biased;
+                error = talk => error.err().unwrap_or(TransportError::Ended { address }),
+                result = connection => TransportError::Http2 {
+                    error: result.err().map_or_else(|| "closed".to_owned(), |e| with_sources(&e)),
+                    address,
+                },
+            }
+        }
+    }
+}
+
+type Connection = http2::Connection<TokioIo<Watched>, BoxBody, TokioExecutor>;
+
+async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connection), TransportError> {
+    let address = || endpoint.address.to_string();
+    let failed = |error| TransportError::Connect { address: address(), error };
+    let plain: Box<dyn Io> = match &endpoint.address {
+        Address::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+            stream.set_nodelay(true).map_err(failed)?;
+            let keepalive = socket2::TcpKeepalive::new()
+                .with_time(Duration::from_secs(30))
+                .with_interval(Duration::from_secs(10))
+                .with_retries(3);
+            socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
+            Box::new(stream)
+        }
+        Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(failed)?),
+    };
+    let io: Box<dyn Io> = match &endpoint.tls {
+        None => plain,
+        Some(tls) => {
+            let connector = TlsConnector::from(Arc::clone(&tls.config));
+            let stream = connector.connect(tls.server_name.clone(), plain).await;
+            Box::new(stream.map_err(|error| TransportError::Tls { address: address(), error })?)
+        }
+    };
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new());
+    if let Some(keepalive) = endpoint.keepalive {
+        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
+        builder.keep_alive_while_idle(true);
+    }
+    let handshake = builder.handshake(TokioIo::new(Watched { io, heard })).await;
+    let (sender, connection) = handshake
+        .map_err(|error| TransportError::Http2 { address: address(), error: with_sources(&error) })?;
+    Ok((Sender(sender), connection))
+}
+
+async fn talk<V: Variant>(
+    endpoint: &Endpoint,
+    sender: Sender,
+    requests: mpsc::Receiver<V::Request>,
+    inbound: mpsc::Sender<Inbound<V::Response>>,
+) -> Result<(), TransportError>
+where
+    V::Request: Send + Sync,
+    V::Response: Send + Sync,
+{
+    let path = match &endpoint.single_type {
+        None => PathAndQuery::from_static(services::aggregated(V::METHOD)),
+        Some(url) => services::of_type(url, V::METHOD)
+            .and_then(|path| PathAndQuery::try_from(path).ok())
+            .ok_or_else(|| TransportError::NoService { type_url: url.clone() })?,
+    };
+    let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
+    let origin = Uri::try_from(format!("{scheme}://{}", endpoint.authority))
+        .map_err(|_| TransportError::Unsendable { what: "authority", value: endpoint.authority.clone() })?;
+    let mut request = tonic::Request::new(ReceiverStream::new(requests));
+    for (name, value) in &endpoint.metadata {
+        let unsendable = || TransportError::Unsendable { what: "initial metadata", value: name.clone() };
+        let key: AsciiMetadataKey = name.parse().map_err(|_| unsendable())?;
+        let value: AsciiMetadataValue = value.parse().map_err(|_| unsendable())?;
+        request.metadata_mut().append(key, value);
+    }
+    let mut grpc = Grpc::with_origin(sender, origin).max_decoding_message_size(endpoint.max_message_size);
+    let http2 = |error: hyper::Error| TransportError::Http2 {
+        address: endpoint.address.to_string(),
+        error: with_sources(&error),
+    };
+    grpc.ready().await.map_err(http2)?;
+    // Some servers send no headers before their first response: requests have to flow already.
+    if inbound.send(Inbound::Opened).await.is_err() {
+        return Ok(());
+    }
+    let codec = ProstCodec::<V::Request, V::Response>::default();
+    let refused = |status| ended(endpoint, &status);
+    let mut responses = grpc.streaming(request, path, codec).await.map_err(refused)?.into_inner();
+    while let Some(response) = responses.message().await.map_err(refused)? {
+        if inbound.send(Inbound::Response(response)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn ended(endpoint: &Endpoint, status: &tonic::Status) -> TransportError {
+    let address = endpoint.address.to_string();
+    let message = status.message().to_owned();
+    // The code of this limit; a server has no use for it.
+    if status.code() == tonic::Code::OutOfRange && message.contains("too large") {
+        return TransportError::TooLarge { address, limit: endpoint.max_message_size, message };
+    }
+    TransportError::Rpc { address, code: status.code(), message }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// The sending half of one HTTP/2 connection.
+struct Sender(http2::SendRequest<BoxBody>);
+
+impl GrpcService<BoxBody> for Sender {
+    type ResponseBody = hyper::body::Incoming;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Self::ResponseBody>, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<BoxBody>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// When bytes last came from the control plane: any, so that answers to PINGs count.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    base: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Heard {
+    pub fn new() -> Self {
+        Self { base: Instant::now(), millis: Arc::default() }
+    }
+
+    pub fn at(&self) -> std::time::Instant {
+        (self.base + Duration::from_millis(self.millis.load(Ordering::Relaxed))).into_std()
+    }
+
+    fn mark(&self) {
+        let millis = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that notes when it was last read from.
+struct Watched {
+    io: Box<dyn Io>,
+    heard: Heard,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.heard.mark();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
