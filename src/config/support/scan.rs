@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use outrigger_control_api::reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
-use outrigger_control_api::support::Standing;
+use outrigger_control_api::support::{MessageSupport, Standing};
 use outrigger_control_api::{pool, Problem};
 
 use super::rules::{wrong, Check, FieldRule, BY_NAME};
@@ -117,7 +117,7 @@ fn make(descriptor: &MessageDescriptor) -> Option<Plan> {
     let name = descriptor.full_name();
     let entry = table().message(name);
     let rules = BY_NAME.get(name).copied().unwrap_or_default();
-    let whole = match entry.map(|entry| entry.whole()) {
+    let whole = match entry.map(MessageSupport::whole) {
         None | Some(Some(Standing::Rejected(_) | Standing::Absent)) => Verdict::Ask,
         Some(Some(Standing::Observed(reason))) => Verdict::Observed(reason),
         Some(Some(Standing::Implemented) | None) => Verdict::Fine,
@@ -300,7 +300,8 @@ impl Scan {
             };
             // Lists of numbers may be packed.
             let packed = field.repeated && wire == LENGTH && field.wire != LENGTH;
-            if packed && !matches!((&field.content, &field.rules), (Content::Plain, Rules::None | Rules::Full(_)))
+            if packed
+                && !matches!((&field.content, &field.rules), (Content::Plain, Rules::None | Rules::Full(_)))
                 || !packed && wire != field.wire
             {
                 return None;

@@ -251,14 +251,17 @@ fn ten_thousand_clusters() {
     const COUNT: usize = 10_000;
     let compiler = Compiler { has_ads: true, ..Compiler::default() };
     let cluster = |index: usize| {
-        encoded("cluster.v3.Cluster", json!({
-            "name": format!("outbound|80||service-{index}.mesh.local"), "type": "EDS", "connect_timeout": "10s",
-            "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"},
-                "service_name": format!("outbound|80||service-{index}.mesh.local")},
-            "lb_policy": "LEAST_REQUEST",
-            "circuit_breakers": {"thresholds": [{"max_connections": 4_294_967_295u32, "track_remaining": true}]},
-            "metadata": {"filter_metadata": {"istio": {"services": [{"name": "a", "namespace": "b"}]}}},
-        }))
+        encoded(
+            "cluster.v3.Cluster",
+            json!({
+                "name": format!("outbound|80||service-{index}.mesh.local"), "type": "EDS", "connect_timeout": "10s",
+                "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"},
+                    "service_name": format!("outbound|80||service-{index}.mesh.local")},
+                "lb_policy": "LEAST_REQUEST",
+                "circuit_breakers": {"thresholds": [{"max_connections": 4_294_967_295u32, "track_remaining": true}]},
+                "metadata": {"filter_metadata": {"istio": {"services": [{"name": "a", "namespace": "b"}]}}},
+            }),
+        )
     };
     let assignment = |index: usize| {
         let entries: Vec<_> = (0..10u8)
@@ -270,10 +273,13 @@ fn ten_thousand_clusters() {
                 entry
             })
             .collect();
-        encoded("endpoint.v3.ClusterLoadAssignment", json!({
+        encoded(
+            "endpoint.v3.ClusterLoadAssignment",
+            json!({
             "cluster_name": format!("outbound|80||service-{index}.mesh.local"),
             "endpoints": [{"locality": {"region": "r", "zone": "z"}, "lb_endpoints": entries,
-                "load_balancing_weight": 10}]}))
+                "load_balancing_weight": 10}]}),
+        )
     };
     let hosts: Vec<_> = (0..COUNT)
         .map(|index| {
@@ -295,14 +301,16 @@ fn ten_thousand_clusters() {
     let full = |kind: &str, list: &[Vec<u8>]| {
         let descriptor = outrigger_control_api::pool().get_message_by_name(kind).unwrap();
         let started = Instant::now();
-        let fine = list.iter().filter(|bytes| crate::config::support::scan(&descriptor, bytes).is_some()).count();
+        let fine =
+            list.iter().filter(|bytes| crate::config::support::scan(&descriptor, bytes).is_some()).count();
         each(&format!("scan {kind} ({fine} fine)"), started);
     };
     full("envoy.config.cluster.v3.Cluster", &clusters);
     full("envoy.config.endpoint.v3.ClusterLoadAssignment", &assignments);
     full("envoy.config.route.v3.RouteConfiguration", std::slice::from_ref(&table));
     let started = Instant::now();
-    let compiled: Vec<_> = clusters.iter().map(|bytes| compiler.cluster(bytes).map_err(text).unwrap()).collect();
+    let compiled: Vec<_> =
+        clusters.iter().map(|bytes| compiler.cluster(bytes).map_err(text).unwrap()).collect();
     each("cluster", started);
     let started = Instant::now();
     for bytes in &assignments {
