@@ -16,10 +16,11 @@ use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterCon
 use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
 use outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration;
+use outrigger_control_api::support::Findings;
 use outrigger_control_api::{descriptor, DynamicMessage};
 use prost::{Message, Name};
 
-use super::check::{merge, once_each, support};
+use super::check::{self, merge, once_each};
 use super::dns::Resolver;
 use super::runtime::Runtime;
 use super::{cluster, endpoints, listener, rooms};
@@ -261,12 +262,17 @@ impl Compiler {
         let config = M::decode(body).map_err(|error| vec![malformed::<M>(&error)])?;
         let unknown = || vec![Problem::new("", format!("unknown type {}", M::full_name()))];
         let descriptor = descriptor::<M>().ok_or_else(unknown)?;
-        let dynamic =
-            DynamicMessage::decode(descriptor, body).map_err(|error| vec![malformed::<M>(&error)])?;
-        let findings = support(support::table(), &dynamic, "");
         let mut ruled = Vec::new();
-        support::rules::check(&dynamic, "", &mut ruled);
-        drop(dynamic);
+        // Nearly every resource is fine, which a look at the bytes can tell.
+        let findings = match support::scan(&descriptor, body) {
+            Some(observed) => Findings { rejected: Vec::new(), observed },
+            None => {
+                let dynamic =
+                    DynamicMessage::decode(descriptor, body).map_err(|error| vec![malformed::<M>(&error)])?;
+                support::rules::check(&dynamic, "", &mut ruled);
+                check::support(support::table(), &dynamic, "")
+            }
+        };
         let environment = Environment { compiler: self, known, dynamic: true, needs: RefCell::default() };
         let mut problems = Problems::new();
         let compiled = compile(&config, &environment, &mut problems);
