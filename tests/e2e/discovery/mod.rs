@@ -4,4 +4,5 @@ mod churn;
 mod clients;
 mod loss;
 mod mesh;
+mod scale;
 mod updates;

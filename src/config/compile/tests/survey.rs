@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 
@@ -75,7 +76,7 @@ fn compile_alone(compiler: &Compiler, kind: &str, bytes: &[u8]) -> Result<(), Ve
             let cluster = compiler.cluster(&cluster)?.value;
             compiler.hosts(&cluster, bytes, &[]).map(drop)
         }
-        "routes" => compiler.route_table(bytes, &|_| true).map(drop),
+        "routes" => compiler.route_table(&Arc::from(bytes), &|_| true).map(drop),
         _ => compiler.listener(bytes, &|_| true).map(drop),
     }
 }
