@@ -206,6 +206,7 @@ impl Manager {
     /// Whatever time brings. True while it should come again soon.
     pub(super) fn tick(&mut self, now: Instant, serving: &mut dyn Serving) -> bool {
         let soon = self.clusters.sweep(now, &mut self.effects);
+        self.routes.sweep();
         self.settle(serving);
         soon
     }

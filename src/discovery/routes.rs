@@ -29,6 +29,9 @@ pub(super) type RouteKey = (StreamId, Arc<str>);
 pub(super) struct Routes {
     compiler: Arc<Compiler>,
     tables: HashMap<RouteKey, Table>,
+    /// Tables that were replaced, until no request is looked up in them: to free a large one takes time,
+    /// which a worker does not have.
+    replaced: Vec<Arc<RouteTable>>,
 }
 
 /// One table.
@@ -49,7 +52,7 @@ impl Table {
 
 impl Routes {
     pub(super) fn new(compiler: Arc<Compiler>) -> Self {
-        Self { compiler, tables: HashMap::new() }
+        Self { compiler, tables: HashMap::new(), replaced: Vec::new() }
     }
 
     /// One listener more needs the table.
@@ -129,7 +132,7 @@ impl Routes {
             // Written differently, but the same.
             Some(old) => stored.updated = old.updated,
             None => {
-                table.slot.set(Some(Arc::new(compiled.value)));
+                self.replaced.extend(table.slot.set(Some(Arc::new(compiled.value))));
                 for stats in table.stats() {
                     stats.config_reload.increment(1);
                 }
@@ -158,12 +161,17 @@ impl Routes {
     }
 
     /// Puts virtual hosts to sleep in tables where many are awake.
-    pub(super) fn rest(&self) {
+    pub(super) fn rest(&mut self) {
         for table in self.tables.values() {
             if let Some(awake) = table.slot.get().filter(|table| table.awake() > MANY_AWAKE) {
-                table.slot.set(Some(Arc::new(awake.rested())));
+                self.replaced.extend(table.slot.set(Some(Arc::new(awake.rested()))));
             }
         }
+    }
+
+    /// Frees tables that were replaced.
+    pub(super) fn sweep(&mut self) {
+        self.replaced.retain(|table| Arc::strong_count(table) > 1);
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = (&Arc<str>, StreamId, &Table)> {
