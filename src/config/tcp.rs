@@ -90,7 +90,7 @@ impl TcpProxy {
             // Reported by the field rules.
             None => return None,
         };
-        let runtime = |key: &str| environment.compiler.runtime.number(key);
+        let runtime = |key: &str| environment.compiler.runtime.load().number(key);
         let mut access_logs = Vec::with_capacity(config.access_log.len());
         for (index, log) in config.access_log.iter().enumerate() {
             access_logs.extend(

@@ -18,6 +18,7 @@ use super::sources::{Sources, StreamId};
 use crate::config::cluster::Discovery;
 use crate::config::compile::canonical;
 use crate::config::compile::resource::Compiler;
+use crate::config::slot::Dormant;
 use crate::config::{Cluster, Problem, Slot};
 use crate::telemetry::process::ClusterManagerStats;
 use crate::upstream::dns;
@@ -368,14 +369,14 @@ impl Clusters {
                 }
             }
             None => {
-                let assignment = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
-                let assignment = assignment.map(|endpoints| endpoints.assignment.clone());
+                let endpoints = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
+                let assignment = endpoints.map(|endpoints| endpoints.assignment.clone());
                 let (compiler, body) = (self.compiler.clone(), version.stored.body.clone());
                 let sleeping = Arc::new(SleepingCluster { compiler, body, assignment });
                 let new = sleeping.clone();
                 // What is awake stays awake; the old value, dropped after, keeps the statistics alive
                 // until the new one has them.
-                let _old = entry.slot.replace(sleeping, |_old| crate::config::slot::Dormant::wake(&*new));
+                let _old = entry.slot.replace(sleeping, |_old| new.wake());
             }
         }
         self.stats.cluster_updated.increment(1);
@@ -483,6 +484,27 @@ impl Clusters {
             }
         }
         !self.leaving.is_empty()
+    }
+
+    /// Runtime values changed: what is awake is compiled anew. What sleeps will be when it wakes.
+    pub(super) fn recompile(&mut self) {
+        let awake = self.entries.values().filter(|entry| entry.slot.get().is_some());
+        for version in awake.filter_map(|entry| Some((entry, entry.active.as_ref()?))) {
+            let (entry, version) = version;
+            // A cluster whose names are followed keeps its values until it changes itself.
+            if version.resolving.is_none() {
+                let sleeping = self.sleeping(version);
+                let new = sleeping.clone();
+                let _old = entry.slot.replace(sleeping, |_old| new.wake());
+            }
+        }
+    }
+
+    fn sleeping(&self, version: &Version) -> Arc<SleepingCluster> {
+        let assignment = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
+        let assignment = assignment.map(|endpoints| endpoints.assignment.clone());
+        let (compiler, body) = (self.compiler.clone(), version.stored.body.clone());
+        Arc::new(SleepingCluster { compiler, body, assignment })
     }
 
     /// Puts to sleep what nobody uses, and says how many clusters are awake.

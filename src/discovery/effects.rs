@@ -13,6 +13,7 @@ pub(super) const CDS: &str = type_url::CLUSTER;
 pub(super) const EDS: &str = type_url::ENDPOINTS;
 pub(super) const LDS: &str = type_url::LISTENER;
 pub(super) const RDS: &str = type_url::ROUTE;
+pub(super) const RTDS: &str = type_url::RUNTIME;
 
 /// One thing to do.
 #[derive(Debug)]

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use outrigger_control_api::client::{warming_order, Change, Rejection, Resource};
 
 use super::clusters::Clusters;
-use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS};
+use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS};
 use super::last_good::{Group, Kept};
 use super::listeners::{Listeners, World};
 use super::resource::Stored;
 use super::routes::{RouteKey, Routes};
+use super::runtime::Layers;
 use super::sources::{Origin, Sources, StreamId};
 use super::stats::SubscriptionStats;
 use super::Serving;
@@ -44,6 +45,7 @@ pub(super) struct Manager {
     pub(super) clusters: Clusters,
     pub(super) routes: Routes,
     pub(super) listeners: Listeners,
+    pub(super) layers: Layers,
     pub(super) sources: Sources,
     effects: Effects,
     pub(super) cds: Option<Whole>,
@@ -77,13 +79,16 @@ impl Manager {
         let cds = whole(&config.cds, CDS, Scope::raw("cluster_manager.cds"));
         let lds = whole(&config.lds, LDS, Scope::raw("listener_manager.lds"));
         let stats = ClusterManagerStats::new(&Scope::cluster_manager());
+        let mut effects = Effects::default();
+        let layers = Layers::new(compiler.clone(), &config.rtds, &mut sources, &mut effects);
         let mut manager = Self {
             compiler: compiler.clone(),
             clusters: Clusters::new(compiler.clone(), stats),
             routes: Routes::new(compiler.clone()),
             listeners: Listeners::new(compiler.clone()),
+            layers,
             sources,
-            effects: Effects::default(),
+            effects,
             cds,
             lds,
             fixed_needs: Vec::new(),
@@ -149,6 +154,22 @@ impl Manager {
                 refused = listeners.update(added, removed, stream, world);
                 self.lds.as_mut()
             }
+            RTDS => {
+                let mut changed = false;
+                for resource in added {
+                    match self.layers.update(resource, stream) {
+                        Ok(change) => changed |= change,
+                        Err(rejection) => refused.push(rejection),
+                    }
+                }
+                for name in removed {
+                    changed |= self.layers.absent(name, stream, true);
+                }
+                if changed {
+                    clusters.recompile();
+                }
+                None
+            }
             _ => None,
         };
         if let Some(whole) = whole {
@@ -178,6 +199,9 @@ impl Manager {
             (CDS, None) => self.cds.iter_mut().for_each(Whole::timed_out),
             (LDS, None) => self.lds.iter_mut().for_each(Whole::timed_out),
             (EDS, Some(name)) => self.clusters.endpoints_absent(name, stream, &mut self.effects),
+            (RTDS, Some(name)) => {
+                self.layers.absent(name, stream, false);
+            }
             (RDS, Some(name)) => {
                 let Self { clusters, routes, listeners, sources, effects, .. } = self;
                 routes.absent(name, stream, true);
@@ -229,6 +253,10 @@ impl Manager {
         self.clusters.publish();
         serving.set_warming(self.listeners.warming());
         if self.initialized {
+            return;
+        }
+        // Clusters are compiled with runtime values.
+        if !self.layers.are_answered() {
             return;
         }
         if let Some(cds) = &mut self.cds {

@@ -15,6 +15,7 @@ mod listeners;
 mod manager;
 mod resource;
 mod routes;
+mod runtime;
 mod sources;
 mod stats;
 mod streams;
@@ -69,15 +70,6 @@ pub enum DiscoveryError {
         /// Why.
         reason: String,
     },
-    /// A file as source.
-    #[error("resources from the file {} are not supported yet", path.display())]
-    Path {
-        /// The file.
-        path: PathBuf,
-    },
-    /// REST as source.
-    #[error("api_type REST is not supported yet")]
-    Rest,
 }
 
 /// What there is to react to.
@@ -283,6 +275,11 @@ impl Discovery {
             Event::RateLimited => self.stats.rate_limit_enforced.increment(1),
             Event::Refused { .. } => self.stats.responses_refused.increment(1),
             Event::Ignored { .. } => self.stats.responses_ignored.increment(1),
+            Event::ResourceError { type_url, name, .. } => {
+                // The control plane says that it will not come.
+                self.manager().timed_out(stream, &type_url, Some(&name), serving);
+            }
+            Event::Unsupported { .. } => {}
             // The client acts on these itself.
             Event::Connect | Event::Abandon { .. } => {}
         }

@@ -1,12 +1,13 @@
 //! The streams to control planes: opened when the first resource is wanted from them.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_control_api::client::{
-    self, add_client_features, client, Change, Endpoint, Event, Incremental, Keepalive, RateLimit, Settings,
-    StateOfTheWorld, Status, Subscriptions, Tls, Wildcard,
+    self, add_client_features, client, file_client, rest_client, Change, Endpoint, Event, Events, File,
+    Incremental, Keepalive, RateLimit, Rest, Settings, StateOfTheWorld, Status, Subscriptions, Tls, Wildcard,
 };
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
@@ -72,16 +73,25 @@ impl Streams {
     }
 
     fn start(&self, stream: StreamId, origin: &Origin) -> Result<Subscriptions, DiscoveryError> {
+        let seed = fastrand::u64(..);
         let (source, single_type) = match origin {
             Origin::Ads => (self.ads.as_ref().ok_or(DiscoveryError::NoAds)?, None),
             Origin::Own { source, type_url } => (source, Some((*type_url).to_owned())),
-            Origin::Path { path, .. } => return Err(DiscoveryError::Path { path: path.clone() }),
+            Origin::Path { path, watched_directory, type_url } => {
+                let file = File {
+                    path: path.clone(),
+                    watched_directory: watched_directory.clone(),
+                    type_url: (*type_url).to_owned(),
+                };
+                return Ok(self.join(stream, file_client(file, Settings::new(self.node.clone()))));
+            }
         };
-        if let ApiKind::Rest { .. } = source.kind {
-            return Err(DiscoveryError::Rest);
-        }
-        // The compiler gives at least one; the others are alternatives that are not tried yet.
+        // The compiler gives at least one.
         let target = source.targets.first().ok_or(DiscoveryError::NoAds)?;
+        let others = source.targets.len() + target.addresses.len() - 2;
+        if others > 0 {
+            tracing::warn!("{}: {others} other addresses of the control plane are not tried", target.name);
+        }
         let mut settings = Settings::new(self.node.clone());
         settings.set_node_on_first_message_only = source.set_node_on_first_message_only;
         settings.rate_limit = source.rate_limit.map(|limit| RateLimit {
@@ -95,16 +105,25 @@ impl Streams {
         settings.single_type.clone_from(&single_type);
         let mut endpoint = endpoint(target)?;
         endpoint.single_type = single_type;
-        let seed = fastrand::u64(..);
-        let (subscriptions, mut events) = if source.delta {
-            let (subscriptions, events, run) = client::<Incremental>(endpoint, settings, seed);
-            tokio::spawn(run);
-            (subscriptions, events)
-        } else {
-            let (subscriptions, events, run) = client::<StateOfTheWorld>(endpoint, settings, seed);
-            tokio::spawn(run);
-            (subscriptions, events)
-        };
+        Ok(match source.kind {
+            ApiKind::Rest { refresh_delay, request_timeout } => {
+                let rest = Rest { endpoint, refresh_delay, request_timeout };
+                self.join(stream, rest_client(rest, settings, seed))
+            }
+            ApiKind::Grpc if source.delta => {
+                self.join(stream, client::<Incremental>(endpoint, settings, seed))
+            }
+            ApiKind::Grpc => self.join(stream, client::<StateOfTheWorld>(endpoint, settings, seed)),
+        })
+    }
+
+    /// Runs a client, whose events come together with those of all others.
+    fn join(
+        &self,
+        stream: StreamId,
+        (subscriptions, mut events, run): (Subscriptions, Events, impl Future<Output = ()> + Send + 'static),
+    ) -> Subscriptions {
+        tokio::spawn(run);
         let sender = self.sender.clone();
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
@@ -113,7 +132,7 @@ impl Streams {
                 }
             }
         });
-        Ok(subscriptions)
+        subscriptions
     }
 }
 

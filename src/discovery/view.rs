@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use outrigger_control_api::{pool, to_json, DynamicMessage};
+use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
 use serde_json::{json, Map, Value};
 
 use super::manager::Manager;
@@ -110,6 +110,12 @@ impl View {
             }
             vec![("dynamic_route_configs", sorted(all))]
         })
+    }
+
+    /// Discovered runtime layers: their names in the bootstrap, and their values as JSON.
+    pub fn runtime(&self) -> Vec<(Arc<str>, Value)> {
+        let shown = |(layer, values): (&Arc<str>, &_)| (layer.clone(), message_to_json(values));
+        self.with(|manager| manager.layers.values().map(shown).collect())
     }
 
     /// What `/ready?verbose` says besides the state: one line each.

@@ -22,7 +22,7 @@ use crate::config::{Cluster, Directory};
 use crate::discovery::{Discovery, Serving};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
-use crate::telemetry::process::{count_clusters, Server, ServerState};
+use crate::telemetry::process::{Managers, Server, ServerState};
 use crate::upstream::dns;
 
 /// Why the process cannot run. The text is one line for the operator.
@@ -92,7 +92,8 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
-    count_clusters(compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count());
+    let filled = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let _managers = Managers::new(filled);
     let mut discovery = compiled.discovery.as_ref().map(|config| {
         let state = flags.state_dir.as_deref();
         Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
@@ -249,7 +250,15 @@ struct Discovered<'a>(&'a Mutex<ListenerManager>);
 impl Serving for Discovered<'_> {
     fn update(&mut self, removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>> {
         let results = lock(self.0).update(removed, added);
-        results.into_iter().map(|result| result.map(drop).map_err(|error| error.to_string())).collect()
+        let told = |result: Result<_, ListenerError>| match result {
+            // As in Envoy, the bootstrap's listener stays and the control plane is not told.
+            Err(error @ ListenerError::Static(_)) => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            result => result.map(drop).map_err(|error| error.to_string()),
+        };
+        results.into_iter().map(told).collect()
     }
 
     fn set_warming(&mut self, listeners: usize) {

@@ -85,11 +85,20 @@ crate::stats! {
     }
 }
 
-/// The clusters of the bootstrap, as `cluster_manager.` shows them.
-pub fn count_clusters(clusters: usize) {
-    let stats = ClusterManagerStats::new(&Scope::cluster_manager());
-    stats.cluster_added.increment(clusters as u64);
-    stats.active_clusters.set(clusters as f64);
+/// The clusters of the bootstrap, as `cluster_manager.` shows them for as long as this lives.
+#[derive(Debug)]
+pub struct Managers {
+    clusters: ClusterManagerStats,
+}
+
+impl Managers {
+    /// So many clusters were read.
+    pub fn new(clusters: usize) -> Self {
+        let managers = Self { clusters: ClusterManagerStats::new(&Scope::cluster_manager()) };
+        managers.clusters.cluster_added.increment(clusters as u64);
+        managers.clusters.active_clusters.set(clusters as f64);
+        managers
+    }
 }
 
 /// The server's state, shared by everything that asks for it.

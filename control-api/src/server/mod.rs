@@ -15,7 +15,7 @@
 //! // One snapshot for all nodes that say `node: { cluster: web }`.
 //! let cache = SnapshotCache::by_node_cluster();
 //!
-//! // Typed messages, `Any`s or encoded bytes; `load_directory` reads files.
+//! // Typed messages, `Any`s or encoded bytes; `control::load_directory` reads files.
 //! let mut snapshot = Snapshot::new();
 //! snapshot.insert(&Cluster { name: "backend".into(), ..Cluster::default() })?;
 //! snapshot.insert(&ClusterLoadAssignment { cluster_name: "backend".into(), ..Default::default() })?;
@@ -66,17 +66,19 @@ mod directory;
 mod kind;
 mod reference;
 mod response;
+mod rest;
 mod snapshot;
 mod status;
 mod stream;
 mod subscription;
 mod transport;
+mod virtual_host;
 mod wire;
 
 pub use cache::SnapshotCache;
-pub use directory::{load_directory, FileProblem};
 pub use kind::ResourceType;
 pub use response::Response;
+pub use rest::FetchError;
 pub use snapshot::{Dangling, Resource, ResourceError, Snapshot, TypedResource};
 pub use status::{Event, StreamStatus, TypeStatus};
 pub use stream::{Limits, Protocol, StreamError, StreamState, Verdict};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::accesslog::v3::{
     access_log::ConfigType, AccessLog as AccessLogConfig,
@@ -251,7 +252,7 @@ fn compile(
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let reserved = control.reserved.iter().filter_map(|index| resources.clusters.get(*index));
     let mut compiler = Compiler {
-        runtime: runtime.clone(),
+        runtime: ArcSwap::from_pointee(runtime.clone()),
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
         source_address,

@@ -380,7 +380,7 @@ fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool)
         config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
     // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
     let threshold =
-        environment.compiler.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
+        environment.compiler.runtime.load().number("upstream.healthy_panic_threshold").unwrap_or(threshold);
     let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
         Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
             zone.fail_traffic_on_panic
@@ -417,7 +417,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
         let entry = list.iter().find(|entry| entry.priority() == priority).copied().unwrap_or_default();
         let limit = |field: &str, value, default| {
             let key = format!("circuit_breakers.{}.{name}.{field}", cluster.name);
-            let runtime = environment.compiler.runtime.number(&key).map(|value| value as u32);
+            let runtime = environment.compiler.runtime.load().number(&key).map(|value| value as u32);
             Limit::new(runtime.unwrap_or_else(|| u32_or(value, default)))
         };
         Breakers {

@@ -31,7 +31,7 @@ pub(super) fn config_source(
 ) -> Option<ConfigSource> {
     use core::config_source::ConfigSourceSpecifier as Specifier;
     let before = problems.count();
-    version(source.resource_api_version, "resource_api_version", false, problems);
+    version(source.resource_api_version, "resource_api_version", problems);
     let initial_fetch_timeout = match duration_or(
         &source.initial_fetch_timeout,
         INITIAL_FETCH_TIMEOUT,
@@ -84,11 +84,10 @@ fn path_source(
     Some(Source::Path { path: path.into(), watched_directory })
 }
 
-/// Resources are of version 3 and must be called so; of the transport, unset means 3 too.
-fn version(number: i32, field: &str, auto: bool, problems: &mut Problems) {
+/// Resources and transport are of version 3; unset means that too, as in Envoy.
+fn version(number: i32, field: &str, problems: &mut Problems) {
     let name = match core::ApiVersion::try_from(number) {
-        Ok(core::ApiVersion::V3) => return,
-        Ok(core::ApiVersion::Auto) if auto => return,
+        Ok(core::ApiVersion::V3 | core::ApiVersion::Auto) => return,
         Ok(version) => version.as_str_name(),
         // Breaks a field rule.
         Err(_) => return,
@@ -104,7 +103,7 @@ pub(super) fn api_source(
 ) -> Option<ApiSource> {
     use core::api_config_source::ApiType;
     let before = problems.count();
-    version(api.transport_api_version, "transport_api_version", true, problems);
+    version(api.transport_api_version, "transport_api_version", problems);
     let api_type = match ApiType::try_from(api.api_type) {
         Ok(ApiType::DeprecatedAndUnavailableDoNotUse) => {
             problems.report_at("api_type", "is required");

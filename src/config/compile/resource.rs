@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
 use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -40,8 +41,8 @@ pub struct Compiler {
     /// Route tables: those of RDS as [`Compiler::route_slot`] names them, inline ones of the bootstrap's
     /// listeners as `LISTENER/TABLE`.
     pub routes: Arc<Directory<RouteTable>>,
-    /// Runtime values of the bootstrap.
-    pub runtime: Runtime,
+    /// Runtime values: those of the bootstrap and of RTDS.
+    pub runtime: ArcSwap<Runtime>,
     /// This node's cluster and id, as `add_user_agent` sends them.
     pub service: (Bytes, Bytes),
     /// The bootstrap's resolver, for clusters that name none.

@@ -20,7 +20,7 @@ pub(super) fn access_logs(
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Vec<AccessLog> {
-    let runtime = |key: &str| environment.compiler.runtime.number(key);
+    let runtime = |key: &str| environment.compiler.runtime.load().number(key);
     let compile = |(index, config)| {
         problems.at_index(field, index, |problems| AccessLog::compile(config, &runtime, problems))
     };

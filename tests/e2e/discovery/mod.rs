@@ -5,4 +5,5 @@ mod clients;
 mod loss;
 mod mesh;
 mod scale;
+mod sources;
 mod updates;

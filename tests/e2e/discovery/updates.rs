@@ -3,10 +3,11 @@
 use outrigger_control_api::server::ResourceType;
 
 use super::clients::{ask, named, proxy, Load};
-use super::mesh::{snapshot, ControlPlane, Mesh, NODE};
+use super::mesh::{bootstrap, snapshot, ControlPlane, Mesh, NODE};
 use crate::harness::client::get;
 use crate::harness::origin::Origin;
 use crate::harness::ports::free_port;
+use crate::harness::proxy::Proxy;
 use crate::harness::{eventually, DEADLINE};
 
 async fn scale(delta: bool) {
@@ -124,4 +125,32 @@ async fn a_cluster_that_works_is_not_replaced_by_one_without_endpoints() {
     control.cache.set(NODE, snapshot(&resources));
     assert!(eventually(DEADLINE, || async { ask(port).await.as_deref() == Ok("late") }).await);
     assert!(control.settled(&ResourceType::CLUSTER).await);
+}
+
+#[tokio::test]
+async fn runtime_layers_change_the_limits_of_clusters() {
+    let origin = named("ok").await;
+    let port = free_port();
+    let mesh = Mesh::simple(port, &[origin.port()]);
+    let layer = |requests: u32| {
+        format!(
+            "\"@type\": type.googleapis.com/envoy.service.runtime.v3.Runtime\nname: tuned\nlayer:\n  \
+             circuit_breakers.web.default.max_requests: {requests}\n"
+        )
+    };
+    let resources = |requests| {
+        let mut resources = mesh.resources();
+        resources.push(layer(requests));
+        resources
+    };
+    let control = ControlPlane::on(0, snapshot(&resources(0))).await;
+    let template = bootstrap(true)
+        + "layered_runtime:\n  layers:\n  - name: control\n    rtds_layer: { name: tuned, rtds_config: { resource_api_version: V3, ads: {} } }\n";
+    let proxy = Proxy::outrigger(&template, &[("control", control.port.to_string())]).await;
+    assert!(ask(port).await.unwrap_err().contains("503"), "no request is allowed");
+    let shown = proxy.admin("/runtime").await;
+    assert!(shown.contains("circuit_breakers.web.default.max_requests"), "{shown}");
+    control.cache.set(NODE, snapshot(&resources(5)));
+    assert!(eventually(DEADLINE, || async { ask(port).await.as_deref() == Ok("ok") }).await);
+    assert_eq!(control.refused(), []);
 }

@@ -73,11 +73,6 @@ fn wrong_eds_clusters_are_refused() {
             "eds_cluster_config.eds_config.resource_api_version: is V2, only V3 is supported: set \
              resource_api_version: V3",
         ),
-        (
-            json!({"/eds_cluster_config/eds_config/resource_api_version": null}),
-            "eds_cluster_config.eds_config.resource_api_version: is AUTO, only V3 is supported: set \
-             resource_api_version: V3",
-        ),
         (json!({"/eds_cluster_config": null}), "eds_cluster_config.eds_config: is required for an EDS cluster"),
         (json!({"/type": "STATIC"}), "eds_cluster_config: is only for clusters of type EDS"),
         (json!({"/outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
