@@ -61,15 +61,15 @@ fn every_round_of_everybody_is_accounted_for() {
 #[test]
 fn who_cannot_do_it_has_no_number() {
     let nobody = "--outrigger /nonexistent/outrigger --rounds 1 --seconds 0.1";
-    let comparison = compare(&format!("h1+mtls churn --peers outrigger,relay,none {nobody}"));
+    let comparison = compare(&format!("h1+mtls churn --peers outrigger,nginx,relay,none {nobody}"));
     let state = |scenario: usize, peer: usize| {
         let peer = &comparison.scenarios[scenario].peers[peer];
         (peer.status.clone(), peer.samples.is_empty())
     };
     assert!(matches!(state(0, 0), (Status::Failed { .. }, true)), "{:?}", state(0, 0));
-    assert!(matches!(state(0, 1), (Status::NotSupported { .. }, true)), "{:?}", state(0, 1));
+    assert!(matches!(state(0, 2), (Status::NotSupported { .. }, true)), "{:?}", state(0, 2));
     // The way without a proxy is there: mTLS right to the origin.
-    assert!(matches!(state(0, 2), (Status::Measured, false)), "{:?}", state(0, 2));
-    assert!(matches!(state(1, 0), (Status::NotYet { .. }, true)), "{:?}", state(1, 0));
-    assert!(text(&comparison).contains("not yet: needs the control plane"));
+    assert!(matches!(state(0, 3), (Status::Measured, false)), "{:?}", state(0, 3));
+    assert!(matches!(state(1, 0), (Status::Failed { .. }, true)), "{:?}", state(1, 0));
+    assert!(matches!(state(1, 1), (Status::NotSupported { .. }, true)), "{:?}", state(1, 1));
 }

@@ -134,16 +134,21 @@ fn field_exists(descriptor: &MessageDescriptor, name: &str) -> bool {
 
 /// How an entry classes a field of its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub enum Standing {
+    /// It takes effect.
     Implemented,
+    /// Accepted without effect, and why.
     Observed(&'static str),
+    /// Refused, and why.
     Rejected(&'static str),
     /// Refused because the entry does not name it.
     Absent,
 }
 
 impl MessageSupport {
-    fn standing(&self, field: &FieldDescriptor) -> Standing {
+    /// How the entry classes a field of its message.
+    #[must_use]
+    pub fn standing(&self, field: &FieldDescriptor) -> Standing {
         let name = field.name();
         if let Some(reason) = reason(self.rejected, name) {
             Standing::Rejected(reason)
@@ -157,7 +162,8 @@ impl MessageSupport {
     }
 
     /// The reason why the whole message is refused or without effect.
-    fn whole(&self) -> Option<Standing> {
+    #[must_use]
+    pub fn whole(&self) -> Option<Standing> {
         reason(self.rejected, "*")
             .map(Standing::Rejected)
             .or_else(|| reason(self.observe, "*").map(Standing::Observed))

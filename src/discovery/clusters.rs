@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_control_api::client::{Rejection, Resource};
+use smallvec::SmallVec;
 
 use super::effects::{Effects, EDS};
 use super::resource::{Assignment, Refused, SleepingCluster, Stored};
@@ -38,6 +39,10 @@ pub(super) struct Clusters {
     fixed: HashSet<Arc<str>>,
     entries: HashMap<Arc<str>, Entry>,
     endpoints: HashMap<EdsKey, Endpoints>,
+    /// Names of entries that were removed and are not gone: what [`Clusters::sweep`] looks at.
+    leaving: HashSet<Arc<str>>,
+    /// Keys of endpoints that become stale.
+    timed: HashSet<EdsKey>,
     stats: ClusterManagerStats,
     next_generation: u64,
     /// The gauges are to be set anew.
@@ -48,8 +53,9 @@ pub(super) struct Clusters {
 pub(super) struct Entry {
     slot: Arc<Slot<Cluster>>,
     pub(super) active: Option<Version>,
-    pub(super) warming: Option<Version>,
-    pub(super) refused: Option<Refused>,
+    /// Boxed, as `refused` is: few have it, and there are thousands of entries.
+    pub(super) warming: Option<Box<Version>>,
+    pub(super) refused: Option<Box<Refused>>,
     removed: Option<Instant>,
 }
 
@@ -65,9 +71,9 @@ pub(super) struct Version {
 /// The endpoints of one name.
 pub(super) struct Endpoints {
     pub(super) stored: Option<Stored>,
-    pub(super) refused: Option<Refused>,
+    pub(super) refused: Option<Box<Refused>>,
     assignment: Arc<Assignment>,
-    users: Vec<Arc<str>>,
+    users: SmallVec<[Arc<str>; 1]>,
     /// The control plane does not know the name, or did not say so in time.
     absent: bool,
     /// `endpoint_stale_after`, and when it runs out.
@@ -83,6 +89,8 @@ impl Clusters {
             fixed,
             entries: HashMap::new(),
             endpoints: HashMap::new(),
+            leaving: HashSet::new(),
+            timed: HashSet::new(),
             stats,
             next_generation: 0,
             changed: true,
@@ -116,7 +124,7 @@ impl Clusters {
             return Ok(());
         }
         if let Some(entry) = self.entries.get_mut(name) {
-            let newest = entry.warming.as_mut().or(entry.active.as_mut());
+            let newest = entry.warming.as_deref_mut().or(entry.active.as_mut());
             if let Some(newest) = newest.filter(|newest| newest.stored.is(resource)) {
                 newest.stored.confirm(resource);
                 entry.removed = None;
@@ -171,12 +179,12 @@ impl Clusters {
             Some(endpoints) => endpoints.stored.is_some() || endpoints.absent && entry.active.is_none(),
             None => !resolves,
         };
-        let superseded = entry.warming.replace(version);
+        let superseded = entry.warming.replace(Box::new(version));
         if ready {
             self.activate(name, effects);
         }
         if let Some(version) = superseded {
-            self.retire(name, version, effects);
+            self.retire(name, *version, effects);
         }
         self.changed = true;
         Ok(())
@@ -186,12 +194,12 @@ impl Clusters {
         let refused = Refused::new(resource, problems);
         let rejection = refused.rejection(&resource.name);
         if let Some(entry) = self.entries.get_mut(resource.name.as_str()) {
-            entry.refused = Some(refused);
+            entry.refused = Some(Box::new(refused));
         }
         rejection
     }
 
-    /// The control plane took a cluster away.
+    /// The control plane took a cluster away: the next [`Clusters::sweep`] drops it if it can.
     pub(super) fn remove(&mut self, name: &str, now: Instant, effects: &mut Effects) {
         let Some(entry) = self.entries.get_mut(name).filter(|_| !self.fixed.contains(name)) else { return };
         if entry.removed.is_some() {
@@ -199,10 +207,10 @@ impl Clusters {
         }
         self.stats.cluster_removed.increment(1);
         entry.removed = Some(now);
+        self.leaving.insert(entry.slot.name().clone());
         if let Some(version) = entry.warming.take() {
-            self.retire(name, version, effects);
+            self.retire(name, *version, effects);
         }
-        self.sweep(now, effects);
     }
 
     /// Endpoints that came by EDS.
@@ -220,6 +228,9 @@ impl Clusters {
             stored.confirm(resource);
             endpoints.refused = None;
             endpoints.stale_at = endpoints.stale_after.map(|after| now + after);
+            if endpoints.stale_at.is_some() {
+                self.timed.insert(key);
+            }
             for cluster in endpoints.users.iter().filter_map(|user| self.entries.get(user)?.slot.get()) {
                 cluster.stats().update_attempt.increment(1);
                 cluster.stats().update_success.increment(1);
@@ -252,7 +263,11 @@ impl Clusters {
         let body = stored.body.clone();
         endpoints.stored = Some(stored);
         let timed = endpoints.stale_after.is_some();
-        for user in endpoints.users.clone() {
+        let users = endpoints.users.clone();
+        if timed {
+            self.timed.insert(key.clone());
+        }
+        for user in users {
             self.endpoints_changed(&user, &key, Some(&body), timed, effects);
         }
         Ok(())
@@ -293,8 +308,9 @@ impl Clusters {
         effects: &mut Effects,
     ) {
         let Some(entry) = self.entries.get(user) else { return };
-        let uses = |version: &Option<Version>| version.as_ref().is_some_and(|v| v.eds.as_ref() == Some(key));
-        if uses(&entry.active) {
+        let uses = |version: Option<&Version>| version.is_some_and(|v| v.eds.as_ref() == Some(key));
+        let (active, warming) = (uses(entry.active.as_ref()), uses(entry.warming.as_deref()));
+        if active {
             entry.slot.while_held(|cluster| {
                 let Some(cluster) = cluster else { return };
                 let stats = cluster.stats();
@@ -327,7 +343,7 @@ impl Clusters {
                 }
             });
         }
-        if uses(&entry.warming) && body.is_some() {
+        if warming && body.is_some() {
             self.activate(user, effects);
         }
     }
@@ -364,7 +380,7 @@ impl Clusters {
             }
         }
         self.stats.cluster_updated.increment(1);
-        if let Some(old) = entry.active.replace(version) {
+        if let Some(old) = entry.active.replace(*version) {
             self.retire(name, old, effects);
         }
         self.changed = true;
@@ -398,7 +414,7 @@ impl Clusters {
                 stored: None,
                 refused: None,
                 assignment: Arc::default(),
-                users: Vec::new(),
+                users: SmallVec::new(),
                 absent: false,
                 stale_after: None,
                 stale_at: None,
@@ -424,18 +440,19 @@ impl Clusters {
     /// Drops removed clusters whose time has come, and endpoints that are stale. True if there are
     /// removed ones left.
     pub(super) fn sweep(&mut self, now: Instant, effects: &mut Effects) -> bool {
-        let mut left = false;
         let mut gone = Vec::new();
-        for (name, entry) in &self.entries {
-            let Some(removed) = entry.removed else { continue };
+        self.leaving.retain(|name| {
+            let Some(entry) = self.entries.get(name) else { return false };
+            // It may have come back.
+            let Some(removed) = entry.removed else { return false };
             // Ours and the directory's.
             let referred = Arc::strong_count(&entry.slot) > 2;
-            if referred && now.saturating_duration_since(removed) < LINGER {
-                left = true;
-            } else {
+            let stays = referred && now.saturating_duration_since(removed) < LINGER;
+            if !stays {
                 gone.push(name.clone());
             }
-        }
+            stays
+        });
         for name in gone {
             let Some(entry) = self.entries.remove(&name) else { continue };
             entry.slot.set(None);
@@ -444,15 +461,19 @@ impl Clusters {
             }
             self.changed = true;
         }
-        let stale = self.endpoints.iter_mut().filter(|(_, e)| e.stale_at.is_some_and(|at| at <= now));
-        let stale: Vec<EdsKey> = stale
-            .map(|(key, endpoints)| {
-                endpoints.stale_at = None;
-                endpoints.stored = None;
-                endpoints.assignment.set(None);
-                key.clone()
-            })
-            .collect();
+        let mut stale = Vec::new();
+        self.timed.retain(|key| {
+            let Some(endpoints) = self.endpoints.get_mut(key) else { return false };
+            let Some(at) = endpoints.stale_at else { return false };
+            if at > now {
+                return true;
+            }
+            endpoints.stale_at = None;
+            endpoints.stored = None;
+            endpoints.assignment.set(None);
+            stale.push(key.clone());
+            false
+        });
         for key in stale {
             let users = self.endpoints.get(&key).map(|endpoints| endpoints.users.clone());
             for user in users.unwrap_or_default() {
@@ -462,7 +483,7 @@ impl Clusters {
                 self.endpoints_changed(&user, &key, None, false, effects);
             }
         }
-        left
+        !self.leaving.is_empty()
     }
 
     /// Runtime values changed: what is awake is compiled anew. What sleeps will be when it wakes.
@@ -527,7 +548,7 @@ impl Endpoints {
     fn refuse(&mut self, resource: &Resource, problems: &[Problem]) -> Rejection {
         let refused = Refused::new(resource, problems);
         let rejection = refused.rejection(&resource.name);
-        self.refused = Some(refused);
+        self.refused = Some(Box::new(refused));
         rejection
     }
 }

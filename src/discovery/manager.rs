@@ -24,6 +24,9 @@ use crate::config::discovery::{ConfigSource, DiscoveryConfig};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ClusterManagerStats;
 
+/// Route tables rest at each so-many-th doze.
+const TABLES_REST_EVERY: u32 = 10;
+
 /// A subscription to everything of a type.
 pub(super) struct Whole {
     pub(super) stream: StreamId,
@@ -52,6 +55,8 @@ pub(super) struct Manager {
     initialized: bool,
     /// What serves comes from an earlier run, and the control plane was not heard of all of it yet.
     restored: bool,
+    /// How often [`Manager::doze`] was called.
+    dozes: u32,
     /// When something changed that is to be kept for the next start.
     pub(super) changed: Option<Instant>,
 }
@@ -89,6 +94,7 @@ impl Manager {
             fixed_needs: Vec::new(),
             initialized: false,
             restored: false,
+            dozes: 0,
             changed: None,
         };
         manager.clusters.follow_fixed(&mut manager.sources, &mut manager.effects);
@@ -124,6 +130,7 @@ impl Manager {
                     refused.extend(clusters.update(resource, stream, sources, effects).err());
                 }
                 removed.iter().for_each(|name| clusters.remove(name, now, effects));
+                clusters.sweep(now, effects);
                 self.cds.as_mut()
             }
             EDS => {
@@ -223,12 +230,18 @@ impl Manager {
     /// Whatever time brings. True while it should come again soon.
     pub(super) fn tick(&mut self, now: Instant, serving: &mut dyn Serving) -> bool {
         let soon = self.clusters.sweep(now, &mut self.effects);
+        self.routes.sweep();
         self.settle(serving);
         soon
     }
 
     /// Puts to sleep what nobody uses and forgets names that nothing refers to.
     pub(super) fn doze(&mut self) {
+        self.dozes += 1;
+        // What is wanted again is compiled again, so that this must not be often.
+        if self.dozes % TABLES_REST_EVERY == 0 {
+            self.routes.rest();
+        }
         self.clusters.doze();
         self.compiler.clusters.forget_unused();
         self.compiler.routes.forget_unused();

@@ -382,3 +382,6 @@ impl std::fmt::Debug for Discovery {
         f.debug_struct("Discovery").field("initialized", &self.is_initialized()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,9 @@ use crate::config::{Problem, Slot};
 
 const TYPE_NAME: &str = "envoy.config.route.v3.RouteConfiguration";
 
+/// Fewer virtual hosts than this are not worth being put to sleep.
+const MANY_AWAKE: usize = 64;
+
 /// A table that is wanted: from which stream, under which name.
 pub(super) type RouteKey = (StreamId, Arc<str>);
 
@@ -26,6 +29,9 @@ pub(super) type RouteKey = (StreamId, Arc<str>);
 pub(super) struct Routes {
     compiler: Arc<Compiler>,
     tables: HashMap<RouteKey, Table>,
+    /// Tables that were replaced, until no request is looked up in them: to free a large one takes time,
+    /// which a worker does not have.
+    replaced: Vec<Arc<RouteTable>>,
 }
 
 /// One table.
@@ -46,7 +52,7 @@ impl Table {
 
 impl Routes {
     pub(super) fn new(compiler: Arc<Compiler>) -> Self {
-        Self { compiler, tables: HashMap::new() }
+        Self { compiler, tables: HashMap::new(), replaced: Vec::new() }
     }
 
     /// One listener more needs the table.
@@ -105,7 +111,8 @@ impl Routes {
             table.stats().for_each(|stats| stats.update_rejected.increment(1));
             Err(rejection)
         };
-        let compiled = match self.compiler.route_table(&resource.body, known) {
+        let mut stored = Stored::new(resource);
+        let compiled = match self.compiler.route_table(&stored.body, known) {
             Ok(compiled) if *compiled.name == *resource.name => compiled,
             Ok(compiled) => {
                 let message =
@@ -115,14 +122,17 @@ impl Routes {
             Err(problems) => return refuse(table, &problems),
         };
         effects.warn(&resource.name, compiled.warnings);
-        let mut stored = Stored::new(resource);
         let fingerprint = |stored: &Stored| canonical::of_encoded(TYPE_NAME, &stored.body);
-        let same = table.stored.as_ref().filter(|old| fingerprint(old) == fingerprint(&stored));
+        // What is the same in another order is as long; to reload a table that is the same costs little.
+        let alike = |old: &&Stored| {
+            old.body.len() == stored.body.len() && fingerprint(old) == fingerprint(&stored)
+        };
+        let same = table.stored.as_ref().filter(alike);
         match same {
             // Written differently, but the same.
             Some(old) => stored.updated = old.updated,
             None => {
-                table.slot.set(Some(Arc::new(compiled.value)));
+                self.replaced.extend(table.slot.set(Some(Arc::new(compiled.value))));
                 for stats in table.stats() {
                     stats.config_reload.increment(1);
                 }
@@ -148,6 +158,20 @@ impl Routes {
                 stats.update_empty.increment(1);
             }
         }
+    }
+
+    /// Puts virtual hosts to sleep in tables where many are awake.
+    pub(super) fn rest(&mut self) {
+        for table in self.tables.values() {
+            if let Some(awake) = table.slot.get().filter(|table| table.awake() > MANY_AWAKE) {
+                self.replaced.extend(table.slot.set(Some(Arc::new(awake.rested()))));
+            }
+        }
+    }
+
+    /// Frees tables that were replaced.
+    pub(super) fn sweep(&mut self) {
+        self.replaced.retain(|table| Arc::strong_count(table) > 1);
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = (&Arc<str>, StreamId, &Table)> {

@@ -39,7 +39,7 @@ impl View {
         self.with(|manager| {
             let (mut active, mut warming) = (Vec::new(), Vec::new());
             for (name, entry) in manager.clusters.entries() {
-                let refused = entry.refused.as_ref();
+                let refused = entry.refused.as_deref();
                 if let Some(version) = &entry.active {
                     active.push((name.clone(), state(CLUSTER, "cluster", &version.stored, refused)));
                 }
@@ -64,7 +64,7 @@ impl View {
                 if let Some(stored) = &endpoints.stored {
                     all.push((
                         name.clone(),
-                        state(ENDPOINTS, "endpoint_config", stored, endpoints.refused.as_ref()),
+                        state(ENDPOINTS, "endpoint_config", stored, endpoints.refused.as_deref()),
                     ));
                 }
             }

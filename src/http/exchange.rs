@@ -286,6 +286,8 @@ impl<'a> Exchange<'a> {
             }
             Selection::Found { route, .. } => {
                 let route = route.clone();
+                // A request may last; the table, which may be large and replaced meanwhile, need not.
+                drop(table);
                 self.info.route_name.clone_from(&route.name);
                 self.act(&route, random).await
             }

@@ -27,7 +27,7 @@ use crate::result::RunResult;
 /// The longest wait for a proxy to answer.
 const READY: Duration = Duration::from_secs(120);
 /// Endpoints of each cluster of a large configuration, each an address of the origin.
-const ENDPOINTS: u8 = 10;
+pub const ENDPOINTS: u8 = 10;
 /// A configuration that is longer is cut in the result.
 const PUBLISHED: usize = 16 << 10;
 /// What the origin listens for.
@@ -132,7 +132,13 @@ impl Bench {
             endpoints: (0..addresses).map(endpoint).collect(),
             clusters,
             connections: 4096,
+            control: None,
         })
+    }
+
+    /// The core of load and origin.
+    pub fn load_core(&self) -> Option<usize> {
+        self.cores.map(|(_, load)| load)
     }
 
     /// The configuration of `peer`, as results have it.

@@ -46,11 +46,35 @@ pub struct Setup {
     pub clusters: usize,
     /// Connections that may be open.
     pub connections: u32,
+    /// Who can follow a control plane gets everything from this one.
+    pub control: Option<SocketAddr>,
 }
 
 /// A domain of a virtual host.
 pub fn domain(cluster: usize, nth: usize) -> String {
     format!("d{nth}.service-{cluster}.example")
+}
+
+/// The name of a cluster and of its virtual host.
+pub fn service(nth: usize) -> String {
+    format!("service-{nth}")
+}
+
+/// The domains of a virtual host.
+pub fn domains_of(cluster: usize) -> Vec<String> {
+    (0..DOMAINS).map(|nth| domain(cluster, nth)).collect()
+}
+
+/// An address as Envoy has it.
+pub fn address(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+/// A virtual host that sends everything to the cluster of its name.
+pub fn all_to(name: &str, domains: Vec<String>) -> Value {
+    json!({
+        "name": name, "domains": domains, "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]
+    })
 }
 
 impl Setup {
@@ -99,7 +123,9 @@ impl Setup {
 
     /// One bootstrap, word for word the same for Envoy and Outrigger.
     fn envoy(&self, certs: &Certs) -> Value {
-        let address = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+        if let Some(control) = self.control {
+            return self.discovered(control);
+        }
         let cluster = |name: String| {
             let endpoints = self.endpoints.iter().map(|&at| json!({"endpoint": {"address": address(at)}}));
             let mut cluster = json!({
@@ -127,17 +153,27 @@ impl Setup {
             }
             cluster
         };
-        let all = |name: &str, domains: Vec<String>| json!({"name": name, "domains": domains, "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]});
         let (hosts, clusters): (Vec<_>, Vec<_>) = match self.clusters {
-            0 => (vec![all("origin", vec!["*".to_owned()])], vec![cluster("origin".to_owned())]),
+            0 => (vec![all_to("origin", vec!["*".to_owned()])], vec![cluster("origin".to_owned())]),
             many => (0..many)
                 .map(|nth| {
-                    let name = format!("service-{nth}");
-                    let domains = (0..DOMAINS).map(|domain_nth| domain(nth, domain_nth)).collect();
-                    (all(&name, domains), cluster(name))
+                    let name = service(nth);
+                    (all_to(&name, domains_of(nth)), cluster(name))
                 })
                 .unzip(),
         };
+        let mut listener = self.listener(&json!({"route_config": {"name": "all", "virtual_hosts": hosts}}));
+        if self.secure_clients {
+            listener["filter_chains"][0]["transport_socket"] = self.tls("Downstream", &certs.server, certs);
+        }
+        json!({
+            "admin": {"address": address(self.admin)},
+            "static_resources": {"listeners": [listener], "clusters": clusters}
+        })
+    }
+
+    /// A listener with plaintext, whose HTTP has these routes.
+    pub fn listener(&self, routes: &Value) -> Value {
         let filter = match self.wire {
             Wire::Tcp => json!({
                 "name": "envoy.filters.network.tcp_proxy",
@@ -147,30 +183,56 @@ impl Setup {
                     "cluster": "origin"
                 }
             }),
-            wire => json!({
-                "name": "envoy.filters.network.http_connection_manager",
-                "typed_config": {
+            wire => {
+                let mut manager = json!({
                     "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
                     "stat_prefix": "web",
                     "codec_type": if wire == Wire::Http1 { "HTTP1" } else { "HTTP2" },
-                    "route_config": {"name": "all", "virtual_hosts": hosts},
                     "http_filters": [{
                         "name": "envoy.filters.http.router",
                         "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
                     }]
+                });
+                for (name, value) in routes.as_object().into_iter().flatten() {
+                    manager[name.as_str()] = value.clone();
                 }
-            }),
-        };
-        let mut chain = json!({"filters": [filter]});
-        if self.secure_clients {
-            chain["transport_socket"] = self.tls("Downstream", &certs.server, certs);
-        }
-        json!({
-            "admin": {"address": address(self.admin)},
-            "static_resources": {
-                "listeners": [{"name": "in", "address": address(self.listen), "filter_chains": [chain]}],
-                "clusters": clusters
+                json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager})
             }
+        };
+        json!({"name": "in", "address": address(self.listen), "filter_chains": [{"filters": [filter]}]})
+    }
+
+    /// A bootstrap that takes everything from a control plane, over delta ADS.
+    fn discovered(&self, control: SocketAddr) -> Value {
+        let ads = json!({"resource_api_version": "V3", "ads": {}});
+        json!({
+            "node": {"id": super::control::NODE, "cluster": "compare"},
+            "admin": {"address": address(self.admin)},
+            "dynamic_resources": {
+                "ads_config": {
+                    "api_type": "DELTA_GRPC",
+                    "transport_api_version": "V3",
+                    "set_node_on_first_message_only": true,
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "control"}}]
+                },
+                "cds_config": ads,
+                "lds_config": ads
+            },
+            "static_resources": {"clusters": [{
+                "name": "control",
+                "type": "STATIC",
+                "connect_timeout": "1s",
+                "typed_extension_protocol_options": {
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                        "explicit_http_config": {"http2_protocol_options": {}}
+                    }
+                },
+                "load_assignment": {
+                    "cluster_name": "control",
+                    "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(control)}}]}]
+                }
+            }]}
         })
     }
 
@@ -319,9 +381,8 @@ impl Setup {
             0 => one("origin", "_".to_owned(), if two { 256 } else { 64 }),
             many => {
                 for nth in 0..many {
-                    let names: Vec<_> = (0..DOMAINS).map(|of| domain(nth, of)).collect();
                     // Each of its caches is allocated beforehand.
-                    one(&format!("service-{nth}"), names.join(" "), 32);
+                    one(&service(nth), domains_of(nth).join(" "), 32);
                 }
             }
         }

@@ -11,6 +11,7 @@ mod awake;
 mod bench;
 mod certs;
 mod configs;
+mod control;
 mod estimate;
 mod load;
 mod page;
@@ -19,6 +20,7 @@ mod process;
 pub mod relay;
 pub mod result;
 mod scenario;
+mod scale;
 mod special;
 mod table;
 
@@ -35,7 +37,7 @@ use crate::generate::task::Stage;
 use crate::report::html;
 use bench::Bench;
 use peer::{Peer, Programs};
-use result::{Comparison, Machine, PeerInfo, PeerResult, ScenarioResult, Status, FORMAT};
+use result::{Comparison, Machine, PeerInfo, FORMAT};
 use scenario::Kind;
 
 pub use page::page;
@@ -143,6 +145,9 @@ pub enum Error {
         /// What happened.
         source: serde_json::Error,
     },
+    /// The control plane.
+    #[error("the control plane: {0}")]
+    Control(String),
     /// The origin.
     #[error("the origin does not start: {0}")]
     Origin(String),
@@ -219,8 +224,8 @@ impl CompareArgs {
                 Kind::Latency => special::latency(&mut bench, say)?,
                 Kind::Idle => vec![special::idle(&mut bench, say)?],
                 Kind::Start => vec![special::start(&mut bench, say)?],
-                Kind::Scale(clusters) => vec![special::scale(&mut bench, *clusters, say)?],
-                Kind::Churn => vec![churn(&bench)],
+                Kind::Scale(clusters) => vec![scale::scale(&mut bench, *clusters, say)?],
+                Kind::Churn => vec![scale::churn(&bench, say)?],
             };
             let many = results.len() > 1;
             for mut result in results {
@@ -253,7 +258,12 @@ impl CompareArgs {
                 _ => (scenario::BASE, 0),
             };
             for &peer in &self.peers {
-                let config = bench.config(peer, &bench.setup(&load, clusters)?)?;
+                let mut setup = bench.setup(&load, clusters)?;
+                if clusters > 0 && peer.follows_control_planes() {
+                    // One that is not there: this is about what it is told to ask for.
+                    setup.control = Some(setup.admin);
+                }
+                let config = bench.config(peer, &setup)?;
                 if !config.is_empty() {
                     text += &format!("# {}, {peer}\n{config}\n", scenario.name);
                 }
@@ -275,15 +285,6 @@ impl CompareArgs {
         }
         Ok(all.unwrap_or_default())
     }
-}
-
-fn churn(bench: &Bench) -> ScenarioResult {
-    let peers = bench.peers.iter().filter(|peer| peer.is_proxy()).map(|peer| PeerResult {
-        peer: peer.to_string(),
-        status: Status::NotYet { reason: "needs the control plane".to_owned() },
-        ..PeerResult::default()
-    });
-    ScenarioResult { peers: peers.collect(), ..ScenarioResult::default() }
 }
 
 /// The cores, if there are such; otherwise none, and why.

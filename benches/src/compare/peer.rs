@@ -49,6 +49,11 @@ impl Peer {
     pub fn is_proxy(self) -> bool {
         !matches!(self, Self::Splice | Self::Relay | Self::None)
     }
+
+    /// Whether a control plane can configure it.
+    pub fn follows_control_planes(self) -> bool {
+        matches!(self, Self::Outrigger | Self::Envoy)
+    }
 }
 
 /// Where the programs are.

@@ -1,11 +1,10 @@
-//! What is no closed loop: added latency at a rate, memory of idle connections, time to the first answer, and large
-//! configurations.
+//! What is no closed loop: added latency at a rate, memory of idle connections, time to the first answer.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::bench::{ask, Bench, Running};
-use super::configs::{domain, Setup, DOMAINS};
+use super::configs::Setup;
 use super::load::{add_load, costed, light, MIB};
 use super::peer::Peer;
 use super::process::{Memory, Process};
@@ -121,7 +120,7 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let most = IDLE.iter().max().copied().unwrap_or(0);
-    let setup = |bench: &Bench| {
+    let setup = |bench: &Bench, _: Peer| {
         let connections = u32::try_from(most * 6 / 5).unwrap_or(u32::MAX);
         Ok(Setup { connections, ..bench.setup(&BASE, 0)? })
     };
@@ -196,7 +195,7 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
 }
 
-fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(super) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_nodelay(true)?;
@@ -211,7 +210,7 @@ pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioRes
     // Quick rounds are for a first look here too.
     let starts = if bench.seconds < 2.0 { 5 } else { FIRST_ANSWERS };
     let results =
-        rounds(bench, starts, false, &|bench| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
+        rounds(bench, starts, false, &|bench, _| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
             if ready(bench, running, begin, "localhost").is_some() {
                 let memory = running.process.as_ref().map(Process::memory).unwrap_or_default();
                 running.result.add("rss", memory.rss as f64 / MIB);
@@ -225,63 +224,17 @@ pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioRes
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
 }
 
-/// A large configuration.
-///
-/// # Errors
-/// The generator cannot run.
-pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
-    let host = domain(clusters.saturating_sub(1), DOMAINS - 1);
-    let header = format!("Host: {host}");
-    let mut failed = None;
-    let seconds = format!("{}s", bench.seconds);
-    let starts = bench.rounds.min(STARTS);
-    let results = rounds(
-        bench,
-        starts,
-        false,
-        &|bench| bench.setup(&BASE, clusters),
-        say,
-        &mut |bench, running, begin| {
-            let Some(process) = ready(bench, running, begin, &host) else { return };
-            let memory = process.settled_memory();
-            running.result.add("rss", memory.rss as f64 / MIB);
-            if let Some(pss) = memory.pss {
-                running.result.add("pss", pss as f64 / MIB);
-            }
-            let run = bench
-                .run(running, &BASE, &["-H", &header, "-d", "300ms"])
-                .and_then(|_| costed(bench, running, &BASE, &["-H", &header, "-d", &seconds]));
-            match run {
-                Ok((run, cpu_us)) => {
-                    add_load(&mut running.result, &run, cpu_us);
-                    running.result.run = Some(light(run));
-                }
-                Err(error) => failed = Some(error),
-            }
-        },
-    )?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let metrics = vec![
-        Metric::full("ready", "first answer after ms", 0),
-        Metric::plain("ready-cpu", "CPU ms until then", 0),
-        Metric::full("rss", "RSS MiB", 1),
-        Metric::with_ratio("pss", "PSS MiB", 1),
-        Metric::full("cpu", "CPU us/request", 2),
-        Metric::plain("rate", "request/s", 0),
-    ];
-    Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
-}
+pub(super) type Round<'a> = &'a mut dyn FnMut(&Bench, &mut Running, Instant);
 
-type Round<'a> = &'a mut dyn FnMut(&Bench, &mut Running, Instant);
+/// What to start a peer with.
+pub(super) type Prepare<'a> = &'a dyn Fn(&Bench, Peer) -> Result<Setup, Error>;
 
 /// Rounds in which each process is a new one; with `wait` it has answered before the round begins.
-fn rounds(
+pub(super) fn rounds(
     bench: &Bench,
     count: u32,
     wait: bool,
-    setup: &dyn Fn(&Bench) -> Result<Setup, Error>,
+    setup: Prepare<'_>,
     say: &mut dyn FnMut(&str),
     round: Round<'_>,
 ) -> Result<Vec<PeerResult>, Error> {
@@ -292,7 +245,7 @@ fn rounds(
             if peer == Peer::None || over || bench.stopped() {
                 continue;
             }
-            let setup = setup(bench)?;
+            let setup = setup(bench, peer)?;
             if setup.clusters > 0 && !peer.is_proxy() {
                 continue;
             }
@@ -316,7 +269,7 @@ fn rounds(
 }
 
 /// Waits for the first answer, and notes when it came and what was used until then.
-fn ready<'a>(bench: &Bench, running: &'a mut Running, begin: Instant, host: &str) -> Option<&'a Process> {
+pub(super) fn ready<'a>(bench: &Bench, running: &'a mut Running, begin: Instant, host: &str) -> Option<&'a Process> {
     if !answers(bench, running, host) {
         return None;
     }

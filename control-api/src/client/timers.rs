@@ -39,6 +39,7 @@ impl Timers {
     pub fn clear(&mut self, key: &Key) {
         if let Some((key, at)) = self.at.remove_entry(key) {
             self.order.remove(&(at, key));
+            self.tidy();
         }
     }
 
@@ -59,6 +60,14 @@ impl Timers {
         }
         let (_, key) = self.order.pop_first()?;
         self.at.remove(&key);
+        self.tidy();
         Some(key)
+    }
+
+    /// There are thousands at a start, and few later.
+    fn tidy(&mut self) {
+        if self.at.is_empty() {
+            self.at = HashMap::new();
+        }
     }
 }

@@ -61,6 +61,8 @@
 //! in the meantime are kept as one set of names, and their newest content is sent.
 
 mod cache;
+mod chunks;
+mod directory;
 mod kind;
 mod reference;
 mod response;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use prost::{Message, Name};
 use xxhash_rust::xxh64::xxh64;
 
+use super::chunks::Chunks;
 use super::kind::ResourceType;
 use super::reference::{self, Facts};
 use super::virtual_host;
@@ -64,7 +65,7 @@ impl Resource {
 /// All resources of one type.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Resources {
-    by_name: BTreeMap<Arc<str>, Resource>,
+    by_name: Chunks,
     /// Sum of the hashes of all names and versions: independent of the order of changes.
     sum: u64,
 }
@@ -96,7 +97,7 @@ impl Resources {
 
     fn insert(&mut self, name: &str, resource: Resource) {
         self.sum = self.sum.wrapping_add(hash_of(name, &resource.version));
-        if let Some(old) = self.by_name.insert(name.into(), resource) {
+        if let Some(old) = self.by_name.insert(name, resource) {
             self.sum = self.sum.wrapping_sub(hash_of(name, &old.version));
         }
     }
@@ -314,7 +315,7 @@ impl Snapshot {
 
     /// The names of all resources of a type, sorted.
     pub fn names(&self, kind: &ResourceType) -> impl Iterator<Item = &str> {
-        self.types.get(kind).into_iter().flat_map(|r| r.by_name.keys().map(AsRef::as_ref))
+        self.types.get(kind).into_iter().flat_map(|r| r.by_name.iter().map(|(name, _)| &**name))
     }
 
     /// The number of resources of a type.
@@ -382,10 +383,7 @@ impl Snapshot {
         if Arc::ptr_eq(old, new) {
             return Vec::new();
         }
-        let differs = |name: &str, r: &Resource| old.get(name).is_none_or(|o| o.version != r.version);
-        let gone = old.iter().filter(|(name, _)| new.get(name).is_none());
-        let changed = new.iter().filter(|(name, r)| differs(name, r)).chain(gone);
-        changed.map(|(name, _)| name.clone()).collect()
+        old.by_name.differences(&new.by_name)
     }
 }
 

@@ -17,33 +17,49 @@ pub(super) fn check(
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) {
-    let reserved = !environment.dynamic && !environment.compiler.discovery_only.is_empty();
-    if !validate && !reserved {
-        return;
-    }
-    let check = Check { validate, reserved, environment, reported: RefCell::default() };
-    check.mirrors(&config.request_mirror_policies, problems);
+    let Some(check) = Check::new(validate, environment) else { return };
+    check.table(config, problems);
     for (index, host) in config.virtual_hosts.iter().enumerate() {
-        problems.at_index("virtual_hosts", index, |problems| {
-            check.mirrors(&host.request_mirror_policies, problems);
-            for (index, route) in host.routes.iter().enumerate() {
-                let Some(pb::route::Action::Route(action)) = &route.action else { continue };
-                problems.at_index("routes", index, |problems| {
-                    problems.at("route", |problems| check.action(action, problems));
-                });
-            }
-        });
+        problems.at_index("virtual_hosts", index, |problems| check.host(host, problems));
     }
 }
 
-struct Check<'a> {
+/// One table's check.
+pub(super) struct Check<'a> {
     validate: bool,
     reserved: bool,
     environment: &'a Environment<'a>,
     reported: RefCell<HashSet<String>>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    /// `None` if there is nothing to check.
+    pub(super) fn new(validate: bool, environment: &'a Environment<'a>) -> Option<Self> {
+        let reserved = !environment.dynamic && !environment.compiler.discovery_only.is_empty();
+        (validate || reserved).then(|| Self {
+            validate,
+            reserved,
+            environment,
+            reported: RefCell::default(),
+        })
+    }
+
+    /// What the table names outside of its virtual hosts.
+    pub(super) fn table(&self, config: &pb::RouteConfiguration, problems: &mut Problems) {
+        self.mirrors(&config.request_mirror_policies, problems);
+    }
+
+    /// What a virtual host names.
+    pub(super) fn host(&self, host: &pb::VirtualHost, problems: &mut Problems) {
+        self.mirrors(&host.request_mirror_policies, problems);
+        for (index, route) in host.routes.iter().enumerate() {
+            let Some(pb::route::Action::Route(action)) = &route.action else { continue };
+            problems.at_index("routes", index, |problems| {
+                problems.at("route", |problems| self.action(action, problems));
+            });
+        }
+    }
+
     fn action(&self, action: &pb::RouteAction, problems: &mut Problems) {
         use pb::route_action::ClusterSpecifier;
         match &action.cluster_specifier {

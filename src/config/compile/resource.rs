@@ -16,18 +16,18 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
 use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
-use outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration;
-use outrigger_control_api::{descriptor, DynamicMessage};
+use outrigger_control_api::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use outrigger_control_api::{pool, DynamicMessage};
 use prost::{Message, Name};
 
-use super::check::{merge, once_each, support};
+use super::check::{self, merge, once_each};
 use super::dns::Resolver;
 use super::runtime::Runtime;
-use super::{cluster, endpoints, listener, rooms};
+use super::{cluster, endpoints, known_clusters, listener};
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
 use crate::config::listener::Listener;
 use crate::config::problems::{Problem, Problems};
-use crate::config::route::RouteTable;
+use crate::config::route::{self, RouteTable};
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
 use crate::upstream::host_set::SplitOptions;
@@ -172,20 +172,41 @@ impl Compiler {
         })
     }
 
-    /// Compiles an encoded `envoy.config.route.v3.RouteConfiguration`. Clusters that it names and that
-    /// `known` denies are problems only if it says `validate_clusters`.
+    /// Compiles an encoded `envoy.config.route.v3.RouteConfiguration`, a virtual host at a time; the
+    /// table shares `body`. Clusters that it names and that `known` denies are problems only if it says
+    /// `validate_clusters`.
     ///
     /// # Errors
     /// Every problem found.
     pub fn route_table(
         &self,
-        body: &[u8],
+        body: &Arc<[u8]>,
         known: &dyn Fn(&str) -> bool,
     ) -> Result<Compiled<RouteTable>, Vec<Problem>> {
-        self.compile(body, known, |config: &RouteConfiguration, environment, problems| {
-            let compiled = rooms::route_table(config, false, environment, problems)?;
-            Some((compiled.name.clone(), compiled))
-        })
+        let parts = route::split(body).ok_or_else(|| {
+            vec![Problem::new("", format!("the bytes are no valid {}", RouteConfiguration::full_name()))]
+        })?;
+        let config = decoded::<RouteConfiguration>(&parts.rest)?;
+        let mut found = Found::default();
+        found.check::<RouteConfiguration>(&parts.rest, "")?;
+        let environment = Environment { compiler: self, known, dynamic: true, needs: RefCell::default() };
+        let mut problems = Problems::new();
+        let validate = config.validate_clusters.is_some_and(|validate| validate.value);
+        let clusters = known_clusters::Check::new(validate, &environment);
+        if let Some(check) = &clusters {
+            check.table(&config, &mut problems);
+        }
+        let look = &mut |bytes: &[u8], host: &VirtualHost, problems: &mut Problems| {
+            if let Err(malformed) = found.check::<VirtualHost>(bytes, problems.path()) {
+                malformed.iter().for_each(|problem| problems.report(&problem.message));
+            }
+            if let Some(check) = &clusters {
+                check.host(host, problems);
+            }
+        };
+        let table =
+            route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
+        found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)
     }
 
     /// Compiles an encoded `envoy.config.listener.v3.Listener`. Clusters that its inline route tables
@@ -259,32 +280,73 @@ impl Compiler {
     where
         M: Message + Name + Default,
     {
-        let config = M::decode(body).map_err(|error| vec![malformed::<M>(&error)])?;
-        let unknown = || vec![Problem::new("", format!("unknown type {}", M::full_name()))];
-        let descriptor = descriptor::<M>().ok_or_else(unknown)?;
-        let dynamic =
-            DynamicMessage::decode(descriptor, body).map_err(|error| vec![malformed::<M>(&error)])?;
-        let findings = support(support::table(), &dynamic, "");
-        let mut ruled = Vec::new();
-        support::rules::check(&dynamic, "", &mut ruled);
-        drop(dynamic);
+        let config = decoded::<M>(body)?;
+        let mut found = Found::default();
+        found.check::<M>(body, "")?;
         let environment = Environment { compiler: self, known, dynamic: true, needs: RefCell::default() };
         let mut problems = Problems::new();
         let compiled = compile(&config, &environment, &mut problems);
+        found.conclude(compiled, environment.needs.take(), problems)
+    }
+}
+
+/// What the checks before compiling found.
+#[derive(Default)]
+struct Found {
+    rejected: Vec<Problem>,
+    observed: Vec<Problem>,
+    ruled: Vec<Problem>,
+}
+
+impl Found {
+    /// Checks an encoded message that is at `path`.
+    fn check<M: Name>(&mut self, body: &[u8], path: &str) -> Result<(), Vec<Problem>> {
+        let name = M::full_name();
+        let unknown = || vec![Problem::new("", format!("unknown type {name}"))];
+        let descriptor = pool().get_message_by_name(&name).ok_or_else(unknown)?;
+        // Nearly every resource is fine, which a look at the bytes can tell.
+        if let Some(observed) = support::scan(&descriptor, body) {
+            let placed = |problem: Problem| match path {
+                "" => problem,
+                _ => Problem::new(format!("{path}.{}", problem.path), problem.message),
+            };
+            self.observed.extend(observed.into_iter().map(placed));
+            return Ok(());
+        }
+        let dynamic =
+            DynamicMessage::decode(descriptor, body).map_err(|error| vec![malformed::<M>(&error)])?;
+        support::rules::check(&dynamic, path, &mut self.ruled);
+        let findings = check::support(support::table(), &dynamic, path);
+        self.rejected.extend(findings.rejected);
+        self.observed.extend(findings.observed);
+        Ok(())
+    }
+
+    /// Puts what was found together with what the compiler says.
+    fn conclude<T>(
+        self,
+        compiled: Option<(Arc<str>, T)>,
+        needs: Needs,
+        problems: Problems,
+    ) -> Result<Compiled<T>, Vec<Problem>> {
         let (found, notes) = problems.into_parts();
-        let all = merge(findings.rejected, ruled.into_iter().chain(found));
+        let all = merge(self.rejected, self.ruled.into_iter().chain(found));
         match compiled {
             Some((name, value)) if all.is_empty() => Ok(Compiled {
                 name,
                 value,
-                warnings: once_each(findings.observed.into_iter().chain(notes)),
-                needs: environment.needs.into_inner(),
+                warnings: once_each(self.observed.into_iter().chain(notes)),
+                needs,
             }),
             // A compiler that fails reports why.
             _ if all.is_empty() => Err(vec![Problem::new("", "cannot be compiled")]),
             _ => Err(all),
         }
     }
+}
+
+fn decoded<M: Message + Name + Default>(body: &[u8]) -> Result<M, Vec<Problem>> {
+    M::decode(body).map_err(|error| vec![malformed::<M>(&error)])
 }
 
 fn malformed<M: Name>(error: &prost::DecodeError) -> Problem {

@@ -91,6 +91,18 @@ impl Forward {
         self.host_rewrite.apply(request)
     }
 
+    /// The clusters that it names, also for mirrors.
+    pub(super) fn clusters(&self) -> impl Iterator<Item = &Arc<Slot<Cluster>>> {
+        let (one, many) = match &self.target {
+            Target::Cluster(slot) => (Some(slot), &[][..]),
+            Target::Header(_) => (None, &[][..]),
+            Target::Weighted(weighted) => (None, weighted.all()),
+        };
+        let others = many.iter().map(|one| &one.cluster);
+        let others = others.chain(self.mirrors.iter().map(|mirror| &mirror.cluster));
+        one.into_iter().chain(others.filter_map(ClusterRef::slot))
+    }
+
     /// Whether the authority becomes the chosen host's name.
     pub fn auto_host_rewrite(&self) -> bool {
         matches!(self.host_rewrite, HostRewrite::Auto)
@@ -146,6 +158,13 @@ pub enum ClusterRef {
 }
 
 impl ClusterRef {
+    fn slot(&self) -> Option<&Arc<Slot<Cluster>>> {
+        match self {
+            ClusterRef::Slot(slot) => Some(slot),
+            ClusterRef::Header(_) => None,
+        }
+    }
+
     /// The cluster for `request`.
     pub fn choose<'t, 'r, V: HeaderView>(&'t self, request: &'r V) -> Chosen<'t, 'r> {
         match self {

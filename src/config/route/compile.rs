@@ -1,8 +1,16 @@
 //! From a `RouteConfiguration` to a [`RouteTable`]. Every problem is reported, with its field path.
+//!
+//! A table of a control plane comes in as its bytes. Each of its virtual hosts is compiled once, to see
+//! that it can be; when there are many, only their bytes stay, and a host is compiled again when the
+//! first request wants it.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
+use outrigger_control_api::pb::envoy::config::core::v3::data_source::Specifier;
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+use prost::Message;
 
 use super::action::{DirectResponse, Mirror};
 use super::domains::Domains;
@@ -11,6 +19,7 @@ use super::path::{Conditions, PathMatch, PathText};
 use super::redirect::{Redirect, RedirectPath};
 use super::retry::RetryPolicy;
 use super::rewrite::PathRewrite;
+use super::sleeping::{HostCell, Sleeping};
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
 use crate::config::compile::{bool_or, data_source, u32_or};
 use crate::config::headers::{HeaderKey, Known};
@@ -49,9 +58,13 @@ pub(super) use header_ops;
 /// Longest body of a direct response in bytes, unless the table says otherwise.
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 
+/// A table of no more virtual hosts keeps all of them compiled.
+const KEPT: usize = 16;
+
 /// What routes inherit.
-pub(super) struct Scope<'a> {
-    pub(super) clusters: &'a Directory<Cluster>,
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub(super) clusters: Arc<Directory<Cluster>>,
     /// `most_specific_header_mutations_wins`.
     most_specific_wins: bool,
     max_direct_response_body: u32,
@@ -76,13 +89,84 @@ pub(super) struct HostScope {
 /// anything was reported.
 pub fn compile(
     config: &pb::RouteConfiguration,
-    clusters: &Directory<Cluster>,
+    clusters: &Arc<Directory<Cluster>>,
     problems: &mut Problems,
 ) -> Option<RouteTable> {
     let before = problems.count();
+    let scope = scope(config, clusters, problems);
+    let mut domains = Domains::default();
+    let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
+    for (index, host) in config.virtual_hosts.iter().enumerate() {
+        problems.at_index("virtual_hosts", index, |problems| {
+            add_domains(host, index, &mut domains, problems);
+            hosts.extend(virtual_host(host, &scope, problems).map(HostCell::awake));
+        });
+    }
+    (problems.count() == before).then(|| table(config, hosts, domains, None))
+}
+
+/// Looks at a virtual host before it is compiled: its bytes, and what they say.
+pub type Look<'a> = dyn FnMut(&[u8], &pb::VirtualHost, &mut Problems) + 'a;
+
+/// Compiles the table encoded in `body`, of which `config` has everything but the virtual hosts; these
+/// are at `hosts`. They are compiled for good when they are first wanted, unless they are few. `None`
+/// if anything was reported.
+pub fn compile_encoded(
+    config: &pb::RouteConfiguration,
+    body: &Arc<[u8]>,
+    hosts: &[Range<usize>],
+    clusters: &Arc<Directory<Cluster>>,
+    problems: &mut Problems,
+    look: &mut Look<'_>,
+) -> Option<RouteTable> {
+    let before = problems.count();
+    let scope = scope(config, clusters, problems);
+    let mut domains = Domains::default();
+    let mut cells = Vec::with_capacity(hosts.len());
+    let (mut named, mut seen) = (Vec::new(), HashSet::new());
+    for (index, place) in hosts.iter().enumerate() {
+        problems.at_index("virtual_hosts", index, |problems| {
+            let bytes = body.get(place.clone()).unwrap_or_default();
+            let host = match pb::VirtualHost::decode(bytes) {
+                Ok(host) => host,
+                Err(error) => return problems.report(format_args!("is no virtual host: {error}")),
+            };
+            look(bytes, &host, problems);
+            add_domains(&host, index, &mut domains, problems);
+            let Some(compiled) = virtual_host(&host, &scope, problems) else { return };
+            if hosts.len() <= KEPT || needs_files(&host) {
+                cells.push(HostCell::awake(compiled));
+            } else {
+                for slot in compiled.clusters() {
+                    if seen.insert(Arc::as_ptr(slot)) {
+                        named.push(slot.clone());
+                    }
+                }
+                cells.push(HostCell::asleep(place.clone()));
+            }
+        });
+    }
+    let sleeping = Sleeping { body: body.clone(), scope, _clusters: named.into() };
+    (problems.count() == before).then(|| table(config, cells, domains, Some(sleeping)))
+}
+
+/// Compiles the virtual host at `place` of a table that was compiled before. `None` where a problem is
+/// found all the same.
+pub(super) fn again(sleeping: &Sleeping, place: Range<usize>) -> Option<VirtualHost> {
+    let host = pb::VirtualHost::decode(sleeping.body.get(place)?).ok()?;
+    let mut problems = Problems::new();
+    let compiled = virtual_host(&host, &sleeping.scope, &mut problems);
+    compiled.filter(|_| problems.is_empty())
+}
+
+fn scope(
+    config: &pb::RouteConfiguration,
+    clusters: &Arc<Directory<Cluster>>,
+    problems: &mut Problems,
+) -> Scope {
     let (request, response) = header_ops!(config, problems);
-    let scope = Scope {
-        clusters,
+    Scope {
+        clusters: clusters.clone(),
         most_specific_wins: config.most_specific_header_mutations_wins,
         max_direct_response_body: u32_or(
             config.max_direct_response_body_size_bytes,
@@ -91,35 +175,50 @@ pub fn compile(
         table_request: request,
         table_response: response,
         table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
-    };
-    let mut domains = Domains::default();
-    let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
-    for (index, host) in config.virtual_hosts.iter().enumerate() {
-        problems.at_index("virtual_hosts", index, |problems| {
-            for (position, domain) in host.domains.iter().enumerate() {
-                // A table has fewer than 2^32 virtual hosts: its message is smaller than 4 GiB.
-                if let Err(duplicate) = domains.insert(domain, index as u32) {
-                    problems.at_index("domains", position, |problems| problems.report(duplicate));
-                }
-            }
-            hosts.extend(virtual_host(host, &scope, problems).map(Arc::new));
-        });
     }
-    (problems.count() == before).then(|| RouteTable {
+}
+
+fn add_domains(host: &pb::VirtualHost, index: usize, domains: &mut Domains, problems: &mut Problems) {
+    for (position, domain) in host.domains.iter().enumerate() {
+        // A table has fewer than 2^32 virtual hosts: its message is smaller than 4 GiB.
+        if let Err(duplicate) = domains.insert(domain, index as u32) {
+            problems.at_index("domains", position, |problems| problems.report(duplicate));
+        }
+    }
+}
+
+fn table(
+    config: &pb::RouteConfiguration,
+    hosts: Vec<HostCell>,
+    mut domains: Domains,
+    sleeping: Option<Sleeping>,
+) -> RouteTable {
+    domains.shrink();
+    RouteTable {
         name: config.name.as_str().into(),
         internal_only_headers: config.internal_only_headers.iter().map(|name| HeaderKey::new(name)).collect(),
         virtual_hosts: hosts.into(),
-        domains,
+        domains: Arc::new(domains),
+        sleeping: sleeping.map(Arc::new),
         ignore_port: config.ignore_port_in_host_matching,
         ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+    }
+}
+
+/// Whether the host has content from elsewhere, which may be another by the time it is wanted.
+fn needs_files(host: &pb::VirtualHost) -> bool {
+    host.routes.iter().any(|route| {
+        let Some(pb::route::Action::DirectResponse(direct)) = &route.action else { return false };
+        let content = direct.body.as_ref().and_then(|body| body.specifier.as_ref());
+        matches!(content, Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)))
     })
 }
 
-fn virtual_host(config: &pb::VirtualHost, scope: &Scope<'_>, problems: &mut Problems) -> Option<VirtualHost> {
+fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems) -> Option<VirtualHost> {
     use pb::virtual_host::TlsRequirementType;
 
     let (request, response) = header_ops!(config, problems);
-    let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, scope.clusters, problems);
+    let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, &scope.clusters, problems);
     let host = HostScope {
         request,
         response,
@@ -149,7 +248,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope<'_>, problems: &mut Prob
     })
 }
 
-fn route(config: &pb::Route, scope: &Scope<'_>, host: &HostScope, problems: &mut Problems) -> Option<Route> {
+fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Problems) -> Option<Route> {
     use pb::route::Action as Proto;
 
     let name = (!config.name.is_empty()).then(|| Arc::from(config.name.as_str()));
@@ -290,7 +389,7 @@ fn redirect(config: &pb::RedirectAction, problems: &mut Problems) -> Option<Redi
 
 fn direct_response(
     config: &pb::DirectResponseAction,
-    scope: &Scope<'_>,
+    scope: &Scope,
     problems: &mut Problems,
 ) -> Option<DirectResponse> {
     let body = match &config.body {

@@ -29,7 +29,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Compiles `config`.
 pub(super) fn forward(
     config: &pb::RouteAction,
-    scope: &Scope<'_>,
+    scope: &Scope,
     host: &HostScope,
     problems: &mut Problems,
 ) -> Option<Forward> {
@@ -41,7 +41,7 @@ pub(super) fn forward(
         }
         None => host.retry.clone(),
     };
-    let own_mirrors = mirrors(&config.request_mirror_policies, scope.clusters, problems);
+    let own_mirrors = mirrors(&config.request_mirror_policies, &scope.clusters, problems);
     let (timeout, max_stream_duration, grpc_timeout) = timeouts(config, problems);
     let forward = Forward {
         timeout,
@@ -103,7 +103,7 @@ fn timeouts(
     })
 }
 
-fn target(config: &pb::RouteAction, scope: &Scope<'_>, problems: &mut Problems) -> Option<Target> {
+fn target(config: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> Option<Target> {
     use pb::route_action::ClusterSpecifier;
 
     // One of them is demanded by a field rule.
@@ -127,7 +127,7 @@ fn target(config: &pb::RouteAction, scope: &Scope<'_>, problems: &mut Problems) 
 
 fn weighted(
     config: &pb::WeightedCluster,
-    scope: &Scope<'_>,
+    scope: &Scope,
     problems: &mut Problems,
 ) -> Option<WeightedClusters> {
     use pb::weighted_cluster::{cluster_weight::HostRewriteSpecifier, RandomValueSpecifier};
@@ -138,7 +138,7 @@ fn weighted(
         problems.at_index("clusters", index, |problems| {
             let (request_headers, response_headers) = header_ops!(config, problems);
             let Some(cluster) =
-                cluster_ref(&config.name, "name", &config.cluster_header, scope.clusters, problems)
+                cluster_ref(&config.name, "name", &config.cluster_header, &scope.clusters, problems)
             else {
                 return;
             };

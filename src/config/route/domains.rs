@@ -46,6 +46,14 @@ impl Domains {
         previous.map_or(Ok(()), |_| Err(DuplicateDomain(domain)))
     }
 
+    /// Gives back what was kept for more domains.
+    pub(super) fn shrink(&mut self) {
+        self.exact.shrink_to_fit();
+        for (_, names) in self.suffixes.iter_mut().chain(&mut self.prefixes) {
+            names.shrink_to_fit();
+        }
+    }
+
     /// The virtual host of `authority`, whose port must have been cut off if it is not to count.
     pub(super) fn find(&self, authority: &[u8]) -> Option<VirtualHostIndex> {
         self.find_counting(authority, &mut 0)

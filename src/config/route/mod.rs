@@ -13,6 +13,7 @@ mod path;
 mod redirect;
 mod retry;
 mod rewrite;
+mod sleeping;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +23,15 @@ use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 
 use self::domains::{without_port, Domains};
 use self::path::{matches, Conditions, RequestPath};
+use self::sleeping::{HostCell, Sleeping};
 use super::headers::{HeaderKey, Known, RequestView};
+use super::{Cluster, Slot};
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
     HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
 };
-pub use compile::compile;
+pub use compile::{compile, compile_encoded, Look};
 pub use header_ops::HeaderOps;
 pub use path::{PathMatch, PathText};
 pub use redirect::{own_location, tls_location, Redirect, RedirectPath};
@@ -37,6 +40,7 @@ pub use retry::{
     RetryPolicy, RETRY_HEADERS,
 };
 pub use rewrite::{HostRewrite, PathRewrite};
+pub use sleeping::{split, Parts};
 
 /// A compiled route configuration.
 #[derive(Debug)]
@@ -45,8 +49,10 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// Removed from requests that come from outside.
     pub internal_only_headers: Box<[HeaderKey]>,
-    virtual_hosts: Box<[Arc<VirtualHost>]>,
-    domains: Domains,
+    virtual_hosts: Box<[HostCell]>,
+    domains: Arc<Domains>,
+    /// What those that sleep are made from.
+    sleeping: Option<Arc<Sleeping>>,
     ignore_port: bool,
     ignore_path_parameters: bool,
 }
@@ -110,14 +116,18 @@ static ENVOY_INTERNAL: LazyLock<HeaderKey> = LazyLock::new(|| Known::XEnvoyInter
 
 impl RouteTable {
     /// The first route that matches. `random`, drawn once for a request, decides runtime fractions and
-    /// weighted clusters. Allocates nothing.
+    /// weighted clusters. Allocates nothing, but for the first request to a virtual host that sleeps:
+    /// that one compiles it.
     pub fn select<'t, R: RequestView>(&'t self, request: &R, random: u64) -> Selection<'t> {
         let mut authority = request.authority();
         if self.ignore_port {
             authority = without_port(authority);
         }
         let index = self.domains.find(authority);
-        let Some(vhost) = index.and_then(|index| self.virtual_hosts.get(index as usize)) else {
+        let Some(cell) = index.and_then(|index| self.virtual_hosts.get(index as usize)) else {
+            return Selection::NotFound;
+        };
+        let Some(vhost) = cell.get().or_else(|| cell.wake(self.sleeping.as_deref())) else {
             return Selection::NotFound;
         };
         if vhost.wants_tls(request) {
@@ -132,9 +142,38 @@ impl RouteTable {
         }
     }
 
-    /// The virtual hosts, in order.
-    pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
-        &self.virtual_hosts
+    /// How many virtual hosts there are.
+    pub fn len(&self) -> usize {
+        self.virtual_hosts.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.virtual_hosts.is_empty()
+    }
+
+    /// The virtual hosts, in order. Those that sleep are made for the caller alone.
+    pub fn virtual_hosts(&self) -> impl Iterator<Item = Arc<VirtualHost>> + '_ {
+        self.virtual_hosts.iter().filter_map(|cell| cell.made(self.sleeping.as_deref()))
+    }
+
+    /// How many virtual hosts are awake that could sleep.
+    pub fn awake(&self) -> usize {
+        self.virtual_hosts.iter().filter(|cell| cell.is_tired()).count()
+    }
+
+    /// The same table with everything asleep that can sleep.
+    #[must_use]
+    pub fn rested(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            internal_only_headers: self.internal_only_headers.clone(),
+            virtual_hosts: self.virtual_hosts.iter().map(HostCell::rested).collect(),
+            domains: self.domains.clone(),
+            sleeping: self.sleeping.clone(),
+            ignore_port: self.ignore_port,
+            ignore_path_parameters: self.ignore_path_parameters,
+        }
     }
 }
 
@@ -142,6 +181,15 @@ impl VirtualHost {
     /// The routes, in order.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// The clusters that its routes name, also for mirrors.
+    fn clusters(&self) -> impl Iterator<Item = &Arc<Slot<Cluster>>> {
+        let forwards = self.routes.iter().filter_map(|route| match &route.action {
+            Action::Forward(forward) => Some(forward),
+            _ => None,
+        });
+        forwards.flat_map(|forward| forward.clusters())
     }
 
     fn wants_tls<R: RequestView>(&self, request: &R) -> bool {

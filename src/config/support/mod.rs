@@ -9,11 +9,14 @@ mod hcm;
 mod listener;
 pub mod route;
 pub mod rules;
+mod scan;
 pub mod tcp;
 
 use std::sync::LazyLock;
 
+use outrigger_control_api::reflect::MessageDescriptor;
 use outrigger_control_api::support::{MessageSupport, SupportTable};
+use outrigger_control_api::Problem;
 
 /// The support table.
 pub fn table() -> &'static SupportTable {
@@ -41,6 +44,12 @@ const PARTS: &[&[MessageSupport]] = &[
     tcp::TCP,
     route::ROUTE,
 ];
+
+/// Checks encoded bytes against the support table and the field rules, building no values: what is
+/// accepted without effect, or `None` if there may be a problem and only the full checks can tell.
+pub fn scan(descriptor: &MessageDescriptor, bytes: &[u8]) -> Option<Vec<Problem>> {
+    scan::scan(descriptor, bytes)
+}
 
 /// A message all of whose fields take effect.
 const fn whole(message: &'static str) -> MessageSupport {

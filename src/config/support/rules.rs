@@ -12,7 +12,7 @@ use outrigger_control_api::reflect::{DynamicMessage, FieldDescriptor, Kind, MapK
 use outrigger_control_api::{pool, Problem};
 
 /// A rule of one field, by its number, or of a group of alternatives.
-enum FieldRule {
+pub(super) enum FieldRule {
     Field(u32, &'static [Check]),
     OneOf(&'static str),
 }
@@ -20,7 +20,7 @@ enum FieldRule {
 /// What a value must fulfil. Bounds of durations are in seconds.
 #[derive(Debug)]
 #[allow(dead_code)] // The build script may produce any of these.
-enum Check {
+pub(super) enum Check {
     Required,
     Above(f64),
     AtLeast(f64),
@@ -97,7 +97,7 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
     ),
 ];
 
-static BY_NAME: LazyLock<HashMap<&'static str, &'static [FieldRule]>> =
+pub(super) static BY_NAME: LazyLock<HashMap<&'static str, &'static [FieldRule]>> =
     LazyLock::new(|| RULES.iter().chain(EXTRA).copied().collect());
 
 /// Checks `message` and everything in it; `path` is where it stands, without a trailing dot. Only the
@@ -237,7 +237,7 @@ fn key_path(key: &MapKey) -> String {
 }
 
 /// What is wrong with `value` under `check`, if anything.
-fn wrong(check: &Check, value: &Value, field: &FieldDescriptor) -> Option<String> {
+pub(super) fn wrong(check: &Check, value: &Value, field: &FieldDescriptor) -> Option<String> {
     let unless = |fine: bool, message: &dyn Fn() -> String| (!fine).then(message);
     let items = |value: &Value| match value {
         Value::List(list) => list.len() as u64,

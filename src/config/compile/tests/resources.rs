@@ -170,11 +170,11 @@ fn table(changes: Value) -> Value {
 #[test]
 fn a_route_table_may_name_clusters_that_are_not_there() {
     let compiler = Compiler::default();
-    let bytes = encoded("route.v3.RouteConfiguration", table(json!({})));
+    let bytes: Arc<[u8]> = encoded("route.v3.RouteConfiguration", table(json!({}))).into();
     let compiled = compiler.route_table(&bytes, &|_| false).unwrap();
-    assert_eq!((&*compiled.name, compiled.value.virtual_hosts().len()), ("routes", 1));
+    assert_eq!((&*compiled.name, compiled.value.len()), ("routes", 1));
     assert!(compiler.clusters.find("origin").is_some_and(|slot| slot.get().is_none()));
-    let bytes = encoded("route.v3.RouteConfiguration", table(json!({"validate_clusters": true})));
+    let bytes: Arc<[u8]> = encoded("route.v3.RouteConfiguration", table(json!({"validate_clusters": true}))).into();
     assert_eq!(
         text(compiler.route_table(&bytes, &|_| false).unwrap_err()),
         ["virtual_hosts[0].routes[0].route.cluster: there is no cluster \"origin\""]
@@ -236,4 +236,88 @@ fn inline_tables_of_listeners_that_come_again_leave_no_slots() {
         listener(&compiler, other).unwrap_err(),
         [format!("{place}.cluster: there is no cluster \"gone\"")]
     );
+}
+
+/// What the control plane of a large mesh sends, and how long it takes: printed. Run by name.
+#[test]
+#[ignore = "a measurement"]
+fn ten_thousand_clusters() {
+    use std::time::Instant;
+    const COUNT: usize = 10_000;
+    let compiler = Compiler { has_ads: true, ..Compiler::default() };
+    let cluster = |index: usize| {
+        encoded(
+            "cluster.v3.Cluster",
+            json!({
+                "name": format!("outbound|80||service-{index}.mesh.local"), "type": "EDS", "connect_timeout": "10s",
+                "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"},
+                    "service_name": format!("outbound|80||service-{index}.mesh.local")},
+                "lb_policy": "LEAST_REQUEST",
+                "circuit_breakers": {"thresholds": [{"max_connections": 4_294_967_295u32, "track_remaining": true}]},
+                "metadata": {"filter_metadata": {"istio": {"services": [{"name": "a", "namespace": "b"}]}}},
+            }),
+        )
+    };
+    let assignment = |index: usize| {
+        let entries: Vec<_> = (0..10u8)
+            .map(|host| {
+                let address = format!("10.{}.{}.{host}", index / 256, index % 256);
+                let mut entry = endpoint(&address, 8080);
+                entry["load_balancing_weight"] = 1.into();
+                entry["health_status"] = "HEALTHY".into();
+                entry
+            })
+            .collect();
+        encoded(
+            "endpoint.v3.ClusterLoadAssignment",
+            json!({
+            "cluster_name": format!("outbound|80||service-{index}.mesh.local"),
+            "endpoints": [{"locality": {"region": "r", "zone": "z"}, "lb_endpoints": entries,
+                "load_balancing_weight": 10}]}),
+        )
+    };
+    let hosts: Vec<_> = (0..COUNT)
+        .map(|index| {
+            let host = format!("service-{index}.mesh.local");
+            json!({"name": format!("{host}:80"), "domains": [host, format!("{host}:80"), format!("service-{index}")],
+                "include_request_attempt_count": true,
+                "routes": [{"name": "default", "match": {"prefix": "/"}, "decorator": {"operation": host},
+                    "route": {"cluster": format!("outbound|80||{host}"), "timeout": "0s", "retry_policy": {
+                        "retry_on": "connect-failure,refused-stream,unavailable", "num_retries": 2,
+                        "retriable_status_codes": [503]}}}]})
+        })
+        .collect();
+    let table = encoded("route.v3.RouteConfiguration", json!({"name": "80", "virtual_hosts": hosts}));
+    let clusters: Vec<_> = (0..COUNT).map(cluster).collect();
+    let assignments: Vec<_> = (0..COUNT).map(assignment).collect();
+    let each = |what: &str, started: Instant| {
+        println!("{what}: {:?} each", started.elapsed() / COUNT as u32);
+    };
+    let full = |kind: &str, list: &[Vec<u8>]| {
+        let descriptor = outrigger_control_api::pool().get_message_by_name(kind).unwrap();
+        let started = Instant::now();
+        let fine =
+            list.iter().filter(|bytes| crate::config::support::scan(&descriptor, bytes).is_some()).count();
+        each(&format!("scan {kind} ({fine} fine)"), started);
+    };
+    full("envoy.config.cluster.v3.Cluster", &clusters);
+    full("envoy.config.endpoint.v3.ClusterLoadAssignment", &assignments);
+    full("envoy.config.route.v3.RouteConfiguration", std::slice::from_ref(&table));
+    let started = Instant::now();
+    let compiled: Vec<_> =
+        clusters.iter().map(|bytes| compiler.cluster(bytes).map_err(text).unwrap()).collect();
+    each("cluster", started);
+    let started = Instant::now();
+    for bytes in &assignments {
+        compiler.check_assignment(bytes).map_err(text).unwrap();
+    }
+    each("check_assignment", started);
+    let started = Instant::now();
+    for (cluster, bytes) in compiled.iter().zip(&assignments) {
+        compiler.hosts(&cluster.value, bytes, &[]).map_err(text).unwrap();
+    }
+    each("hosts", started);
+    let started = Instant::now();
+    compiler.route_table(&Arc::from(table), &|_| true).map_err(text).unwrap();
+    each("virtual host", started);
 }

@@ -124,7 +124,7 @@ fn mirrors_and_limits_are_inherited() {
 
 #[test]
 fn clusters_share_their_slots() {
-    let clusters = Directory::<Cluster>::default();
+    let clusters = Arc::new(Directory::<Cluster>::default());
     let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [
         {"match": {"prefix": "/a"}, "route": {"cluster": "c", "priority": "HIGH", "cluster_not_found_response_code": "NOT_FOUND"}},
         {"match": {"prefix": "/"}, "route": {"cluster_header": "x-c"}}]}]});

@@ -8,6 +8,7 @@ mod header_ops;
 mod retrying;
 mod rewriting;
 mod selecting;
+mod sleeping;
 
 use std::net::SocketAddr;
 
@@ -123,7 +124,7 @@ impl RequestView for Request {
 fn try_table(config: Value) -> (Option<RouteTable>, Vec<String>, Vec<String>) {
     let loaded = load_value(&config).unwrap();
     let mut problems = Problems::new();
-    let table = compile(&loaded.message, &Directory::<Cluster>::default(), &mut problems);
+    let table = compile(&loaded.message, &Arc::new(Directory::<Cluster>::default()), &mut problems);
     let texts = |list: &[crate::config::Problem]| list.iter().map(ToString::to_string).collect();
     (table, texts(problems.list()), texts(problems.notes()))
 }
@@ -174,4 +175,20 @@ fn the_forward<'t>(table: &'t RouteTable, request: &Request) -> &'t Forward {
 
 fn text(bytes: impl AsRef<[u8]>) -> String {
     String::from_utf8_lossy(bytes.as_ref()).into_owned()
+}
+
+/// A table as a control plane sends it.
+fn encoded_table(config: &Value) -> (Arc<[u8]>, Result<RouteTable, Vec<String>>) {
+    use prost::Message as _;
+
+    let message: outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration =
+        load_value(config).unwrap().message;
+    let body: Arc<[u8]> = message.encode_to_vec().into();
+    let parts = split(&body).unwrap();
+    let config = prost::Message::decode(parts.rest.as_slice()).unwrap();
+    let mut problems = Problems::new();
+    let clusters = Arc::new(Directory::<Cluster>::default());
+    let table = compile_encoded(&config, &body, &parts.hosts, &clusters, &mut problems, &mut |_, _, _| ());
+    let texts = || problems.list().iter().map(ToString::to_string).collect();
+    (body, table.ok_or_else(texts))
 }

@@ -1,0 +1,244 @@
+//! Large configurations, and their changes: over delta ADS for those that follow a control plane, each with one of its
+//! own; in a file for the others.
+//!
+//! The time of a change is that from the moment when the control plane has it to the end of the first request that the
+//! changed endpoint answers, on one connection that asks without a pause. The control plane's own work, gRPC on both
+//! sides and that request are in it: it is more than the time from receipt to effect.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use super::bench::{ask, Bench, Running, ENDPOINTS};
+use super::configs::{domain, DOMAINS};
+use super::control::{ControlPlane, Elsewhere, Mesh, ELSEWHERE};
+use super::load::{add_load, costed, light, MIB};
+use super::peer::Peer;
+use super::result::{Metric, PeerResult, ScenarioResult, Status};
+use super::scenario::BASE;
+use super::special::{connect, ready, rounds, STARTS};
+use super::Error;
+
+/// Changes of an endpoint in a round.
+const CHANGES: usize = 100;
+/// The longest wait for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Clusters of which the endpoints of one change all the time.
+pub(super) const CHURNED: usize = 10_000;
+/// Changes in a second.
+const CHURN_RATE: u32 = 100;
+/// Requests in a second meanwhile.
+const LOAD_RATE: &str = "5000";
+
+/// A large configuration.
+///
+/// # Errors
+/// The generator cannot run.
+pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
+    let host = domain(clusters.saturating_sub(1), DOMAINS - 1);
+    let header = format!("Host: {host}");
+    let mut failed = None;
+    let seconds = format!("{}s", bench.seconds);
+    let starts = bench.rounds.min(STARTS);
+    let changes = if bench.seconds < 2.0 { CHANGES / 5 } else { CHANGES };
+    let mesh = Mesh::new(clusters, &bench.setup(&BASE, clusters)?.endpoints)?;
+    let elsewhere = Elsewhere::start(ENDPOINTS)?;
+    let plane = RefCell::new(None);
+    let mut results = rounds(
+        bench,
+        starts,
+        false,
+        &|bench, peer| {
+            let mut setup = bench.setup(&BASE, clusters)?;
+            plane.take();
+            if peer.follows_control_planes() {
+                let new = ControlPlane::start(&mesh, &setup, &elsewhere.endpoints, bench.load_core())?;
+                setup.control = Some(new.address);
+                plane.replace(Some(new));
+            }
+            Ok(setup)
+        },
+        say,
+        &mut |bench, running, begin| {
+            let plane = plane.borrow();
+            let Some(process) = ready(bench, running, begin, &host) else {
+                for refused in plane.iter().flat_map(ControlPlane::refused) {
+                    running.result.note(refused);
+                }
+                return;
+            };
+            let memory = process.settled_memory();
+            running.result.add("rss", memory.rss as f64 / MIB);
+            if let Some(pss) = memory.pss {
+                running.result.add("pss", pss as f64 / MIB);
+            }
+            let run = bench
+                .run(running, &BASE, &["-H", &header, "-d", "300ms"])
+                .and_then(|_| costed(bench, running, &BASE, &["-H", &header, "-d", &seconds]));
+            match run {
+                Ok((run, cpu_us)) => {
+                    add_load(&mut running.result, &run, cpu_us);
+                    running.result.run = Some(light(run));
+                }
+                Err(error) => failed = Some(error),
+            }
+            if let Some(plane) = &*plane {
+                change(bench, running, plane, &host, changes);
+            }
+        },
+    )?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    publish(&mut results, &mesh);
+    let metrics = vec![
+        Metric::full("ready", "first answer after ms", 0),
+        Metric::plain("ready-cpu", "CPU ms until then", 0),
+        Metric::full("rss", "RSS MiB", 1),
+        Metric::with_ratio("pss", "PSS MiB", 1),
+        Metric::full("cpu", "CPU us/request", 2),
+        Metric::plain("rate", "request/s", 0),
+        Metric::with_ratio("change-p50", "endpoint change p50 us", 0),
+        Metric::with_ratio("change-p99", "endpoint change p99 us", 0),
+    ];
+    Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
+}
+
+/// Changes the last cluster's endpoints to and fro, and waits each time until a request sees it.
+fn change(bench: &Bench, running: &mut Running, plane: &ControlPlane, host: &str, changes: usize) {
+    let Ok(mut stream) = connect(running.address) else {
+        return running.fail("no more connections".to_owned());
+    };
+    let mut times = Vec::with_capacity(changes);
+    for nth in 0..changes {
+        let others = nth % 2 == 0;
+        let wanted = if others { ELSEWHERE } else { 200 };
+        let begin = Instant::now();
+        plane.change(others);
+        loop {
+            let status = match ask(&mut stream, host) {
+                Ok(status) => status,
+                Err(_) => {
+                    running.result.note("a connection was closed while an endpoint changed".to_owned());
+                    match connect(running.address) {
+                        Ok(new) => stream = new,
+                        Err(error) => return running.fail(format!("no more connections: {error}")),
+                    }
+                    continue;
+                }
+            };
+            if status == wanted {
+                break;
+            }
+            if status != ELSEWHERE && status != 200 {
+                running.result.note(format!("status {status} while an endpoint changed"));
+            }
+            if begin.elapsed() > PATIENCE || bench.stopped() {
+                return running.fail(format!("a changed endpoint is not used after {PATIENCE:?}"));
+            }
+        }
+        times.push(begin.elapsed().as_secs_f64() * 1e6);
+        // Not at once: the proxy has to say yes before there is more.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    times.sort_by(f64::total_cmp);
+    for (key, part) in [("change-p50", 0.5), ("change-p99", 0.99)] {
+        // A share of what is in memory.
+        let at = (times.len() as f64 * part) as usize;
+        if let Some(us) = times.get(at.min(times.len().saturating_sub(1))) {
+            running.result.add(key, *us);
+        }
+    }
+}
+
+/// An endpoint assignment that changes all the time, one of many, under a steady load.
+///
+/// # Errors
+/// The generator cannot run.
+pub fn churn(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
+    let host = domain(CHURNED - 1, DOMAINS - 1);
+    let header = format!("Host: {host}");
+    let seconds = format!("{}s", bench.seconds);
+    let flags = ["-H", &header, "-d", &seconds, "--rate", LOAD_RATE];
+    let mut mesh = None;
+    let mut results = Vec::new();
+    for &peer in bench.peers.iter().filter(|peer| peer.is_proxy()) {
+        if !peer.follows_control_planes() {
+            let reason = "follows no control plane".to_owned();
+            results.push(PeerResult {
+                peer: peer.to_string(),
+                status: Status::NotSupported { reason },
+                ..PeerResult::default()
+            });
+            continue;
+        }
+        let mut setup = bench.setup(&BASE, CHURNED)?;
+        let mesh = match &mut mesh {
+            Some(mesh) => mesh,
+            none => none.insert(Mesh::new(CHURNED, &setup.endpoints)?),
+        };
+        // Half of the endpoints come and go; all of them are good.
+        let half: Vec<_> = setup.endpoints.iter().copied().take(usize::from(ENDPOINTS / 2)).collect();
+        let plane = ControlPlane::start(mesh, &setup, &half, bench.load_core())?;
+        setup.control = Some(plane.address);
+        let mut running = bench.launch(peer, &setup)?;
+        let begin = running.begun.unwrap_or_else(Instant::now);
+        if running.result.status == Status::Measured && ready(bench, &mut running, begin, &host).is_some() {
+            for round in 0..=bench.rounds {
+                if bench.stopped() || running.result.status != Status::Measured {
+                    break;
+                }
+                let (calm, _) = costed(bench, &mut running, &BASE, &flags)?;
+                let before = plane.acknowledged();
+                let (churned, changes) =
+                    plane.churn(CHURN_RATE, || costed(bench, &mut running, &BASE, &flags));
+                let (churned, cpu_us) = churned?;
+                if round == 0 {
+                    continue;
+                }
+                let bad = |run: &crate::result::RunResult| {
+                    let requests = &run.requests;
+                    requests.scheduled.saturating_sub(requests.successful + requests.in_flight) as f64
+                };
+                let result = &mut running.result;
+                result.add("calm-p50", calm.latency.corrected.p50_us);
+                result.add("calm-p99", calm.latency.corrected.p99_us);
+                result.add("calm-failed", bad(&calm));
+                result.add("changes", changes as f64 / bench.seconds);
+                result.add("taken", plane.acknowledged().saturating_sub(before) as f64 / bench.seconds);
+                result.add("failed", bad(&churned));
+                add_load(result, &churned, cpu_us);
+                result.run = Some(light(churned));
+            }
+            for refused in plane.refused() {
+                running.result.note(refused);
+            }
+        }
+        say(&format!("  {peer}: {} rounds", bench.rounds));
+        results.push(running.result);
+    }
+    if let Some(mesh) = &mesh {
+        publish(&mut results, mesh);
+    }
+    let metrics = vec![
+        Metric::full("calm-p99", "p99 us without", 0),
+        Metric::full("p99", "p99 us with", 0),
+        Metric::plain("calm-p50", "p50 us without", 0),
+        Metric::plain("p50", "p50 us with", 0),
+        Metric::plain("failed", "failed", 0),
+        Metric::plain("calm-failed", "failed without", 0),
+        Metric::plain("changes", "changes/s", 0),
+        Metric::plain("taken", "taken/s", 0),
+        Metric::full("cpu", "CPU us/request", 2),
+    ];
+    Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
+}
+
+/// Shows what the control plane gives beside the bootstraps of those that get it.
+fn publish(results: &mut [PeerResult], mesh: &Mesh) {
+    for result in results {
+        let follows = [Peer::Outrigger, Peer::Envoy].iter().any(|peer| peer.to_string() == result.peer);
+        if follows {
+            result.config += &format!("\n# From the control plane, the last of each:\n{}", mesh.sample);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The manager alone, with many clusters: who is awake, and what a change touches.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_control_api::client::Resource;
+use outrigger_control_api::load_resource;
+use outrigger_control_api::pb::envoy::config::core::v3::Node;
+use serde_json::{json, Value};
+
+use super::effects::{CDS, EDS};
+use super::manager::Manager;
+use super::sources::StreamId;
+use super::Serving;
+use crate::config::compile::resource::Compiler;
+use crate::config::discovery::{ConfigSource, DiscoveryConfig, Source};
+use crate::config::cluster::Address;
+use crate::config::listener::Listener;
+use crate::config::Host;
+
+struct Nobody;
+
+impl Serving for Nobody {
+    fn update(&mut self, _removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>> {
+        added.iter().map(|_| Ok(())).collect()
+    }
+
+    fn set_warming(&mut self, _listeners: usize) {}
+}
+
+fn resource(name: &str, version: &str, kind: &str, mut value: Value) -> Resource {
+    value["@type"] = format!("type.googleapis.com/envoy.config.{kind}").into();
+    let body = load_resource(&value).unwrap().any.value.into();
+    Resource { name: name.to_owned(), version: version.to_owned(), aliases: Vec::new(), body }
+}
+
+fn cluster(nth: usize) -> Resource {
+    let name = format!("c{nth}");
+    let eds = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
+    resource(&name, "1", "cluster.v3.Cluster", json!({"name": name, "type": "EDS", "eds_cluster_config": eds}))
+}
+
+fn endpoints(nth: usize, version: &str, port: u16) -> Resource {
+    let name = format!("c{nth}");
+    let endpoint = json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
+    let value = json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]});
+    resource(&name, version, "endpoint.v3.ClusterLoadAssignment", value)
+}
+
+fn many(count: usize) -> (Arc<Compiler>, Manager, StreamId) {
+    let compiler = Arc::new(Compiler { has_ads: true, ..Compiler::default() });
+    let cds = ConfigSource { source: Source::Ads, initial_fetch_timeout: None };
+    let config =
+        DiscoveryConfig { node: Node::default(), ads: None, lds: None, cds: Some(cds), rtds: Vec::new() };
+    let mut manager = Manager::new(&compiler, &config, &[]);
+    let stream = manager.cds.as_ref().unwrap().stream;
+    let clusters: Vec<_> = (0..count).map(cluster).collect();
+    assert!(manager.update(stream, CDS, "1", &clusters, &[], &mut Nobody).is_empty());
+    let all: Vec<_> = (0..count).map(|nth| endpoints(nth, "1", 1)).collect();
+    assert!(manager.update(stream, EDS, "1", &all, &[], &mut Nobody).is_empty());
+    (compiler, manager, stream)
+}
+
+fn awake(compiler: &Compiler) -> Vec<String> {
+    let all = compiler.clusters.all();
+    all.iter().filter(|slot| slot.get().is_some()).map(|slot| slot.name().to_string()).collect()
+}
+
+fn ports(compiler: &Compiler, name: &str) -> Vec<u16> {
+    let cluster = compiler.clusters.find(name).unwrap().wake().unwrap();
+    let hosts = cluster.hosts.load();
+    hosts.all.iter().map(|host| port(host)).collect()
+}
+
+fn port(host: &Host) -> u16 {
+    match &host.address {
+        Address::Ip(address) => address.port(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn clusters_sleep_until_they_are_called_and_again_when_nobody_does() {
+    let (compiler, mut manager, stream) = many(200);
+    assert_eq!(awake(&compiler), Vec::<String>::new());
+    let in_use = compiler.clusters.find("c7").unwrap().wake().unwrap();
+    assert_eq!(ports(&compiler, "c8"), [1]);
+    assert_eq!(awake(&compiler), ["c7", "c8"]);
+    manager.doze();
+    assert_eq!(awake(&compiler), ["c7"], "the one that is in use stays");
+    // Endpoints of the one that is awake change in place, and those of one that sleeps when it wakes.
+    let changed = [endpoints(7, "2", 2), endpoints(8, "2", 3)];
+    assert!(manager.update(stream, EDS, "2", &changed, &[], &mut Nobody).is_empty());
+    assert_eq!(port(&in_use.hosts.load().all[0]), 2);
+    assert_eq!(awake(&compiler), ["c7"]);
+    assert_eq!((ports(&compiler, "c8"), ports(&compiler, "c9")), (vec![3], vec![1]));
+    drop(in_use);
+    manager.doze();
+    assert_eq!(awake(&compiler), Vec::<String>::new());
+}
+
+#[test]
+fn removed_clusters_go_at_once_when_nothing_refers_to_them_and_soon_otherwise() {
+    let (compiler, mut manager, stream) = many(200);
+    let referred = compiler.clusters.slot("c1");
+    let names: Vec<String> = (0..100).map(|nth| format!("c{nth}")).collect();
+    manager.update(stream, CDS, "2", &[], &names, &mut Nobody);
+    assert!(!manager.clusters.knows("c0") && manager.clusters.knows("c1") && manager.clusters.knows("c100"));
+    assert!(referred.is_filled());
+    // One that comes back does not go.
+    manager.update(stream, CDS, "3", &[], &["c150".to_owned()], &mut Nobody);
+    manager.update(stream, CDS, "4", &[cluster(150)], &[], &mut Nobody);
+    manager.tick(Instant::now() + Duration::from_secs(60), &mut Nobody);
+    assert!(!manager.clusters.knows("c1") && !referred.is_filled());
+    assert!(manager.clusters.knows("c150"));
+}
