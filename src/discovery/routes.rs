@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_control_api::client::{Rejection, Resource};
 
@@ -35,6 +36,8 @@ pub(super) struct Table {
     pub(super) stored: Option<Stored>,
     pub(super) refused: Option<Refused>,
     absent: bool,
+    /// When the control plane last said that the table is as it is.
+    confirmed: Instant,
     stats: Vec<(Arc<str>, RdsStats)>,
 }
 
@@ -54,7 +57,15 @@ impl Routes {
         let table = self.tables.entry(key.clone()).or_insert_with(|| {
             effects.subscribe(key.0, RDS, &key.1, need.source.initial_fetch_timeout);
             let slot = need.slot.clone();
-            Table { slot, users: 0, stored: None, refused: None, absent: false, stats: Vec::new() }
+            Table {
+                slot,
+                users: 0,
+                stored: None,
+                refused: None,
+                absent: false,
+                confirmed: Instant::now(),
+                stats: Vec::new(),
+            }
         });
         table.users += 1;
         for prefix in &need.stat_prefixes {
@@ -91,11 +102,14 @@ impl Routes {
     ) -> Result<(), Rejection> {
         let key = (stream, Arc::from(resource.name.as_str()));
         let Some(table) = self.tables.get_mut(&key) else { return Ok(()) };
+        let began = Instant::now();
         table.stats().for_each(|stats| stats.update_attempt.increment(1));
         if let Some(stored) = table.stored.as_mut().filter(|stored| stored.is(resource)) {
             stored.confirm(resource);
+            let (version, updated) = (stored.version.clone(), stored.updated);
             table.refused = None;
-            table.stats().for_each(|stats| stats.update_success.increment(1));
+            table.confirmed = began;
+            table.stats().for_each(|stats| stats.succeeded(&version, updated, began.elapsed()));
             return Ok(());
         }
         let refuse = |table: &mut Table, problems: &[Problem]| {
@@ -125,12 +139,14 @@ impl Routes {
                 table.slot.set(Some(Arc::new(compiled.value)));
                 for stats in table.stats() {
                     stats.config_reload.increment(1);
+                    stats.reloaded(stored.updated);
                 }
             }
         }
         for stats in table.stats() {
-            stats.succeeded(&stored.version, stored.updated);
+            stats.succeeded(&stored.version, stored.updated, began.elapsed());
         }
+        table.confirmed = began;
         table.absent = false;
         table.refused = None;
         table.stored = Some(stored);
@@ -147,6 +163,14 @@ impl Routes {
             } else {
                 stats.update_empty.increment(1);
             }
+        }
+    }
+
+    /// Sets the gauges of time.
+    pub(super) fn publish_ages(&self, now: Instant) {
+        for table in self.tables.values().filter(|table| table.stored.is_some()) {
+            let age = now.saturating_duration_since(table.confirmed).as_millis() as f64;
+            table.stats().for_each(|stats| stats.content_age_ms.set(age));
         }
     }
 

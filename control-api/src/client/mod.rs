@@ -27,9 +27,11 @@
 
 mod delta;
 mod driver;
+mod guard;
 mod link;
 mod machine;
 mod pace;
+mod quiet;
 mod services;
 mod sotw;
 mod timers;
