@@ -480,6 +480,18 @@ impl Clusters {
         self.entries.len() - self.entries.values().filter(asleep).count()
     }
 
+    /// The stream could not be opened, or broke.
+    pub(super) fn failed(&self, stream: StreamId) {
+        let of_stream = self.endpoints.iter().filter(|((own, _), _)| *own == stream);
+        for user in of_stream.flat_map(|(_, endpoints)| &endpoints.users) {
+            let awake = self.entries.get(user).and_then(|entry| entry.slot.get());
+            if let Some(stats) = awake.as_ref().and_then(|cluster| cluster.stats.get()) {
+                stats.update_attempt.increment(1);
+                stats.update_failure.increment(1);
+            }
+        }
+    }
+
     /// Whether no cluster waits for its first endpoints.
     pub(super) fn is_warm(&self) -> bool {
         self.entries.iter().all(|(name, entry)| match &entry.active {

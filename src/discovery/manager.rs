@@ -195,6 +195,8 @@ impl Manager {
                 whole.stats.update_failure.increment(1);
             }
         }
+        self.clusters.failed(stream);
+        self.routes.failed(stream);
     }
 
     /// A response was refused, in part or whole.

@@ -166,6 +166,15 @@ impl Routes {
         }
     }
 
+    /// The stream could not be opened, or broke.
+    pub(super) fn failed(&self, stream: StreamId) {
+        let of_stream = self.tables.iter().filter(|((own, _), _)| *own == stream);
+        for stats in of_stream.flat_map(|(_, table)| table.stats()) {
+            stats.update_attempt.increment(1);
+            stats.update_failure.increment(1);
+        }
+    }
+
     /// Sets the gauges of time.
     pub(super) fn publish_ages(&self, now: Instant) {
         for table in self.tables.values().filter(|table| table.stored.is_some()) {

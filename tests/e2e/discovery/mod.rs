@@ -4,4 +4,7 @@ mod churn;
 mod clients;
 mod loss;
 mod mesh;
+mod misbehaviour;
+mod scripted;
+mod status;
 mod updates;
