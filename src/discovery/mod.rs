@@ -294,7 +294,9 @@ impl Discovery {
     /// What is held of a type, or of all that come from a stream, is what the control plane has.
     fn confirmed(&mut self, stream: StreamId, type_url: Option<&str>) {
         if self.manager().heard(stream, type_url) {
-            tracing::info!("the control plane is heard: the last good configuration is confirmed or replaced");
+            tracing::info!(
+                "the control plane is heard: the last good configuration is confirmed or replaced"
+            );
             self.stats.last_good_in_use.set(0.0);
         }
     }

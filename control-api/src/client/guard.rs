@@ -20,7 +20,7 @@ const PREFIX: usize = 5;
 /// A message came to a halt.
 #[derive(Debug, thiserror::Error)]
 #[error("a response came to a halt: {got} of its {of} bytes came, fewer than {ENOUGH} of them in {limit:?}")]
-struct Halted {
+pub(super) struct Halted {
     got: usize,
     of: usize,
     limit: Duration,
@@ -188,7 +188,10 @@ mod tests {
             }
         };
         let error = tokio::select! { () = drip => panic!("the drip was taken"), error = read => error };
-        assert!(error.starts_with("a response came to a halt: 5") && error.contains("of its 1000 bytes"), "{error}");
+        assert!(
+            error.starts_with("a response came to a halt: 5") && error.contains("of its 1000 bytes"),
+            "{error}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -129,7 +129,9 @@ impl Link {
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
-            Phase::Open { .. } => [self.held_until, self.doubt_at(), self.answer_at()].into_iter().flatten().min(),
+            Phase::Open { .. } => {
+                [self.held_until, self.doubt_at(), self.answer_at()].into_iter().flatten().min()
+            }
             Phase::Idle | Phase::Connecting | Phase::Abandoned { .. } => None,
         }
     }

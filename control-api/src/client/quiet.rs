@@ -56,7 +56,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_same_again_and_again_is_said_a_few_times_and_counted() {
         let mut quiet = Quiet::default();
-        let said = |quiet: &mut Quiet| (0..1000).filter_map(|_| quiet.say("refused", "t")).collect::<Vec<_>>();
+        let said =
+            |quiet: &mut Quiet| (0..1000).filter_map(|_| quiet.say("refused", "t")).collect::<Vec<_>>();
         assert_eq!(said(&mut quiet), vec![0; BURST as usize]);
         assert_eq!(quiet.say("refused", "u"), Some(0), "another type is another matter");
         tokio::time::advance(INTERVAL).await;

@@ -24,7 +24,7 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::codec::ProstCodec;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
-use super::guard::Guarded;
+use super::guard::{Guarded, Halted};
 use super::machine::Variant;
 use super::{services, Tls};
 
@@ -83,6 +83,14 @@ pub enum TransportError {
         limit: usize,
         /// With the size found.
         message: String,
+    },
+    /// A response began and did not go on.
+    #[error("stream of control plane {address} given up: {halt}")]
+    Halted {
+        /// Where to.
+        address: String,
+        /// How far it came.
+        halt: String,
     },
     /// The control plane ended the stream without an error.
     #[error("control plane {address} closed the stream")]
@@ -329,6 +337,18 @@ fn ended(endpoint: &Endpoint, status: &tonic::Status) -> TransportError {
     // The code of this limit; a server has no use for it.
     if status.code() == tonic::Code::OutOfRange && message.contains("too large") {
         return TransportError::TooLarge { address, limit: endpoint.max_message_size, message };
+    }
+    let mut source = std::error::Error::source(status);
+    let mut message = message;
+    while let Some(error) = source {
+        let text = error.to_string();
+        if error.is::<Halted>() {
+            return TransportError::Halted { address, halt: text };
+        }
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = error.source();
     }
     TransportError::Rpc { address, code: status.code(), message }
 }

@@ -1,7 +1,10 @@
 //! A control plane drives the proxy while traffic flows.
 
+mod beside;
+mod blocking;
 mod churn;
 mod clients;
+mod groups;
 mod loss;
 mod mesh;
 mod misbehaviour;

@@ -131,9 +131,12 @@ impl Scripted {
         self.tell(|| Do::Cut);
     }
 
-    /// As before, but open streams stay.
+    /// Behaves from now on. Streams stay open that can be used.
     pub fn good_again(&self) {
-        *lock(&self.state.manner) = Manner::Good;
+        let before = std::mem::replace(&mut *lock(&self.state.manner), Manner::Good);
+        if let Manner::HeadersOnly | Manner::Mute = before {
+            self.tell(|| Do::Cut);
+        }
         self.state.deaf.send_replace(false);
     }
 
@@ -285,7 +288,8 @@ async fn serve(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, s
         _ => {}
     }
     let Ok(out) = respond.send_response(head(200, "application/grpc"), false) else { return };
-    let mut stream = Stream { out, state, wanted: BTreeMap::new(), sent: BTreeMap::new(), answers: 0, reset: false };
+    let mut stream =
+        Stream { out, state, wanted: BTreeMap::new(), sent: BTreeMap::new(), answers: 0, reset: false };
     match manner {
         Manner::First(bytes) => stream.write(bytes),
         Manner::HeadersOnly => {
