@@ -7,6 +7,7 @@
 
 mod any;
 pub mod client;
+pub mod control;
 mod json;
 mod load;
 mod problem;
@@ -17,6 +18,7 @@ pub mod support;
 mod text;
 mod typed;
 mod walk;
+mod watch;
 mod well_known;
 
 pub use any::{check_any, expand_any, type_of, unpack, Expanded, UnpackError};

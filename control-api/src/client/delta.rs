@@ -30,14 +30,17 @@ impl Variant for Incremental {
             body: resource.resource.map(|any| (any.type_url, Bytes::from(any.value))),
             ttl: resource.ttl.and_then(|ttl| to_duration(&ttl)),
         });
-        Incoming {
+        let mut incoming = Incoming {
             items: items.collect(),
             type_url: response.type_url,
             nonce: response.nonce,
             version: response.system_version_info,
             removed: response.removed_resources,
             problems: Vec::new(),
-        }
+            errors: Vec::new(),
+        };
+        incoming.note_errors(response.resource_errors);
+        incoming
     }
 
     fn due(topic: &Topic) -> bool {

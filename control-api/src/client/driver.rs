@@ -29,15 +29,61 @@ where
     V::Request: Send + Sync,
     V::Response: Send + Sync,
 {
-    let (commands, command_queue) = mpsc::unbounded_channel();
-    let (event_queue, events) = mpsc::channel(1);
     if settings.single_type.is_none() {
         settings.single_type.clone_from(&endpoint.single_type);
     }
+    run::<V, Endpoint>(endpoint, settings, seed)
+}
+
+/// What carries requests and responses.
+pub(super) trait Transport<V: Variant>: Send + 'static {
+    /// One attempt: from opening a stream to its end.
+    fn open(
+        &self,
+        heard: Heard,
+        requests: mpsc::Receiver<V::Request>,
+        inbound: mpsc::Sender<Inbound<V::Response>>,
+    ) -> Pin<Box<dyn Future<Output = TransportError> + Send>>;
+
+    /// Where it leads to, for the log.
+    fn address(&self) -> String;
+}
+
+impl<V: Variant> Transport<V> for Endpoint
+where
+    V::Request: Send + Sync,
+    V::Response: Send + Sync,
+{
+    fn open(
+        &self,
+        heard: Heard,
+        requests: mpsc::Receiver<V::Request>,
+        inbound: mpsc::Sender<Inbound<V::Response>>,
+    ) -> Pin<Box<dyn Future<Output = TransportError> + Send>> {
+        Box::pin(serve::<V>(self.clone(), heard, requests, inbound))
+    }
+
+    fn address(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+/// A client over any transport.
+pub(super) fn run<V: Variant, T: Transport<V>>(
+    transport: T,
+    settings: Settings,
+    seed: u64,
+) -> (Subscriptions, Events, impl Future<Output = ()> + Send)
+where
+    V::Request: Send + Sync,
+    V::Response: Send + Sync,
+{
+    let (commands, command_queue) = mpsc::unbounded_channel();
+    let (event_queue, events) = mpsc::channel(1);
     let run = async move {
         let machine = Machine::<V>::new(settings, Instant::now().into_std(), seed);
         let heard = Heard::new();
-        let driver = Driver { endpoint, machine, heard, exchange: None, outbox: VecDeque::new() };
+        let driver = Driver { transport, machine, heard, exchange: None, outbox: VecDeque::new() };
         driver.run(command_queue, event_queue).await;
     };
     (Subscriptions { commands }, Events { events }, run)
@@ -132,15 +178,15 @@ impl<V: Variant> Exchange<V> {
     }
 }
 
-struct Driver<V: Variant> {
-    endpoint: Endpoint,
+struct Driver<V: Variant, T> {
+    transport: T,
     machine: Machine<V>,
     heard: Heard,
     exchange: Option<Exchange<V>>,
     outbox: VecDeque<Event>,
 }
 
-impl<V: Variant> Driver<V>
+impl<V: Variant, T: Transport<V>> Driver<V, T>
 where
     V::Request: Send + Sync,
     V::Response: Send + Sync,
@@ -197,13 +243,12 @@ where
     }
 
     fn act(&mut self, event: Event) {
-        let address = &self.endpoint.address;
+        let address = self.transport.address();
         match &event {
             Event::Connect => {
                 let (requests, request_queue) = mpsc::channel(1);
                 let (inbound_queue, inbound) = mpsc::channel(1);
-                let (endpoint, heard) = (self.endpoint.clone(), self.heard.clone());
-                let task = Box::pin(serve::<V>(endpoint, heard, request_queue, inbound_queue));
+                let task = self.transport.open(self.heard.clone(), request_queue, inbound_queue);
                 self.exchange = Some(Exchange { task, requests, inbound });
                 return;
             }
@@ -225,6 +270,12 @@ where
             Event::FetchTimeout { type_url, name } => {
                 let name = name.as_deref().unwrap_or("*");
                 tracing::warn!(%address, type_url, name, "resource not received in time");
+            }
+            Event::ResourceError { type_url, name, code, message } => {
+                tracing::warn!(%address, type_url, name, code, message, "control plane has no such resource to give");
+            }
+            Event::Unsupported { type_url, name, reason } => {
+                tracing::warn!(%address, type_url, name, reason, "resource not asked for");
             }
             Event::RateLimited => tracing::warn!(%address, "discovery requests exceed their rate limit"),
             Event::Update(_) => {}
@@ -264,6 +315,7 @@ where
         match inbound {
             Inbound::Opened => self.machine.opened(now),
             Inbound::Response(response) => self.machine.response(now, response),
+            Inbound::Unreadable { type_url, message } => self.machine.unreadable(&type_url, message),
         }
     }
 }

@@ -132,6 +132,13 @@ impl<V: Variant> Machine<V> {
                 for name in names {
                     if name == STAR {
                         self.subscribe_all(now, topic, Wildcard::Star, fetch_timeout);
+                    } else if is_glob(&name) {
+                        let reason = "glob collections are not supported: list the names".to_owned();
+                        self.events.push_back(Event::Unsupported {
+                            type_url: type_url.clone(),
+                            name,
+                            reason,
+                        });
                     } else if self.topics[topic].want(&name) {
                         self.await_first(now, topic, name, fetch_timeout);
                     }
@@ -235,8 +242,23 @@ impl<V: Variant> Machine<V> {
         }
         incoming.removed.iter().for_each(|name| self.timers.clear(&fetch(index, name)));
         self.timers.clear(&fetch(index, ""));
+        for (name, code, message) in std::mem::take(&mut incoming.errors) {
+            self.timers.clear(&fetch(index, &name));
+            let type_url = topic.url.clone();
+            self.events.push_back(Event::ResourceError { type_url, name, code, message });
+        }
         topic.waiting.push_back(Waiting::Response { incoming, received: now });
         self.advance(now, index);
+    }
+
+    /// Notes that there was something, such as a file, but no response to be read from it.
+    pub fn unreadable(&mut self, type_url: &str, message: String) {
+        let index = self.topic(type_url);
+        let topic = &mut self.topics[index];
+        topic.rejected_total += 1;
+        topic.last_rejection = Some((String::new(), message.clone()));
+        let (type_url, version) = (type_url.to_owned(), String::new());
+        self.events.push_back(Event::Refused { type_url, version, message });
     }
 
     /// Takes the verdict on the update `id`; one that is unknown or judged already is passed over.
@@ -549,6 +571,12 @@ fn sendable<V: Variant>(topic: &Topic) -> bool {
     }
     // What the first request says is held must include what the user is just deciding on.
     V::due(topic) && topic.in_flight.is_none()
+}
+
+/// True for the name of a collection (`xdstp://authority/type/path/*`).
+fn is_glob(name: &str) -> bool {
+    let path = name.split(['?', '#']).next().unwrap_or(name);
+    name.starts_with("xdstp:") && path.ends_with("/*")
 }
 
 fn fetch(topic: usize, name: &str) -> Key {

@@ -21,15 +21,20 @@
 //! # }
 //! ```
 //!
+//! [`file_client`] and [`rest_client`] are used in the same way, for resources in a file and for a control
+//! plane that is polled.
+//!
 //! What the user may rely on: each update is delivered once and in order within its type; what was
 //! refused stays at its last good version and is reported so on the next stream; nothing is removed but
 //! by the control plane's word, an expired time to live, or the user's own change.
 
 mod delta;
 mod driver;
+mod file;
 mod link;
 mod machine;
 mod pace;
+mod rest;
 mod services;
 mod sotw;
 mod timers;
@@ -40,8 +45,10 @@ mod types;
 
 pub use delta::{Delta, Incremental};
 pub use driver::{client, Events, Subscriptions};
+pub use file::{file_client, File};
 pub use machine::{Machine, Settings, Variant};
 pub use pace::{Backoff, Bucket, RateLimit};
+pub use rest::{rest_client, Rest};
 pub use services::{aggregated, of_type, Method};
 pub use sotw::{Sotw, StateOfTheWorld};
 pub use tls::Tls;

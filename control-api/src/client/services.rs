@@ -20,6 +20,21 @@ pub fn aggregated(method: Method) -> &'static str {
     }
 }
 
+/// The path of a type over REST, or `None` where there is none.
+pub(super) fn rest(url: &str) -> Option<&'static str> {
+    Some(match url {
+        type_url::LISTENER => "/v3/discovery:listeners",
+        type_url::ROUTE => "/v3/discovery:routes",
+        type_url::SCOPED_ROUTE => "/v3/discovery:scoped-routes",
+        type_url::CLUSTER => "/v3/discovery:clusters",
+        type_url::ENDPOINTS => "/v3/discovery:endpoints",
+        type_url::SECRET => "/v3/discovery:secrets",
+        type_url::RUNTIME => "/v3/discovery:runtime",
+        type_url::EXTENSION => "/v3/discovery:extension_configs",
+        _ => return None,
+    })
+}
+
 /// The path of the stream for one type alone, or `None` where the type has no service of its own, as
 /// virtual hosts have none in state of the world.
 #[must_use]

@@ -39,6 +39,7 @@ impl Variant for StateOfTheWorld {
             version: response.version_info,
             ..Incoming::default()
         };
+        incoming.note_errors(response.resource_errors);
         let count = response.resources.len();
         for (index, any) in response.resources.into_iter().enumerate() {
             match item(any, &incoming.version) {

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::types::{absence_deletes, Resource, TypeStatus, Wildcard};
+use super::types::{absence_deletes, type_url, Resource, TypeStatus, Wildcard};
+use crate::pb::envoy::service::discovery::v3::ResourceError;
 
 /// The name that asks for everything.
 pub(super) const STAR: &str = "*";
@@ -32,6 +33,21 @@ pub struct Incoming {
     pub removed: Vec<String>,
     /// What could not even be read.
     pub problems: Vec<String>,
+    /// Names that the control plane has an error for, with code and message.
+    pub errors: Vec<(String, i32, String)>,
+}
+
+impl Incoming {
+    /// Notes the errors of a response. One without a name says nothing.
+    pub(super) fn note_errors(&mut self, errors: Vec<ResourceError>) {
+        for ResourceError { resource_name, error_detail } in errors {
+            let Some(name) = resource_name.map(|name| name.name).filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            let status = error_detail.unwrap_or_default();
+            self.errors.push((name, status.code, status.message));
+        }
+    }
 }
 
 /// What waits for its turn, in order.
@@ -241,6 +257,7 @@ impl Topic {
         let mut added = Vec::with_capacity(count);
         let mut refreshed = Vec::new();
         let mut problems = incoming.problems;
+        let mut unknown = Vec::new();
         for (index, item) in incoming.items.into_iter().enumerate() {
             let Item { name, aliases, version, body, ttl } = item;
             if name.is_empty() {
@@ -252,6 +269,8 @@ impl Topic {
                 match self.known.get(&name) {
                     Some(held) if *held == version => refreshed.push((name, ttl)),
                     _ if !self.wants(&name, &aliases) => {}
+                    // How a host is answered that there is no virtual host for.
+                    None if self.url == type_url::VIRTUAL_HOST => unknown.push(name),
                     Some(held) => problems.push(format!(
                         "{name}: no body, and no heartbeat either: its version is {version:?}, held is {held:?}"
                     )),
@@ -275,6 +294,7 @@ impl Topic {
             .into_iter()
             .filter(|name| self.known.contains_key(name) || self.wants(name, &[]))
             .collect();
+        removed.extend(unknown);
         // One that cannot be named may be any of those that seem absent.
         if !heartbeat && !unnamed {
             removed.extend(absent);

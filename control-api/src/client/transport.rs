@@ -89,6 +89,14 @@ pub enum TransportError {
         /// Where to.
         address: String,
     },
+    /// A poll over REST failed.
+    #[error("control plane {address}: {message}")]
+    Rest {
+        /// Where to.
+        address: String,
+        /// Why.
+        message: String,
+    },
     /// The type has no service of its own.
     #[error("{type_url} has no discovery service of its own in this variant")]
     NoService {
@@ -201,6 +209,11 @@ impl Endpoint {
 pub(super) enum Inbound<R> {
     Opened,
     Response(R),
+    /// There is something, but it is no response.
+    Unreadable {
+        type_url: String,
+        message: String,
+    },
 }
 
 /// Opens a stream and serves it to its end.
@@ -235,7 +248,12 @@ where
 
 type Connection = http2::Connection<TokioIo<Watched>, BoxBody, TokioExecutor>;
 
-async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connection), TransportError> {
+/// Connects, with TLS if wanted, to speak `protocol`.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    heard: Heard,
+    protocol: &[u8],
+) -> Result<Watched, TransportError> {
     let address = || endpoint.address.to_string();
     let failed = |error| TransportError::Connect { address: address(), error };
     let plain: Box<dyn Io> = match &endpoint.address {
@@ -254,20 +272,29 @@ async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connectio
     let io: Box<dyn Io> = match &endpoint.tls {
         None => plain,
         Some(tls) => {
-            let connector = TlsConnector::from(Arc::clone(&tls.config));
+            let mut config = Arc::clone(&tls.config);
+            if config.alpn_protocols != [protocol] {
+                Arc::make_mut(&mut config).alpn_protocols = vec![protocol.to_vec()];
+            }
+            let connector = TlsConnector::from(config);
             let stream = connector.connect(tls.server_name.clone(), plain).await;
             Box::new(stream.map_err(|error| TransportError::Tls { address: address(), error })?)
         }
     };
+    Ok(Watched { io, heard })
+}
+
+async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connection), TransportError> {
+    let io = dial(endpoint, heard, b"h2").await?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new());
     if let Some(keepalive) = endpoint.keepalive {
         builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
         builder.keep_alive_while_idle(true);
     }
-    let handshake = builder.handshake(TokioIo::new(Watched { io, heard })).await;
-    let (sender, connection) = handshake
-        .map_err(|error| TransportError::Http2 { address: address(), error: with_sources(&error) })?;
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|error| {
+        TransportError::Http2 { address: endpoint.address.to_string(), error: with_sources(&error) }
+    })?;
     Ok((Sender(sender), connection))
 }
 
@@ -328,7 +355,7 @@ fn ended(endpoint: &Endpoint, status: &tonic::Status) -> TransportError {
     TransportError::Rpc { address, code: status.code(), message }
 }
 
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -382,7 +409,7 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A connection that notes when it was last read from.
-struct Watched {
+pub(super) struct Watched {
     io: Box<dyn Io>,
     heard: Heard,
 }

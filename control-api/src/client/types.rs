@@ -229,6 +229,26 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The control plane says why it has no such resource for this client. What is held stays.
+    ResourceError {
+        /// The type.
+        type_url: String,
+        /// The name.
+        name: String,
+        /// A gRPC code.
+        code: i32,
+        /// In the control plane's words.
+        message: String,
+    },
+    /// A name was not subscribed to, because this client cannot.
+    Unsupported {
+        /// The type.
+        type_url: String,
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// Requests wait for the rate limit. Reported once for each time of waiting.
     RateLimited,
 }

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::snapshot::Snapshot;
 use super::status::StreamStatus;
-use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::config::core::v3;
 
-type KeyOf = dyn Fn(&Node) -> String + Send + Sync;
+type KeyOf = dyn Fn(&v3::Node) -> String + Send + Sync;
 type Current = Option<Arc<Snapshot>>;
 
 /// Snapshots by node key, shared by everything that serves and sets them; clones are the same cache.
@@ -24,8 +24,21 @@ pub struct SnapshotCache {
 
 struct Inner {
     key_of: Box<KeyOf>,
-    nodes: Mutex<HashMap<String, watch::Sender<Current>>>,
+    nodes: Mutex<Nodes>,
     streams: Mutex<Streams>,
+}
+
+#[derive(Default)]
+struct Nodes {
+    by_key: HashMap<String, Node>,
+    /// For keys without a snapshot of their own.
+    common: Current,
+}
+
+struct Node {
+    sender: watch::Sender<Current>,
+    /// The snapshot is the key's own, not the common one.
+    own: bool,
 }
 
 #[derive(Default)]
@@ -50,14 +63,14 @@ impl SnapshotCache {
     /// One snapshot for each key that `key_of` makes of a node: of its locality or metadata, say. The
     /// same key for all makes one snapshot for the whole mesh.
     #[must_use]
-    pub fn by(key_of: impl Fn(&Node) -> String + Send + Sync + 'static) -> Self {
+    pub fn by(key_of: impl Fn(&v3::Node) -> String + Send + Sync + 'static) -> Self {
         let inner = Inner { key_of: Box::new(key_of), nodes: Mutex::default(), streams: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
     /// The key of a node.
     #[must_use]
-    pub fn key_of(&self, node: &Node) -> String {
+    pub fn key_of(&self, node: &v3::Node) -> String {
         (self.inner.key_of)(node)
     }
 
@@ -66,36 +79,58 @@ impl SnapshotCache {
     pub fn set(&self, key: &str, snapshot: impl Into<Arc<Snapshot>>) {
         let snapshot = Some(snapshot.into());
         let mut nodes = lock(&self.inner.nodes);
-        match nodes.get(key) {
-            Some(sender) => drop(sender.send_replace(snapshot)),
-            None => drop(nodes.insert(key.to_owned(), watch::Sender::new(snapshot))),
-        }
-    }
-
-    /// The snapshot of `key`.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<Arc<Snapshot>> {
-        lock(&self.inner.nodes).get(key)?.borrow().clone()
-    }
-
-    /// Forgets the snapshot of `key`. Connected nodes keep what they have; nodes that connect later get
-    /// no answer until there is a snapshot again.
-    pub fn clear(&self, key: &str) {
-        let mut nodes = lock(&self.inner.nodes);
-        if let Some(sender) = nodes.get(key) {
-            sender.send_replace(None);
-            if sender.receiver_count() == 0 {
-                nodes.remove(key);
+        match nodes.by_key.get_mut(key) {
+            Some(node) => {
+                node.own = true;
+                node.sender.send_replace(snapshot);
+            }
+            None => {
+                let node = Node { sender: watch::Sender::new(snapshot), own: true };
+                nodes.by_key.insert(key.to_owned(), node);
             }
         }
     }
 
-    /// The keys that have a snapshot, sorted.
+    /// Gives a snapshot to all nodes whose key has none of its own, now and when they connect; `None`
+    /// takes it away again as [`clear`](Self::clear) does.
+    pub fn set_common(&self, snapshot: Option<Arc<Snapshot>>) {
+        let mut nodes = lock(&self.inner.nodes);
+        for node in nodes.by_key.values().filter(|node| !node.own) {
+            node.sender.send_replace(snapshot.clone());
+        }
+        nodes.common = snapshot;
+    }
+
+    /// The snapshot of `key`: its own, or the common one.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<Snapshot>> {
+        let nodes = lock(&self.inner.nodes);
+        match nodes.by_key.get(key) {
+            Some(node) => node.sender.borrow().clone(),
+            None => nodes.common.clone(),
+        }
+    }
+
+    /// Forgets the snapshot of `key`: its nodes get the common one. Without that, connected nodes keep
+    /// what they have, and nodes that connect later get no answer until there is a snapshot again.
+    pub fn clear(&self, key: &str) {
+        let mut nodes = lock(&self.inner.nodes);
+        let common = nodes.common.clone();
+        if let Some(node) = nodes.by_key.get_mut(key) {
+            node.own = false;
+            node.sender.send_replace(common);
+            if node.sender.receiver_count() == 0 {
+                nodes.by_key.remove(key);
+            }
+        }
+    }
+
+    /// The keys that have a snapshot of their own, sorted.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         let nodes = lock(&self.inner.nodes);
-        let set = nodes.iter().filter(|(_, sender)| sender.borrow().is_some());
-        let mut keys: Vec<_> = set.map(|(key, _)| key.clone()).collect();
+        let own = nodes.by_key.iter().filter(|(_, node)| node.own);
+        let mut keys: Vec<_> = own.map(|(key, _)| key.clone()).collect();
         keys.sort_unstable();
         keys
     }
@@ -106,10 +141,11 @@ impl SnapshotCache {
         lock(&self.inner.streams).by_id.values().cloned().collect()
     }
 
-    pub(super) fn watch(&self, key: &str) -> Watch {
+    pub(crate) fn watch(&self, key: &str) -> Watch {
         let mut nodes = lock(&self.inner.nodes);
-        let sender = nodes.entry(key.to_owned()).or_insert_with(|| watch::Sender::new(None));
-        let mut receiver = sender.subscribe();
+        let Nodes { by_key, common } = &mut *nodes;
+        let unknown = || Node { sender: watch::Sender::new(common.clone()), own: false };
+        let mut receiver = by_key.entry(key.to_owned()).or_insert_with(unknown).sender.subscribe();
         receiver.mark_changed();
         Watch { receiver: Some(receiver), key: key.to_owned(), cache: self.clone() }
     }
@@ -133,7 +169,7 @@ impl fmt::Debug for SnapshotCache {
 }
 
 /// Follows the snapshot of one key.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     receiver: Option<watch::Receiver<Current>>,
     key: String,
     cache: SnapshotCache,
@@ -141,7 +177,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// The next snapshot that is not `None`; at once for the one that is there on entry.
-    pub(super) async fn next(&mut self) -> Arc<Snapshot> {
+    pub(crate) async fn next(&mut self) -> Arc<Snapshot> {
         while let Some(receiver) = self.receiver.as_mut() {
             if receiver.changed().await.is_err() {
                 break;
@@ -161,9 +197,9 @@ impl Drop for Watch {
         self.receiver = None;
         let mut nodes = lock(&self.cache.inner.nodes);
         // Nothing is kept of nodes that only ever asked.
-        let idle = |s: &watch::Sender<Current>| s.receiver_count() == 0 && s.borrow().is_none();
-        if nodes.get(&self.key).is_some_and(idle) {
-            nodes.remove(&self.key);
+        let idle = |node: &Node| node.sender.receiver_count() == 0 && !node.own;
+        if nodes.by_key.get(&self.key).is_some_and(idle) {
+            nodes.by_key.remove(&self.key);
         }
     }
 }

@@ -15,7 +15,7 @@
 //! // One snapshot for all nodes that say `node: { cluster: web }`.
 //! let cache = SnapshotCache::by_node_cluster();
 //!
-//! // Typed messages, `Any`s or encoded bytes; `load_directory` reads files.
+//! // Typed messages, `Any`s or encoded bytes; `control::load_directory` reads files.
 //! let mut snapshot = Snapshot::new();
 //! snapshot.insert(&Cluster { name: "backend".into(), ..Cluster::default() })?;
 //! snapshot.insert(&ClusterLoadAssignment { cluster_name: "backend".into(), ..Default::default() })?;
@@ -61,21 +61,22 @@
 //! in the meantime are kept as one set of names, and their newest content is sent.
 
 mod cache;
-mod directory;
 mod kind;
 mod reference;
 mod response;
+mod rest;
 mod snapshot;
 mod status;
 mod stream;
 mod subscription;
 mod transport;
+mod virtual_host;
 mod wire;
 
 pub use cache::SnapshotCache;
-pub use directory::{load_directory, FileProblem};
 pub use kind::ResourceType;
 pub use response::Response;
+pub use rest::FetchError;
 pub use snapshot::{Dangling, Resource, ResourceError, Snapshot, TypedResource};
 pub use status::{Event, StreamStatus, TypeStatus};
 pub use stream::{Limits, Protocol, StreamError, StreamState, Verdict};

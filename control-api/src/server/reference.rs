@@ -11,7 +11,7 @@ use crate::pb::envoy::config::cluster::v3::Cluster;
 use crate::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use crate::pb::envoy::config::core::v3::ConfigSource;
 use crate::pb::envoy::config::listener::v3::{filter, Listener};
-use crate::pb::envoy::config::route::v3::ScopedRouteConfiguration;
+use crate::pb::envoy::config::route::v3::{ScopedRouteConfiguration, VirtualHost};
 use crate::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use crate::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use crate::pb::google::protobuf::Any;
@@ -20,6 +20,8 @@ use crate::pb::google::protobuf::Any;
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub needs: Vec<Arc<str>>,
+    /// The domains of a virtual host.
+    pub domains: Vec<Arc<str>>,
 }
 
 /// Reads the names out of an encoded resource.
@@ -31,10 +33,13 @@ pub(super) fn of(kind: &ResourceType, value: &[u8]) -> Result<Facts, DecodeError
     } else if *kind == ResourceType::SCOPED_ROUTES {
         let name = ScopedRouteConfiguration::decode(value)?.route_configuration_name;
         Some(name).filter(|n| !n.is_empty()).map(Into::into).into_iter().collect()
+    } else if *kind == ResourceType::VIRTUAL_HOST {
+        let domains = VirtualHost::decode(value)?.domains;
+        return Ok(Facts { needs: Vec::new(), domains: domains.into_iter().map(Into::into).collect() });
     } else {
         Vec::new()
     };
-    Ok(Facts { needs })
+    Ok(Facts { needs, domains: Vec::new() })
 }
 
 fn endpoints_of(cluster: &Cluster) -> Option<Arc<str>> {

@@ -1,7 +1,8 @@
 //! Builds the responses of a stream: which resources go in, and what the client knows afterwards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use prost::Message;
@@ -9,7 +10,8 @@ use prost::Message;
 use super::kind::ResourceType;
 use super::snapshot::{Resource, Resources, Snapshot};
 use super::stream::{Protocol, StreamState};
-use super::wire::{DeltaResource, DeltaResponse, SotwResponse};
+use super::wire::{DeltaResource, DeltaResponse, SotwResponse, WRAPPER};
+use crate::pb::google::protobuf::{self, Any};
 
 /// A response, ready to be encoded. Bodies are shared with the snapshot.
 #[derive(Debug, Clone)]
@@ -45,10 +47,31 @@ impl Response {
 struct Parts {
     resources: Vec<(Arc<str>, Resource)>,
     removed: Vec<Arc<str>>,
+    /// Names that nothing answers to, to be said as VHDS does.
+    absent: Vec<Arc<str>>,
+    /// Names whose resource has a name of its own.
+    real: HashMap<Arc<str>, Arc<str>>,
     bytes: usize,
 }
 
 impl Parts {
+    /// Says what has become of the one that answered before `own`.
+    fn replace(&mut self, before: Option<&Arc<str>>, own: &Arc<str>, target: &Snapshot, kind: &ResourceType) {
+        let Some(before) = before.filter(|before| *before != own) else { return };
+        match target.get(kind, before) {
+            Some(resource) => self.add(before, resource),
+            None => self.removed.push(before.clone()),
+        }
+    }
+
+    /// Adds what answers to `name`, and is called `own`.
+    fn add_as(&mut self, name: &Arc<str>, own: &Arc<str>, resource: &Resource) {
+        if name != own {
+            self.real.insert(name.clone(), own.clone());
+        }
+        self.add(name, resource);
+    }
+
     fn add(&mut self, name: &Arc<str>, resource: &Resource) {
         self.bytes += resource.any.len() + name.len() + resource.version.len();
         self.resources.push((name.clone(), resource.clone()));
@@ -64,12 +87,13 @@ impl StreamState {
         let up_to_date = sotw && !version.is_empty() && *version == target.version(kind);
         let all = target.of(kind).map(|r| r.iter()).into_iter().flatten();
         if up_to_date {
-            sub.known.extend(all.map(|(name, r)| (name.clone(), Some(r.version.clone()))));
+            let mine: Vec<_> = all.filter(|(name, r)| sub.gets(name, r)).collect();
+            sub.known.extend(mine.into_iter().map(|(name, r)| (name.clone(), Some(r.version.clone()))));
             sub.fresh = None;
             return;
         }
         for (name, r) in all {
-            if !sub.knows(name, &r.version) {
+            if sub.gets(name, r) && !sub.knows(name, &r.version) {
                 sub.asked.entry(name.clone()).or_insert(false);
             }
         }
@@ -90,16 +114,22 @@ impl StreamState {
         let even_empty = sub.fresh.take().is_some();
         while parts.bytes < limit {
             let Some((name, force)) = sub.asked.pop_first() else { break };
-            if let Some(resource) = target.get(kind, &name) {
+            let found = sub.answering(target, kind, &name).filter(|(_, r)| sub.gets(&name, r));
+            if let Some((own, resource)) = found {
                 sub.updates.remove(&name);
                 if force || !sub.knows(&name, &resource.version) {
-                    parts.add(&name, resource);
+                    parts.replace(sub.real.get(&name), own, target, kind);
+                    parts.add_as(&name, own, resource);
                 }
             } else if sub.has(&name) && !force {
                 sub.removals.insert(name);
             } else if force || !sub.known.contains_key(&name) {
                 sub.removals.remove(&name);
-                parts.removed.push(name);
+                if *kind == ResourceType::VIRTUAL_HOST && sub.names.contains(&name) {
+                    parts.absent.push(name);
+                } else {
+                    parts.removed.push(name);
+                }
             }
         }
         self.send(kind, target, parts, even_empty)
@@ -116,8 +146,11 @@ impl StreamState {
         let mut parts = Parts::default();
         while parts.bytes < limit {
             let Some(name) = sub.updates.pop_first() else { break };
-            match target.get(kind, &name) {
-                Some(resource) if !sub.knows(&name, &resource.version) => parts.add(&name, resource),
+            match sub.answering(target, kind, &name) {
+                Some((own, resource)) if !sub.knows(&name, &resource.version) => {
+                    parts.replace(sub.real.get(&name), own, target, kind);
+                    parts.add_as(&name, own, resource);
+                }
                 _ => {}
             }
         }
@@ -157,7 +190,7 @@ impl StreamState {
         let mut parts = Parts::default();
         if kind.is_full_state() {
             for (name, r) in target.of(kind).map(|r| r.iter()).into_iter().flatten() {
-                if sub.covers(name) {
+                if sub.gets(name, r) {
                     parts.add(name, r);
                 }
             }
@@ -184,10 +217,11 @@ impl StreamState {
         &mut self,
         kind: &ResourceType,
         target: &Arc<Snapshot>,
-        parts: Parts,
+        mut parts: Parts,
         even_empty: bool,
     ) -> Option<Response> {
-        if parts.resources.is_empty() && parts.removed.is_empty() && !even_empty {
+        let nothing = parts.resources.is_empty() && parts.removed.is_empty() && parts.absent.is_empty();
+        if nothing && !even_empty {
             return None;
         }
         if *kind == ResourceType::CLUSTER {
@@ -200,15 +234,35 @@ impl StreamState {
             // What is answered on unsubscribing is not followed any more.
             if sub.covers(name) {
                 sub.known.insert(name.clone(), Some(r.version.clone()));
+                match r.ttl.filter(|_| self.ttl) {
+                    Some(ttl) => {
+                        sub.ttls.insert(name.clone(), ttl);
+                        sub.beat_at = None;
+                    }
+                    None => drop(sub.ttls.remove(name)),
+                }
+                match parts.real.get(name) {
+                    Some(own) => drop(sub.real.insert(name.clone(), own.clone())),
+                    None => drop(sub.real.remove(name)),
+                }
             }
         }
-        for name in &parts.removed {
+        for name in &parts.absent {
+            sub.known.insert(name.clone(), None);
+        }
+        for name in &mut parts.removed {
+            sub.ttls.remove(name);
             if sub.names.contains(name) {
                 sub.known.insert(name.clone(), None);
             } else {
                 sub.known.remove(name);
             }
+            if let Some(own) = sub.real.remove(name) {
+                *name = own;
+            }
         }
+        parts.removed.sort_unstable();
+        parts.removed.dedup();
         let empty = Resources::default();
         let version = target.of(kind).map_or(&empty, |r| r).version_with(sub.lingering.iter());
         sub.sent(nonce.clone(), version.clone());
@@ -218,21 +272,91 @@ impl StreamState {
     fn body(&self, kind: &ResourceType, parts: Parts, version: String, nonce: String) -> Body {
         let type_url = kind.url().to_owned();
         if self.protocol == Protocol::StateOfTheWorld {
-            let resources: Vec<Bytes> = parts.resources.into_iter().map(|(_, r)| r.any).collect();
+            let packed = |(name, r): (Arc<str>, Resource)| match r.ttl.filter(|_| self.ttl) {
+                Some(ttl) => wrapped(&name, &r.version, Some(r.any), Some(ttl)),
+                None => r.any,
+            };
+            let resources: Vec<Bytes> = parts.resources.into_iter().map(packed).collect();
             return Body::Sotw(SotwResponse { version_info: version, resources, type_url, nonce });
         }
-        let resource = |(name, r): (Arc<str>, Resource)| DeltaResource {
-            version: r.version.to_string(),
-            resource: Some(r.any),
-            name: name.to_string(),
-        };
+        let mut resources: Vec<DeltaResource> = Vec::with_capacity(parts.resources.len());
+        // Where a resource is that other names stand for; a response names none twice.
+        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        for (name, r) in parts.resources {
+            let own = parts.real.get(&name);
+            let alias = own.map(|_| name.to_string());
+            let own = own.unwrap_or(&name);
+            if !parts.real.is_empty() {
+                if let Some(before) = places.get(own).and_then(|at| resources.get_mut(*at)) {
+                    before.aliases.extend(alias);
+                    continue;
+                }
+                places.insert(own.clone(), resources.len());
+            }
+            resources.push(DeltaResource {
+                version: r.version.to_string(),
+                resource: Some(r.any),
+                name: own.to_string(),
+                aliases: alias.into_iter().collect(),
+                ttl: r.ttl.filter(|_| self.ttl).map(duration),
+            });
+        }
+        resources.extend(parts.absent.iter().map(|name| {
+            let name = name.to_string();
+            DeltaResource { aliases: vec![name.clone()], name, ..DeltaResource::default() }
+        }));
         Body::Delta(DeltaResponse {
             system_version_info: version,
-            resources: parts.resources.into_iter().map(resource).collect(),
+            resources,
             type_url,
             nonce,
             removed_resources: parts.removed.iter().map(ToString::to_string).collect(),
         })
+    }
+
+    /// Names of resources with a time to live, with their versions, but without their content.
+    pub(super) fn heartbeat(&mut self, kind: &ResourceType, target: &Arc<Snapshot>) -> Option<Response> {
+        let sub = self.types.get_mut(kind)?;
+        let alive = sub.ttls.keys().filter_map(|name| {
+            let (own, resource) = target.answering(kind, name)?;
+            sub.knows(name, &resource.version).then(|| (own.clone(), resource.version.clone(), resource.ttl))
+        });
+        let alive: BTreeMap<Arc<str>, (Arc<str>, Option<Duration>)> =
+            alive.map(|(own, version, ttl)| (own, (version, ttl))).collect();
+        if alive.is_empty() {
+            return None;
+        }
+        // Whose time has become unlimited is named one last time.
+        sub.ttls.retain(|name, _| target.answering(kind, name).is_some_and(|(_, r)| r.ttl.is_some()));
+        self.nonce += 1;
+        let (nonce, version) = (self.nonce.to_string(), sub.version_sent.clone());
+        sub.sent(nonce.clone(), version.clone());
+        let type_url = kind.url().to_owned();
+        if self.protocol == Protocol::StateOfTheWorld {
+            let wrap = |(name, (version, ttl)): (&Arc<str>, &(Arc<str>, Option<Duration>))| {
+                wrapped(name, version, None, *ttl)
+            };
+            let resources = alive.iter().map(wrap).collect();
+            return Some(Response(Body::Sotw(SotwResponse {
+                version_info: version,
+                resources,
+                type_url,
+                nonce,
+            })));
+        }
+        let resource = |(name, (version, ttl)): (Arc<str>, (Arc<str>, Option<Duration>))| DeltaResource {
+            name: name.to_string(),
+            version: version.to_string(),
+            ttl: ttl.map(duration),
+            ..DeltaResource::default()
+        };
+        Some(Response(Body::Delta(DeltaResponse {
+            system_version_info: version,
+            resources: alive.into_iter().map(resource).collect(),
+            type_url,
+            nonce,
+            removed_resources: Vec::new(),
+        })))
     }
 
     /// Clusters are about to be sent. A changed one needs its endpoints again to warm up, even if they are
@@ -262,4 +386,18 @@ impl StreamState {
             }
         }
     }
+}
+
+fn duration(of: Duration) -> protobuf::Duration {
+    let seconds = i64::try_from(of.as_secs()).unwrap_or(i64::MAX);
+    // Less than a thousand million.
+    let nanos = i32::try_from(of.subsec_nanos()).unwrap_or_default();
+    protobuf::Duration { seconds, nanos }
+}
+
+/// A resource of the state of the world with a name, a version and a time to live.
+fn wrapped(name: &str, version: &str, resource: Option<Bytes>, ttl: Option<Duration>) -> Bytes {
+    let (name, version, ttl) = (name.to_owned(), version.to_owned(), ttl.map(duration));
+    let value = DeltaResource { name, version, resource, ttl, aliases: Vec::new() }.encode_to_vec();
+    Any { type_url: WRAPPER.to_owned(), value }.encode_to_vec().into()
 }

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::{Message, Name};
@@ -13,12 +15,14 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::kind::ResourceType;
 use super::reference::{self, Facts};
+use super::virtual_host;
 use crate::pb::envoy::config::cluster::v3::Cluster;
 use crate::pb::envoy::config::core::v3::TypedExtensionConfig;
 use crate::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::pb::envoy::config::listener::v3::Listener;
 use crate::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
 use crate::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use crate::pb::envoy::service::runtime::v3::Runtime;
 use crate::pb::google::protobuf::Any;
 
 /// One resource, encoded once.
@@ -29,6 +33,12 @@ pub struct Resource {
     pub(super) any: Bytes,
     /// Names of resources of another type that this one cannot do without.
     pub(super) needs: Arc<[Arc<str>]>,
+    /// Sent to those who name it, not to those who ask for everything.
+    pub(super) by_name_only: bool,
+    /// How long clients may keep it without hearing of it.
+    pub(super) ttl: Option<Duration>,
+    /// The domains of a virtual host.
+    pub(super) domains: Arc<[Arc<str>]>,
 }
 
 impl Resource {
@@ -36,6 +46,12 @@ impl Resource {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// True when a wildcard does not stand for it, see [`Snapshot::serve_by_name_only`].
+    #[must_use]
+    pub fn is_by_name_only(&self) -> bool {
+        self.by_name_only
     }
 
     /// The resource as an encoded `google.protobuf.Any`.
@@ -69,6 +85,13 @@ impl Resources {
     ) -> String {
         let sum = more.fold(self.sum, |sum, (name, r)| sum.wrapping_add(hash_of(name, &r.version)));
         format!("{sum:016x}")
+    }
+
+    pub(super) fn range(
+        &self,
+        names: (Bound<&str>, Bound<&str>),
+    ) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
+        self.by_name.range::<str, _>(names)
     }
 
     fn insert(&mut self, name: &str, resource: Resource) {
@@ -121,6 +144,7 @@ typed_resource! {
     ClusterLoadAssignment: cluster_name,
     Listener: name,
     RouteConfiguration: name,
+    Runtime: name,
     ScopedRouteConfiguration: name,
     Secret: name,
     TypedExtensionConfig: name,
@@ -224,12 +248,57 @@ impl Snapshot {
             type_url: type_url.to_owned(),
             error: e.to_string(),
         };
-        let Facts { needs } = reference::of(&kind, &value).map_err(invalid)?;
+        let Facts { needs, domains } = reference::of(&kind, &value).map_err(invalid)?;
         let version = version.map_or_else(|| format!("{:016x}", xxh64(&value, 0)), str::to_owned);
         let any = Any { type_url: type_url.to_owned(), value: value.into() }.encode_to_vec();
-        let resource = Resource { version: version.into(), any: any.into(), needs: needs.into() };
+        let resource = Resource {
+            version: version.into(),
+            any: any.into(),
+            needs: needs.into(),
+            by_name_only: false,
+            ttl: None,
+            domains: domains.into(),
+        };
         Arc::make_mut(self.types.entry(kind).or_default()).insert(name, resource);
         Ok(())
+    }
+
+    /// Leaves a resource out of what clients get that ask for everything of its type: only those who ask
+    /// for it by name get it. So listeners for gRPC, which names them, do not bother proxies, which do
+    /// not. False when there is none of that name. Inserting it anew ends this.
+    pub fn serve_by_name_only(&mut self, kind: &ResourceType, name: &str) -> bool {
+        self.amend(kind, name, |resource| resource.by_name_only = true)
+    }
+
+    /// Gives a resource a time to live: clients that know of such (they say so in their `client_features`)
+    /// drop it when they have not heard of it for so long. They hear of it twice in that time as long as
+    /// their stream is open. False when there is none of that name. Inserting it anew ends this.
+    pub fn set_ttl(&mut self, kind: &ResourceType, name: &str, ttl: Option<Duration>) -> bool {
+        self.amend(kind, name, |resource| resource.ttl = ttl.filter(|ttl| !ttl.is_zero()))
+    }
+
+    fn amend(&mut self, kind: &ResourceType, name: &str, change: impl FnOnce(&mut Resource)) -> bool {
+        let Some(mut resource) = self.get(kind, name).cloned() else { return false };
+        change(&mut resource);
+        if let Some(resources) = self.types.get_mut(kind) {
+            Arc::make_mut(resources).insert(name, resource);
+        }
+        true
+    }
+
+    /// Takes over all resources of `other`, which replace those of the same type and name.
+    pub fn merge(&mut self, other: &Self) {
+        for (kind, resources) in &other.types {
+            let mine = Arc::make_mut(self.types.entry(kind.clone()).or_default());
+            for (name, resource) in resources.iter() {
+                mine.insert(name, resource.clone());
+            }
+        }
+    }
+
+    /// The types of which there are resources, in the order of sending.
+    pub fn types(&self) -> impl Iterator<Item = &ResourceType> {
+        self.types.iter().filter(|(_, resources)| !resources.by_name.is_empty()).map(|(kind, _)| kind)
     }
 
     /// Takes a resource out; false when there is none of that name.
@@ -289,6 +358,16 @@ impl Snapshot {
         } else {
             Err(missing)
         }
+    }
+
+    /// The resource that answers to `name`, with its own name, which is another where a virtual host is
+    /// asked for by a host name of its (`table/host`).
+    pub(super) fn answering(&self, kind: &ResourceType, name: &str) -> Option<(&Arc<str>, &Resource)> {
+        let resources = self.types.get(kind)?;
+        resources.by_name.get_key_value(name).or_else(|| {
+            let (table, host) = name.rsplit_once('/').filter(|_| *kind == ResourceType::VIRTUAL_HOST)?;
+            virtual_host::find(resources, table, host)
+        })
     }
 
     pub(super) fn of(&self, kind: &ResourceType) -> Option<&Arc<Resources>> {

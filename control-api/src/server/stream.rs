@@ -36,6 +36,10 @@ pub struct Limits {
     pub names: usize,
     /// The most types on one stream. 64.
     pub types: usize,
+    /// The most connections at a time; more wait to be accepted. 10,000.
+    pub connections: usize,
+    /// The most streams on one connection at a time. 100.
+    pub streams: u32,
 }
 
 impl Default for Limits {
@@ -45,6 +49,8 @@ impl Default for Limits {
             response_bytes: 2 * 1024 * 1024,
             names: 1_000_000,
             types: 64,
+            connections: 10_000,
+            streams: 100,
         }
     }
 }
@@ -114,6 +120,8 @@ pub struct StreamState {
     pub(super) nonce: u64,
     /// Since when something waits for the client.
     held_since: Option<Instant>,
+    /// The client knows of times to live.
+    pub(super) ttl: bool,
     /// Endpoints of clusters just announced, which a client that subscribes to all of them will ask for.
     pub(super) awaited: BTreeSet<Arc<str>>,
 }
@@ -130,8 +138,17 @@ impl StreamState {
             types: BTreeMap::new(),
             nonce: 0,
             held_since: None,
+            ttl: false,
             awaited: BTreeSet::new(),
         }
+    }
+
+    /// What the client says that it can, in `node.client_features`.
+    pub fn set_client_features(&mut self, features: &[String]) {
+        let has = |feature: &str| features.iter().any(|f| f == feature);
+        let sotw = self.protocol == Protocol::StateOfTheWorld;
+        let wrapped = !sotw || has("xds.config.supports-resource-in-sotw");
+        self.ttl = wrapped && has("xds.config.supports-resource-ttl");
     }
 
     /// The form of the protocol that the stream speaks.
@@ -147,6 +164,9 @@ impl StreamState {
         for (kind, subscription) in &mut self.types {
             for name in old.as_deref().unwrap_or(&empty).changed(&snapshot, kind) {
                 subscription.changed(kind, name, old.as_deref(), &snapshot);
+            }
+            if *kind == ResourceType::VIRTUAL_HOST {
+                subscription.rehost(&snapshot);
             }
         }
         self.target = Some(snapshot);
@@ -269,13 +289,32 @@ impl StreamState {
         } else if self.held_since.is_none() || (sent.is_some() && !impatient) {
             self.held_since = Some(now);
         }
-        sent
+        sent.or_else(|| self.beat(&kinds, &target, now))
     }
 
     /// When [`poll`](Self::poll) is to be called though nothing happened.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.held_since.map(|since| since + self.limits.patience)
+        let held = self.held_since.map(|since| since + self.limits.patience);
+        let idle = self.types.values().filter(|s| s.outstanding.is_empty());
+        held.into_iter().chain(idle.filter_map(|s| s.beat_at)).min()
+    }
+
+    /// A sign of life for resources with a time to live, if one is due.
+    fn beat(&mut self, kinds: &[ResourceType], target: &Arc<Snapshot>, now: Instant) -> Option<Response> {
+        for kind in kinds {
+            let Some(sub) = self.types.get_mut(kind) else { continue };
+            let due = sub.beat_at.is_some_and(|at| at <= now) && sub.outstanding.is_empty();
+            if due || sub.beat_at.is_none() {
+                sub.beat_at = sub.ttls.values().min().and_then(|ttl| now.checked_add(*ttl / 2));
+            }
+            if due {
+                if let Some(response) = self.heartbeat(kind, target) {
+                    return Some(response);
+                }
+            }
+        }
+        None
     }
 
     /// Changes, in the order of types.

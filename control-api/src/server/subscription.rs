@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::kind::ResourceType;
 use super::snapshot::{Resource, Snapshot};
@@ -43,6 +43,12 @@ pub(super) struct Subscription {
     pub names: BTreeSet<Arc<str>>,
     /// The version that the client was sent or said it has; `None` after it was told that there is none.
     pub known: HashMap<Arc<str>, Option<Arc<str>>>,
+    /// Names whose resource has a name of its own.
+    pub real: HashMap<Arc<str>, Arc<str>>,
+    /// Times to live of what the client has.
+    pub ttls: BTreeMap<Arc<str>, Duration>,
+    /// When the client is to hear of these again.
+    pub beat_at: Option<Instant>,
     /// Names to answer at once; true when even unchanged.
     pub asked: BTreeMap<Arc<str>, bool>,
     /// The wildcard has just been asked for: everything is to be answered, with what the client has.
@@ -65,6 +71,11 @@ pub(super) struct Subscription {
 impl Subscription {
     pub(super) fn covers(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
+    }
+
+    /// Like [`covers`](Self::covers), for a resource that may be served by name only.
+    pub(super) fn gets(&self, name: &str, resource: &Resource) -> bool {
+        (self.wildcard && !resource.by_name_only) || self.names.contains(name)
     }
 
     /// Nothing owed but removals, and every response judged.
@@ -97,6 +108,9 @@ impl Subscription {
             return;
         }
         if let Some(resource) = new.get(kind, &name) {
+            if !self.gets(&name, resource) && !self.has(&name) {
+                return;
+            }
             self.removals.remove(&name);
             self.lingering.remove(&name);
             if self.knows(&name, &resource.version) {
@@ -115,6 +129,44 @@ impl Subscription {
         }
     }
 
+    /// Looks anew which virtual hosts answer for the host names asked for.
+    pub(super) fn rehost(&mut self, new: &Snapshot) {
+        let kind = ResourceType::VIRTUAL_HOST;
+        let names: Vec<Arc<str>> = self.names.iter().cloned().collect();
+        for name in names {
+            if new.get(&kind, &name).is_some() {
+                continue;
+            }
+            match self.answering(new, &kind, &name) {
+                Some((_, resource)) => {
+                    self.removals.remove(&name);
+                    if self.knows(&name, &resource.version) {
+                        self.updates.remove(&name);
+                    } else {
+                        self.updates.insert(name);
+                    }
+                }
+                None => {
+                    self.updates.remove(&name);
+                    if self.has(&name) {
+                        self.removals.insert(name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The resource for `name`. A virtual host that answers to it no longer is followed all the same, so
+    /// that the client hears of that.
+    pub(super) fn answering<'a>(
+        &self,
+        target: &'a Snapshot,
+        kind: &ResourceType,
+        name: &str,
+    ) -> Option<(&'a Arc<str>, &'a Resource)> {
+        target.answering(kind, name).or_else(|| target.answering(kind, self.real.get(name)?))
+    }
+
     /// The name is no longer wanted.
     pub(super) fn forget(&mut self, name: &str) {
         self.known.remove(name);
@@ -122,6 +174,8 @@ impl Subscription {
         self.updates.remove(name);
         self.removals.remove(name);
         self.lingering.remove(name);
+        self.real.remove(name);
+        self.ttls.remove(name);
     }
 
     /// Drops everything that is no longer covered.
@@ -135,6 +189,8 @@ impl Subscription {
         self.updates.retain(|n| names.contains(n));
         self.removals.retain(|n| names.contains(n));
         self.lingering.retain(|n, _| names.contains(n));
+        self.real.retain(|n, _| names.contains(n));
+        self.ttls.retain(|n, _| names.contains(n));
         self.fresh = None;
     }
 

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::body::{empty_body, BoxBody};
@@ -27,13 +27,14 @@ use tracing::debug;
 use super::cache::{Entry, SnapshotCache};
 use super::kind::ResourceType;
 use super::response::Response;
+use super::rest;
 use super::status::{Event, StreamStatus};
 use super::stream::{Limits, Protocol, StreamError, StreamState, Verdict};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 /// The longest request that is read, in bytes: a reconnecting client names all that it has.
-const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const MAX_REQUEST_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long accepting pauses after it failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -46,18 +47,32 @@ pub struct Server {
     cache: SnapshotCache,
     limits: Limits,
     on_event: Arc<Listener>,
+    connections: Arc<Semaphore>,
 }
 
 impl Server {
     /// A server with the default [`Limits`].
     #[must_use]
     pub fn new(cache: SnapshotCache) -> Self {
-        Self { cache, limits: Limits::default(), on_event: Arc::new(|_, _| ()) }
+        let limits = Limits::default();
+        let connections = Arc::new(Semaphore::new(limits.connections));
+        Self { cache, limits, on_event: Arc::new(|_, _| ()), connections }
     }
 
-    /// Bounds each stream.
+    /// The snapshots that it serves.
+    #[must_use]
+    pub fn cache(&self) -> &SnapshotCache {
+        &self.cache
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Bounds connections and streams. Connections that are open count no more.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.connections = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         self.limits = limits;
         self
     }
@@ -72,26 +87,31 @@ impl Server {
     /// Accepts connections until the future is dropped, which closes them all.
     pub async fn serve(&self, listener: TcpListener) {
         let mut connections = JoinSet::new();
-        loop {
+        // Nobody closes the semaphore.
+        while let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
             let accepted = listener.accept().await.and_then(|(stream, _)| {
                 stream.set_nodelay(true)?;
                 Ok(stream)
             });
-            self.take(&mut connections, accepted).await;
+            self.take(&mut connections, accepted, permit).await;
         }
     }
 
     /// Like [`serve`](Self::serve), on a Unix socket.
     pub async fn serve_unix(&self, listener: UnixListener) {
         let mut connections = JoinSet::new();
-        loop {
+        while let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
             let accepted = listener.accept().await.map(|(stream, _)| stream);
-            self.take(&mut connections, accepted).await;
+            self.take(&mut connections, accepted, permit).await;
         }
     }
 
-    async fn take<I>(&self, connections: &mut JoinSet<()>, accepted: io::Result<I>)
-    where
+    async fn take<I>(
+        &self,
+        connections: &mut JoinSet<()>,
+        accepted: io::Result<I>,
+        permit: OwnedSemaphorePermit,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         while connections.try_join_next().is_some() {}
@@ -100,8 +120,9 @@ impl Server {
                 let server = self.clone();
                 connections.spawn(async move {
                     if let Err(error) = server.serve_connection(stream).await {
-                        debug!(%error, "connection of a discovery client");
+                        debug!(error, "connection of a discovery client");
                     }
+                    drop(permit);
                 });
             }
             Err(error) => {
@@ -111,11 +132,12 @@ impl Server {
         }
     }
 
-    /// Serves one connection that speaks HTTP/2 from its first byte: TCP, a Unix socket, TLS.
+    /// Serves one connection that speaks HTTP from its first byte: TCP, a Unix socket, TLS. HTTP/2 for gRPC,
+    /// either version for REST.
     ///
     /// # Errors
-    /// The connection broke, or the peer does not speak HTTP/2.
-    pub async fn serve_connection<I>(&self, io: I) -> Result<(), hyper::Error>
+    /// The connection broke, or the peer does not speak HTTP.
+    pub async fn serve_connection<I>(&self, io: I) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -124,10 +146,14 @@ impl Server {
             let server = server.clone();
             async move { Ok::<_, std::convert::Infallible>(server.call(request).await) }
         });
-        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let mut http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
         // A client that is gone without a word is noticed, so that the status page does not list it.
-        http2.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
-        http2.serve_connection(TokioIo::new(io), service).await
+        http.http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .max_concurrent_streams(self.limits.streams);
+        http.serve_connection(TokioIo::new(io), service).await
     }
 
     /// Answers one HTTP/2 request, for callers that run an HTTP server of their own. Must be called on a
@@ -137,6 +163,14 @@ impl Server {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
+        if let Some(what) = request.uri().path().strip_prefix("/v3/discovery:") {
+            let what = what.to_owned();
+            return self.rest(&what, request).await;
+        }
+        if request.version() != http::Version::HTTP_2 {
+            let message = "gRPC needs HTTP/2; there is also POST /v3/discovery:clusters and the like\n";
+            return rest::answer(http::StatusCode::NOT_FOUND, message.to_owned());
+        }
         match method(request.uri().path()) {
             Some((Protocol::Delta, only)) => self.run::<DeltaDiscoveryRequest, B>(only, request).await,
             Some((Protocol::StateOfTheWorld, only)) => self.run::<DiscoveryRequest, B>(only, request).await,
@@ -297,6 +331,7 @@ async fn follow<R: Request>(
         return;
     };
     let key = server.cache.key_of(&node);
+    let features = node.client_features;
     let mut watch = server.cache.watch(&key);
     let mut status = StreamStatus {
         id: 0,
@@ -313,6 +348,7 @@ async fn follow<R: Request>(
     let mut listed = Listed { entry, status, server: &server, error: None };
     listed.tell(&Event::Connected);
     let mut state = StreamState::new(R::PROTOCOL, only, server.limits.clone());
+    state.set_client_features(&features);
     let mut request = Some(first);
     loop {
         if let Some(request) = request.take() {

@@ -3,6 +3,8 @@
 
 use bytes::Bytes;
 
+use crate::pb::google::protobuf::Duration;
+
 /// Field by field a `DiscoveryResponse`; `resources` are encoded `Any`s.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SotwResponse {
@@ -31,6 +33,10 @@ pub(super) struct DeltaResponse {
     pub removed_resources: Vec<String>,
 }
 
+/// The type of [`DeltaResource`], for the state of the world, whose resources have no room for a name, a
+/// version and a time to live.
+pub(super) const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
 /// Field by field a `Resource`; `resource` is an encoded `Any`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct DeltaResource {
@@ -40,4 +46,8 @@ pub(super) struct DeltaResource {
     pub resource: Option<Bytes>,
     #[prost(string, tag = "3")]
     pub name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: Vec<String>,
+    #[prost(message, optional, tag = "6")]
+    pub ttl: Option<Duration>,
 }

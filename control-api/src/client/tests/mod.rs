@@ -1,5 +1,6 @@
 //! Tests of the discovery client, and what they share.
 
+mod elsewhere;
 mod grpc;
 mod script;
 mod sim;

@@ -330,3 +330,54 @@ fn waits_between_streams_grow_up_to_their_cap() {
     backoff.reset();
     assert!(backoff.next_wait() < half);
 }
+
+#[test]
+fn errors_of_single_resources_are_passed_on() {
+    let (mut client, now) = open::<Incremental>(subscribe(type_url::ENDPOINTS, &["a", "b"]));
+    client.request(now).unwrap();
+    let error = |name: &str| pb::ResourceError {
+        resource_name: Some(pb::ResourceName { name: name.to_owned(), ..Default::default() }),
+        error_detail: Some(crate::pb::google::rpc::Status {
+            code: 7,
+            message: "not for you".to_owned(),
+            ..Default::default()
+        }),
+    };
+    let mut response = delta(type_url::ENDPOINTS, "1", Vec::new(), &[]);
+    response.resource_errors = vec![error("a"), error("")];
+    client.response(now, response);
+    let (type_url, name) = (type_url::ENDPOINTS.to_owned(), "a".to_owned());
+    let expected =
+        Event::ResourceError { type_url: type_url.clone(), name, code: 7, message: "not for you".into() };
+    assert_eq!(drain(&mut client), [expected]);
+    assert_eq!(client.request(now).unwrap().response_nonce, "1", "the response itself is in order");
+    // Who was answered is not waited for.
+    let late = now + Duration::from_secs(20);
+    client.tick(late);
+    let timeouts: Vec<Event> =
+        drain(&mut client).into_iter().filter(|e| matches!(e, Event::FetchTimeout { .. })).collect();
+    assert_eq!(timeouts, [Event::FetchTimeout { type_url, name: Some("b".to_owned()) }]);
+}
+
+#[test]
+fn globs_are_not_asked_for() {
+    let glob = "xdstp://cp/envoy.config.cluster.v3.Cluster/all/*?env=x";
+    let mut client = Machine::<Incremental>::new(settings(), Instant::now(), 1);
+    client.change(Instant::now(), subscribe(type_url::CLUSTER, &[glob]));
+    let events = drain(&mut client);
+    assert!(matches!(&events[..], [Event::Unsupported { name, .. }] if name == glob), "{events:?}");
+}
+
+#[test]
+fn a_host_without_a_virtual_host_does_not_exist() {
+    let (mut client, now) = open::<Incremental>(subscribe(type_url::VIRTUAL_HOST, &["t/nobody"]));
+    client.request(now).unwrap();
+    let mut nothing = resource("t/nobody", 0, None);
+    nothing.version.clear();
+    nothing.aliases = vec!["t/nobody".to_owned()];
+    client.response(now, delta(type_url::VIRTUAL_HOST, "1", vec![nothing], &[]));
+    let update = updates(&mut client).remove(0);
+    assert_eq!((update.added.len(), update.removed), (0, vec!["t/nobody".to_owned()]));
+    client.verdict(now, update.id, Verdict::Accepted);
+    assert!(client.request(now).unwrap().error_detail.is_none());
+}

@@ -1,10 +1,11 @@
 //! Snapshots, the cache and directories.
 
 use super::*;
+use crate::control::load_directory;
 use crate::pb::envoy::config::listener::v3::{filter, Filter, FilterChain};
 use crate::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use crate::pb::google::protobuf::Any;
-use crate::server::{load_directory, ResourceError, SnapshotCache};
+use crate::server::{ResourceError, SnapshotCache};
 use prost::Name as _;
 
 #[test]

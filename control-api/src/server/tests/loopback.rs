@@ -82,6 +82,69 @@ where
     }
 }
 
+async fn post(address: std::net::SocketAddr, path: &str, body: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    tcp.write_all((head + body).as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("answer", tcp.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn rest_is_served_on_the_same_port() {
+    let cache = SnapshotCache::by_node_id();
+    let snapshot = mesh(&["a"], 0);
+    cache.set("n", snapshot.clone());
+    let server = Server::new(cache);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { server.serve(listener).await });
+    let clusters = "/v3/discovery:clusters";
+    let answer = post(address, clusters, r#"{"node": {"id": "n"}}"#).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(body["resources"][0]["@type"], CDS.url());
+    let version = snapshot.version(&CDS);
+    let again = format!(r#"{{"node": {{"id": "n"}}, "version_info": "{version}"}}"#);
+    assert!(post(address, clusters, &again).await.starts_with("HTTP/1.1 304"));
+    for (path, body, status) in [
+        (clusters, r#"{"node": {"id": "x"}}"#, "503"),
+        (clusters, r#"{"nude": {}}"#, "400"),
+        ("/v3/discovery:nonsense", "{}", "404"),
+        ("/anything", "{}", "404"),
+    ] {
+        let answer = post(address, path, body).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path} {body}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait() {
+    let cache = SnapshotCache::by_node_id();
+    cache.set("n", mesh(&["a"], 0));
+    let limits = crate::server::Limits { connections: 1, ..Default::default() };
+    let server = Server::new(cache).with_limits(limits);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { server.serve(listener).await });
+    let node = Some(Node { id: "n".into(), ..Node::default() });
+    let first = DeltaDiscoveryRequest { node, ..delta(&CDS, &[], &[]) };
+    let (holding, answers) =
+        within("stream", open::<_, DeltaDiscoveryResponse>(address, ADS_DELTA, first)).await;
+    let mut answers = answers.unwrap();
+    within("response", answers.next()).await.unwrap().unwrap();
+    let request = r#"{"node": {"id": "n"}}"#;
+    let mut waiting = Box::pin(post(address, "/v3/discovery:clusters", request));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await;
+    assert!(early.is_err(), "a second connection was served");
+    drop((holding, answers));
+    assert!(within("turn", waiting).await.starts_with("HTTP/1.1 200"));
+}
+
 const ADS_DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Scripted clients against the stream without its transport, random sequences, and one real connection.
 
 mod content;
+mod extras;
 mod loopback;
 mod ordering;
 mod protocol;
