@@ -1,11 +1,17 @@
 //! The demonstration: `outrigger demo`.
 //!
 //! Comes in: two flags, nothing else; no file and no other program is needed. It starts origin services in this
-//! process ([`origin`]), a sidecar in front of them as a child process ([`sidecar`]), and clients that keep asking
-//! it ([`traffic`]). Goes out: what the sidecar and the clients counted, once a second and at the end, and an exit
-//! status that says whether both sides counted the same ([`summary`]). Everything stays on loopback.
+//! process ([`origin`]), a control plane on a thread of its own ([`plane`]) that serves the files of [`mesh`], a sidecar
+//! that takes everything from it as a child process ([`sidecar`]), and clients that keep asking it ([`traffic`]). Then
+//! services scale and a canary takes over ([`script`]). Goes out: what the sidecar and the clients counted, while it
+//! runs ([`screen`]) and at the end, and an exit status that says whether nothing failed and both sides counted the
+//! same ([`summary`]). Everything stays on loopback.
 
+mod mesh;
 mod origin;
+mod plane;
+mod screen;
+mod script;
 mod sidecar;
 mod summary;
 mod traffic;
@@ -20,21 +26,30 @@ use tokio::signal::unix::{signal, SignalKind};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use mesh::Mesh;
 use origin::{Behaviour, Echo, Origin};
-use sidecar::{Bootstrap, Sidecar, Snapshot};
-use summary::{Screen, Totals};
+use plane::{Plane, PlaneView};
+use screen::{Screen, Shown};
+use script::{Progress, Script, STEPS};
+use sidecar::{Sidecar, Snapshot};
+use summary::{missing_steps, Totals};
 use traffic::Traffic;
 
 /// How long `--once` runs.
 const ONCE: Duration = Duration::from_secs(10);
+/// How long a step lasts where there is no end.
+const STEP: Duration = Duration::from_secs(5);
+/// The shortest step: enough to see what it did.
+const SHORTEST_STEP: Duration = Duration::from_secs(1);
 /// How long the counters of both sides may take to agree once the last answer is there.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// Three origin services, a sidecar in front of them and steady traffic; no argument is needed.
+/// A control plane, a sidecar that follows it, services that scale and steady traffic; no argument is needed.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger demo")]
 struct Options {
-    /// Run ten seconds, print the summary, and succeed only if the numbers are right.
+    /// Go through all steps once, ten seconds in all, print the summary, and succeed only if no request failed and
+    /// the numbers are right.
     #[arg(long)]
     once: bool,
     /// Stop after this many seconds.
@@ -47,7 +62,7 @@ struct Options {
 enum DemoError {
     #[error("cannot {doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
-    #[error("the sidecar ended before it was ready: {0}")]
+    #[error("the sidecar ended: {0}")]
     SidecarEnded(String),
     #[error("the sidecar was not ready within {0:?}")]
     NotReady(Duration),
@@ -90,23 +105,47 @@ pub fn main(args: Vec<String>) -> ExitCode {
 /// Whether the numbers were right, or the user ended it.
 async fn run(options: &Options) -> Result<bool, DemoError> {
     let mut stop = Stop::listen()?;
-    let origins = Rc::new(Origins::start().await?);
-    let bootstrap = Bootstrap::new(&origins)?;
-    say(&format!("# The bootstrap of the sidecar\n{}\n", bootstrap.yaml()));
-    let mut sidecar = Sidecar::start(&bootstrap)?;
+    let first = STEPS[0].state;
+    let origins = Rc::new(Origins::start(first.web).await?);
+    let (mesh, sockets) = Mesh::create(&origins, first)?;
+    let mesh = Rc::new(mesh);
+    let plane = Plane::start(&mesh.resources(), sockets)?;
+    say(&mesh.introduction());
+    let mut sidecar = Sidecar::start(&mesh)?;
     tokio::select! {
         ready = sidecar.ready() => ready?,
         () = stop.wanted() => return Ok(true),
     }
-    say(&bootstrap.invitation());
+    say(&mesh.invitation());
 
-    let traffic = Traffic::start(bootstrap.http, bootstrap.tcp);
     let limit = match (options.seconds, options.once) {
         (Some(seconds), _) => Some(Duration::from_secs(seconds)),
         (None, true) => Some(ONCE),
         (None, false) => None,
     };
-    let interrupted = watch(options.once, limit, &mut stop, &traffic, &origins, &mut sidecar).await?;
+    let steps = STEPS.len() as u32;
+    let pace = limit.map_or(STEP, |limit| (limit / steps).min(STEP)).max(SHORTEST_STEP);
+    let names = origins.all().map(|origin| origin.name).collect();
+    let traffic = Rc::new(Traffic::start(mesh.http, mesh.tcp, names));
+    let progress = Rc::new(Progress::default());
+    let view = plane.view();
+    let mut script = Script {
+        mesh: mesh.clone(),
+        origins: origins.clone(),
+        traffic: traffic.clone(),
+        plane,
+        progress: progress.clone(),
+        pace,
+    };
+    let mut shown = Watch {
+        quiet: options.once,
+        traffic: &traffic,
+        origins: &origins,
+        sidecar: &mut sidecar,
+        progress: &progress,
+        plane: &view,
+    };
+    let interrupted = shown.watch(&mut script, limit, options.once, &mut stop).await?;
     traffic.finish().await;
 
     let totals = match settled(&traffic, &origins, &sidecar).await {
@@ -114,59 +153,98 @@ async fn run(options: &Options) -> Result<bool, DemoError> {
         // That the process is gone says more than that its port is.
         Err(error) => return Err(sidecar.still_there().err().unwrap_or(error)),
     };
-    let wrong = totals.wrong();
-    say(&totals.report());
+    let mut wrong = totals.wrong();
+    wrong.extend(view.wrong());
+    wrong.append(&mut progress.wrong.borrow_mut());
+    if options.once {
+        wrong.extend(missing_steps(&progress));
+    }
+    say(&format!("\n{}", totals.report(&progress)));
     // Requests of the user's own are counted by the sidecar and the origins too.
     let verdict = if interrupted { "differs" } else { "WRONG" };
     for line in &wrong {
         say(&format!("{verdict}: {line}"));
     }
+    if interrupted && !wrong.is_empty() {
+        say("(As it does after requests of your own, and where a step was cut short.)");
+    }
     if wrong.is_empty() {
         say("All numbers are right: every request was answered 200, and the sidecar counted what the clients and the \
-             origins counted.\n");
+             origins counted.");
     }
     // Someone who pressed Ctrl-C after half a second asked for no verdict.
     Ok(interrupted || wrong.is_empty())
 }
 
-/// Shows what happens until the time is over; `true` when the user ended it.
-async fn watch(
+/// What is shown while it runs, and from where.
+struct Watch<'a> {
+    /// Only the steps, not every second.
     quiet: bool,
-    limit: Option<Duration>,
-    stop: &mut Stop,
-    traffic: &Traffic,
-    origins: &Origins,
-    sidecar: &mut Sidecar,
-) -> Result<bool, DemoError> {
-    let began = Instant::now();
-    let end = async {
-        match limit {
-            Some(limit) => tokio::time::sleep_until(began + limit).await,
-            None => std::future::pending().await,
+    traffic: &'a Traffic,
+    origins: &'a Origins,
+    sidecar: &'a mut Sidecar,
+    progress: &'a Progress,
+    plane: &'a PlaneView,
+}
+
+impl Watch<'_> {
+    /// Runs the script and shows what happens until the time is over, or all steps are; `true` when the user ended it.
+    async fn watch(
+        &mut self,
+        script: &mut Script,
+        limit: Option<Duration>,
+        once: bool,
+        stop: &mut Stop,
+    ) -> Result<bool, DemoError> {
+        let began = Instant::now();
+        let end = async {
+            match limit.filter(|_| !once) {
+                Some(limit) => tokio::time::sleep_until(began + limit).await,
+                // All steps once, however long they take.
+                None => std::future::pending().await,
+            }
+        };
+        let steps = script.run(once);
+        tokio::pin!(end, steps);
+        let terminal = std::io::stdout().is_terminal() && !self.quiet;
+        let period = Duration::from_millis(if terminal { 500 } else { 1000 });
+        let mut ticks = tokio::time::interval_at(began + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut screen = Screen::new(terminal);
+        let mut before = 0;
+        let mut last = began;
+        loop {
+            tokio::select! {
+                () = stop.wanted() => return Ok(true),
+                () = &mut end => return Ok(false),
+                ended = &mut steps => {
+                    self.tell_news(terminal);
+                    return ended.map(|()| false);
+                }
+                _ = ticks.tick() => {}
+            }
+            self.sidecar.still_there()?;
+            self.tell_news(terminal);
+            if self.quiet {
+                continue;
+            }
+            let totals = totals(self.traffic, self.origins, self.sidecar).await?;
+            let now = Instant::now();
+            let answers = totals.answers.saturating_sub(before);
+            let rate = answers as f64 / (now - last).as_secs_f64().max(0.001);
+            (before, last) = (totals.answers, now);
+            let recent = self.traffic.take_latencies();
+            let (progress, plane) = (self.progress, self.plane);
+            screen.show(&Shown { totals: &totals, rate, recent: &recent, progress, plane });
         }
-    };
-    tokio::pin!(end);
-    let second = Duration::from_secs(1);
-    let mut ticks = tokio::time::interval_at(began + second, second);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut screen = Screen::new(std::io::stdout().is_terminal());
-    let mut before = 0;
-    let mut last = began;
-    loop {
-        tokio::select! {
-            () = stop.wanted() => return Ok(true),
-            () = &mut end => return Ok(false),
-            _ = ticks.tick() => {}
+    }
+
+    /// Lines about steps; a terminal's picture has them.
+    fn tell_news(&self, terminal: bool) {
+        let news = std::mem::take(&mut *self.progress.news.borrow_mut());
+        if !terminal {
+            news.iter().for_each(|line| say(line));
         }
-        sidecar.still_there()?;
-        if quiet {
-            continue;
-        }
-        let totals = totals(traffic, origins, sidecar).await?;
-        let now = Instant::now();
-        let rate = (totals.answers - before) as f64 / (now - last).as_secs_f64().max(0.001);
-        (before, last) = (totals.answers, now);
-        screen.show(&totals, rate, &traffic.take_latencies());
     }
 }
 
@@ -189,26 +267,43 @@ async fn totals(traffic: &Traffic, origins: &Origins, sidecar: &Sidecar) -> Resu
 
 /// The origin services: what stands behind the sidecar.
 struct Origins {
-    /// All HTTP origins; the first is the service `orders`, the others are the replicas of `users`.
-    http: Vec<Rc<Origin>>,
+    /// The replicas of `web`, of which the first ones are open.
+    web: Vec<Rc<Origin>>,
+    /// The versions of `checkout`.
+    stable: Rc<Origin>,
+    canary: Rc<Origin>,
+    /// The replicas of `users`.
+    users: Vec<Rc<Origin>>,
     echo: Rc<Echo>,
 }
 
 impl Origins {
-    async fn start() -> Result<Self, DemoError> {
-        let kinds = [
-            ("orders", "orders", Behaviour::Steady),
-            ("users", "users-steady", Behaviour::Steady),
-            ("users", "users-slow", Behaviour::Slow(Duration::from_millis(30))),
-            ("users", "users-flaky", Behaviour::FailsEvery(10)),
+    /// All but the replicas of `web` beyond `web`.
+    async fn start(web: usize) -> Result<Self, DemoError> {
+        let names = ["web-1", "web-2", "web-3", "web-4", "web-5"];
+        let users = [
+            ("users-steady", Behaviour::Steady),
+            ("users-slow", Behaviour::Slow(Duration::from_millis(30))),
+            ("users-flaky", Behaviour::FailsEvery(10)),
         ];
-        let mut http = Vec::new();
-        for (service, name, behaviour) in kinds {
-            http.push(
-                Origin::start(service, name, behaviour).await.map_err(DemoError::io("start an origin"))?,
-            );
+        let origins = Self {
+            web: names.map(|name| Origin::new("web", "web", name, Behaviour::Steady)).into(),
+            stable: Origin::new("checkout", "checkout/stable", "stable", Behaviour::Steady),
+            canary: Origin::new("checkout", "checkout/canary", "canary", Behaviour::Steady),
+            users: users.map(|(name, behaviour)| Origin::new("users", "users", name, behaviour)).into(),
+            echo: Echo::start().await.map_err(DemoError::io("start the echo service"))?,
+        };
+        for (index, origin) in origins.all().enumerate() {
+            if origin.service != "web" || index < web {
+                origin.open().await.map_err(DemoError::io("start an origin"))?;
+            }
         }
-        Ok(Self { http, echo: Echo::start().await.map_err(DemoError::io("start the echo service"))? })
+        Ok(origins)
+    }
+
+    /// In the order in which they are shown.
+    fn all(&self) -> impl Iterator<Item = &Rc<Origin>> {
+        self.web.iter().chain([&self.stable, &self.canary]).chain(&self.users)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The origin services: tiny HTTP/1.1 servers with `Content-Length` bodies, and a TCP echo.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 /// The longest request an origin reads; the clients' own are far below.
@@ -25,45 +26,79 @@ pub(super) enum Behaviour {
 
 /// One HTTP origin and what it counted.
 pub(super) struct Origin {
-    /// The service, which is also the cluster's name.
+    /// The service.
     pub(super) service: &'static str,
+    /// The cluster that it is an endpoint of.
+    pub(super) cluster: &'static str,
     /// The replica, as told in `x-served-by`.
     pub(super) name: &'static str,
-    pub(super) address: SocketAddr,
+    /// Where it listens while it is open.
+    address: Cell<Option<SocketAddr>>,
     /// Requests received.
     pub(super) requests: Cell<u64>,
     /// Requests answered 503.
     pub(super) failed: Cell<u64>,
     behaviour: Behaviour,
+    /// Dropped to end it.
+    running: RefCell<Option<watch::Sender<()>>>,
 }
 
 impl Origin {
-    /// Serves on a free loopback port until the runtime ends.
-    pub(super) async fn start(
+    /// Not open yet.
+    pub(super) fn new(
         service: &'static str,
+        cluster: &'static str,
         name: &'static str,
         behaviour: Behaviour,
-    ) -> io::Result<Rc<Self>> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let origin =
-            Rc::new(Self { service, name, address, requests: Cell::new(0), failed: Cell::new(0), behaviour });
-        let serving = origin.clone();
-        spawn_local(async move {
-            while let Some(stream) = accept(&listener).await {
-                let origin = serving.clone();
-                // A broken connection is the other side's to notice.
-                spawn_local(async move { origin.serve(stream).await });
-            }
-        });
-        Ok(origin)
+    ) -> Rc<Self> {
+        let (requests, failed) = (Cell::new(0), Cell::new(0));
+        let (address, running) = (Cell::new(None), RefCell::new(None));
+        Rc::new(Self { service, cluster, name, address, requests, failed, behaviour, running })
     }
 
-    async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    /// Serves on a free loopback port until [`close`](Self::close); nothing changes if it does already.
+    pub(super) async fn open(self: &Rc<Self>) -> io::Result<()> {
+        if self.address.get().is_some() {
+            return Ok(());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        self.address.set(Some(listener.local_addr()?));
+        let (running, mut ended) = watch::channel(());
+        self.running.replace(Some(running));
+        let serving = self.clone();
+        spawn_local(async move {
+            loop {
+                let stream = tokio::select! {
+                    stream = accept(&listener) => stream,
+                    _ = ended.changed() => return,
+                };
+                let (origin, ended) = (serving.clone(), ended.clone());
+                // A broken connection is the other side's to notice.
+                spawn_local(async move { origin.serve(stream, ended).await });
+            }
+        });
+        Ok(())
+    }
+
+    /// Ends the service; a request that is being answered still is.
+    pub(super) fn close(&self) {
+        self.address.set(None);
+        self.running.replace(None);
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.address.get()
+    }
+
+    async fn serve(&self, mut stream: TcpStream, mut ended: watch::Receiver<()>) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut buffer = Vec::with_capacity(4096);
         loop {
-            let Some(request) = Request::read(&mut stream, &mut buffer).await? else { return Ok(()) };
+            let request = tokio::select! {
+                request = Request::read(&mut stream, &mut buffer) => request?,
+                _ = ended.changed() => return Ok(()),
+            };
+            let Some(request) = request else { return Ok(()) };
             let answer = self.answer(&request).await;
             stream.write_all(answer.as_bytes()).await?;
         }
@@ -84,8 +119,9 @@ impl Origin {
         }
         let id = request.path.rsplit('/').next().unwrap_or_default();
         let body = match (self.service, request.method.as_str()) {
-            ("orders", "POST") => format!(r#"{{"accepted":{}}}"#, request.body_len),
-            ("orders", _) => format!(r#"{{"order":"{id}","items":3}}"#),
+            ("checkout", "POST") => format!(r#"{{"accepted":{}}}"#, request.body_len),
+            ("checkout", _) => format!(r#"{{"cart":"{id}","items":3}}"#),
+            ("web", _) => format!(r#"{{"page":"{id}"}}"#),
             _ => format!(r#"{{"user":"{id}","name":"Ada"}}"#),
         };
         self.message("200 OK", &body)
@@ -160,7 +196,8 @@ impl Echo {
         let echo = Rc::new(Self { address, connections: Cell::new(0), bytes: Cell::new(0) });
         let serving = echo.clone();
         spawn_local(async move {
-            while let Some(stream) = accept(&listener).await {
+            loop {
+                let stream = accept(&listener).await;
                 let echo = serving.clone();
                 echo.connections.set(echo.connections.get() + 1);
                 spawn_local(async move { echo.serve(stream).await });
@@ -180,11 +217,11 @@ impl Echo {
     }
 }
 
-/// The next connection; `None` when there cannot be one any more.
-async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Some(stream),
+            Ok((stream, _)) => return stream,
             // Out of file descriptors, or the peer was gone already: later connections may do better.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -1,8 +1,8 @@
-//! The sidecar as a child process: its bootstrap, its start and end, and what its admin port says.
+//! The sidecar as a child process: its start and end, and what its admin port says.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,156 +11,16 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::mesh::Mesh;
 use super::traffic::{exchange, Answer};
-use super::{DemoError, Origins};
+use super::DemoError;
 
-/// The usual ports, where they are free.
-const HTTP_PORT: u16 = 10000;
-const TCP_PORT: u16 = 10001;
-const ADMIN_PORT: u16 = 9901;
 /// How long a start may take. It takes milliseconds; a machine under load may need longer.
 const START: Duration = Duration::from_secs(10);
 /// How long an answer of the admin port may take.
 const ADMIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of the sidecar's log kept for when it does not start.
 const LOG_LINES: usize = 20;
-
-/// The bootstrap of the sidecar, and where it will listen.
-pub(super) struct Bootstrap {
-    pub(super) http: SocketAddr,
-    pub(super) tcp: SocketAddr,
-    pub(super) admin: SocketAddr,
-    yaml: String,
-}
-
-impl Bootstrap {
-    /// Chooses the ports.
-    pub(super) fn new(origins: &Origins) -> Result<Self, DemoError> {
-        // Held together, so that no port is chosen twice; free again when this returns.
-        let held = [HTTP_PORT, TCP_PORT, ADMIN_PORT].map(|port| {
-            let local = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-            local(port).or_else(|_| local(0)).and_then(|listener| Ok((listener.local_addr()?, listener)))
-        });
-        let [http, tcp, admin] = held.map(|held| held.map_err(DemoError::io("find a free port")));
-        let ((http, _http), (tcp, _tcp), (admin, _admin)) = (http?, tcp?, admin?);
-        Ok(Self { http, tcp, admin, yaml: yaml(http, tcp, admin, origins) })
-    }
-
-    pub(super) fn yaml(&self) -> &str {
-        &self.yaml
-    }
-
-    /// What the user may try.
-    pub(super) fn invitation(&self) -> String {
-        let (http, tcp, admin) = (self.http, self.tcp, self.admin);
-        format!(
-            "# Ready. Try, from another terminal:\n\
-             \x20 curl -i http://{http}/orders/17\n\
-             \x20 curl -i -d '{{\"items\":[\"oar\"]}}' http://{http}/orders\n\
-             \x20 curl -i http://{http}/users/4            # x-served-by: three replicas take turns\n\
-             \x20 echo hello | nc -q1 {} {}\n\
-             \x20 curl http://{admin}/clusters\n\
-             \x20 curl 'http://{admin}/stats?usedonly'\n\
-             # (These requests are counted too, and so the totals at the end differ by them.)\n\
-             # Admin: http://{admin}/\n",
-            tcp.ip(),
-            tcp.port()
-        )
-    }
-}
-
-fn yaml(http: SocketAddr, tcp: SocketAddr, admin: SocketAddr, origins: &Origins) -> String {
-    let address = |address: SocketAddr| {
-        format!("{{ socket_address: {{ address: {}, port_value: {} }} }}", address.ip(), address.port())
-    };
-    let endpoints = |service: &str| {
-        let replicas = origins.http.iter().filter(|origin| origin.service == service);
-        let lines =
-            replicas.map(|origin| format!("        - endpoint: {{ address: {} }}", address(origin.address)));
-        lines.collect::<Vec<_>>().join("\n")
-    };
-    let (http, tcp, admin) = (address(http), address(tcp), address(admin));
-    let (orders, users) = (endpoints("orders"), endpoints("users"));
-    let echo = format!("        - endpoint: {{ address: {} }}", address(origins.echo.address));
-    format!(
-        r#"admin:
-  address: {admin}
-
-static_resources:
-  listeners:
-  - name: http
-    address: {http}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: demo
-          route_config:
-            name: demo
-            virtual_hosts:
-            - name: demo
-              domains: ["*"]
-              routes:
-              - match: {{ prefix: /orders }}
-                route: {{ cluster: orders }}
-              - match: {{ prefix: /users }}
-                route:
-                  cluster: users
-                  retry_policy:
-                    retry_on: 5xx,connect-failure
-                    num_retries: 3
-                    retry_host_predicate:
-                    - name: envoy.retry_host_predicates.previous_hosts
-                      typed_config:
-                        "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-                    host_selection_retry_max_attempts: 3
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-  - name: tcp
-    address: {tcp}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: echo
-          cluster: echo
-
-  clusters:
-  - name: orders
-    type: STATIC
-    connect_timeout: 1s
-    load_assignment:
-      cluster_name: orders
-      endpoints:
-      - lb_endpoints:
-{orders}
-  - name: users
-    type: STATIC
-    lb_policy: ROUND_ROBIN
-    connect_timeout: 1s
-    circuit_breakers:
-      thresholds:
-      - {{ max_connections: 256, max_pending_requests: 256, max_requests: 256, max_retries: 64 }}
-    load_assignment:
-      cluster_name: users
-      endpoints:
-      - lb_endpoints:
-{users}
-  - name: echo
-    type: STATIC
-    connect_timeout: 1s
-    load_assignment:
-      cluster_name: echo
-      endpoints:
-      - lb_endpoints:
-{echo}
-"#
-    )
-}
 
 /// The running sidecar; it ends when this is dropped.
 pub(super) struct Sidecar {
@@ -178,11 +38,12 @@ impl Drop for Sidecar {
 }
 
 impl Sidecar {
-    /// Starts this very program with the bootstrap.
-    pub(super) fn start(bootstrap: &Bootstrap) -> Result<Self, DemoError> {
+    /// Starts this very program with its bootstrap.
+    pub(super) fn start(mesh: &Mesh) -> Result<Self, DemoError> {
         let program = std::env::current_exe().map_err(DemoError::io("find this program's own file"))?;
         let mut child = Command::new(program)
-            .args(["run", "--log-level", "error", "--config-yaml", bootstrap.yaml()])
+            .args(["run", "--log-level", "warning", "-c"])
+            .arg(mesh.bootstrap())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -204,7 +65,7 @@ impl Sidecar {
                 }
             });
         }
-        Ok(Self { child, admin: bootstrap.admin, log })
+        Ok(Self { child, admin: mesh.admin, log })
     }
 
     /// Returns once `/ready` says so.

@@ -1,31 +1,32 @@
 //! What both sides counted: as lines for a person, and as a verdict.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::SocketAddr;
 
-use crossterm::{cursor, queue, terminal};
 use hdrhistogram::Histogram;
 
+use super::script::{Done, Progress, STEPS};
 use super::sidecar::Snapshot;
 use super::traffic::Traffic;
 use super::Origins;
 
 /// Fewer answers than this prove nothing.
 const ENOUGH: u64 = 100;
-/// What share of their service's requests each of three replicas that take turns may get, in percent. Each worker
+/// What share of their service's requests each of the three replicas of `users` may get, in percent. Each worker
 /// takes turns for itself, so a third is not exact.
 const FAIR: std::ops::RangeInclusive<u64> = 20..=47;
 
 /// One replica, as its origin and the sidecar saw it.
 pub(super) struct Replica {
     pub(super) service: &'static str,
+    pub(super) cluster: &'static str,
     pub(super) name: &'static str,
-    pub(super) address: SocketAddr,
+    /// `None` while it is scaled away.
+    pub(super) address: Option<SocketAddr>,
     /// What the origin counted.
     pub(super) requests: u64,
     pub(super) failed: u64,
-    /// What the sidecar counted for it.
+    /// What the sidecar counted for it, since it last came.
     pub(super) seen: u64,
     pub(super) seen_errors: u64,
     /// Answers that clients got from it.
@@ -38,6 +39,8 @@ pub(super) struct Totals {
     pub(super) answers: u64,
     pub(super) right: u64,
     pub(super) lost: u64,
+    /// Requests that did not get the right answer.
+    pub(super) failed: u64,
     /// `503: 2, 404: 1`
     pub(super) others: String,
     pub(super) replicas: Vec<Replica>,
@@ -61,19 +64,20 @@ impl Totals {
         if tally.wrong_body.get() > 0 {
             others.push(format!("wrong body: {}", tally.wrong_body.get()));
         }
-        let replicas = origins.http.iter().map(|origin| Replica {
+        let replicas = origins.all().map(|origin| Replica {
             service: origin.service,
+            cluster: origin.cluster,
             name: origin.name,
-            address: origin.address,
+            address: origin.address(),
             requests: origin.requests.get(),
             failed: origin.failed.get(),
-            seen: sidecar.host(origin.address, "rq_total"),
-            seen_errors: sidecar.host(origin.address, "rq_error"),
+            seen: origin.address().map_or(0, |address| sidecar.host(address, "rq_total")),
+            seen_errors: origin.address().map_or(0, |address| sidecar.host(address, "rq_error")),
             answers: served_by.get(origin.name).copied().unwrap_or_default(),
         });
-        let wrong_status: u64 = tally.wrong_status.borrow().values().sum();
         Self {
-            answers: tally.right.get() + tally.wrong_body.get() + wrong_status,
+            answers: tally.answers(),
+            failed: tally.failed(),
             right: tally.right.get(),
             lost: tally.lost.get(),
             others: others.join(", "),
@@ -88,16 +92,13 @@ impl Totals {
         }
     }
 
-    /// Requests that the service's origins received.
-    fn received(&self, service: &str) -> u64 {
-        self.replicas
-            .iter()
-            .filter(|replica| replica.service == service)
-            .map(|replica| replica.requests)
-            .sum()
+    /// Requests that the cluster's origins received.
+    fn received(&self, cluster: &str) -> u64 {
+        let of = self.replicas.iter().filter(|replica| replica.cluster == cluster);
+        of.map(|replica| replica.requests).sum()
     }
 
-    fn retries(&self) -> u64 {
+    pub(super) fn retries(&self) -> u64 {
         self.sidecar.stat("cluster.users.upstream_rq_retry")
     }
 
@@ -113,21 +114,29 @@ impl Totals {
         let failed: u64 = self.replicas.iter().map(|replica| replica.failed).sum();
         equal("requests without an answer", self.lost, 0);
         equal("answers of 200 with the right body", self.right, self.answers);
-        equal("the sidecar's answers of 200", stat("http.demo.downstream_rq_2xx"), self.answers);
-        equal("the sidecar's requests", stat("http.demo.downstream_rq_total"), self.answers + self.lost);
+        equal("the sidecar's answers of 200", stat("http.services.downstream_rq_2xx"), self.answers);
+        equal("the sidecar's requests", stat("http.services.downstream_rq_total"), self.answers + self.lost);
         equal("the sidecar's retries", self.retries(), failed);
         equal(
             "requests the origins received",
             self.replicas.iter().map(|r| r.requests).sum(),
             self.answers + failed,
         );
-        for service in ["orders", "users"] {
-            let counted = stat(&format!("cluster.{service}.upstream_rq_total"));
-            equal(&format!("the sidecar's requests to {service}"), counted, self.received(service));
+        for cluster in ["web", "checkout/stable", "checkout/canary", "users"] {
+            let counted = stat(&format!("cluster.{cluster}.upstream_rq_total"));
+            equal(&format!("the sidecar's requests to {cluster}"), counted, self.received(cluster));
         }
+        equal("updates that the sidecar refused", self.refused(), 0);
         for replica in &self.replicas {
-            equal(&format!("the sidecar's requests to {}", replica.name), replica.seen, replica.requests);
-            equal(&format!("the sidecar's errors of {}", replica.name), replica.seen_errors, replica.failed);
+            // Endpoints that come and go are counted anew each time.
+            if replica.service == "users" {
+                equal(&format!("the sidecar's requests to {}", replica.name), replica.seen, replica.requests);
+                equal(
+                    &format!("the sidecar's errors of {}", replica.name),
+                    replica.seen_errors,
+                    replica.failed,
+                );
+            }
             equal(
                 &format!("answers from {}", replica.name),
                 replica.answers,
@@ -137,15 +146,19 @@ impl Totals {
         equal("broken echo connections", self.echo_broken, 0);
         equal("bytes echoed", self.echo_back, self.echo_sent);
         equal("bytes the echo service sent", self.echo_served, self.echo_sent);
-        equal("the sidecar's echo connections", stat("tcp.echo.downstream_cx_total"), self.echo_connections);
+        equal(
+            "the sidecar's echo connections",
+            stat("tcp.services/echo.downstream_cx_total"),
+            self.echo_connections,
+        );
         equal(
             "bytes the sidecar brought to the echo service",
-            stat("tcp.echo.downstream_cx_rx_bytes_total"),
+            stat("tcp.services/echo.downstream_cx_rx_bytes_total"),
             self.echo_sent,
         );
         equal(
             "bytes the sidecar brought back",
-            stat("tcp.echo.downstream_cx_tx_bytes_total"),
+            stat("tcp.services/echo.downstream_cx_tx_bytes_total"),
             self.echo_sent,
         );
         if self.answers < ENOUGH {
@@ -163,54 +176,56 @@ impl Totals {
         wrong
     }
 
-    /// The summary at the end.
-    pub(super) fn report(&self) -> String {
-        self.lines("total", &self.latencies).join("\n") + "\n"
+    /// The summary at the end: what each step cost, and everything together.
+    pub(super) fn report(&self, progress: &Progress) -> String {
+        let mut text = steps(progress);
+        let mut line = |line: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{line}");
+        };
+        line(String::new());
+        line(format!("{:<14} {:<21} {:>9} {:>6}", "endpoint", "address", "requests", "share"));
+        for replica in &self.replicas {
+            let service = self.replicas.iter().filter(|other| other.service == replica.service);
+            let share = percent(replica.requests, service.map(|other| other.requests).sum());
+            let address = replica.address.map_or("scaled away".to_owned(), |address| address.to_string());
+            line(format!("{:<14} {address:<21} {:>9} {share:>5}%", replica.name, replica.requests));
+        }
+        line(String::new());
+        line(self.retry_line());
+        line(format!("echo over TCP: {} bytes sent, {} back", self.echo_sent, self.echo_back));
+        line(format!("web and checkout: {}", quantiles(self.latencies.as_ref())));
+        line(format!(
+            "{} requests, {} answered 200, failed: {}{}",
+            self.answers + self.lost,
+            self.right,
+            self.failed,
+            self.failures()
+        ));
+        text
     }
 
-    /// The table; `heading` stands before the numbers of all requests.
-    fn lines(&self, heading: &str, latencies: &Option<Histogram<u64>>) -> Vec<String> {
-        let mut lines = vec![
-            format!(
-                "{heading}: {} requests, {} answered 200{}",
-                self.answers + self.lost,
-                self.right,
-                self.failures()
-            ),
-            format!("latency:  {}", quantiles(latencies.as_ref())),
-            format!("{:<14} {:<21} {:>9} {:>6} {:>8}", "endpoint", "address", "requests", "share", "failed"),
-        ];
-        for replica in &self.replicas {
-            let share = percent(
-                replica.seen,
-                self.sidecar.stat(&format!("cluster.{}.upstream_rq_total", replica.service)),
-            );
-            lines.push(format!(
-                "{:<14} {:<21} {:>9} {share:>5}% {:>8}",
-                replica.name,
-                replica.address.to_string(),
-                replica.seen,
-                replica.seen_errors
-            ));
-        }
+    /// What hides the replica that fails.
+    pub(super) fn retry_line(&self) -> String {
         let stat = |name: &str| self.sidecar.stat(name);
-        lines.push(format!(
-            "retries:  {} ({} of them successful, {} refused by the breaker)",
+        format!(
+            "users-flaky failed {} times, which no client noticed: {} retries, {} of them successful",
+            self.replicas.iter().map(|replica| replica.failed).sum::<u64>(),
             self.retries(),
             stat("cluster.users.upstream_rq_retry_success"),
-            stat("cluster.users.upstream_rq_retry_overflow"),
-        ));
-        let mut breakers = "breakers:".to_owned();
-        for cluster in ["orders", "users", "echo"] {
-            // Writing to a String cannot fail.
-            let _ = write!(breakers, " {cluster} {},", self.breaker(cluster));
-        }
-        lines.push(breakers.trim_end_matches(',').to_owned());
-        lines.push(format!("echo:     {} bytes sent, {} back", self.echo_sent, self.echo_back));
-        lines
+        )
     }
 
-    fn failures(&self) -> String {
+    /// Updates of any type that the sidecar refused.
+    fn refused(&self) -> u64 {
+        let stat = |name: &str| self.sidecar.stat(name);
+        stat("cluster_manager.cds.update_rejected")
+            + stat("listener_manager.lds.update_rejected")
+            + stat("http.services.rds.services.update_rejected")
+    }
+
+    /// `, 503: 2, no answer: 1`
+    pub(super) fn failures(&self) -> String {
         let mut text = String::new();
         if !self.others.is_empty() {
             let _ = write!(text, ", {}", self.others);
@@ -220,90 +235,47 @@ impl Totals {
         }
         text
     }
+}
 
-    /// Which of a cluster's breakers are open.
-    fn breaker(&self, cluster: &str) -> String {
-        let gauges = ["cx_open", "rq_pending_open", "rq_open", "rq_retry_open"];
-        let name = |gauge: &str| format!("cluster.{cluster}.circuit_breakers.default.{gauge}");
-        let open: Vec<&str> =
-            gauges.into_iter().filter(|gauge| self.sidecar.stat(&name(gauge)) > 0).collect();
-        if open.is_empty() {
-            "closed".to_owned()
-        } else {
-            format!("OPEN ({})", open.join(" "))
-        }
+/// What happened in each of the latest steps.
+fn steps(progress: &Progress) -> String {
+    let mut text = format!(
+        "{:<30} {:>9} {:>9} {:>7} {:>9} {:>9}\n",
+        "step", "accepted", "requests", "failed", "p50", "p99"
+    );
+    for Done { title, accepted, requests, failed, latencies, shares } in &*progress.done.borrow() {
+        let accepted = accepted.map_or("-".to_owned(), |took| format!("{} ms", took.as_millis()));
+        let at = |quantile| {
+            let found = latencies.as_ref().filter(|latencies| !latencies.is_empty());
+            found.map_or("-".to_owned(), |found| milliseconds(found.value_at_quantile(quantile)))
+        };
+        let (p50, p99) = (at(0.5), at(0.99));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{title:<30} {accepted:>9} {requests:>9} {failed:>7} {p50:>9} {p99:>9}");
+        let _ = writeln!(text, "    {shares}");
     }
+    text
+}
+
+/// Fewer steps than there are, when all were to be gone through.
+pub(super) fn missing_steps(progress: &Progress) -> Option<String> {
+    let completed = progress.completed.get();
+    (completed < STEPS.len()).then(|| format!("only {completed} of {} steps were completed", STEPS.len()))
 }
 
 /// Rounded; 0 of nothing.
-fn percent(part: u64, whole: u64) -> u64 {
+pub(super) fn percent(part: u64, whole: u64) -> u64 {
     part.saturating_mul(200).checked_div(whole).map_or(0, |halves| halves.div_ceil(2))
 }
 
-fn quantiles(latencies: Option<&Histogram<u64>>) -> String {
+pub(super) fn quantiles(latencies: Option<&Histogram<u64>>) -> String {
     let Some(latencies) = latencies.filter(|latencies| !latencies.is_empty()) else {
-        return "none yet".to_owned();
+        return "no answer yet".to_owned();
     };
-    let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
-    format!(
-        "p50 {:.2} ms, p99 {:.2} ms, slowest {:.2} ms",
-        at(0.5),
-        at(0.99),
-        latencies.max() as f64 / 1000.0
-    )
+    let at = |quantile| milliseconds(latencies.value_at_quantile(quantile));
+    format!("p50 {}, p99 {}, slowest {}", at(0.5), at(0.99), milliseconds(latencies.max()))
 }
 
-/// Where the numbers are shown while it runs.
-pub(super) struct Screen {
-    terminal: bool,
-    /// Lines of the last picture, which the next one replaces.
-    drawn: u16,
-}
-
-impl Screen {
-    /// A picture that is drawn anew on a terminal, a line a second elsewhere.
-    pub(super) fn new(terminal: bool) -> Self {
-        Self { terminal, drawn: 0 }
-    }
-
-    /// Shows the totals, the requests per second and the latencies since the last call.
-    pub(super) fn show(&mut self, totals: &Totals, rate: f64, recent: &Option<Histogram<u64>>) {
-        let rate = format!("{rate:.0} requests/s");
-        // A terminal that went away ends the program by its signal.
-        let _ = if self.terminal {
-            let mut lines = totals.lines(&rate, recent);
-            lines.push("Ctrl-C ends it.".to_owned());
-            self.draw(&lines)
-        } else {
-            let shares: Vec<String> =
-                totals.replicas.iter().map(|replica| format!("{} {}", replica.name, replica.seen)).collect();
-            let line = format!(
-                "{rate}, {}, retries {}, {}{}",
-                quantiles(recent.as_ref()),
-                totals.retries(),
-                shares.join(", "),
-                totals.failures()
-            );
-            writeln!(std::io::stdout().lock(), "{line}")
-        };
-    }
-
-    fn draw(&mut self, lines: &[String]) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
-        if self.drawn > 0 {
-            queue!(out, cursor::MoveToPreviousLine(self.drawn))?;
-        }
-        queue!(out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
-        // A line that wraps would take two. Some terminals say that they have no width at all.
-        let width = match terminal::size() {
-            Ok((columns @ 20.., _)) => usize::from(columns),
-            _ => 80,
-        };
-        for line in lines {
-            let cut: String = line.chars().take(width - 1).collect();
-            writeln!(out, "{cut}")?;
-        }
-        self.drawn = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        out.flush()
-    }
+fn milliseconds(micros: u64) -> String {
+    format!("{:.2} ms", micros as f64 / 1000.0)
 }

@@ -14,8 +14,11 @@ use tokio::net::TcpStream;
 use tokio::task::{spawn_local, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Connections that ask for orders, and as many for users.
-const HTTP_CONNECTIONS: u64 = 8;
+/// Connections that ask for each service.
+const HTTP_CONNECTIONS: [(Service, u64); 3] =
+    [(Service::Web, 6), (Service::Checkout, 6), (Service::Users, 4)];
+/// Each of so many HTTP clients takes a new connection for each request.
+const FRESH: u64 = 4;
 const TCP_CONNECTIONS: u64 = 2;
 /// Each connection asks at most this often: enough to see, little enough to leave the machine alone.
 const PACE: Duration = Duration::from_millis(10);
@@ -38,7 +41,9 @@ pub(super) struct Tally {
     /// Requests without an answer.
     pub(super) lost: Cell<u64>,
     /// Answers by the replica that gave them.
-    pub(super) served_by: RefCell<BTreeMap<String, u64>>,
+    pub(super) served_by: RefCell<BTreeMap<&'static str, u64>>,
+    /// The replicas that there are.
+    names: Vec<&'static str>,
     /// Bytes sent to the echo service.
     pub(super) echo_sent: Cell<u64>,
     /// Bytes that came back as they were sent.
@@ -48,10 +53,23 @@ pub(super) struct Tally {
     pub(super) echo_broken: Cell<u64>,
 }
 
+impl Tally {
+    /// Requests that were answered in any way.
+    pub(super) fn answers(&self) -> u64 {
+        self.right.get() + self.failed() - self.lost.get()
+    }
+
+    /// Requests that did not get the right answer.
+    pub(super) fn failed(&self) -> u64 {
+        let other: u64 = self.wrong_status.borrow().values().sum();
+        self.lost.get() + self.wrong_body.get() + other
+    }
+}
+
 /// The running clients.
 pub(super) struct Traffic {
     pub(super) tally: Rc<Tally>,
-    /// All latencies in microseconds.
+    /// Of all services but `users`, one of whose replicas is slow on purpose.
     latencies: Rc<RefCell<Latencies>>,
     stop: Rc<Cell<bool>>,
     tasks: RefCell<Vec<JoinHandle<()>>>,
@@ -61,6 +79,7 @@ pub(super) struct Traffic {
 struct Latencies {
     all: Option<Histogram<u64>>,
     recent: Option<Histogram<u64>>,
+    step: Option<Histogram<u64>>,
 }
 
 /// `None` cannot happen with these constants; without a histogram the latencies would just be missing.
@@ -69,17 +88,19 @@ fn histogram() -> Option<Histogram<u64>> {
 }
 
 impl Traffic {
-    /// Starts all clients.
-    pub(super) fn start(http: SocketAddr, tcp: SocketAddr) -> Self {
+    /// Starts all clients; `names` are the replicas that may answer.
+    pub(super) fn start(http: SocketAddr, tcp: SocketAddr, names: Vec<&'static str>) -> Self {
+        let latencies = Latencies { all: histogram(), recent: histogram(), step: histogram() };
         let traffic = Self {
-            tally: Rc::default(),
-            latencies: Rc::new(RefCell::new(Latencies { all: histogram(), recent: histogram() })),
+            tally: Rc::new(Tally { names, ..Tally::default() }),
+            latencies: Rc::new(RefCell::new(latencies)),
             stop: Rc::default(),
             tasks: RefCell::default(),
         };
-        for number in 0..HTTP_CONNECTIONS * 2 {
+        let services =
+            HTTP_CONNECTIONS.into_iter().flat_map(|(service, count)| (0..count).map(move |_| service));
+        for (number, service) in (0..).zip(services) {
             let client = traffic.client(number);
-            let service = if number % 2 == 0 { Service::Orders } else { Service::Users };
             traffic.tasks.borrow_mut().push(spawn_local(async move { client.ask_http(http, service).await }));
         }
         for number in 0..TCP_CONNECTIONS {
@@ -113,6 +134,11 @@ impl Traffic {
         std::mem::replace(&mut self.latencies.borrow_mut().recent, histogram())
     }
 
+    /// The latencies since the last call.
+    pub(super) fn take_step_latencies(&self) -> Option<Histogram<u64>> {
+        std::mem::replace(&mut self.latencies.borrow_mut().step, histogram())
+    }
+
     /// The latencies from the start.
     pub(super) fn latencies(&self) -> Option<Histogram<u64>> {
         self.latencies.borrow().all.clone()
@@ -121,7 +147,8 @@ impl Traffic {
 
 #[derive(Clone, Copy)]
 enum Service {
-    Orders,
+    Web,
+    Checkout,
     Users,
 }
 
@@ -148,28 +175,43 @@ impl Client {
             let answer =
                 tokio::time::timeout(PATIENCE, exchange(&mut connection, address, request.as_bytes()));
             match answer.await {
-                Ok(Ok(answer)) => self.count(&answer, expected.as_bytes(), began.elapsed()),
+                Ok(Ok(answer)) => {
+                    let took = began.elapsed();
+                    if !matches!(service, Service::Users) {
+                        self.record(took);
+                    }
+                    self.count(&answer, expected.as_bytes());
+                }
                 Ok(Err(_)) | Err(_) => {
                     bump(&self.tally.lost, 1);
                     connection = None;
                 }
             }
+            if self.number.is_multiple_of(FRESH) {
+                connection = None;
+            }
         }
     }
 
-    fn count(&self, answer: &Answer, expected: &[u8], took: Duration) {
+    fn record(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(SLOWEST).max(1);
         let mut latencies = self.latencies.borrow_mut();
-        let Latencies { all, recent } = &mut *latencies;
-        for histogram in [all, recent].into_iter().flatten() {
+        let Latencies { all, recent, step } = &mut *latencies;
+        for histogram in [all, recent, step].into_iter().flatten() {
             histogram.saturating_record(micros);
         }
+    }
+
+    fn count(&self, answer: &Answer, expected: &[u8]) {
+        let replica = self.tally.names.iter().find(|name| **name == answer.served_by);
         match answer.status {
-            200 if answer.body == expected => bump(&self.tally.right, 1),
+            200 if answer.body == expected && replica.is_some() => bump(&self.tally.right, 1),
             200 => bump(&self.tally.wrong_body, 1),
             other => *self.tally.wrong_status.borrow_mut().entry(other).or_default() += 1,
         }
-        *self.tally.served_by.borrow_mut().entry(answer.served_by.clone()).or_default() += 1;
+        if let Some(name) = replica {
+            *self.tally.served_by.borrow_mut().entry(name).or_default() += 1;
+        }
     }
 
     async fn ask_echo(self, address: SocketAddr) {
@@ -212,19 +254,24 @@ impl Client {
 /// A request, and the body that answers it.
 fn question(service: Service, id: u64) -> (String, String) {
     match service {
-        Service::Users => (get(&format!("/users/{id}")), format!(r#"{{"user":"{id}","name":"Ada"}}"#)),
-        Service::Orders if id.is_multiple_of(4) => {
-            let body = format!(r#"{{"order":"{id}","items":["oar","sail","rope"]}}"#);
+        Service::Web => (get("web", &format!("/page/{id}")), format!(r#"{{"page":"{id}"}}"#)),
+        Service::Users => {
+            (get("users", &format!("/users/{id}")), format!(r#"{{"user":"{id}","name":"Ada"}}"#))
+        }
+        Service::Checkout if id.is_multiple_of(4) => {
+            let body = format!(r#"{{"cart":"{id}","items":["oar","sail","rope"]}}"#);
             let head =
-                format!("POST /orders HTTP/1.1\r\nhost: demo\r\ncontent-length: {}\r\n\r\n", body.len());
+                format!("POST /cart HTTP/1.1\r\nhost: checkout\r\ncontent-length: {}\r\n\r\n", body.len());
             (head + &body, format!(r#"{{"accepted":{}}}"#, body.len()))
         }
-        Service::Orders => (get(&format!("/orders/{id}")), format!(r#"{{"order":"{id}","items":3}}"#)),
+        Service::Checkout => {
+            (get("checkout", &format!("/cart/{id}")), format!(r#"{{"cart":"{id}","items":3}}"#))
+        }
     }
 }
 
-fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: demo\r\n\r\n")
+fn get(host: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n")
 }
 
 fn bump(counter: &Cell<u64>, by: u64) {

@@ -18,6 +18,7 @@ use super::tls;
 use super::DiscoveryError;
 use crate::config::cluster::Address;
 use crate::config::discovery::{ApiKind, ApiSource, GrpcTarget, TargetAddress};
+use crate::runtime::socket::kernel_path;
 
 /// Events held for the control thread while it applies one.
 const QUEUE: usize = 4;
@@ -141,7 +142,7 @@ fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
         TargetAddress::Fixed(Address::Ip(address)) => {
             client::Address::Tcp(address.ip().to_string(), address.port())
         }
-        TargetAddress::Fixed(Address::Pipe(path)) => client::Address::Unix(path.clone()),
+        TargetAddress::Fixed(Address::Pipe(path)) => client::Address::Unix(kernel_path(path)),
         TargetAddress::Name { host, port, .. } => client::Address::Tcp(host.to_string(), *port),
     };
     let mut endpoint = Endpoint::new(address);
@@ -160,7 +161,7 @@ fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
     if let Some(config) = &target.tls {
         let name = config.sni.as_deref().unwrap_or("control-plane");
         let failed = |reason: String| DiscoveryError::Tls { target: target.name.clone(), reason };
-        let client = tls::client_config(config).map_err(failed)?;
+        let client = tls::client_config(&target.name, config).map_err(failed)?;
         endpoint.tls = Some(Tls::new(client, name).map_err(|error| failed(error.to_string()))?);
     }
     Ok(endpoint)

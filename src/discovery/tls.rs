@@ -1,36 +1,47 @@
 //! TLS towards a control plane, as the cluster's `UpstreamTlsContext` says it.
 //!
-//! Files are read at each handshake, so that renewed certificates are used without a restart.
+//! In: compiled TLS settings and a control plane's certificate. Out: a handshake, or why there is none, in
+//! words for the operator's log. Files are read at each handshake, so that renewed certificates are used
+//! without a restart; for the same reason no session is resumed, which would skip the certificates.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio_rustls::rustls;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, ResolvesClientCert};
+use rustls::client::{
+    verify_server_cert_signed_by_trust_anchor, verify_server_name, ResolvesClientCert, Resumption,
+};
 use rustls::crypto::{aws_lc_rs, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
 use x509_parser::extensions::GeneralName;
 
-use crate::config::discovery::{ControlTls, Material, Roots, SanKind, SanName};
+use crate::config::discovery::{ControlTls, Material, Roots, SanKind, SanName, SanPattern};
 
-/// What a handshake needs.
+/// What handshakes with the control plane `target` need. Certificates that cannot be used yet are told in the
+/// log; each connection looks at them anew.
 ///
 /// # Errors
-/// A certificate or key cannot be read or used, in words for the operator.
-pub(super) fn client_config(config: &ControlTls) -> Result<ClientConfig, String> {
+/// There is no TLS version to speak.
+pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientConfig, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier =
-        Verifier { roots: config.roots.clone(), names: config.names.clone(), provider: provider.clone() };
-    // Told now, not at the first connection.
-    verifier.store()?;
+    let verifier = Verifier {
+        roots: config.roots.clone(),
+        names: config.names.clone(),
+        // Without a server name there is none to verify.
+        verify_name: config.verify_sni && config.sni.is_some(),
+        provider: provider.clone(),
+    };
+    let told = |error: String| tracing::error!("TLS to the control plane {target}: {error}");
+    verifier.store().map_or_else(told, drop);
     let versions: Vec<&SupportedProtocolVersion> =
         [(12, &rustls::version::TLS12), (13, &rustls::version::TLS13)]
             .into_iter()
@@ -46,11 +57,12 @@ pub(super) fn client_config(config: &ControlTls) -> Result<ClientConfig, String>
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
             let identity = Identity { chain: chain.clone(), key: key.clone(), provider };
-            identity.load()?;
+            identity.load().map_or_else(told, drop);
             builder.with_client_cert_resolver(Arc::new(identity))
         }
     };
     made.enable_sni = config.sni.is_some();
+    made.resumption = Resumption::disabled();
     Ok(made)
 }
 
@@ -66,12 +78,16 @@ impl Identity {
     fn load(&self) -> Result<CertifiedKey, String> {
         let chain = certificates(&self.chain)?;
         let pem = self.key.read().map_err(|error| format!("private key {:?}: {error}", self.key))?;
-        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| format!("private key: {error}"))?;
-        CertifiedKey::from_der(chain, key, &self.provider).map_err(|error| format!("certificate: {error}"))
+        let key = PrivateKeyDer::from_pem_slice(&pem)
+            .map_err(|error| format!("private key {:?}: {error}", self.key))?;
+        CertifiedKey::from_der(chain, key, &self.provider)
+            .map_err(|error| format!("certificate {:?} and private key {:?}: {error}", self.chain, self.key))
     }
 }
 
 impl ResolvesClientCert for Identity {
+    /// Without a certificate that can be used the handshake goes on without: whether that will do is the
+    /// control plane's to say.
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let loaded =
             self.load().map_err(|error| tracing::error!("no certificate for the control plane: {error}"));
@@ -88,6 +104,8 @@ impl ResolvesClientCert for Identity {
 struct Verifier {
     roots: Roots,
     names: Vec<SanName>,
+    /// The certificate must be valid for the server name, in place of `names`.
+    verify_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
@@ -102,35 +120,86 @@ impl Verifier {
             }
             Roots::Pem(pem) => {
                 for certificate in certificates(pem)? {
-                    store.add(certificate).map_err(|error| format!("trusted CA: {error}"))?;
+                    store.add(certificate).map_err(|error| format!("trusted CA {pem:?}: {error}"))?;
                 }
             }
         }
         Ok(Some(store))
     }
 
-    /// Whether one of the certificate's names is among those wanted. Without any wanted, all are.
-    fn is_named(&self, certificate: &CertificateDer<'_>) -> bool {
-        if self.names.is_empty() {
-            return true;
+    /// One of the certificate's names must be among those wanted. Without any wanted, all will do.
+    fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let presented = names(certificate);
+        let fits = |(kind, text): &(SanKind, String)| self.names.iter().any(|name| fits(name, *kind, text));
+        if self.names.is_empty() || presented.iter().any(fits) {
+            return Ok(());
         }
-        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
-        let Ok(Some(names)) = parsed.subject_alternative_name() else { return false };
-        names.value.general_names.iter().any(|name| {
-            let (kind, text) = match name {
-                GeneralName::DNSName(text) => (SanKind::Dns, (*text).to_owned()),
-                GeneralName::URI(text) => (SanKind::Uri, (*text).to_owned()),
-                GeneralName::RFC822Name(text) => (SanKind::Email, (*text).to_owned()),
-                GeneralName::IPAddress(bytes) => match ip(bytes) {
-                    Some(ip) => (SanKind::Ip, ip),
-                    None => return false,
-                },
-                _ => return false,
-            };
-            self.names.iter().any(|wanted| {
-                wanted.kind.is_none_or(|wanted| wanted == kind) && wanted.pattern.matches(&text)
-            })
-        })
+        let wrong = WrongName { wanted: self.names.clone(), presented };
+        Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+    }
+}
+
+/// The certificate is valid, and somebody else's.
+struct WrongName {
+    wanted: Vec<SanName>,
+    presented: Vec<(SanKind, String)>,
+}
+
+impl fmt::Display for WrongName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let presented = self.presented.iter().map(|(kind, text)| format!("{kind:?} {text:?}")).collect();
+        let wanted = self.wanted.iter().map(|name| match name.kind {
+            Some(kind) => format!("{kind:?} {:?}", name.pattern),
+            None => format!("{:?}", name.pattern),
+        });
+        write!(
+            f,
+            "the certificate's subject alternative names ({}) are none of those wanted ({})",
+            list(presented),
+            list(wanted.collect())
+        )
+    }
+}
+
+/// The TLS library shows errors that it does not know in this form.
+impl fmt::Debug for WrongName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for WrongName {}
+
+/// The subject alternative names of kinds that can be matched.
+fn names(certificate: &CertificateDer<'_>) -> Vec<(SanKind, String)> {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let named = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(text) => Some((SanKind::Dns, (*text).to_owned())),
+        GeneralName::URI(text) => Some((SanKind::Uri, (*text).to_owned())),
+        GeneralName::RFC822Name(text) => Some((SanKind::Email, (*text).to_owned())),
+        GeneralName::IPAddress(bytes) => Some((SanKind::Ip, ip(bytes)?)),
+        _ => None,
+    });
+    named.collect()
+}
+
+/// Whether a name of a certificate is one that is wanted. As in Envoy, a DNS name that is wanted exactly may be
+/// covered by a wildcard, and its letters may be of either case.
+fn fits(wanted: &SanName, kind: SanKind, text: &str) -> bool {
+    if wanted.kind.is_some_and(|wanted| wanted != kind) {
+        return false;
+    }
+    match &wanted.pattern {
+        SanPattern::Exact(name) if kind == SanKind::Dns => {
+            let covered = text.strip_prefix("*.").zip(name.split_once('.'));
+            text.eq_ignore_ascii_case(name)
+                || covered.is_some_and(|(domain, (label, rest))| {
+                    !label.is_empty() && domain.contains('.') && domain.eq_ignore_ascii_case(rest)
+                })
+        }
+        pattern => pattern.matches(text),
     }
 }
 
@@ -145,17 +214,20 @@ impl ServerCertVerifier for Verifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        // Where nothing is trusted nothing is verified: the configuration has no names then either.
         if let Some(store) = self.store().map_err(Error::General)? {
             let certificate = ParsedCertificate::try_from(end_entity)?;
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&certificate, &store, intermediates, now, algorithms)?;
-        }
-        if !self.is_named(end_entity) {
-            return Err(CertificateError::NotValidForName.into());
+            if self.verify_name {
+                verify_server_name(&certificate, server_name)?;
+            } else {
+                self.check_names(end_entity)?;
+            }
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -190,5 +262,41 @@ fn certificates(pem: &Material) -> Result<Vec<CertificateDer<'static>>, String> 
         Ok(found) if found.is_empty() => Err(format!("certificates {pem:?}: there is none")),
         Ok(found) => Ok(found),
         Err(error) => Err(format!("certificates {pem:?}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_fit() {
+        let name = |kind, pattern| SanName { kind, pattern };
+        let exact = |text: &str| SanPattern::Exact(text.into());
+        let dns = name(Some(SanKind::Dns), exact("xds.mesh.test"));
+        for covered in ["xds.mesh.test", "XDS.Mesh.test", "*.mesh.test"] {
+            assert!(fits(&dns, SanKind::Dns, covered), "{covered}");
+        }
+        for other in ["*.test", "*", "mesh.test", "*.xds.mesh.test", "*.mesh.test.org", "x*.mesh.test", ""] {
+            assert!(!fits(&dns, SanKind::Dns, other), "{other}");
+        }
+        assert!(!fits(&dns, SanKind::Uri, "xds.mesh.test"), "of another kind");
+        assert!(
+            !fits(&name(None, exact("mesh.test")), SanKind::Dns, "*.test"),
+            "a wildcard for all of a suffix"
+        );
+        let spiffe = name(Some(SanKind::Uri), SanPattern::Prefix("spiffe://mesh/".into()));
+        assert!(fits(&spiffe, SanKind::Uri, "spiffe://mesh/control"));
+        assert!(!fits(&spiffe, SanKind::Uri, "spiffe://other/control"));
+        assert!(fits(&name(None, exact("10.0.0.1")), SanKind::Ip, "10.0.0.1"));
+    }
+
+    #[test]
+    fn a_wrong_name_says_what_was_wanted() {
+        let wanted =
+            vec![SanName { kind: Some(SanKind::Uri), pattern: SanPattern::Exact("spiffe://a".into()) }];
+        let wrong = WrongName { wanted, presented: vec![(SanKind::Dns, "b.test".to_owned())] };
+        let text = Error::from(CertificateError::Other(OtherError(Arc::new(wrong)))).to_string();
+        assert!(text.contains("Dns \"b.test\"") && text.contains("spiffe://a"), "{text}");
     }
 }

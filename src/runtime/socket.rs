@@ -215,7 +215,7 @@ fn is_abstract(path: &Path) -> bool {
 }
 
 /// `@name` as the kernel spells abstract names: with a leading NUL.
-fn kernel_path(path: &Path) -> PathBuf {
+pub(crate) fn kernel_path(path: &Path) -> PathBuf {
     match path.as_os_str().as_bytes().strip_prefix(b"@") {
         Some(name) => {
             let mut bytes = vec![0];

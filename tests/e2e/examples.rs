@@ -4,10 +4,12 @@
 use crate::harness::client::Client;
 use crate::harness::http1::{Message, Reader};
 use crate::harness::origin::{Answer, Origin};
+use crate::harness::ports::free_port;
 use crate::harness::proxy::{Kind, Proxy};
 use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 use crate::peers::servers::{certificate, Server};
+use outrigger_control_api::control::{Control, Settings};
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -73,7 +75,7 @@ fn every_example_is_accepted_by_both() {
             seen += 1;
         }
     }
-    assert!(seen >= 5, "only {seen} examples");
+    assert!(seen >= 6, "only {seen} examples");
 }
 
 #[tokio::test]
@@ -397,4 +399,82 @@ async fn routing_tour() {
                 .any(|v| v["status"] == 503 || v["status"] == "503")
     });
     assert!(logged.await, "access logs:\n{}", proxy.output());
+}
+
+#[tokio::test]
+async fn a_sidecar_follows_the_files_of_its_control_plane() {
+    let named = |name: &'static str| Origin::with(true, move |_| Answer::ok(name));
+    let (one, two, stable, canary) =
+        tokio::join!(named("one"), named("two"), named("stable"), named("canary"));
+    let redis = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (http, tcp) = (free_port(), free_port());
+    let mut services = include_str!("../../examples/control/services.yaml").to_string();
+    let ports =
+        [(10000, http), (8081, one.port()), (8082, two.port()), (8083, stable.port()), (8084, canary.port())];
+    for (fixed, port) in ports {
+        let address = format!("127.0.0.1:{fixed}");
+        assert!(services.contains(&address), "the example has no {address}");
+        services = services.replace(&address, &format!("127.0.0.1:{port}"));
+    }
+    let mut resources = include_str!("../../examples/control/redis.yaml").to_string();
+    for (fixed, port) in [(10001, tcp), (6379, redis.local_addr().unwrap().port())] {
+        assert!(resources.contains(&format!("port_value: {fixed} ")), "the example has no port {fixed}");
+        resources = resources.replace(&format!("port_value: {fixed} "), &format!("port_value: {port} "));
+    }
+    let files = tempfile::tempdir().expect("a directory");
+    let put = |name: &str, text: &str| {
+        std::fs::write(files.path().join(".aside"), text).expect("written");
+        std::fs::rename(files.path().join(".aside"), files.path().join(name)).expect("moved");
+    };
+    put("services.yaml", &services);
+    put("redis.yaml", &resources);
+    let control = Control::open(Settings::new(files.path()), |line| println!("{line}"));
+    assert_eq!(control.problems(), []);
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = control.clone();
+    let plane = tokio::spawn(async move {
+        let server = serving.server();
+        tokio::select! {
+            () = server.serve(listener) => {}
+            () = serving.follow() => {}
+        }
+    });
+    let text = template(include_str!("../../examples/sidecar-ads.yaml"), &[], &[(18000, port)]);
+    let proxy = Proxy::outrigger(&text, &[]).await;
+    let mut client = Client::connect(http).await.unwrap();
+    let mut answers = std::collections::BTreeMap::new();
+    for _ in 0..200 {
+        for host in ["web", "checkout"] {
+            *answers.entry(get(&mut client, host, "/", "").await.text()).or_insert(0) += 1;
+        }
+    }
+    assert_eq!((answers.get("one"), answers.get("two")), (Some(&100), Some(&100)), "{answers:?}");
+    assert!((1..60).contains(answers.get("canary").unwrap_or(&0)), "a tenth: {answers:?}");
+    assert_eq!(get(&mut client, "checkout", "/", "x-preview: on\r\n").await.text(), "canary");
+    let mut to_redis = TcpStream::connect((Ipv4Addr::LOCALHOST, tcp)).await.unwrap();
+    to_redis.write_all(b"PING\r\n").await.unwrap();
+    let (mut at_redis, _) = timeout(DEADLINE, redis.accept()).await.expect("in time").unwrap();
+    let mut ping = [0; 6];
+    timeout(DEADLINE, at_redis.read_exact(&mut ping)).await.expect("in time").unwrap();
+    assert_eq!(&ping, b"PING\r\n");
+
+    // The file changes: on the same connection the sidecar follows. A mistake changes nothing.
+    put("services.yaml", &services.replace(&format!("\"127.0.0.1:{}\", ", one.port()), ""));
+    let mut only_two = false;
+    for _ in 0..10_000 {
+        let (first, second) =
+            (get(&mut client, "web", "/", "").await, get(&mut client, "web", "/", "").await);
+        assert_eq!((first.status(), second.status()), (200, 200));
+        only_two = first.text() == "two" && second.text() == "two";
+        if only_two {
+            break;
+        }
+    }
+    assert!(only_two, "the change was not followed: {}", proxy.output());
+    put("services.yaml", &services.replace("weight: 90", "wait: 90"));
+    assert!(eventually(DEADLINE, || async { !control.problems().is_empty() }).await);
+    assert_eq!(get(&mut client, "web", "/", "").await.text(), "two");
+    assert!(control.cache().streams().iter().all(|stream| stream.types.iter().all(|known| known.nacks == 0)));
+    plane.abort();
 }

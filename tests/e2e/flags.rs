@@ -72,16 +72,3 @@ fn unknown_flags_and_missing_files_are_told() {
         "{code:?}: {said}"
     );
 }
-
-/// The demonstration proves itself.
-#[test]
-fn demo_once_ends_well() {
-    let output = Command::new("timeout")
-        .arg("60")
-        .arg(env!("CARGO_BIN_EXE_outrigger"))
-        .args(["demo", "--once"])
-        .output();
-    let output = output.expect("outrigger demo");
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{said}");
-}

@@ -180,6 +180,10 @@ fn transport_socket(
             let common = context.common_tls_context.as_ref().unwrap_or(&default);
             problems.at("common_tls_context", |problems| {
                 let (roots, names) = validation(common, secrets, problems)?;
+                if context.auto_sni_san_validation && roots == Roots::Unverified {
+                    let message = "is needed for auto_sni_san_validation";
+                    problems.report_at("validation_context.trusted_ca", message);
+                }
                 Some(ControlTls {
                     roots,
                     identity: identity(common, secrets, problems),

@@ -4,6 +4,8 @@ mod churn;
 mod clients;
 mod loss;
 mod mesh;
+
 mod scale;
+mod secure;
 mod sources;
 mod updates;
