@@ -124,9 +124,8 @@ impl Routes {
         effects.warn(&resource.name, compiled.warnings);
         let fingerprint = |stored: &Stored| canonical::of_encoded(TYPE_NAME, &stored.body);
         // What is the same in another order is as long; to reload a table that is the same costs little.
-        let alike = |old: &&Stored| {
-            old.body.len() == stored.body.len() && fingerprint(old) == fingerprint(&stored)
-        };
+        let alike =
+            |old: &&Stored| old.body.len() == stored.body.len() && fingerprint(old) == fingerprint(&stored);
         let same = table.stored.as_ref().filter(alike);
         match same {
             // Written differently, but the same.

@@ -12,9 +12,9 @@ use super::effects::{CDS, EDS};
 use super::manager::Manager;
 use super::sources::StreamId;
 use super::Serving;
+use crate::config::cluster::Address;
 use crate::config::compile::resource::Compiler;
 use crate::config::discovery::{ConfigSource, DiscoveryConfig, Source};
-use crate::config::cluster::Address;
 use crate::config::listener::Listener;
 use crate::config::Host;
 
@@ -37,18 +37,27 @@ fn resource(name: &str, version: &str, kind: &str, mut value: Value) -> Resource
 fn cluster(nth: usize) -> Resource {
     let name = format!("c{nth}");
     let eds = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
-    resource(&name, "1", "cluster.v3.Cluster", json!({"name": name, "type": "EDS", "eds_cluster_config": eds}))
+    resource(
+        &name,
+        "1",
+        "cluster.v3.Cluster",
+        json!({"name": name, "type": "EDS", "eds_cluster_config": eds}),
+    )
 }
 
 fn endpoints(nth: usize, version: &str, port: u16) -> Resource {
     let name = format!("c{nth}");
-    let endpoint = json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
+    let endpoint =
+        json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
     let value = json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]});
     resource(&name, version, "endpoint.v3.ClusterLoadAssignment", value)
 }
 
+#[allow(clippy::field_reassign_with_default)] // It has private fields.
 fn many(count: usize) -> (Arc<Compiler>, Manager, StreamId) {
-    let compiler = Arc::new(Compiler { has_ads: true, ..Compiler::default() });
+    let mut compiler = Compiler::default();
+    compiler.has_ads = true;
+    let compiler = Arc::new(compiler);
     let cds = ConfigSource { source: Source::Ads, initial_fetch_timeout: None };
     let config =
         DiscoveryConfig { node: Node::default(), ads: None, lds: None, cds: Some(cds), rtds: Vec::new() };

@@ -118,7 +118,12 @@ impl ControlPlane {
     ///
     /// # Errors
     /// There is no port, or a resource cannot be made.
-    pub fn start(mesh: &Mesh, setup: &Setup, others: &[SocketAddr], core: Option<usize>) -> Result<Self, Error> {
+    pub fn start(
+        mesh: &Mesh,
+        setup: &Setup,
+        others: &[SocketAddr],
+        core: Option<usize>,
+    ) -> Result<Self, Error> {
         let mut first = mesh.snapshot.clone();
         let routes = json!({"rds": {
             "route_config_name": TABLE,

@@ -19,8 +19,8 @@ pub mod peer;
 mod process;
 pub mod relay;
 pub mod result;
-mod scenario;
 mod scale;
+mod scenario;
 mod special;
 mod table;
 

@@ -209,13 +209,19 @@ pub(super) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
     // Quick rounds are for a first look here too.
     let starts = if bench.seconds < 2.0 { 5 } else { FIRST_ANSWERS };
-    let results =
-        rounds(bench, starts, false, &|bench, _| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
+    let results = rounds(
+        bench,
+        starts,
+        false,
+        &|bench, _| bench.setup(&BASE, 0),
+        say,
+        &mut |bench, running, begin| {
             if ready(bench, running, begin, "localhost").is_some() {
                 let memory = running.process.as_ref().map(Process::memory).unwrap_or_default();
                 running.result.add("rss", memory.rss as f64 / MIB);
             }
-        })?;
+        },
+    )?;
     let metrics = vec![
         Metric::full("ready", "first answer after ms", 1),
         Metric::full("ready-cpu", "CPU ms until then", 1),
@@ -269,7 +275,12 @@ pub(super) fn rounds(
 }
 
 /// Waits for the first answer, and notes when it came and what was used until then.
-pub(super) fn ready<'a>(bench: &Bench, running: &'a mut Running, begin: Instant, host: &str) -> Option<&'a Process> {
+pub(super) fn ready<'a>(
+    bench: &Bench,
+    running: &'a mut Running,
+    begin: Instant,
+    host: &str,
+) -> Option<&'a Process> {
     if !answers(bench, running, host) {
         return None;
     }

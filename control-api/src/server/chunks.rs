@@ -2,6 +2,7 @@
 //! find the one that differs between two copies, costs about one chunk.
 
 use std::cmp::Ordering;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::snapshot::Resource;
@@ -23,10 +24,50 @@ impl Chunks {
         self.len
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&Resource> {
+        self.get_key_value(name).map(|(_, resource)| resource)
+    }
+
+    pub(super) fn get_key_value(&self, name: &str) -> Option<(&Arc<str>, &Resource)> {
         let chunk = self.list.get(self.chunk_of(name)?)?;
         let at = chunk.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-        chunk.get(at).map(|(_, resource)| resource)
+        chunk.get(at).map(|(name, resource)| (name, resource))
+    }
+
+    /// Those whose names are between two.
+    pub(super) fn range(
+        &self,
+        (from, to): (Bound<&str>, Bound<&str>),
+    ) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
+        let first = self.place(|name| match from {
+            Bound::Included(from) => name < from,
+            Bound::Excluded(from) => name <= from,
+            Bound::Unbounded => false,
+        });
+        let last = self.place(|name| match to {
+            Bound::Included(to) => name <= to,
+            Bound::Excluded(to) => name < to,
+            Bound::Unbounded => true,
+        });
+        let chunks = self.list.iter().enumerate().take(last.chunk + 1).skip(first.chunk);
+        let named = chunks.flat_map(move |(at, chunk)| {
+            let start = if at == first.chunk { first.offset } else { 0 };
+            let end = if at == last.chunk { last.offset } else { chunk.len() };
+            chunk.get(start..end).unwrap_or_default()
+        });
+        named.map(|(name, resource)| (name, resource))
+    }
+
+    /// The first place of which `before` does not hold, which holds of all names up to one.
+    fn place(&self, before: impl Fn(&str) -> bool) -> Place {
+        // Chunks of which it holds of even the last name.
+        let chunk = self.list.partition_point(|chunk| chunk.last().is_some_and(|(last, _)| before(last)));
+        let offset = self.list.get(chunk).map_or(0, |all| all.partition_point(|(name, _)| before(name)));
+        Place { chunk, offset }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
@@ -105,7 +146,8 @@ impl Chunks {
 
     /// The chunk that has the name, if any has it.
     fn chunk_of(&self, name: &str) -> Option<usize> {
-        let after = self.list.partition_point(|chunk| chunk.first().is_some_and(|(first, _)| **first <= *name));
+        let after =
+            self.list.partition_point(|chunk| chunk.first().is_some_and(|(first, _)| **first <= *name));
         (!self.list.is_empty()).then(|| after.saturating_sub(1))
     }
 }
@@ -140,10 +182,15 @@ impl Place {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::kind::ResourceType;
     use super::*;
 
     fn resource(version: u64) -> Resource {
-        Resource { version: version.to_string().into(), any: bytes::Bytes::new(), needs: Arc::from([]) }
+        let mut snapshot = super::super::snapshot::Snapshot::new();
+        let kind = ResourceType::RUNTIME;
+        let version = version.to_string();
+        snapshot.insert_encoded(kind.url(), "any", bytes::Bytes::new(), Some(&version)).unwrap();
+        snapshot.get(&kind, "any").unwrap().clone()
     }
 
     #[test]
@@ -164,12 +211,25 @@ mod tests {
                 }
             }
             assert_eq!(chunks.len(), map.len());
-            assert!(chunks.iter().map(|(name, r)| (&**name, &r.version)).eq(map.iter().map(|(n, r)| (&**n, &r.version))));
-            let version = |map: &BTreeMap<String, Resource>, name| map.get(name).map(|r: &Resource| r.version.clone());
+            assert!(chunks
+                .iter()
+                .map(|(name, r)| (&**name, &r.version))
+                .eq(map.iter().map(|(n, r)| (&**n, &r.version))));
+            let bounds = (Bound::Excluded("3"), Bound::Included("55"));
+            let ours: Vec<_> = chunks.range(bounds).map(|(name, _)| &**name).collect();
+            let theirs: Vec<_> = map.range::<str, _>(bounds).map(|(name, _)| name.as_str()).collect();
+            assert_eq!(ours, theirs);
+            let version = |map: &BTreeMap<String, Resource>, name: &str| {
+                map.get(name).map(|r: &Resource| r.version.clone())
+            };
             let all: std::collections::BTreeSet<_> = map.keys().chain(old_map.keys()).collect();
-            let wanted: Vec<_> = all.into_iter().filter(|name| version(&map, *name) != version(&old_map, *name)).collect();
+            let wanted: Vec<_> =
+                all.into_iter().filter(|name| version(&map, *name) != version(&old_map, *name)).collect();
             let found = old.differences(&chunks);
-            assert!(found.iter().map(|name| &**name).eq(wanted.iter().map(|name| name.as_str())), "round {round}");
+            assert!(
+                found.iter().map(|name| &**name).eq(wanted.iter().map(|name| name.as_str())),
+                "round {round}"
+            );
         }
     }
 

@@ -62,7 +62,6 @@
 
 mod cache;
 mod chunks;
-mod directory;
 mod kind;
 mod reference;
 mod response;

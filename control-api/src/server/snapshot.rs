@@ -92,7 +92,7 @@ impl Resources {
         &self,
         names: (Bound<&str>, Bound<&str>),
     ) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
-        self.by_name.range::<str, _>(names)
+        self.by_name.range(names)
     }
 
     fn insert(&mut self, name: &str, resource: Resource) {

@@ -36,12 +36,7 @@ impl<'a> Check<'a> {
     /// `None` if there is nothing to check.
     pub(super) fn new(validate: bool, environment: &'a Environment<'a>) -> Option<Self> {
         let reserved = !environment.dynamic && !environment.compiler.discovery_only.is_empty();
-        (validate || reserved).then(|| Self {
-            validate,
-            reserved,
-            environment,
-            reported: RefCell::default(),
-        })
+        (validate || reserved).then(|| Self { validate, reserved, environment, reported: RefCell::default() })
     }
 
     /// What the table names outside of its virtual hosts.

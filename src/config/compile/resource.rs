@@ -204,8 +204,7 @@ impl Compiler {
                 check.host(host, problems);
             }
         };
-        let table =
-            route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
+        let table = route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
         found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)
     }
 

@@ -113,9 +113,8 @@ async fn thousands_of_clusters_sleep_and_one_changes_at_once() {
     assert!(each < EACH, "{each} bytes for each cluster");
 
     // Nobody has called: no cluster has anything to count with.
-    let clusters_counting = |stats: &str| {
-        (0..CLUSTERS).filter(|nth| stats.contains(&format!("cluster.service-{nth}."))).count()
-    };
+    let clusters_counting =
+        |stats: &str| (0..CLUSTERS).filter(|nth| stats.contains(&format!("cluster.service-{nth}."))).count();
     let stats = proxy.admin("/stats").await;
     assert_eq!(clusters_counting(&stats), 0);
     let mut client = Client::connect(listen).await.expect("a connection");

@@ -174,7 +174,8 @@ fn a_route_table_may_name_clusters_that_are_not_there() {
     let compiled = compiler.route_table(&bytes, &|_| false).unwrap();
     assert_eq!((&*compiled.name, compiled.value.len()), ("routes", 1));
     assert!(compiler.clusters.find("origin").is_some_and(|slot| slot.get().is_none()));
-    let bytes: Arc<[u8]> = encoded("route.v3.RouteConfiguration", table(json!({"validate_clusters": true}))).into();
+    let bytes: Arc<[u8]> =
+        encoded("route.v3.RouteConfiguration", table(json!({"validate_clusters": true}))).into();
     assert_eq!(
         text(compiler.route_table(&bytes, &|_| false).unwrap_err()),
         ["virtual_hosts[0].routes[0].route.cluster: there is no cluster \"origin\""]
