@@ -360,7 +360,13 @@ where
 
 fn ended(endpoint: &Endpoint, status: &tonic::Status) -> TransportError {
     let address = endpoint.address.to_string();
-    let message = status.message().to_owned();
+    // Where the connection broke, only the source says why: that our certificate was refused, for one.
+    let source = std::error::Error::source(status).map(with_sources);
+    let message = match source {
+        Some(source) if source.starts_with(status.message()) => source,
+        Some(source) => format!("{}: {source}", status.message()),
+        None => status.message().to_owned(),
+    };
     // The code of this limit; a server has no use for it.
     if status.code() == tonic::Code::OutOfRange && message.contains("too large") {
         return TransportError::TooLarge { address, limit: endpoint.max_message_size, message };
