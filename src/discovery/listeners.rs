@@ -151,8 +151,13 @@ impl Listeners {
     fn serve_ready(&mut self, gone: &[&str], world: &mut World<'_>) -> Vec<(Arc<str>, String)> {
         let (mut versions, mut ready) = (Vec::new(), Vec::new());
         for (name, entry) in &mut self.entries {
+            // One that serves is not replaced by one whose routes do not exist.
+            let replaces = entry.active.is_some();
             let is_ready = |(version, _): &mut (Version, Listener)| {
-                version.needs.iter().all(|key| world.routes.is_answered(key))
+                version.needs.iter().all(|key| match replaces {
+                    true => world.routes.is_answered(key),
+                    false => world.routes.is_settled(key),
+                })
             };
             if let Some((version, listener)) = entry.warming.take_if(is_ready) {
                 versions.push((name.clone(), version));

@@ -145,7 +145,7 @@ impl Manager {
                     refused
                         .extend(routes.update(resource, stream, &|name| clusters.knows(name), effects).err());
                 }
-                removed.iter().for_each(|name| routes.absent(name, stream, false));
+                removed.iter().for_each(|name| routes.missing(name, stream));
                 listeners.advance(&mut World { clusters, routes, sources, effects, serving });
                 None
             }
@@ -203,7 +203,7 @@ impl Manager {
             }
             (RDS, Some(name)) => {
                 let Self { clusters, routes, listeners, sources, effects, .. } = self;
-                routes.absent(name, stream, true);
+                routes.absent(name, stream);
                 listeners.advance(&mut World { clusters, routes, sources, effects, serving });
             }
             _ => {}
@@ -286,7 +286,7 @@ impl Manager {
             }
         }
         let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
-        let fixed = self.fixed_needs.iter().all(|key| self.routes.is_answered(key));
+        let fixed = self.fixed_needs.iter().all(|key| self.routes.is_settled(key));
         self.initialized = clusters && listeners && fixed;
     }
 

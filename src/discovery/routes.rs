@@ -42,6 +42,8 @@ pub(super) struct Table {
     pub(super) stored: Option<Stored>,
     pub(super) refused: Option<Refused>,
     absent: bool,
+    /// The control plane says that there is no such table.
+    missing: bool,
     /// When the control plane last said that the table is as it is.
     confirmed: Instant,
     stats: Vec<(Arc<str>, RdsStats)>,
@@ -69,6 +71,7 @@ impl Routes {
                 stored: None,
                 refused: None,
                 absent: false,
+                missing: false,
                 confirmed: Instant::now(),
                 stats: Vec::new(),
             }
@@ -93,7 +96,13 @@ impl Routes {
         }
     }
 
-    /// Whether a listener that needs the table may serve.
+    /// Whether nothing is to be waited for that could come at once: the table is there, late, or does not
+    /// exist.
+    pub(super) fn is_settled(&self, key: &RouteKey) -> bool {
+        self.is_answered(key) || self.tables.get(key).is_some_and(|table| table.missing)
+    }
+
+    /// Whether a listener that needs the table may take the place of one that serves.
     pub(super) fn is_answered(&self, key: &RouteKey) -> bool {
         self.tables.get(key).is_none_or(|table| table.absent || table.slot.is_filled())
     }
@@ -156,22 +165,24 @@ impl Routes {
             stats.succeeded(&stored.version, stored.updated, began.elapsed());
         }
         table.confirmed = began;
-        table.absent = false;
+        (table.absent, table.missing) = (false, false);
         table.refused = None;
         table.stored = Some(stored);
         Ok(())
     }
 
-    /// The control plane does not have the table, or has not given it in time. One that is known stays.
-    pub(super) fn absent(&mut self, name: &str, stream: StreamId, timed_out: bool) {
+    /// The control plane has not given the table in time, or says that it will not. One that is known
+    /// stays.
+    pub(super) fn absent(&mut self, name: &str, stream: StreamId) {
         let Some(table) = self.tables.get_mut(&(stream, Arc::from(name))) else { return };
         table.absent = true;
-        for stats in table.stats() {
-            if timed_out {
-                stats.init_fetch_timeout.increment(1);
-            } else {
-                stats.update_empty.increment(1);
-            }
+        table.stats().for_each(|stats| stats.init_fetch_timeout.increment(1));
+    }
+
+    /// The control plane says that there is no such table. One that is known stays.
+    pub(super) fn missing(&mut self, name: &str, stream: StreamId) {
+        if let Some(table) = self.tables.get_mut(&(stream, Arc::from(name))) {
+            table.missing = true;
         }
     }
 

@@ -21,7 +21,7 @@ crate::stats! {
     /// `http.<prefix>.rds.<name>.`.
     pub struct RdsStats {
         counters {
-            update_attempt, update_success, update_failure, update_rejected, update_empty, config_reload,
+            update_attempt, update_success, update_failure, update_rejected, config_reload,
             init_fetch_timeout,
         }
         gauges { update_time, version, config_reload_time_ms, content_age_ms }

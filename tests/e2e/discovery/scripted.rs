@@ -251,7 +251,8 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
                 Some(Ok((request, respond))) => {
                     streams.spawn(serve(request, respond, state.clone()));
                 }
-                _ => return,
+                Some(Err(error)) => return eprintln!("the connection to the control plane ends: {error}"),
+                None => return,
             },
             () = told(&mut deaf, true) => break,
         }
