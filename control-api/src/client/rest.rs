@@ -173,7 +173,7 @@ async fn ask(
         while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
             if let Ok(data) = frame.map_err(broken)?.into_data() {
                 if bytes.len().saturating_add(data.len()) > limit {
-                    let message = format!("more than {} bytes", limit);
+                    let message = format!("more than {limit} bytes");
                     return Err(TransportError::TooLarge { address: address(), limit, message });
                 }
                 bytes.extend_from_slice(&data);
