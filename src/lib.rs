@@ -4,6 +4,7 @@
 //!
 //! - [`bootstrap`]: what the process is told at start.
 //! - [`config`]: the compiled, immutable model that everything else reads.
+//! - [`discovery`]: keeps the configuration what the control planes say.
 //! - [`listener`]: accepting connections and choosing their filter chain.
 //! - [`http`]: L7, from heads to the router.
 //! - [`upstream`]: from a cluster to a connection.
@@ -16,6 +17,7 @@ pub mod admin;
 pub mod bootstrap;
 pub mod config;
 pub mod demo;
+pub mod discovery;
 pub mod http;
 pub mod listener;
 pub mod runtime;

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use outrigger::config::http::{HeaderCase, Underscores};
+use outrigger::config::http::HeaderCase;
 use outrigger::http::h1::{self, ParsedRequest, RequestLimits, ResponseLimits};
 
 /// What command-line clients send.
@@ -35,36 +35,20 @@ Content-Length: 92\r\n\
 Cache-Control: no-store\r\n\
 ETag: \"5f3e-1a2b\"\r\n\r\n";
 
-/// The limits of a connection manager that sets none.
-fn request_limits() -> RequestLimits {
-    RequestLimits {
-        max_head: 60 * 1024,
-        max_fields: 100,
-        http_10: false,
-        default_host: None,
-        absolute_url: true,
-        chunked_length: false,
-        custom_methods: false,
-        preserve_case: false,
-        underscores: Underscores::Allow,
-    }
-}
-
 /// The request at the front of `bytes`.
 pub fn request(bytes: &[u8]) -> ParsedRequest {
-    h1::parse_request(bytes, &request_limits()).expect("a good request").expect("a whole request")
+    h1::parse_request(bytes, &RequestLimits::default()).expect("a good request").expect("a whole request")
 }
 
 /// Requests and responses read.
 pub fn parsing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("heads/parse");
-    let limits = request_limits();
+    let limits = RequestLimits::default();
     for (name, bytes) in [("request_small", SMALL), ("request_browser", BROWSER)] {
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(name, |bencher| bencher.iter(|| h1::parse_request(black_box(bytes), &limits)));
     }
-    let limits =
-        ResponseLimits { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
+    let limits = ResponseLimits::UNSET;
     group.throughput(Throughput::Bytes(RESPONSE.len() as u64));
     group.bench_function("response", |bencher| {
         bencher.iter(|| h1::parse_response(black_box(RESPONSE), &limits, false, false));

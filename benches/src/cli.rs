@@ -14,6 +14,9 @@ use crate::clock;
 use crate::compare::relay::RelayArgs;
 use crate::compare::CompareArgs;
 use crate::generate::run::{GrpcKind, Plan, Protocol};
+use crate::generate::task::Hello;
+use crate::http1::{parse_answer, Body};
+use crate::http2;
 use crate::result::{Schedule, Work};
 use crate::serve::behaviour::{Behaviour, Delay, Fault};
 use crate::serve::{Listen, Settings};
@@ -130,7 +133,11 @@ pub struct RunArgs {
     /// Only open and close connections, with TLS by its handshake.
     #[arg(long)]
     pub handshake: bool,
-    /// With --handshake: resume sessions.
+    /// With --handshake: have one small answer on each connection, after the time that counts.
+    #[arg(long, requires = "handshake")]
+    pub hello: bool,
+    /// With --handshake: resume sessions; --hello is then a matter of course, because many servers send their tickets
+    /// only with an answer.
     #[arg(long, requires = "handshake")]
     pub resume: bool,
     /// Certificates to trust, PEM.
@@ -236,6 +243,19 @@ fn rate(text: &str) -> Result<f64, String> {
 fn ramp(text: &str) -> Result<(f64, f64), String> {
     let (from, to) = text.split_once('-').ok_or_else(|| format!("{text}: not FROM-TO"))?;
     Ok((rate(from)?, rate(to)?))
+}
+
+/// Whether these are the whole answer of HTTP/1.1 to a GET; what is none is over too.
+fn is_answer(bytes: &[u8]) -> bool {
+    match parse_answer(bytes) {
+        Err(_) => true,
+        Ok(None) => false,
+        Ok(Some(head)) => match head.body {
+            Body::Length(length) => (bytes.len() - head.length) as u64 >= length,
+            Body::Chunked => bytes.ends_with(b"0\r\n\r\n"),
+            Body::UntilClose => true,
+        },
+    }
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -380,9 +400,6 @@ impl RunArgs {
         path: &str,
         secure: bool,
     ) -> Result<(&'static str, Protocol), Option<&'static str>> {
-        if self.handshake {
-            return Ok(("handshake", Protocol::Handshake { resume: self.resume }));
-        }
         let size = |default: u64| self.size.unwrap_or(default).min(1 << 30) as usize;
         let body = Bytes::from(vec![b'x'; size(0)]);
         let method = self.method.as_deref().unwrap_or(if body.is_empty() { "GET" } else { "POST" });
@@ -407,6 +424,23 @@ impl RunArgs {
             self.headers.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
             text
         };
+        if self.handshake {
+            let hello = match scheme {
+                "http" | "https" | "ws" | "wss" => {
+                    Hello { bytes: (head("GET") + "\r\n").into(), answered: is_answer }
+                }
+                // A connection's beginning is answered with another one.
+                "h2c" | "h2" | "grpc" | "grpcs" => {
+                    Hello { bytes: http2::beginning().into(), answered: |bytes| !bytes.is_empty() }
+                }
+                "tcp" | "tls" => {
+                    Hello { bytes: vec![b'x'; size(1)].into(), answered: |bytes| !bytes.is_empty() }
+                }
+                _ => return Err(None),
+            };
+            let hello = (self.hello || self.resume).then_some(hello);
+            return Ok(("handshake", Protocol::Handshake { hello }));
+        }
         Ok(match scheme {
             "http" | "https" => {
                 let mut request = head(method);

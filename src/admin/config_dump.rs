@@ -5,11 +5,11 @@ use jiff::Timestamp;
 use serde_json::{json, Map, Value};
 
 use super::{AdminState, Answer, Params};
+use crate::discovery::view::{Parts, View};
 
 const ADMIN: &str = "type.googleapis.com/envoy.admin.v3";
 
-/// The repeated fields of the dump's messages, and the type of their elements. Only static ones are
-/// ever filled.
+/// The repeated fields of the dump's messages, and the type of their elements.
 const RESOURCES: &[(&str, &str, &str)] = &[
     ("ClustersConfigDump", "static_clusters", "ClustersConfigDump.StaticCluster"),
     ("ClustersConfigDump", "dynamic_active_clusters", "ClustersConfigDump.DynamicCluster"),
@@ -94,29 +94,60 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
         let field = (!entries.is_empty()).then_some((field, entries.into()));
         message(kind, field)
     };
-    dump.push(listed(
-        "ClustersConfigDump",
-        "static_clusters",
-        entries(clusters, "cluster", "envoy.config.cluster.v3.Cluster"),
+    let discovery = state.discovery.as_ref();
+    let (version, dynamic) = discovery.map(View::clusters).unwrap_or_default();
+    dump.push(extended(
+        listed(
+            "ClustersConfigDump",
+            "static_clusters",
+            entries(clusters, "cluster", "envoy.config.cluster.v3.Cluster"),
+        ),
+        version,
+        dynamic,
     ));
     if include_eds {
         let kind = "envoy.config.endpoint.v3.ClusterLoadAssignment";
         let endpoints = entries(endpoints, "endpoint_config", kind);
-        dump.push(listed("EndpointsConfigDump", "static_endpoint_configs", endpoints));
+        let endpoints = listed("EndpointsConfigDump", "static_endpoint_configs", endpoints);
+        let dynamic = discovery.map(View::endpoints).unwrap_or_default();
+        dump.push(extended(endpoints, String::new(), dynamic));
     }
-    dump.push(listed(
-        "ListenersConfigDump",
-        "static_listeners",
-        entries(listeners, "listener", "envoy.config.listener.v3.Listener"),
+    let (version, dynamic) = discovery.map(View::listeners).unwrap_or_default();
+    dump.push(extended(
+        listed(
+            "ListenersConfigDump",
+            "static_listeners",
+            entries(listeners, "listener", "envoy.config.listener.v3.Listener"),
+        ),
+        version,
+        dynamic,
     ));
     dump.push(message("ScopedRoutesConfigDump", []));
-    dump.push(listed(
-        "RoutesConfigDump",
-        "static_route_configs",
-        entries(routes, "route_config", "envoy.config.route.v3.RouteConfiguration"),
+    let dynamic = discovery.map(View::routes).unwrap_or_default();
+    dump.push(extended(
+        listed(
+            "RoutesConfigDump",
+            "static_route_configs",
+            entries(routes, "route_config", "envoy.config.route.v3.RouteConfiguration"),
+        ),
+        String::new(),
+        dynamic,
     ));
     dump.push(listed("SecretsConfigDump", "static_secrets", secrets(statics("secrets"), &updated)));
     dump
+}
+
+/// A message of the dump with what discovery adds to it.
+fn extended(mut message: Value, version: String, parts: Parts) -> Value {
+    if let Value::Object(fields) = &mut message {
+        if !version.is_empty() {
+            fields.insert("version_info".to_owned(), version.into());
+        }
+        for (field, values) in parts.into_iter().filter(|(_, values)| !values.is_empty()) {
+            fields.insert(field.to_owned(), values.into());
+        }
+    }
+    message
 }
 
 fn secrets(secrets: Vec<Value>, updated: &str) -> Vec<Value> {
@@ -173,7 +204,9 @@ fn retain_named(config: &mut Map<String, Value>, names: &regex::Regex) {
         let Some(Value::Array(entries)) = config.get_mut(*field) else { continue };
         entries.retain(|entry| {
             let Value::Object(entry) = entry else { return false };
-            entry.values().any(|resource| resource.is_object() && names.is_match(name_of(resource)))
+            // A dynamic listener is named beside its states.
+            let own = entry.get("name").and_then(Value::as_str).is_some_and(|name| names.is_match(name));
+            own || entry.values().any(|resource| resource.is_object() && names.is_match(name_of(resource)))
         });
         if entries.is_empty() {
             config.shift_remove(*field);

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use serde_json::{json, Map, Value};
 
 use super::{command, AdminCommand, AdminState, Answer, Params, ENDPOINTS};
+use crate::discovery::view::View;
 use crate::telemetry::log::{LogControl, LogError};
 use crate::telemetry::process::{Memory, ServerState, VERSION};
 use crate::telemetry::{access_log, metrics};
@@ -31,13 +32,20 @@ pub(super) fn home() -> Answer {
     Answer { content_type: "text/html; charset=UTF-8", ..Answer::text(out) }
 }
 
-pub(super) fn ready(state: &AdminState, _: &Params) -> Answer {
+pub(super) fn ready(state: &AdminState, params: &Params) -> Answer {
     let now = state.server.state();
     let status = match now {
         ServerState::Live => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Answer { status, ..Answer::text(format!("{}\n", now.name())) }
+    let mut text = format!("{}\n", now.name());
+    if let Some(discovery) = state.discovery.as_ref().filter(|_| params.has("verbose")) {
+        for line in discovery.readiness() {
+            text += &line;
+            text.push('\n');
+        }
+    }
+    Answer { status, ..Answer::text(text) }
 }
 
 pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
@@ -129,15 +137,18 @@ fn change_levels(log: &LogControl, params: &Params) -> Result<(), LogError> {
     Ok(())
 }
 
-/// The static layers of the bootstrap; nothing changes them while running.
+/// The layers of the bootstrap: static ones, and those that a control plane fills.
 pub(super) fn runtime(state: &AdminState, _: &Params) -> Answer {
     let bootstrap = state.bootstrap.json();
     let layers = bootstrap.pointer("/layered_runtime/layers").and_then(Value::as_array);
     let layers: &[Value] = layers.map_or(&[], Vec::as_slice);
+    let discovered = state.discovery.as_ref().map(View::runtime).unwrap_or_default();
     let mut entries: Map<String, Value> = Map::new();
     for (index, layer) in layers.iter().enumerate() {
         let mut values = Vec::new();
-        if let Some(layer) = layer.get("static_layer") {
+        let name = layer.get("name").and_then(Value::as_str).unwrap_or_default();
+        let found = discovered.iter().find(|(discovered, _)| **discovered == *name);
+        if let Some(layer) = layer.get("static_layer").or(found.map(|(_, values)| values)) {
             flatten("", layer, &mut values);
         }
         for (key, value) in values {

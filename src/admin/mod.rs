@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::config::cluster::Address;
 use crate::config::{Cluster, Directory};
+use crate::discovery::view::View;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::Server;
 
@@ -48,6 +49,8 @@ pub struct AdminState {
     pub options: Arc<serde_json::Value>,
     /// Levels of the process's log.
     pub log: LogControl,
+    /// What control planes gave, if there are any.
+    pub discovery: Option<View>,
     /// Where commands go. Bounded: a command that does not fit is refused with 503.
     pub commands: mpsc::Sender<AdminCommand>,
 }
@@ -173,7 +176,12 @@ const ENDPOINTS: &[Endpoint] = &[
     ),
     read("/memory", "print memory in use", &[], |_, _| endpoints::memory()),
     action("/quitquitquit", "exit the server", &[], |state, _| command(state, AdminCommand::Quit)),
-    read("/ready", "print the server's state; 200 if LIVE, otherwise 503", &[], endpoints::ready),
+    read(
+        "/ready",
+        "print the server's state; 200 if LIVE, otherwise 503",
+        &[("verbose", "say what is waited for, and what serves instead")],
+        endpoints::ready,
+    ),
     action("/reopen_logs", "reopen access logs", &[], |_, _| endpoints::reopen_logs()),
     action("/reset_counters", "reset all counters to zero", &[], |_, _| endpoints::reset_counters()),
     read("/runtime", "print runtime values", &[], endpoints::runtime),

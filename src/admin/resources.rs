@@ -18,7 +18,7 @@ pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
         .all()
         .into_iter()
         .filter(|slot| filter.as_ref().is_none_or(|filter| filter.is_match(slot.name())))
-        .filter_map(|slot| slot.get());
+        .filter_map(|slot| slot.peek());
     if params.get("format") == Some("json") {
         let statuses: Vec<Value> = clusters.map(|cluster| cluster_json(&cluster)).collect();
         return Answer::json(&json!({ "cluster_statuses": statuses }));
@@ -34,7 +34,7 @@ pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
 fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
     let name = one_line(&cluster.name);
     writeln!(out, "{name}::observability_name::{}", one_line(&cluster.stat_name))?;
-    if let Discovery::Eds { service_name } = &cluster.discovery {
+    if let Discovery::Eds { service_name, .. } = &cluster.discovery {
         writeln!(out, "{name}::eds_service_name::{}", one_line(service_name))?;
     }
     for (priority, breakers) in ["default", "high"].iter().zip(&cluster.breakers) {
@@ -99,7 +99,7 @@ fn cluster_json(cluster: &Cluster) -> Value {
     }
     shown.insert("circuit_breakers".into(), json!({ "thresholds": thresholds }));
     shown.insert("observability_name".into(), cluster.stat_name.as_ref().into());
-    if let Discovery::Eds { service_name } = &cluster.discovery {
+    if let Discovery::Eds { service_name, .. } = &cluster.discovery {
         shown.insert("eds_service_name".into(), service_name.as_ref().into());
     }
     shown.into()
@@ -152,12 +152,12 @@ fn host_json(host: &Host) -> Value {
 /// here, not per host, hence the constant.
 fn host_stats(host: &Host) -> [(&'static str, u64, bool); 9] {
     let counter = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let counters = &host.counters;
+    let counters = &host.shared.counters;
     [
-        ("cx_active", host.active_connections.load(Ordering::Relaxed).into(), true),
+        ("cx_active", host.shared.active_connections.load(Ordering::Relaxed).into(), true),
         ("cx_connect_fail", counter(&counters.cx_connect_fail), false),
         ("cx_total", counter(&counters.cx_total), false),
-        ("rq_active", host.active_requests.load(Ordering::Relaxed).into(), true),
+        ("rq_active", host.shared.active_requests.load(Ordering::Relaxed).into(), true),
         ("rq_error", counter(&counters.rq_error), false),
         ("rq_pending_active", 0, true),
         ("rq_success", counter(&counters.rq_success), false),

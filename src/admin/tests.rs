@@ -1,29 +1,14 @@
-use std::sync::OnceLock;
-use std::time::Duration;
-
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::config::cluster::{
-    Breakers, Discovery, Host, HostSet, HostTemplate, LbPolicy, Limit, Locality, SocketTuning, UpstreamHttp,
-    UpstreamProtocol,
-};
+use crate::config::cluster::{Discovery, Host, HostSet, HostTemplate, LbPolicy, Locality};
+use crate::config::fixtures;
 use crate::telemetry::log::LogLevel;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ServerState;
 
 fn cluster(name: &str) -> Cluster {
-    let breakers = || Breakers {
-        connections: Limit::new(1024),
-        pending: Limit::new(1024),
-        requests: Limit::new(1024),
-        retries: Limit::new(3),
-        pools: Limit::new(u32::MAX),
-        retry_budget: None,
-        track_remaining: false,
-        per_host_connections: None,
-    };
     let locality = Locality { region: "r1".into(), zone: "z1".into(), sub_zone: "".into() };
     let template = HostTemplate {
         hostname: "h.example".into(),
@@ -32,35 +17,9 @@ fn cluster(name: &str) -> Cluster {
         ..Default::default()
     };
     let host = Host::new(Address::Ip("127.0.0.1:18083".parse().unwrap()), template);
-    host.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
-    Cluster {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery: Discovery::Static,
-        lb_policy: LbPolicy::Random,
-        connect_timeout: Duration::from_secs(5),
-        per_connection_buffer_limit: 1 << 20,
-        breakers: [breakers(), breakers()],
-        panic_threshold: 50,
-        overprovisioning: 140,
-        cleanup_interval: Duration::from_secs(5),
-        fail_traffic_on_panic: false,
-        http: UpstreamHttp {
-            protocol: UpstreamProtocol::Http1,
-            idle_timeout: None,
-            max_connection_duration: None,
-            max_stream_duration: None,
-            max_requests_per_connection: 0,
-            max_headers_count: 100,
-            max_response_headers: 60 << 10,
-            http1: Default::default(),
-        },
-        tcp_idle_timeout: None,
-        socket: SocketTuning::default(),
-        added_via_api: false,
-        hosts: ArcSwap::from_pointee(HostSet { all: vec![host], ..HostSet::default() }),
-        stats: OnceLock::new(),
-    }
+    host.shared.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
+    let hosts = ArcSwap::from_pointee(HostSet { all: vec![host], ..HostSet::default() });
+    Cluster { lb_policy: LbPolicy::Random, hosts, ..fixtures::cluster(name, Discovery::Static) }
 }
 
 fn bootstrap() -> serde_json::Value {
@@ -103,6 +62,7 @@ fn state() -> (AdminState, mpsc::Receiver<AdminCommand>) {
         loaded: SystemTime::UNIX_EPOCH,
         options: Arc::new(json!({"concurrency": 2})),
         log: LogControl::detached(LogLevel::Info),
+        discovery: None,
         commands,
     };
     (state, received)

@@ -113,9 +113,14 @@ pub struct Flags {
     #[arg(long)]
     pub log_stacktrace_single_entry: bool,
 
-    /// How long a drain may take, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    pub drain_time_s: u32,
+    /// Keep the last good discovered configuration in this directory, and serve from it when the control
+    /// plane does not answer at start.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
+    /// How long a drain may take, in seconds. Filter chains that discovery changes or removes keep their
+    /// connections for this long if it is given, else until these end [default: 600].
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_time_s: Option<u32>,
     /// Ask clients to leave little by little, or at once.
     #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
     pub drain_strategy: DrainStrategy,
@@ -202,6 +207,9 @@ pub enum Mode {
     InitOnly,
 }
 
+/// Envoy's default.
+const DRAIN_TIME_S: u32 = 600;
+
 /// `--drain-strategy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DrainStrategy {
@@ -249,7 +257,12 @@ impl Flags {
 
     /// `--drain-time-s`.
     pub fn drain_time(&self) -> Duration {
-        Duration::from_secs(self.drain_time_s.into())
+        Duration::from_secs(self.drain_time_s.unwrap_or(DRAIN_TIME_S).into())
+    }
+
+    /// Whether connections of retired filter chains are closed at the end of the drain time: it was asked for.
+    pub fn drain_ends(&self) -> bool {
+        self.drain_time_s.is_some()
     }
 
     /// `--file-flush-interval-msec`.

@@ -1,7 +1,8 @@
 //! Clusters and hosts: where requests can go.
 //!
 //! A [`Cluster`] is immutable but for its host set, which the control thread swaps whole. A
-//! [`Host`] is shared by all workers and by successive host sets: its counters are atomics.
+//! [`Host`] is shared by all workers and by successive host sets; its counters are atomics, and stay
+//! even when its weight, health or place changes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::discovery::Source;
 use crate::telemetry::stats::ClusterStats;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
@@ -40,11 +42,9 @@ pub struct Cluster {
     pub fail_traffic_on_panic: bool,
     /// HTTP towards the upstream.
     pub http: UpstreamHttp,
-    /// Idle timeout of unassociated pooled TCP connections. Default 10 min; `None` = never.
-    pub tcp_idle_timeout: Option<Duration>,
     /// Socket options for upstream connections.
     pub socket: SocketTuning,
-    /// Aggregates of the extension `envoy.clusters.aggregate` are not here yet; kept for admin.
+    /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
     /// The current hosts.
     pub hosts: ArcSwap<HostSet>,
@@ -78,6 +78,10 @@ pub enum Discovery {
     Eds {
         /// The `ClusterLoadAssignment` to ask for.
         service_name: Arc<str>,
+        /// Where to ask for it.
+        source: Source,
+        /// How long the cluster waits for its first assignment. Default 15 s; `None` = for ever.
+        initial_fetch_timeout: Option<Duration>,
     },
     /// The connection's original destination.
     OriginalDst {
@@ -121,7 +125,7 @@ pub struct DnsName {
 }
 
 /// `dns_lookup_family`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DnsFamily {
     /// IPv6, else IPv4 (Envoy's default).
     Auto,
@@ -164,8 +168,6 @@ pub struct Breakers {
     pub requests: Limit,
     /// Retries in flight. Default 3.
     pub retries: Limit,
-    /// Connection pools. Default unlimited.
-    pub pools: Limit,
     /// Replaces `retries` when set.
     pub retry_budget: Option<RetryBudget>,
     /// Publish `remaining_*` gauges.
@@ -283,7 +285,7 @@ pub struct SocketTuning {
 }
 
 /// TCP keepalive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Keepalive {
     /// Probes before the peer counts as dead.
     pub probes: Option<u32>,
@@ -324,8 +326,6 @@ pub struct HostTemplate {
     pub locality: Arc<Locality>,
     /// Health told by the control plane.
     pub health: Health,
-    /// Further addresses for happy eyeballs.
-    pub additional: Vec<SocketAddr>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -349,8 +349,8 @@ pub enum Health {
     Unhealthy,
 }
 
-/// One endpoint. Identity is the `Arc`: a host that stays across updates keeps its counters and
-/// its pooled connections.
+/// One endpoint as one host set describes it. What outlives a change of that description is in
+/// `shared`: a host that stays across updates keeps its counters and its pooled connections.
 #[derive(Debug)]
 pub struct Host {
     /// Where it listens.
@@ -359,7 +359,14 @@ pub struct Host {
     pub address_text: Arc<str>,
     /// What config says of it.
     pub template: HostTemplate,
-    /// Requests in flight, all workers of this process.
+    /// What the successive descriptions of one endpoint share; its identity is the `Arc`.
+    pub shared: Arc<HostShared>,
+}
+
+/// What is counted of an endpoint, by all workers of this process.
+#[derive(Debug, Default)]
+pub struct HostShared {
+    /// Requests in flight.
     pub active_requests: AtomicU32,
     /// Connections open now.
     pub active_connections: AtomicU32,
@@ -383,14 +390,19 @@ impl Host {
     /// A host with zeroed counters.
     pub fn new(address: Address, template: HostTemplate) -> Arc<Self> {
         let address_text = address.to_string().into();
-        Arc::new(Self {
-            address,
-            address_text,
-            template,
-            active_requests: AtomicU32::new(0),
-            active_connections: AtomicU32::new(0),
-            counters: HostCounters::default(),
-        })
+        Arc::new(Self { address, address_text, template, shared: Arc::default() })
+    }
+
+    /// The same endpoint as `self` with another description: counters and pools stay.
+    pub fn described(&self, template: HostTemplate) -> Arc<Self> {
+        let (address, address_text) = (self.address.clone(), self.address_text.clone());
+        Arc::new(Self { address, address_text, template, shared: self.shared.clone() })
+    }
+
+    /// Whether a host with `template` at the same address is this endpoint: connections to it may go
+    /// on, whatever its weight, health, priority and locality are now.
+    pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
+        self.template.hostname == template.hostname
     }
 
     /// What the control plane says of its health.

@@ -53,8 +53,6 @@ pub struct HttpConnectionManager {
     pub preserve_external_request_id: bool,
     /// Return `x-request-id` on every response.
     pub always_set_request_id_in_response: bool,
-    /// Pack the trace decision into the id (uuid extension; default true).
-    pub pack_trace_reason: bool,
     /// Replace `x-forwarded-proto`'s meaning: overwrite `:scheme` with this.
     pub scheme_overwrite: Option<Bytes>,
     /// RFC 3986 normalisation of the path.
@@ -69,32 +67,63 @@ pub struct HttpConnectionManager {
     pub strip_trailing_host_dot: bool,
     /// Forward `Expect: 100-continue` and 1xx responses.
     pub proxy_100_continue: bool,
-    /// Answer bad HTTP/1 messages and keep the connection.
-    pub stream_error_on_invalid_http_message: bool,
     /// Append the connection's `x-forwarded-port`.
     pub append_x_forwarded_port: bool,
     /// `append_local_overload` and friends do not exist here; timeouts follow.
     pub timeouts: HcmTimeouts,
-    /// Request head limit in bytes. Default 60 KiB.
-    pub max_request_headers: usize,
-    /// Request header fields allowed. Default 100.
-    pub max_headers_count: u32,
+    /// What a request head may be.
+    pub limits: RequestLimits,
     /// Requests per connection; 0 = unlimited.
     pub max_requests_per_connection: u32,
-    /// Headers with underscores.
-    pub underscores: Underscores,
     /// HTTP/1 codec options.
     pub http1: Http1Options,
     /// Upgrades accepted on every route unless the route says otherwise (lower-case names).
     pub upgrades: Vec<Upgrade>,
-    /// How long a draining HTTP/2 connection waits between GOAWAYs. Default 5 s.
-    pub drain_timeout: Duration,
     /// Linger after a local close. Default 1 s.
     pub delayed_close_timeout: Duration,
     /// The body and headers of local replies, when config changes them.
     pub local_reply: Option<LocalReplyRules>,
     /// `forward_client_cert_details`; without TLS the header is removed unless this says always.
     pub always_forward_client_cert: bool,
+}
+
+/// What a request head may be.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Size of the head in bytes. Default 60 KiB.
+    pub max_head: usize,
+    /// Number of fields. Default 100.
+    pub max_fields: usize,
+    /// Accept HTTP/1.0.
+    pub http_10: bool,
+    /// Host for an HTTP/1.0 request without one.
+    pub default_host: Option<Bytes>,
+    /// Accept absolute-form targets. Default true.
+    pub absolute_url: bool,
+    /// Accept a length beside chunked (the length is dropped).
+    pub chunked_length: bool,
+    /// Accept any method token.
+    pub custom_methods: bool,
+    /// Keep the spelling of names.
+    pub preserve_case: bool,
+    /// What to do with names that contain an underscore.
+    pub underscores: Underscores,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            max_head: 60 * 1024,
+            max_fields: 100,
+            http_10: false,
+            default_host: None,
+            absolute_url: true,
+            chunked_length: false,
+            custom_methods: false,
+            preserve_case: false,
+            underscores: Underscores::Allow,
+        }
+    }
 }
 
 /// Timers of the connection manager; `None` = off.
@@ -177,23 +206,15 @@ pub enum Underscores {
     Drop,
 }
 
-/// `Http1ProtocolOptions`.
+/// `Http1ProtocolOptions`, as far as both directions have a use for them; the rest is in [`RequestLimits`].
 #[derive(Clone, Debug, Default)]
 pub struct Http1Options {
-    /// Accept absolute-form targets. Default true (`allow_absolute_url`).
-    pub allow_absolute_url: bool,
-    /// Accept HTTP/1.0 and requests without Host.
-    pub accept_http_10: bool,
-    /// Host for HTTP/1.0 requests without one.
-    pub default_host_for_http_10: Option<Bytes>,
     /// Forward trailers instead of dropping them.
     pub enable_trailers: bool,
     /// Accept `Transfer-Encoding: chunked` beside `Content-Length` (the length is dropped).
     pub allow_chunked_length: bool,
     /// Spelling of header names we write.
     pub header_case: HeaderCase,
-    /// Accept method tokens that are not registered (Envoy: `allow_custom_methods`).
-    pub allow_custom_methods: bool,
 }
 
 /// `header_key_format`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::chain_match::ChainIndex;
 use super::cluster::{Address, SocketTuning};
 use super::http::HttpConnectionManager;
+use super::retirement::Retirement;
 use super::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
@@ -15,6 +16,8 @@ use crate::telemetry::stats::ListenerStats;
 pub struct Listener {
     /// Its name; a listener without one is named by its address.
     pub name: Arc<str>,
+    /// Equal for listeners that differ at most in their filter chains.
+    pub fingerprint: u64,
     /// Where it listens.
     pub address: Address,
     /// An IPv6 socket that takes IPv4 connections too.
@@ -48,7 +51,7 @@ pub struct Listener {
     /// Logs of connections that no filter chain logged.
     pub access_logs: Vec<AccessLog>,
     /// Statistics under `listener.<address>.`.
-    pub stats: ListenerStats,
+    pub stats: Arc<ListenerStats>,
 }
 
 /// A compiled filter chain.
@@ -56,8 +59,10 @@ pub struct Listener {
 pub struct FilterChain {
     /// Its name, possibly empty.
     pub name: Arc<str>,
-    /// Time for the downstream transport handshake.
-    pub handshake_timeout: Option<Duration>,
+    /// Equal for filter chains that are configured alike.
+    pub fingerprint: u64,
+    /// Begins when the chain is changed or removed; its connections read it.
+    pub retirement: Arc<Retirement>,
     /// What serves the connection.
     pub terminal: Terminal,
 }

@@ -8,18 +8,26 @@
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;
+pub mod discovery;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod headers;
 pub mod http;
 pub mod listener;
 pub mod matcher;
 pub mod problems;
 pub mod regex;
+pub mod retirement;
 pub mod route;
 pub mod slot;
+#[cfg(test)]
+mod slot_tests;
 pub mod support;
+mod sync;
 pub mod tcp;
 
 pub use cluster::{Cluster, Host, HostSet};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
 pub use problems::{Problem, Problems};
+pub use retirement::Retirement;
 pub use slot::{Directory, Slot};

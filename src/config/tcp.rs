@@ -77,15 +77,20 @@ impl TcpProxy {
         let before = problems.count();
         let target = match &config.cluster_specifier {
             Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-                Target::Cluster(environment.clusters.slot(name))
+                environment.check_reserved(name, "cluster", problems);
+                Target::Cluster(environment.compiler.clusters.slot(name))
             }
             Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                for (index, cluster) in weighted.clusters.iter().enumerate() {
+                    let field = format_args!("weighted_clusters.clusters[{index}].name");
+                    environment.check_reserved(&cluster.name, field, problems);
+                }
                 Target::Weighted(Weighted::compile(weighted, environment))
             }
             // Reported by the field rules.
             None => return None,
         };
-        let runtime = |key: &str| environment.runtime.number(key);
+        let runtime = |key: &str| environment.compiler.runtime.load().number(key);
         let mut access_logs = Vec::with_capacity(config.access_log.len());
         for (index, log) in config.access_log.iter().enumerate() {
             access_logs.extend(
@@ -123,7 +128,7 @@ impl Weighted {
         let mut sum = 0u64;
         let add = |cluster: &pb::tcp_proxy::weighted_cluster::ClusterWeight| {
             sum = sum.saturating_add(cluster.weight.into());
-            (sum, environment.clusters.slot(&cluster.name))
+            (sum, environment.compiler.clusters.slot(&cluster.name))
         };
         Self { clusters: weighted.clusters.iter().map(add).collect() }
     }

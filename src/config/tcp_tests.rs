@@ -3,12 +3,11 @@ use std::collections::HashMap;
 use serde_json::{json, Value};
 
 use super::*;
-use crate::config::compile::runtime::Runtime;
-use crate::config::slot::Directory;
+use crate::config::compile::Compiler;
 
 fn compile(config: &Value) -> Result<TcpProxy, Vec<String>> {
-    let (clusters, routes, runtime) = (Directory::default(), Directory::default(), Runtime::default());
-    let environment = Environment::new(&clusters, &routes, &runtime);
+    let compiler = Compiler::default();
+    let environment = Environment::new(&compiler);
     let config = outrigger_control_api::load_value::<pb::TcpProxy>(config).expect("a test's own JSON");
     let mut problems = Problems::new();
     let proxy = TcpProxy::compile(&config.message, &environment, &mut problems);

@@ -27,14 +27,21 @@ pub enum Moved {
 }
 
 /// A splice in progress. Holds a pipe only while bytes are in it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bulk {
+    /// Most bytes in the pipe.
+    limit: u64,
     pipe: Option<Lent>,
     /// The source has yielded bytes since it was last waited for.
     fresh: bool,
 }
 
 impl Bulk {
+    /// A splice that holds at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { limit: limit as u64, pipe: None, fresh: false }
+    }
+
     /// Moves up to `left` bytes and says with each step how many were received. Ready when all of them
     /// are written.
     pub fn poll(
@@ -76,7 +83,7 @@ impl Bulk {
                 self.pipe = Pipes::of_thread().lend();
             }
             let Some(pipe) = &mut self.pipe else { return Poll::Ready(Moved::Copy) };
-            match source.try_io(Interest::READABLE, || pipe.fill(source.as_fd(), left)) {
+            match source.try_io(Interest::READABLE, || pipe.fill(source.as_fd(), left.min(self.limit))) {
                 // The end of the stream, or TCP's urgent data, which stops splices: a read tells.
                 Ok(0) => return self.copy(),
                 Ok(count) => {

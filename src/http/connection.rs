@@ -14,7 +14,7 @@ use super::timer::LazyTimer;
 use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::runtime::stream::Stream;
-use crate::telemetry::stats::Held;
+use crate::telemetry::stats::{HcmStats, Held};
 use crate::telemetry::stream_info::ConnectionInfo;
 
 /// What an HTTP/1 connection holds between and during requests.
@@ -30,18 +30,22 @@ pub struct Downstream {
     pub timer: LazyTimer,
     /// Facts for logs.
     pub info: Rc<ConnectionInfo>,
+    /// Most bytes held for the client or from it (`per_connection_buffer_limit_bytes`), soft.
+    pub buffer_limit: usize,
     /// Requests begun.
     pub requests: u32,
     /// When the last request ended, or the connection began.
     pub idle_since: Instant,
 }
 
-/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen.
+/// Serves a connection until it ends. `prefix` was read while the filter chain was chosen;
+/// `buffer_limit` is the listener's.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
     stream: Stream,
     prefix: BytesMut,
+    buffer_limit: usize,
     info: Rc<ConnectionInfo>,
 ) {
     let stats = &manager.stats;
@@ -56,12 +60,14 @@ pub async fn serve(
         output: OutBuf::default(),
         timer: LazyTimer::default(),
         info,
+        buffer_limit,
         requests: 0,
         idle_since: start,
     };
-    let mut remote_closed = false;
+    // Counts the end of the connection when it goes, even if that is while the connection waits.
+    let mut ended = Ended { stats, start, remotely: false };
     loop {
-        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut remote_closed).await {
+        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut ended.remotely).await {
             break;
         }
         // Boxed so that an idle connection does not carry the space of a request.
@@ -72,7 +78,7 @@ pub async fn serve(
                 break;
             }
             Next::Abort => {
-                remote_closed = true;
+                ended.remotely = true;
                 break;
             }
             Next::Reset => {
@@ -81,13 +87,25 @@ pub async fn serve(
             }
         }
     }
-    stats.downstream_cx_destroy.increment(1);
-    if remote_closed {
-        stats.downstream_cx_destroy_remote.increment(1);
-    } else {
-        stats.downstream_cx_destroy_local.increment(1);
+}
+
+/// Its drop is the end of the connection.
+struct Ended<'a> {
+    stats: &'a HcmStats,
+    start: Instant,
+    remotely: bool,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_destroy.increment(1);
+        if self.remotely {
+            self.stats.downstream_cx_destroy_remote.increment(1);
+        } else {
+            self.stats.downstream_cx_destroy_local.increment(1);
+        }
+        self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_secs_f64() * 1000.0);
     }
-    stats.downstream_cx_length_ms.record(start.elapsed().as_secs_f64() * 1000.0);
 }
 
 /// The state of a request is kept this long for the next one, so that a busy connection does not make
@@ -193,4 +211,44 @@ async fn linger(down: &mut Downstream, patience: Duration) {
         }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::config::compile::tests::hcm;
+    use crate::telemetry::fixtures::connection;
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_leaves_no_request_counted() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let body = "x".repeat(4000);
+        let manager = hcm(
+            json!({"route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": body}}}]}]}}),
+        );
+        let worker = Rc::new(Worker::new(Arc::default(), Arc::default()));
+        let info = Rc::new(connection(None, None));
+        let served = serve(worker.clone(), manager, Stream::Unix(server), BytesMut::new(), 1 << 20, info);
+        let mut served = Box::pin(served);
+        // The client asks and never reads, until an answer finds no room.
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while worker.active_requests.get() == 0 {
+                tokio::select! {
+                    biased;
+                    () = served.as_mut() => panic!("the connection is over"),
+                    sent = client.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n") => sent.unwrap(),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        drop(served);
+        assert_eq!(worker.active_requests.get(), 0);
+    }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::connection::Downstream;
 use super::grpc;
-use super::h1::{self, Framing, ParsedRequest, Refusal, RequestLimits};
+use super::h1::{self, Framing, ParsedRequest, Refusal};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
 use super::manager::{self, Stop};
@@ -22,7 +22,7 @@ use super::worker::Worker;
 use crate::config::http::HttpConnectionManager;
 use crate::config::route::{Action, Route, Selection};
 use crate::config::{Known, RequestView};
-use crate::runtime::buffer;
+use crate::runtime::{buffer, Counted};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
@@ -59,6 +59,17 @@ pub struct Exchange<'a> {
     /// The clock as last read: while nothing was waited for, it counts as now.
     pub(super) now: Instant,
     keep_alive: bool,
+    /// Its head was read and its end was not recorded.
+    open: bool,
+}
+
+/// A request whose connection is closed under it has its end, its statistics and its log line too.
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.finish(End::Gone);
+        }
+    }
 }
 
 /// Slow heads are cut after this when config sets no limit: a half request must not be held for ever.
@@ -93,6 +104,7 @@ impl<'a> Exchange<'a> {
             local_body: Bytes::new(),
             now,
             keep_alive: true,
+            open: false,
         }
     }
 
@@ -107,17 +119,17 @@ impl<'a> Exchange<'a> {
         stats.downstream_rq_total.increment(1);
         stats.downstream_rq_http1_total.increment(1);
         let _active = Held::new(&stats.downstream_rq_active);
-        let active = &self.worker.active_requests;
-        active.set(active.get() + 1);
+        let worker = self.worker;
+        let _counted = Counted::new(&worker.active_requests);
         self.down.requests += 1;
+        self.open = true;
         let end = self.serve(parsed).await;
-        let active = &self.worker.active_requests;
-        active.set(active.get().saturating_sub(1));
+        self.open = false;
         self.finish(end)
     }
 
     async fn read_head(&mut self) -> Result<Option<ParsedRequest>, Next> {
-        let limits = request_limits(self.manager);
+        let limits = &self.manager.limits;
         let (deadline, slow) = self.head_deadline();
         loop {
             if self.down.input.starts_with(b"\r\n") {
@@ -125,7 +137,7 @@ impl<'a> Exchange<'a> {
                 let _ = self.down.input.split_to(2);
                 continue;
             }
-            match h1::parse_request(&self.down.input, &limits) {
+            match h1::parse_request(&self.down.input, limits) {
                 Ok(Some(parsed)) => {
                     bytes::Buf::advance(&mut self.down.input, parsed.consumed);
                     buffer::put_back(&mut self.down.input);
@@ -216,7 +228,8 @@ impl<'a> Exchange<'a> {
             Framing::Length(_) => !head.fields.has(Known::ContentLength),
             _ => false,
         };
-        self.upload = Pump::new(framing, chunked, http1.enable_trailers, self.manager.max_request_headers);
+        self.upload = Pump::new(framing, chunked, http1.enable_trailers, self.manager.limits.max_head);
+        self.upload.limit(self.down.buffer_limit);
         if expects_continue && !self.manager.proxy_100_continue {
             head.fields.remove_known(Known::Expect);
             self.down.output.flat().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -437,7 +450,10 @@ impl<'a> Exchange<'a> {
             self.close = true;
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
-        if worker.drain.announces_close(now, self.down.info.inbound, || worker.random()) {
+        let connection = &self.down.info;
+        if worker.drain.announces_close(now, connection.inbound, || worker.random())
+            || connection.retirement.announces_close(now, || worker.random())
+        {
             if !self.close {
                 self.manager.stats.downstream_cx_drain_close.increment(1);
             }
@@ -498,6 +514,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn finish(&mut self, end: End) -> Next {
+        let cut = std::mem::take(&mut self.open) && end == End::Gone;
         let now = if end == End::Done { self.now } else { Instant::now() };
         let since = now.saturating_duration_since(self.info.start);
         let stats = &self.manager.stats;
@@ -514,7 +531,13 @@ impl<'a> Exchange<'a> {
             End::Done => {}
             End::Gone => {
                 self.info.flags.insert(ResponseFlags::DC);
-                self.info.details = Cow::Borrowed("downstream_remote_disconnect");
+                self.info.details = Cow::Borrowed(match cut {
+                    false => "downstream_remote_disconnect",
+                    true if self.down.info.retirement.has_begun() => {
+                        "downstream_local_disconnect(filter_chain_is_being_removed)"
+                    }
+                    true => "downstream_local_disconnect",
+                });
                 stats.downstream_rq_rx_reset.increment(1);
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
@@ -550,20 +573,5 @@ impl<'a> Exchange<'a> {
             End::Gone => Next::Abort,
             End::Broken => Next::Reset,
         }
-    }
-}
-
-fn request_limits(manager: &HttpConnectionManager) -> RequestLimits {
-    let http1 = &manager.http1;
-    RequestLimits {
-        max_head: manager.max_request_headers,
-        max_fields: manager.max_headers_count as usize,
-        http_10: http1.accept_http_10,
-        default_host: http1.default_host_for_http_10.clone(),
-        absolute_url: http1.allow_absolute_url,
-        chunked_length: http1.allow_chunked_length,
-        custom_methods: http1.allow_custom_methods,
-        preserve_case: http1.header_case == crate::config::http::HeaderCase::Preserve,
-        underscores: manager.underscores,
     }
 }

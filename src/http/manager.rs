@@ -204,7 +204,12 @@ fn client_address(
     let hops = manager.xff_num_trusted_hops;
     let (client, internal) = if manager.use_remote_address {
         let client = if hops == 0 { None } else { nth_from_right(head, hops as usize - 1) };
-        let internal = !had_forwarded_for && peer.is_some_and(|peer| is_internal(manager, peer.ip()));
+        let internal = !had_forwarded_for
+            && match peer {
+                Some(peer) => is_internal(manager, peer.ip()),
+                // Without an address of our own, it is a Unix socket and no peer that is gone.
+                None => manager.internal_unix && connection.direct_local.is_none(),
+            };
         if let (Some(peer), false) = (peer, manager.skip_xff_append) {
             if is_canonical_loopback(peer.ip()) {
                 // Loopback means nothing to who reads this elsewhere: this machine stands for it.
@@ -428,8 +433,8 @@ fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
     std::str::from_utf8(address).ok()?.trim().parse().ok()
 }
 
-/// Appends the peer to `x-forwarded-for`, all lines joined into one.
-fn append_forwarded_for(head: &mut RequestHead, address: &[u8]) {
+/// Appends an address to `x-forwarded-for`, all lines joined into one.
+pub(super) fn append_forwarded_for(head: &mut RequestHead, address: &[u8]) {
     append_list_with(head, Known::XForwardedFor, address, b",");
 }
 

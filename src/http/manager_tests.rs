@@ -7,7 +7,6 @@ use serde_json::{json, Value};
 
 use super::*;
 use crate::config::compile::tests::hcm;
-use crate::config::http::Underscores;
 use crate::http::fields::Fields;
 use crate::http::h1::{parse_request, RequestLimits};
 use crate::telemetry::stream_info::Protocol;
@@ -31,35 +30,27 @@ fn worker() -> Worker {
 }
 
 fn connection(peer: &str) -> ConnectionInfo {
-    let remote = Some(SocketAddr::new(peer.parse().expect("an address"), 4444));
-    let local = "127.0.0.1:8080".parse().ok();
-    ConnectionInfo {
-        inbound: false,
-        id: 1,
-        remote,
-        direct_remote: remote,
-        local,
-        direct_local: local,
-        server_name: None,
-        filter_chain: "".into(),
-        start: Instant::now(),
-    }
+    let remote = SocketAddr::new(peer.parse().expect("an address"), 4444);
+    crate::telemetry::fixtures::connection(Some(remote), "127.0.0.1:8080".parse().ok())
 }
 
 fn head(lines: &str) -> RequestHead {
-    let limits = RequestLimits {
-        max_head: 60 * 1024,
-        max_fields: 100,
-        http_10: false,
-        default_host: None,
-        absolute_url: true,
-        chunked_length: false,
-        custom_methods: false,
-        preserve_case: false,
-        underscores: Underscores::Allow,
-    };
     let input = format!("GET / HTTP/1.1\r\nHost: t.test\r\n{lines}\r\n");
-    parse_request(input.as_bytes(), &limits).expect("good").expect("complete").head
+    parse_request(input.as_bytes(), &RequestLimits::default()).expect("good").expect("complete").head
+}
+
+#[test]
+fn a_peer_on_a_unix_socket_is_internal_if_config_says_so() {
+    let unix = crate::telemetry::fixtures::connection(None, None);
+    let gone = crate::telemetry::fixtures::connection(None, "127.0.0.1:8080".parse().ok());
+    for (connection, says_so, internal) in [(&unix, true, true), (&unix, false, false), (&gone, true, false)]
+    {
+        let config =
+            json!({"use_remote_address": true, "internal_address_config": {"unix_sockets": says_so}});
+        let mut head = head("x-envoy-retry-on: 5xx\r\n");
+        assert!(prepare_request(&manager(&config), &mut head, connection, &worker()).is_ok());
+        assert_eq!(head.fields.has(Known::XEnvoyRetryOn), internal, "{connection:?}, {says_so}");
+    }
 }
 
 fn prepared(options: &Value, peer: &str, lines: &str) -> Result<RequestHead, Stop> {

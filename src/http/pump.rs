@@ -12,7 +12,7 @@ use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
 use crate::runtime::stream::Stream;
 
-/// Nothing more is read while this much waits to be written.
+/// Nothing more is read while this much waits to be written, or less where config says so.
 const HIGH_WATER: usize = 64 * 1024;
 
 /// Why a body stopped.
@@ -42,6 +42,8 @@ pub struct Pump {
     /// Trailers as received.
     pub received_trailers: Option<Fields>,
     read_size: usize,
+    /// Most bytes held, as config has it: what is in memory at a time, or in a pipe.
+    limit: usize,
     /// The kernel may move a large body: nobody here looks at its bytes.
     unseen: bool,
     bulk: Option<Bulk>,
@@ -60,6 +62,7 @@ impl Pump {
             progress: false,
             received_trailers: None,
             read_size: FIRST_READ,
+            limit: usize::MAX,
             unseen: false,
             bulk: None,
         };
@@ -71,6 +74,22 @@ impl Pump {
     pub fn unseen(mut self) -> Self {
         self.unseen = true;
         self
+    }
+
+    /// Holds at most `limit` bytes, but for what a read of [`FIRST_READ`] bytes brings; the least of
+    /// several limits counts. 64 KiB in memory are never exceeded.
+    pub fn limit(&mut self, limit: usize) {
+        self.limit = self.limit.min(limit);
+    }
+
+    /// Nothing more is read while this much waits to be written.
+    fn high_water(&self) -> usize {
+        self.limit.min(HIGH_WATER)
+    }
+
+    /// Drops trailers unless `keep`.
+    pub fn keep_trailers(&mut self, keep: bool) {
+        self.trailers &= keep;
     }
 
     /// Whether it is written chunked.
@@ -121,7 +140,7 @@ impl Pump {
                 return Poll::Ready(Ok(()));
             }
             if self.unseen && !self.chunked && self.decoder.remaining().is_some_and(|left| left >= WORTH) {
-                self.bulk = Some(Bulk::default());
+                self.bulk = Some(Bulk::new(self.limit));
                 continue;
             }
             match poll_read(source, input, self.read_size, context) {
@@ -133,7 +152,7 @@ impl Pump {
                 Poll::Ready(Ok(count)) => {
                     self.progress = true;
                     if count >= self.read_size / 2 {
-                        self.read_size = BULK_READ;
+                        self.read_size = self.limit.clamp(FIRST_READ, BULK_READ);
                     }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
@@ -188,7 +207,7 @@ impl Pump {
             if self.received {
                 return Poll::Ready(Ok(()));
             }
-            if out.len() >= HIGH_WATER {
+            if out.len() >= self.high_water() {
                 return Poll::Pending;
             }
             match poll_read(source, input, self.read_size, context) {
@@ -207,7 +226,7 @@ impl Pump {
         out: &mut OutBuf,
         each: &mut impl FnMut(&[u8]),
     ) -> Result<(), Refusal> {
-        while !self.received && out.len() < HIGH_WATER {
+        while !self.received && out.len() < self.high_water() {
             match self.decoder.next(input)? {
                 BodyEvent::More => return Ok(()),
                 BodyEvent::Data(length) => {

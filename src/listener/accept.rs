@@ -1,6 +1,7 @@
 //! Accepting connections: from a listening socket to the filter chain that serves each.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,16 +9,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::inspect::{self, InspectError, Inspected, Patience};
+use super::live::Share;
+use super::sessions::Sessions;
 use crate::config::chain_match::ConnectionFacts;
 use crate::config::cluster::Discovery;
 use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
-use crate::runtime::drain::Stop;
-use crate::runtime::{Acceptor, Stream};
-use crate::tcp::{Dial, DialContext, DialError, Dialed};
+use crate::runtime::socket::tune_accepted;
+use crate::runtime::{Acceptor, Counted, Stream};
+use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
-use crate::telemetry::stats::Held;
+use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::pool::ConnectionPermit;
 use crate::upstream::{PickContext, UpstreamError};
@@ -31,11 +34,19 @@ pub struct Census {
     pub relays: Cell<usize>,
     /// When the last one was accepted.
     pub last_accept: Cell<Instant>,
+    /// Each of them, where drains have an end.
+    pub sessions: Option<Sessions>,
 }
 
-impl Default for Census {
-    fn default() -> Self {
-        Self { connections: Cell::new(0), relays: Cell::new(0), last_accept: Cell::new(Instant::now()) }
+impl Census {
+    /// No connections. `drains_end`: those of retired filter chains may have to be closed.
+    pub fn new(drains_end: bool) -> Self {
+        Self {
+            connections: Cell::new(0),
+            relays: Cell::new(0),
+            last_accept: Cell::new(Instant::now()),
+            sessions: drains_end.then(Sessions::default),
+        }
     }
 }
 
@@ -44,55 +55,95 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// Pause of the accept loop when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `stop` concerns the listener and the accept queue is empty.
+/// Most connections that are taken from the queue of a listener that has stopped.
+const MAX_WAITING: usize = 1 << 16;
+
+/// Accepts until the listener is stopped and the accept queue is empty. Each connection is served by what
+/// the listener is when it is accepted.
 pub async fn run(
     worker: Rc<Worker>,
-    listener: Arc<Listener>,
+    share: Share,
     acceptor: Acceptor,
     census: Rc<Census>,
-    stop: tokio::sync::watch::Receiver<Stop>,
     cut: tokio::sync::watch::Receiver<bool>,
 ) {
-    let mut stop = stop;
+    let start = |stream: Stream| {
+        let listener = share.get();
+        tune_accepted(&stream, &listener.socket);
+        census.last_accept.set(Instant::now());
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let served = serve(worker.clone(), listener, stream, id, census.clone(), cut.clone());
+        let task = tokio::task::spawn_local(served);
+        if let Some(sessions) = &census.sessions {
+            sessions.opened(id, task.abort_handle());
+        }
+    };
+    let exhausted = || share.get().stats.downstream_cx_overflow.increment(1);
+    let mut orders = share.orders();
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = acceptor.accept(&listener.socket) => accepted,
-            _ = stop.wait_for(|stop| stop.concerns(&listener)) => return,
+            changed = orders.changed() => {
+                let orders = *orders.borrow_and_update();
+                if changed.is_err() || orders.stop {
+                    break;
+                }
+                // A queue of another length is no reason to stop.
+                let _ = acceptor.set_backlog(orders.backlog);
+                continue;
+            }
+            accepted = poll_fn(|context| acceptor.poll_accept(context)) => accepted,
         };
         match accepted {
-            Ok(stream) => {
-                census.last_accept.set(Instant::now());
-                let served = serve(worker.clone(), listener.clone(), stream, census.clone(), cut.clone());
-                tokio::task::spawn_local(served);
-            }
+            Ok(stream) => start(stream),
             Err(error) if is_exhausted(&error) => {
-                listener.stats.downstream_cx_overflow.increment(1);
+                exhausted();
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
             }
             // The client gave up while it waited to be accepted.
             Err(_) => {}
         }
     }
+    // Whoever waits has been told that the connection stands: closing now would reset it.
+    for _ in 0..MAX_WAITING {
+        match acceptor.accept_waiting() {
+            Ok(Some(stream)) => start(stream),
+            Ok(None) => break,
+            Err(error) if is_exhausted(&error) => {
+                exhausted();
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+            Err(_) => {}
+        }
+    }
+    // The share says that the socket is open.
+    drop(acceptor);
+    drop(share);
 }
 
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Counts a connection while it lives.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
+/// An open connection. Its drop is the connection's end, however that comes.
+struct Opened<'a> {
+    id: u64,
+    census: &'a Census,
+    stats: Arc<ListenerStats>,
+    start: Instant,
+    /// Past inspection.
+    inspected: bool,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Opened<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        if let Some(sessions) = &self.census.sessions {
+            sessions.closed(self.id);
+        }
+        self.stats.downstream_cx_destroy.increment(1);
+        if self.inspected {
+            self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_secs_f64() * 1000.0);
+        }
     }
 }
 
@@ -100,15 +151,20 @@ async fn serve(
     worker: Rc<Worker>,
     listener: Arc<Listener>,
     stream: Stream,
+    id: u64,
     census: Rc<Census>,
     mut cut: tokio::sync::watch::Receiver<bool>,
 ) {
     let _counted = Counted::new(&census.connections);
     let start = Instant::now();
-    let stats = &listener.stats;
+    let stats = listener.stats.clone();
+    let mut opened = Opened { id, census: &census, stats: stats.clone(), start, inspected: false };
     stats.downstream_cx_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_active);
-    let (local, remote) = (stream.local_addr(), stream.peer_addr());
+    let (direct_local, remote) = (stream.local_addr(), stream.peer_addr());
+    // A connection that was not redirected keeps its address.
+    let restored = listener.inspect.original_dst.then(|| stream.original_dst().ok()).flatten();
+    let local = restored.or(direct_local);
     let inspected = if listener.inspect.tls || listener.inspect.http {
         let _before = Held::new(&stats.downstream_pre_cx_active);
         let patience = Patience {
@@ -126,31 +182,38 @@ async fn serve(
                     }
                 };
                 counter.increment(1);
-                stats.downstream_cx_destroy.increment(1);
                 return;
             }
         }
     } else {
         Inspected::default()
     };
+    opened.inspected = true;
     let chain = choose(&listener, &inspected, local, remote);
+    if let (Some(sessions), Some(chain)) = (&census.sessions, &chain) {
+        sessions.chosen(id, &chain.retirement);
+    }
     let info = Rc::new(ConnectionInfo {
+        retirement: chain.as_ref().map(|chain| chain.retirement.clone()).unwrap_or_default(),
         inbound: listener.direction == Direction::Inbound,
-        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        id,
         remote,
         direct_remote: remote,
         local,
-        direct_local: local,
+        direct_local,
         server_name: inspected.server_name,
         filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
         start,
     });
     if let Some(chain) = &chain {
+        // A connection keeps its filter chain alive, and not the listener that was swapped meanwhile.
+        let limit = listener.per_connection_buffer_limit;
+        drop(listener);
         let prefix = inspected.prefix;
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {
-                crate::http::connection::serve(worker, manager, stream, prefix, info).await;
+                crate::http::connection::serve(worker, manager, stream, prefix, limit, info).await;
             }
             Terminal::Tcp(proxy) => {
                 let _relay = Counted::new(&census.relays);
@@ -159,7 +222,8 @@ async fn serve(
                     // An error means that the worker is ending, which cuts as well.
                     let _ = cut.wait_for(|cut| *cut).await;
                 };
-                Box::pin(crate::tcp::serve(proxy, stream, prefix, info, &dialler, cut)).await;
+                let client = Client { stream, prefix, buffer_limit: limit, info };
+                Box::pin(crate::tcp::serve(proxy, client, &dialler, cut)).await;
             }
             Terminal::Echo => {
                 // A client that goes away ends its echo.
@@ -177,8 +241,6 @@ async fn serve(
         }
         log_unmatched(&listener, &worker, info);
     }
-    stats.downstream_cx_destroy.increment(1);
-    stats.downstream_cx_length_ms.record(start.elapsed().as_secs_f64() * 1000.0);
 }
 
 fn choose(
@@ -224,7 +286,7 @@ impl Dial for Dialler<'_> {
 
     async fn dial(
         &self,
-        cluster: &Slot<Cluster>,
+        cluster: &Arc<Slot<Cluster>>,
         context: DialContext,
     ) -> Result<Dialed<Self::Permit>, DialError> {
         let none = |flag| DialError { flag, details: "".into(), host: None };

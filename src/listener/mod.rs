@@ -2,3 +2,5 @@
 
 pub mod accept;
 pub mod inspect;
+pub mod live;
+pub mod sessions;

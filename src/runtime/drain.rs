@@ -1,9 +1,10 @@
-//! Draining as a value that connections read.
+//! Draining the process, as a value that connections read.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::listener::{Direction, Listener};
+use crate::config::Retirement;
 
 /// Which listeners have stopped accepting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,28 +29,12 @@ impl Stop {
     }
 }
 
-/// Tells connections whether to announce their close.
-#[derive(Debug)]
+/// Tells connections whether to announce their close because the process is leaving.
+#[derive(Debug, Default)]
 pub struct Drain {
-    draining: AtomicBool,
-    epoch: Instant,
-    started_ms: AtomicU64,
-    /// Over this long the share of closing responses rises to one; zero = at once.
-    window_ms: AtomicU64,
+    retirement: Retirement,
     /// Only connections of inbound listeners are told.
     inbound_only: AtomicBool,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self {
-            draining: AtomicBool::new(false),
-            epoch: Instant::now(),
-            started_ms: AtomicU64::new(0),
-            window_ms: AtomicU64::new(0),
-            inbound_only: AtomicBool::new(false),
-        }
-    }
 }
 
 impl Drain {
@@ -58,31 +43,20 @@ impl Drain {
     /// spares the connections of listeners that are not inbound.
     pub fn start(&self, window: Option<Duration>, inbound_only: bool) {
         self.inbound_only.store(inbound_only, Ordering::Relaxed);
-        let window = window.map_or(0, |window| u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
-        self.window_ms.store(window, Ordering::Relaxed);
-        let started = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.started_ms.store(started, Ordering::Relaxed);
-        self.draining.store(true, Ordering::Release);
+        self.retirement.begin(Instant::now(), window);
     }
 
     /// Whether draining has started.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.retirement.has_begun()
     }
 
     /// Whether a response sent now, on a connection that is `inbound` or not, announces the close; `random`
     /// decides while the share grows.
+    #[inline]
     pub fn announces_close(&self, now: Instant, inbound: bool, random: impl FnOnce() -> u64) -> bool {
-        if !self.draining.load(Ordering::Relaxed) || self.inbound_only.load(Ordering::Relaxed) && !inbound {
-            return false;
-        }
-        let window = self.window_ms.load(Ordering::Relaxed);
-        if window == 0 {
-            return true;
-        }
-        let now = now.saturating_duration_since(self.epoch).as_millis() as u64;
-        let elapsed = now.saturating_sub(self.started_ms.load(Ordering::Relaxed));
-        elapsed >= window || random() % window < elapsed
+        self.retirement.announces_close(now, random)
+            && (inbound || !self.inbound_only.load(Ordering::Relaxed))
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod drain;
+pub mod listeners;
 pub mod process;
 pub mod socket;
 pub mod stream;
@@ -12,3 +13,4 @@ pub mod worker;
 
 pub use process::{run, RunError};
 pub use stream::{Acceptor, Stream};
+pub use worker::Counted;

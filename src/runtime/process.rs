@@ -1,25 +1,25 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
-use std::cell::RefCell;
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::drain::{Drain, Stop};
+use super::listeners::{DrainPolicy, ListenerError, ListenerManager};
 use super::socket::{self, Bound, ListenError, ListenOptions};
-use super::worker::{self, Assignment, Status};
-use crate::admin::{AdminCommand, AdminState, BootstrapSource, ListenerStatus};
+use super::worker::{self, Assignment, Command, Status};
+use crate::admin::{AdminCommand, AdminState, BootstrapSource};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
-use crate::config::cluster::{Address, Discovery};
+use crate::config::cluster::{self, Address};
 use crate::config::compile::CompiledBootstrap;
 use crate::config::listener::Listener;
+use crate::config::{Cluster, Directory};
+use crate::discovery::{Discovery, Serving};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{Managers, Server, ServerState};
@@ -28,14 +28,9 @@ use crate::upstream::dns;
 /// Why the process cannot run. The text is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A listener's socket.
-    #[error("listener {name}: {source}")]
-    Listen {
-        /// The listener.
-        name: Arc<str>,
-        /// Why.
-        source: ListenError,
-    },
+    /// A listener.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
     /// The admin port.
     #[error("admin: {0}")]
     Admin(ListenError),
@@ -61,44 +56,35 @@ pub fn run(compiled: CompiledBootstrap, flags: Flags, log: LogControl) -> Result
     // Without the raised limit the process serves fewer connections, but it serves.
     let _ = socket::raise_nofile_limit();
     let workers = flags.workers().max(1);
-    let mut sockets = Vec::new();
-    for listener in compiled.listeners.iter().filter(|listener| listener.bind_to_port) {
-        let options = ListenOptions {
-            reuse_port: listener.reuse_port,
-            backlog: listener.backlog,
-            ipv4_compat: listener.ipv4_compat,
-            mode: (listener.pipe_mode != 0).then_some(listener.pipe_mode),
-            ..ListenOptions::default()
-        };
-        let fail = |source| RunError::Listen { name: listener.name.clone(), source };
-        let first = socket::listen(&listener.address, &options).map_err(fail)?;
-        sockets.push((listener.clone(), first, options));
-    }
+    let (senders, commands): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    // A port that cannot be had ends the process before anything is begun.
+    let mut listeners = ListenerManager::new(DrainPolicy::new(&flags), senders);
+    listeners.start(compiled.listeners.clone())?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(serve(compiled, flags, log, sockets, workers))
+    control.block_on(serve(compiled, flags, log, Arc::new(Mutex::new(listeners)), commands))
 }
 
-type Socket = (Arc<Listener>, Bound, ListenOptions);
+/// The listeners, for those on the control thread that change them. Never locked across an await.
+pub type SharedListeners = Arc<Mutex<ListenerManager>>;
+
+fn lock(listeners: &Mutex<ListenerManager>) -> MutexGuard<'_, ListenerManager> {
+    listeners.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Workers {
     threads: Vec<JoinHandle<std::io::Result<()>>>,
     statuses: Vec<Arc<Status>>,
-    stop: watch::Sender<Stop>,
     end: watch::Sender<bool>,
-    addresses: Vec<std::net::SocketAddr>,
-    inodes: Vec<u64>,
-    /// One handle on each listener's first socket, to steer its group until the listener stops.
-    handles: RefCell<Vec<(Arc<Listener>, Bound)>>,
-    count: usize,
 }
 
 async fn serve(
     compiled: CompiledBootstrap,
     flags: Flags,
     log: LogControl,
-    sockets: Vec<Socket>,
-    count: usize,
+    listeners: SharedListeners,
+    commands: Vec<mpsc::UnboundedReceiver<Command>>,
 ) -> Result<(), RunError> {
+    let count = commands.len();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
@@ -106,11 +92,14 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
-    let statuses = listener_statuses(&sockets);
-    let clusters = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
-    let managers = Managers::new(clusters, sockets.len(), count);
-    let workers = start_workers(&compiled, &drain, sockets, count)?;
-    let (commands, mut requests) = mpsc::channel(16);
+    let filled = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
+    let _managers = Managers::new(filled);
+    let mut discovery = compiled.discovery.as_ref().map(|config| {
+        let state = flags.state_dir.as_deref();
+        Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
+    });
+    let clusters = compiled.clusters.clone();
+    let (worker_commands, (commands, mut requests)) = (commands, mpsc::channel(16));
     let (admin_stop, admin_stopped) = watch::channel(false);
     if let Some(admin) = &compiled.admin {
         let node = Arc::new(compiled.dump.node().clone());
@@ -118,13 +107,14 @@ async fn serve(
         let state = AdminState {
             server: server.clone(),
             clusters: compiled.clusters.clone(),
-            listeners: Arc::new(ArcSwap::from_pointee(statuses)),
+            listeners: lock(&listeners).statuses(),
             bootstrap: BootstrapSource(Arc::new(move || dump.to_json())),
             node,
             loaded: SystemTime::now(),
             options: Arc::new(serde_json::json!({ "concurrency": count })),
             log,
             commands,
+            discovery: discovery.as_ref().map(Discovery::view),
         };
         let bound = bind_admin(&admin.address).await?;
         if let Some(address) = bound.local_addr() {
@@ -135,15 +125,29 @@ async fn serve(
         }
         serve_admin(bound, state, admin_stopped)?;
     }
+    server.set_state(ServerState::Initializing);
+    // The first configuration is waited for, as in Envoy; who connects meanwhile waits in the queue.
+    while let Some(waiting) = discovery.as_mut().filter(|discovery| !discovery.is_initialized()) {
+        tokio::select! {
+            happening = waiting.next() => waiting.handle(happening, &mut Discovered(&listeners)),
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            command = requests.recv() => {
+                if let Some(AdminCommand::Quit) = command {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    let workers = start_workers(clusters, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
-    managers.started();
+    lock(&listeners).started();
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
-    let mut steered = true;
     let graceful = loop {
         let later = async {
             match stop_later {
@@ -157,16 +161,17 @@ async fn serve(
         tokio::select! {
             which = later => {
                 stop_later = None;
-                managers.stopped(workers.stop(which));
+                lock(&listeners).stop(which);
             }
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
             _ = reopen.recv() => access_log::reopen_all(),
+            () = follow(&mut discovery, &listeners) => {}
             _ = tick.tick() => {
                 let open: usize = workers.statuses.iter().map(|s| s.connections.load(Ordering::Relaxed)).sum();
                 server.connections().store(open as u64, Ordering::Relaxed);
                 server.refresh();
-                steered = steered && !workers.stop_steering();
+                lock(&listeners).tick(Instant::now());
             }
             command = requests.recv() => match command {
                 Some(AdminCommand::Quit) => break false,
@@ -175,7 +180,7 @@ async fn serve(
                     if !graceful {
                         // As in Envoy: open connections are not told.
                         if !skip_exit {
-                            managers.stopped(workers.stop(which));
+                            lock(&listeners).stop(which);
                         }
                     } else if !drain.is_draining() {
                         drain.start(strategy(&flags, true), inbound_only);
@@ -198,12 +203,14 @@ async fn serve(
         // The port goes to whoever replaces us.
         let _ = admin_stop.send(true);
         tokio::select! {
-            () = finish(&workers, flags.drain_time()) => {}
+            () = finish(&workers, &listeners, flags.drain_time()) => {}
+            // Endpoints change while requests are finished.
+            () = async { loop { follow(&mut discovery, &listeners).await } } => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     }
-    workers.stop(Stop::All);
+    lock(&listeners).stop(Stop::All);
     let _ = workers.end.send(true);
     for thread in workers.threads {
         if let Ok(Err(error)) = thread.join() {
@@ -223,7 +230,7 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
     let mut answers = Vec::new();
     for slot in compiled.clusters.all() {
         let Some(cluster) = slot.get() else { continue };
-        if matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) {
+        if matches!(cluster.discovery, cluster::Discovery::StrictDns(_) | cluster::Discovery::LogicalDns(_)) {
             let (first, answer) = oneshot::channel();
             answers.push(answer);
             tokio::spawn(dns::follow_announcing(cluster, first));
@@ -237,69 +244,64 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
     }
 }
 
-fn listener_statuses(sockets: &[Socket]) -> Vec<ListenerStatus> {
-    let address = |listener: &Listener, bound: &Bound| {
-        bound.local_addr().map_or_else(|| listener.address.clone(), Address::Ip)
-    };
-    sockets
-        .iter()
-        .map(|(listener, bound, _)| ListenerStatus {
-            name: listener.name.clone(),
-            addresses: vec![address(listener, bound)],
-        })
-        .collect()
+/// Listeners as discovery changes them.
+struct Discovered<'a>(&'a Mutex<ListenerManager>);
+
+impl Serving for Discovered<'_> {
+    fn update(&mut self, removed: &[&str], added: Vec<Listener>) -> Vec<Result<(), String>> {
+        let results = lock(self.0).update(removed, added);
+        let told = |result: Result<_, ListenerError>| match result {
+            // As in Envoy, the bootstrap's listener stays and the control plane is not told.
+            Err(error @ ListenerError::Static(_)) => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            result => result.map(drop).map_err(|error| error.to_string()),
+        };
+        results.into_iter().map(told).collect()
+    }
+
+    fn set_warming(&mut self, listeners: usize) {
+        lock(self.0).set_warming(listeners);
+    }
+}
+
+/// Takes one step of discovery; never ends where there is none.
+async fn follow(discovery: &mut Option<Discovery>, listeners: &Mutex<ListenerManager>) {
+    match discovery {
+        Some(discovery) => {
+            let happening = discovery.next().await;
+            discovery.handle(happening, &mut Discovered(listeners));
+        }
+        None => std::future::pending().await,
+    }
 }
 
 fn start_workers(
-    compiled: &CompiledBootstrap,
+    clusters: Arc<Directory<Cluster>>,
     drain: &Arc<Drain>,
-    sockets: Vec<Socket>,
-    count: usize,
+    flags: &Flags,
+    commands: Vec<mpsc::UnboundedReceiver<Command>>,
 ) -> Result<Workers, RunError> {
-    let (stop, stopped) = watch::channel(Stop::None);
     let (end, ended) = watch::channel(false);
-    let mut shares: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-    let mut addresses = Vec::new();
-    let mut handles = Vec::new();
-    let mut inodes = Vec::new();
-    for (listener, first, options) in sockets {
-        let fail = |source| RunError::Listen { name: listener.name.clone(), source };
-        let bound_address = first.local_addr();
-        addresses.extend(bound_address.filter(|_| listener.reuse_port));
-        let address = bound_address.map_or_else(|| listener.address.clone(), Address::Ip);
-        for (index, share) in shares.iter_mut().enumerate() {
-            let own = if index > 0 && listener.reuse_port && matches!(address, Address::Ip(_)) {
-                socket::listen(&address, &options).map_err(fail)?
-            } else {
-                // Without SO_REUSEPORT the workers share one accept queue.
-                first.try_clone()?
-            };
-            if let Bound::Tcp(own) = &own {
-                inodes.push(socket::inode(own.as_fd())?);
-            }
-            share.push((listener.clone(), own));
-        }
-        handles.push((listener, first));
-    }
     let mut threads = Vec::new();
     let mut statuses = Vec::new();
-    for (index, listeners) in shares.into_iter().enumerate() {
+    for (index, commands) in commands.into_iter().enumerate() {
         let status = Arc::new(Status::default());
         statuses.push(status.clone());
         let assignment = Assignment {
             index,
-            listeners,
-            clusters: compiled.clusters.clone(),
+            commands,
+            drains_end: flags.drain_ends(),
+            clusters: clusters.clone(),
             drain: drain.clone(),
             status,
-            stop: stopped.clone(),
             end: ended.clone(),
         };
         let thread = std::thread::Builder::new().name(format!("worker_{index}"));
         threads.push(thread.spawn(move || worker::run(assignment))?);
     }
-    let handles = RefCell::new(handles);
-    Ok(Workers { threads, statuses, stop, end, addresses, inodes, handles, count })
+    Ok(Workers { threads, statuses, end })
 }
 
 /// Binds the admin port; the process we replace may need a moment to let go of it.
@@ -334,7 +336,7 @@ fn serve_admin(bound: Bound, state: AdminState, mut stop: watch::Receiver<bool>)
 
 /// Waits until the process may end: a successor took the ports and our connections are gone, or
 /// nobody has spoken for a while, or the time is up.
-async fn finish(workers: &Workers, limit: Duration) {
+async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, limit: Duration) {
     let start = Instant::now();
     let deadline = start + limit;
     // Sockets stay open for latecomers until this long before the end.
@@ -346,14 +348,16 @@ async fn finish(workers: &Workers, limit: Duration) {
         if now >= deadline {
             return;
         }
-        if stop_after.is_none() && workers.handed_over() {
+        let mut listeners = lock(listeners);
+        if stop_after.is_none() && listeners.handed_over() {
             stop_after = Some(now + HANDSHAKE_GRACE);
         }
         if now >= stop_at || stop_after.is_some_and(|at| now >= at) {
-            workers.stop(Stop::All);
+            listeners.stop(Stop::All);
         }
+        let stopped = listeners.is_closed();
+        drop(listeners);
         let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
-        let stopped = workers.statuses.iter().all(|status| status.stopped.load(Ordering::Acquire));
         let connections = sum(|status| status.connections.load(Ordering::Relaxed));
         let busy = sum(|status| status.busy.load(Ordering::Relaxed));
         let quiet =
@@ -366,53 +370,5 @@ async fn finish(workers: &Workers, limit: Duration) {
         if reported && busy == 0 && Duration::from_millis(quiet) >= QUIET {
             return;
         }
-    }
-}
-
-impl Workers {
-    /// Closes the listening sockets of the listeners concerned; says how many listeners that were.
-    fn stop(&self, which: Stop) -> usize {
-        let mut handles = self.handles.borrow_mut();
-        let before = handles.len();
-        // A handle of ours would keep the port open.
-        handles.retain(|(listener, _)| !which.concerns(listener));
-        self.stop.send_if_modified(|stop| {
-            let more = *stop < which;
-            *stop = which.max(*stop);
-            more
-        });
-        before - handles.len()
-    }
-
-    /// Takes off what a predecessor left on our ports to send new connections here: a rule made for
-    /// its sockets and ours would pick out one of our workers. False while it still listens.
-    fn stop_steering(&self) -> bool {
-        if self.addresses.iter().any(|address| socket::foreign_listener(*address, &self.inodes)) {
-            return false;
-        }
-        for (_, handle) in self.handles.borrow().iter() {
-            if let Bound::Tcp(listener) = handle {
-                // A kernel that cannot take it off cannot have put it on.
-                let _ = socket::stop_steering(listener.as_fd());
-            }
-        }
-        true
-    }
-
-    /// Whether another process listens on all our ports; new connections then go to it alone.
-    fn handed_over(&self) -> bool {
-        let taken = |address| socket::foreign_listener(address, &self.inodes);
-        if self.addresses.is_empty() || !self.addresses.iter().copied().all(taken) {
-            return false;
-        }
-        for (_, handle) in self.handles.borrow().iter() {
-            if let Bound::Tcp(listener) = handle {
-                // Our sockets came first in the group. Where steering is not possible the kernel goes
-                // on spreading connections until we close.
-                let first_of_theirs = u32::try_from(self.count).unwrap_or(u32::MAX);
-                let _ = socket::steer_new_connections(listener.as_fd(), first_of_theirs);
-            }
-        }
-        true
     }
 }

@@ -2,6 +2,7 @@
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
 #![allow(unsafe_code)] // receive, steering, affinity, interfaces and resource limits have no safe wrapper here.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
@@ -114,6 +115,32 @@ impl Bound {
     }
 }
 
+/// Changes the accept backlog of a socket that listens.
+pub fn set_backlog(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Changes the permission bits of a Unix socket's path.
+pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if is_abstract(path) {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Accepts a connection that waits on `listener`, asking the kernel and not an event of the past; `None`
+/// when none does.
+pub(super) fn accept_waiting(listener: BorrowedFd<'_>) -> io::Result<Option<Socket>> {
+    match SockRef::from(&listener).accept() {
+        Ok((socket, _)) => {
+            socket.set_nonblocking(true)?;
+            Ok(Some(socket))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Binds and listens. A Unix path that holds a socket is taken over, as Envoy does; `@name` is the
 /// abstract namespace.
 pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, ListenError> {
@@ -172,8 +199,8 @@ fn listen_unix(path: &Path, options: &ListenOptions) -> io::Result<UnixListener>
         }
     }
     socket.bind(&SockAddr::unix(kernel_path(path))?)?;
-    if let (Some(mode), false) = (options.mode, abstract_name) {
-        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    if let Some(mode) = options.mode {
+        set_mode(path, mode)?;
     }
     socket.listen(backlog(options))?;
     Ok(socket.into())
@@ -328,32 +355,38 @@ pub fn inode(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))?.ino())
 }
 
-/// Whether a socket that is not one of ours (`own_inodes`, see [`inode`]) listens on exactly this
-/// address and port in our network namespace: a successor or predecessor process. False when the
-/// kernel's tables cannot be read.
-pub fn foreign_listener(local: SocketAddr, own_inodes: &[u64]) -> bool {
-    let table = match local {
-        SocketAddr::V4(_) => "/proc/self/net/tcp",
-        SocketAddr::V6(_) => "/proc/self/net/tcp6",
-    };
-    // A file of the kernel's, but with no promise of being UTF-8.
-    let table = std::fs::read(table).unwrap_or_default();
-    String::from_utf8_lossy(&table)
-        .lines()
-        .filter_map(listening)
-        .any(|(address, inode)| address == local && !own_inodes.contains(&inode))
+/// Those of `addresses` on which, address and port exactly, a socket listens in our network namespace
+/// that is not one of ours (`own_inodes`, see [`inode`]): one of a successor or predecessor process.
+/// None when the kernel's tables cannot be read.
+pub fn foreign_listeners(addresses: &[SocketAddr], own_inodes: &[u64]) -> HashSet<SocketAddr> {
+    let mut found = HashSet::new();
+    for (table, is_wanted) in [
+        ("/proc/self/net/tcp", SocketAddr::is_ipv4 as fn(&SocketAddr) -> bool),
+        ("/proc/self/net/tcp6", SocketAddr::is_ipv6),
+    ] {
+        if !addresses.iter().any(is_wanted) {
+            continue;
+        }
+        // With a line for every connection of the namespace, it can be long.
+        let table = std::fs::read(table).unwrap_or_default();
+        let listeners = table.split(|byte| *byte == b'\n').filter_map(listening);
+        let foreign = listeners.filter(|(_, inode)| !own_inodes.contains(inode));
+        found.extend(foreign.map(|(address, _)| address).filter(|address| addresses.contains(address)));
+    }
+    found
 }
 
 /// Address and inode of a line of `/proc/net/tcp` or `tcp6`, if it is a listening socket's.
-fn listening(line: &str) -> Option<(SocketAddr, u64)> {
-    const LISTEN: &str = "0A";
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (address, port) = fields.next()?.split_once(':')?;
+fn listening(line: &[u8]) -> Option<(SocketAddr, u64)> {
+    const LISTEN: &[u8] = b"0A";
+    let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).skip(1);
+    let local = fields.next()?;
     if fields.nth(1)? != LISTEN {
         return None;
     }
     // Skipped: queues, timer, retransmits, user, timeout.
-    let inode = fields.nth(5)?.parse().ok()?;
+    let inode = text(fields.nth(5)?)?.parse().ok()?;
+    let (address, port) = text(local)?.split_once(':')?;
     // Words of the address as it lies in memory, read as numbers of this machine.
     let word = |index: usize| {
         let digits = address.get(8 * index..8 * index + 8)?;
@@ -371,6 +404,11 @@ fn listening(line: &str) -> Option<(SocketAddr, u64)> {
         _ => return None,
     };
     Some((SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?), inode))
+}
+
+/// What the kernel writes is ASCII.
+fn text(field: &[u8]) -> Option<&str> {
+    std::str::from_utf8(field).ok()
 }
 
 /// Sends every new connection of the `SO_REUSEPORT` group of `socket` to the group's member

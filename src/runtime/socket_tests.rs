@@ -221,20 +221,26 @@ fn closing_after_steering_loses_nothing() {
 }
 
 #[test]
-fn a_foreign_listener_is_told_from_our_own() {
-    for address in [any(), Address::Ip((std::net::Ipv6Addr::LOCALHOST, 0).into())] {
-        let (first, second) = listeners(&address);
-        let local = first.local_addr().unwrap();
-        let own = [inode(first.as_fd()).unwrap(), inode(second.as_fd()).unwrap()];
-        assert_ne!(own[0], own[1]);
-        assert!(!foreign_listener(local, &own));
-        assert!(foreign_listener(local, &own[..1]));
-        assert!(foreign_listener(local, &own[1..]));
-        drop(second);
-        assert!(!foreign_listener(local, &own[..1]));
-        drop(first);
-        assert!(!foreign_listener(local, &[]));
-    }
+fn foreign_listeners_are_told_from_our_own() {
+    let sets = [any(), Address::Ip((std::net::Ipv6Addr::LOCALHOST, 0).into())].map(|a| listeners(&a));
+    let [v4, v6] = [&sets[0], &sets[1]].map(|(first, _)| first.local_addr().unwrap());
+    let inodes = |(first, second): &(TcpListener, TcpListener)| {
+        [first, second].map(|socket| inode(socket.as_fd()).unwrap())
+    };
+    let own = [inodes(&sets[0]), inodes(&sets[1])].concat();
+    assert_ne!(own[0], own[1]);
+    let found = |addresses: &[SocketAddr], own: &[u64]| {
+        let mut found: Vec<_> = foreign_listeners(addresses, own).into_iter().collect();
+        found.sort();
+        found
+    };
+    assert_eq!(found(&[v4, v6], &own), []);
+    assert_eq!(found(&[v4, v6], &own[1..]), [v4]);
+    assert_eq!(found(&[v6], &own[1..]), [], "not asked for");
+    assert_eq!(found(&[v4, v6], &own[..3]), [v6]);
+    assert_eq!(found(&[v4, v6], &[]), [v4, v6]);
+    drop(sets);
+    assert_eq!(found(&[v4, v6], &[]), []);
 }
 
 #[test]
@@ -244,10 +250,10 @@ fn lines_of_the_kernels_table() {
     };
     let local = u32::from_ne_bytes([127, 0, 0, 1]);
     let expected = Some((SocketAddr::from(([127, 0, 0, 1], 8080)), 4711));
-    assert_eq!(listening(&line("0A", &format!("{local:08X}"))), expected);
-    assert_eq!(listening(&line("01", &format!("{local:08X}"))), None);
+    assert_eq!(listening(line("0A", &format!("{local:08X}")).as_bytes()), expected);
+    assert_eq!(listening(line("01", &format!("{local:08X}")).as_bytes()), None);
     for broken in ["", "0A", "\u{e4}\u{e4}\u{e4}\u{e4}", "ZZZZZZZZ"] {
-        assert_eq!(listening(&line("0A", broken)), None, "{broken}");
+        assert_eq!(listening(line("0A", broken).as_bytes()), None, "{broken}");
     }
 }
 

@@ -281,6 +281,29 @@ impl Acceptor {
         Ok(stream)
     }
 
+    /// A connection that waits in the accept queue, without waiting for one and not yet tuned. Finds what
+    /// the runtime has not heard of yet.
+    pub fn accept_waiting(&self) -> io::Result<Option<Stream>> {
+        Ok(match self {
+            Acceptor::Tcp(listener) => match socket::accept_waiting(listener.as_fd())? {
+                Some(accepted) => Some(TcpStream::from_std(accepted.into())?.into()),
+                None => None,
+            },
+            Acceptor::Unix(listener) => match socket::accept_waiting(listener.as_fd())? {
+                Some(accepted) => Some(UnixStream::from_std(accepted.into())?.into()),
+                None => None,
+            },
+        })
+    }
+
+    /// Changes the accept backlog.
+    pub fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        match self {
+            Acceptor::Tcp(listener) => socket::set_backlog(listener.as_fd(), backlog),
+            Acceptor::Unix(listener) => socket::set_backlog(listener.as_fd(), backlog),
+        }
+    }
+
     /// The address listened on; `None` for Unix sockets.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {

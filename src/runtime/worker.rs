@@ -1,5 +1,6 @@
 //! A worker: one thread, one current-thread runtime, its own listening sockets and pools.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,32 +8,41 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::drain::{Drain, Stop};
+use super::drain::Drain;
 use super::socket::Bound;
 use super::stream::Acceptor;
-use crate::config::listener::Listener;
-use crate::config::{Cluster, Directory};
+use crate::config::{Cluster, Directory, Retirement};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
+use crate::listener::live::Share;
 
 /// What a worker is started with.
 pub struct Assignment {
     /// Its number, from 0.
     pub index: usize,
-    /// Listeners and this worker's socket of each.
-    pub listeners: Vec<(Arc<Listener>, Bound)>,
+    /// What it is told to do. What waits here at the start is done before the worker counts as ready.
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    /// Connections of retired filter chains are closed some day.
+    pub drains_end: bool,
     /// All clusters.
     pub clusters: Arc<Directory<Cluster>>,
     /// The process's drain.
     pub drain: Arc<Drain>,
     /// What the worker reports.
     pub status: Arc<Status>,
-    /// Which listeners accept no more connections.
-    pub stop: watch::Receiver<Stop>,
     /// Becomes true when the worker is to end, whatever it does.
     pub end: watch::Receiver<bool>,
+}
+
+/// What a worker is told by the control thread.
+#[derive(Debug)]
+pub enum Command {
+    /// To accept connections of a listener on this socket, until that is stopped.
+    Listen(Share, Bound),
+    /// To close the connections of these filter chains.
+    Cut(Arc<[Arc<Retirement>]>),
 }
 
 /// What a worker reports to the control thread.
@@ -46,8 +56,23 @@ pub struct Status {
     pub quiet_ms: AtomicU64,
     /// It accepts connections.
     pub ready: AtomicBool,
-    /// Its listening sockets are closed.
-    pub stopped: AtomicBool,
+}
+
+/// Counts something while it lives.
+pub struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    /// One more.
+    pub fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// How often idle connections are looked through and the clock is followed.
@@ -69,14 +94,23 @@ pub fn run(assignment: Assignment) -> io::Result<()> {
 }
 
 async fn serve(assignment: Assignment) -> io::Result<()> {
-    let Assignment { listeners, clusters, drain, status, stop, mut end, .. } = assignment;
+    let Assignment { mut commands, drains_end, clusters, drain, status, mut end, .. } = assignment;
     let worker = Rc::new(Worker::new(clusters, drain.clone()));
-    let census = Rc::new(Census::default());
-    let mut accepting = Vec::new();
-    for (listener, bound) in listeners {
-        let acceptor = Acceptor::new(bound)?;
-        let task = accept::run(worker.clone(), listener, acceptor, census.clone(), stop.clone(), end.clone());
-        accepting.push(tokio::task::spawn_local(task));
+    let census = Rc::new(Census::new(drains_end));
+    let cut = end.clone();
+    let obey = |command: Command| -> io::Result<()> {
+        match command {
+            Command::Listen(share, bound) => {
+                let acceptor = Acceptor::new(bound)?;
+                let accepting = accept::run(worker.clone(), share, acceptor, census.clone(), cut.clone());
+                tokio::task::spawn_local(accepting);
+            }
+            Command::Cut(retired) => census.sessions.iter().for_each(|sessions| sessions.cut(&retired)),
+        }
+        Ok(())
+    };
+    while let Ok(command) = commands.try_recv() {
+        obey(command)?;
     }
     status.ready.store(true, Ordering::Release);
     let mut last_sweep = Instant::now();
@@ -85,6 +119,11 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
         tokio::select! {
             biased;
             _ = end.wait_for(|end| *end) => return Ok(()),
+            Some(command) = commands.recv() => {
+                if let Err(error) = obey(command) {
+                    tracing::error!("a worker cannot take a listening socket: {error}");
+                }
+            }
             () = tokio::time::sleep(pause) => {}
         }
         let now = Instant::now();
@@ -98,8 +137,5 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
         let last = census.last_accept.get().max(worker.last_request.get());
         let quiet = u64::try_from(now.saturating_duration_since(last).as_millis()).unwrap_or(u64::MAX);
         status.quiet_ms.store(quiet, Ordering::Relaxed);
-        if accepting.iter().all(tokio::task::JoinHandle::is_finished) {
-            status.stopped.store(true, Ordering::Release);
-        }
     }
 }

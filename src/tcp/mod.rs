@@ -12,7 +12,7 @@ pub mod splice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-pub use proxy::serve;
+pub use proxy::{serve, Client};
 
 use crate::config::{Cluster, Host, Slot};
 use crate::runtime::Stream;
@@ -25,7 +25,7 @@ pub struct DialContext {
     pub attempt: u32,
     /// The client's address, when hash-based balancing is to go by it.
     pub hash_source: Option<SocketAddr>,
-    /// Where the client meant to go, for original-destination clusters.
+    /// Where the client meant to go, if it was redirected here; for original-destination clusters.
     pub local: Option<SocketAddr>,
 }
 
@@ -66,7 +66,7 @@ pub trait Dial {
     /// One attempt. `cluster` was not empty when it was looked at.
     async fn dial(
         &self,
-        cluster: &Slot<Cluster>,
+        cluster: &Arc<Slot<Cluster>>,
         context: DialContext,
     ) -> Result<Dialed<Self::Permit>, DialError>;
 }

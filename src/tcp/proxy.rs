@@ -22,17 +22,28 @@ use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, WallClock};
 
-/// Serves `downstream` until it is done, `cut` completes (the end of a drain), or the future is
-/// dropped; either way the access log is written once at the end. `prefix` holds the bytes already
-/// read from it.
+/// A client as it was accepted.
+#[derive(Debug)]
+pub struct Client {
+    /// Its connection.
+    pub stream: Stream,
+    /// The bytes already read from it.
+    pub prefix: BytesMut,
+    /// The listener's `per_connection_buffer_limit_bytes`.
+    pub buffer_limit: usize,
+    /// Facts for logs.
+    pub info: Rc<ConnectionInfo>,
+}
+
+/// Serves `client` until it is done, `cut` completes (the end of a drain), or the future is dropped;
+/// either way the access log is written once at the end.
 pub async fn serve<D: Dial>(
     proxy: Arc<TcpProxy>,
-    downstream: Stream,
-    prefix: BytesMut,
-    connection: Rc<ConnectionInfo>,
+    client: Client,
     dialler: &D,
     cut: impl Future<Output = ()>,
 ) {
+    let Client { stream: downstream, prefix, buffer_limit, info: connection } = client;
     proxy.stats.downstream_cx_total.increment(1);
     let deadline = deadline(&proxy);
     let mut session = Session::new(proxy, connection);
@@ -60,7 +71,8 @@ pub async fn serve<D: Dial>(
     let proxy = session.proxy.clone();
     let meter = Counts::new(&proxy, &cluster);
     let pipes = Pipes::of_thread();
-    let limits = Limits { idle: proxy.idle_timeout, deadline };
+    let buffer = buffer_limit.min(cluster.per_connection_buffer_limit).max(1);
+    let limits = Limits { idle: proxy.idle_timeout, deadline, buffer };
     let traffic = session.traffic.clone();
     let end = {
         let mut relaying = pin!(relay(
@@ -124,7 +136,7 @@ impl Session {
     async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         loop {
             let slot = self.proxy.target.draw().cloned();
-            let found = slot.and_then(|slot| slot.get().map(|cluster| (slot, cluster)));
+            let found = slot.and_then(|slot| slot.wake().map(|cluster| (slot, cluster)));
             let Some((slot, cluster)) = found else {
                 self.proxy.stats.downstream_cx_no_route.increment(1);
                 self.info.flags.insert(ResponseFlags::NC);
@@ -140,7 +152,7 @@ impl Session {
             let context = DialContext {
                 attempt,
                 hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
-                local: self.info.connection.local,
+                local: self.info.connection.restored(),
             };
             match dialler.dial(&slot, context).await {
                 Ok(dialed) => {

@@ -17,6 +17,7 @@ use crate::config::listener::Terminal;
 use crate::config::{Host, Slot};
 use crate::runtime::socket;
 use crate::tcp::DialError;
+use crate::telemetry::fixtures::connection;
 use crate::telemetry::metrics::snapshot;
 
 /// Compiles a proxy named `name` as part of a bootstrap, logging into `log`.
@@ -72,7 +73,7 @@ struct Script {
 impl Dial for Script {
     type Permit = Rc<()>;
 
-    async fn dial(&self, _: &Slot<Cluster>, context: DialContext) -> Result<Dialed<Rc<()>>, DialError> {
+    async fn dial(&self, _: &Arc<Slot<Cluster>>, context: DialContext) -> Result<Dialed<Rc<()>>, DialError> {
         self.contexts.borrow_mut().push(context);
         let host = |address| Host::new(Address::Ip(address), HostTemplate::default());
         let next = self.outcomes.borrow_mut().pop_front();
@@ -121,24 +122,16 @@ impl Rig {
         let (client, accepted) =
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
-        let connection = Rc::new(ConnectionInfo {
-            inbound: false,
-            id: 1,
-            remote: Some(remote),
-            direct_remote: Some(remote),
-            local: None,
-            direct_local: None,
-            server_name: None,
-            filter_chain: "".into(),
-            start: std::time::Instant::now(),
-        });
+        let connection = Rc::new(connection(Some(remote), Some(front.local_addr().unwrap())));
         let (cut, mut cutting) = tokio::sync::watch::channel(false);
         let serving = tokio::task::spawn_local({
             let (proxy, script) = (proxy.clone(), script.clone());
             async move {
                 let cut = async move { drop(cutting.wait_for(|cut| *cut).await) };
                 let prefix = BytesMut::from(&b"pre"[..]);
-                serve(proxy, downstream.into(), prefix, connection, &*script, cut).await;
+                let client =
+                    Client { stream: downstream.into(), prefix, buffer_limit: 1 << 20, info: connection };
+                serve(proxy, client, &*script, cut).await;
             }
         });
         let client = client.unwrap();
@@ -197,6 +190,7 @@ fn a_connection_and_its_record() {
         assert_eq!(rig.client.read(&mut [0; 10]).await.unwrap(), 0);
         let context = rig.script.contexts.borrow()[0];
         assert_eq!(context.hash_source, Some(rig.client.local_addr().unwrap()));
+        assert_eq!(context.local, None, "nobody redirected it");
         let (lines, _proxy) = rig.finish().await;
         assert_eq!(lines.len(), 1);
         check(

@@ -79,12 +79,21 @@ pub enum Side {
 }
 
 /// Limits of a relay; `None` = none.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Longest time without a byte in either direction.
     pub idle: Option<Duration>,
     /// When it ends whatever happens.
     pub deadline: Option<Instant>,
+    /// Most bytes that a direction holds for a slow reader, at least 1. In memory, 64 KiB are never
+    /// exceeded.
+    pub buffer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { idle: None, deadline: None, buffer: usize::MAX }
+    }
 }
 
 /// How a relay ended. The streams are still open; those of a failed relay are set to reset when
@@ -115,8 +124,8 @@ pub async fn relay(
     pipes: &Rc<Pipes>,
 ) -> End {
     traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
-    let mut up = Half::new(prefix, pipes);
-    let mut down = Half::new(BytesMut::new(), pipes);
+    let mut up = Half::new(prefix, pipes, limits.buffer);
+    let mut down = Half::new(BytesMut::new(), pipes, limits.buffer);
     let mut broken = None;
     let mut active = Instant::now();
     let mut cut = pin!(cut);
@@ -282,6 +291,8 @@ struct Half {
     /// A pipe with bytes that the target has not taken.
     pipe: Option<Lent>,
     pipes: Rc<Pipes>,
+    /// Most bytes held.
+    limit: usize,
     mode: Mode,
     /// The source was read since the task woke up.
     fresh: bool,
@@ -299,9 +310,9 @@ enum Mode {
 }
 
 impl Half {
-    fn new(pending: BytesMut, pipes: &Rc<Pipes>) -> Self {
+    fn new(pending: BytesMut, pipes: &Rc<Pipes>, limit: usize) -> Self {
         let (state, mode) = (State::Open, Mode::Copy(0));
-        Self { state, pending, pipe: None, pipes: pipes.clone(), mode, fresh: false }
+        Self { state, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false }
     }
 
     fn held(&self) -> usize {
@@ -423,14 +434,18 @@ impl Half {
         target: &Stream,
         wrote: &Cell<u64>,
     ) -> Result<Option<usize>, (At, io::Error)> {
-        let result = with_scratch(|scratch| match source.try_read(scratch) {
-            Ok(count) => {
-                let bytes = scratch.get(..count).unwrap_or_default();
-                self.hand_on(bytes, target, wrote).map_err(|error| (At::Target, error)).map(|()| Some(count))
-            }
-            Err(error) if would_block(&error) => Ok(None),
-            Err(error) => Err((At::Source, error)),
-        });
+        let most = self.limit.min(SCRATCH);
+        let result =
+            with_scratch(|scratch| match source.try_read(scratch.get_mut(..most).unwrap_or_default()) {
+                Ok(count) => {
+                    let bytes = scratch.get(..count).unwrap_or_default();
+                    self.hand_on(bytes, target, wrote)
+                        .map_err(|error| (At::Target, error))
+                        .map(|()| Some(count))
+                }
+                Err(error) if would_block(&error) => Ok(None),
+                Err(error) => Err((At::Source, error)),
+            });
         if let (Ok(Some(count)), Mode::Copy(row)) = (&result, self.mode) {
             let row = if *count >= BIG || row < 0 { row.saturating_add_unsigned(*count) } else { 0 };
             self.mode = if row >= BULK as isize { Mode::Splice(0) } else { Mode::Copy(row) };
@@ -462,12 +477,12 @@ impl Half {
         let Some(pipe) = &mut self.pipe else {
             return Ok(None);
         };
-        let fresh = self.fresh;
+        let (fresh, limit) = (self.fresh, self.limit as u64);
         // TCP's urgent data stops splices but not reads: a ready stream that yields nothing, and one
         // that seems to be at its end, are asked again with a read.
         let mut ask_again = false;
         let filled = source.try_io(Interest::READABLE, || {
-            let filled = pipe.fill(source.as_fd(), u64::MAX);
+            let filled = pipe.fill(source.as_fd(), limit);
             ask_again = match &filled {
                 Ok(count) => *count == 0,
                 Err(error) => would_block(error) && !fresh && source.try_peek(&mut [0]).is_ok(),

@@ -308,12 +308,13 @@ async fn fill(client: &mut TcpStream) -> usize {
 
 #[test]
 fn a_slow_reader_stops_its_sender() {
-    for pipes in [8, 0] {
+    for (pipes, buffer) in [(8, usize::MAX), (0, usize::MAX), (8, 32 << 10), (0, 4 << 10)] {
         run(async {
-            let mut rig = rig(Options { pipes, ..Options::default() }).await;
+            let limits = Limits { buffer, ..Limits::default() };
+            let mut rig = rig(Options { pipes, limits, ..Options::default() }).await;
             let total = fill(&mut rig.client).await;
             let held = rig.traffic.from_downstream.get() - rig.traffic.to_upstream.get();
-            let most = if pipes > 0 { 1 << 20 } else { 64 << 10 };
+            let most = buffer.min(if pipes > 0 { 1 << 20 } else { 64 << 10 }) as u64;
             assert!(held > 0 && held <= most, "{held} bytes held");
             assert!(rig.counts.paused.get() > 0);
             assert_eq!(rig.counts.paused.get(), rig.counts.resumed.get() + 1);
@@ -429,7 +430,7 @@ fn urgent_bytes_do_not_stall_a_splice() {
 #[test]
 fn idle_means_no_byte_either_way() {
     run_paused(async {
-        let limits = Limits { idle: Some(Duration::from_secs(3600)), deadline: None };
+        let limits = Limits { idle: Some(Duration::from_secs(3600)), ..Limits::default() };
         let mut rig = rig(Options { limits, ..Options::default() }).await;
         let start = Instant::now();
         tokio::time::sleep(Duration::from_secs(1800)).await;
@@ -447,7 +448,8 @@ fn idle_means_no_byte_either_way() {
 fn a_deadline_ends_it_even_when_busy() {
     run_paused(async {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let limits = Limits { idle: Some(Duration::from_secs(45)), deadline: Some(deadline) };
+        let limits =
+            Limits { idle: Some(Duration::from_secs(45)), deadline: Some(deadline), ..Limits::default() };
         let mut rig = rig(Options { limits, ..Options::default() }).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         rig.client.write_all(b"x").await.unwrap();

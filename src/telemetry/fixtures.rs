@@ -1,5 +1,6 @@
 //! A stream and heads for the tests of this room.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -31,21 +32,28 @@ impl HeaderView for Head {
     }
 }
 
+/// A connection, numbered 1, from `remote` to `local`.
+pub(crate) fn connection(remote: Option<SocketAddr>, local: Option<SocketAddr>) -> ConnectionInfo {
+    ConnectionInfo {
+        inbound: false,
+        retirement: Arc::default(),
+        id: 1,
+        remote,
+        direct_remote: remote,
+        local,
+        direct_local: local,
+        server_name: None,
+        filter_chain: "".into(),
+        start: Instant::now(),
+    }
+}
+
 /// A finished request: 200 after 12 ms, from 10.0.0.9:4444 by way of 127.0.0.1:8080 to 10.1.1.1:80.
 pub(crate) fn stream() -> StreamInfo {
     let peer = "10.0.0.9:4444".parse().ok();
     let local = "127.0.0.1:8080".parse().ok();
-    let connection = ConnectionInfo {
-        inbound: false,
-        id: 7,
-        remote: peer,
-        direct_remote: peer,
-        local,
-        direct_local: local,
-        server_name: Some("sni.example".into()),
-        filter_chain: "".into(),
-        start: Instant::now(),
-    };
+    let connection =
+        ConnectionInfo { id: 7, server_name: Some("sni.example".into()), ..connection(peer, local) };
     let start_time = UNIX_EPOCH + Duration::from_millis(1_795_235_329_739);
     let start = Instant::now();
     let mut info = StreamInfo::new(Rc::new(connection), start, WallClock::at(start, start_time));

@@ -85,36 +85,19 @@ crate::stats! {
     }
 }
 
-/// The resources of the bootstrap, as `cluster_manager.` and `listener_manager.` show them.
+/// The clusters of the bootstrap, as `cluster_manager.` shows them for as long as this lives.
 #[derive(Debug)]
 pub struct Managers {
     clusters: ClusterManagerStats,
-    listeners: ListenerManagerStats,
 }
 
 impl Managers {
-    /// So many clusters and listeners were read, the listeners for this many workers.
-    pub fn new(clusters: usize, listeners: usize, workers: usize) -> Self {
-        let managers = Self {
-            clusters: ClusterManagerStats::new(&Scope::cluster_manager()),
-            listeners: ListenerManagerStats::new(&Scope::listener_manager()),
-        };
+    /// So many clusters were read.
+    pub fn new(clusters: usize) -> Self {
+        let managers = Self { clusters: ClusterManagerStats::new(&Scope::cluster_manager()) };
         managers.clusters.cluster_added.increment(clusters as u64);
         managers.clusters.active_clusters.set(clusters as f64);
-        managers.listeners.listener_added.increment(listeners as u64);
-        managers.listeners.total_listeners_active.set(listeners as f64);
-        managers.listeners.listener_create_success.increment((listeners * workers) as u64);
         managers
-    }
-
-    /// All workers accept connections.
-    pub fn started(&self) {
-        self.listeners.workers_started.set(1.0);
-    }
-
-    /// So many listeners accept no more connections.
-    pub fn stopped(&self, listeners: usize) {
-        self.listeners.listener_stopped.increment(listeners as u64);
     }
 }
 

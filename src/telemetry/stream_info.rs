@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::Host;
+use crate::config::{Host, Retirement};
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug, Clone)]
@@ -30,6 +30,15 @@ pub struct ConnectionInfo {
     pub start: Instant,
     /// Whether its listener is inbound.
     pub inbound: bool,
+    /// Whether its filter chain is leaving.
+    pub retirement: Arc<Retirement>,
+}
+
+impl ConnectionInfo {
+    /// Where the client meant to go, if that is not our end of the socket.
+    pub fn restored(&self) -> Option<SocketAddr> {
+        self.local.filter(|local| Some(*local) != self.direct_local)
+    }
 }
 
 /// HTTP version of a stream.

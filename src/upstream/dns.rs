@@ -236,9 +236,12 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
         for address in &target.addresses {
             let address = Address::Ip(*address);
             let same = known.get_mut(&address).and_then(|hosts| {
-                let at = hosts.iter().position(|host| host.template == *template)?;
+                let equal = |host: &&Arc<Host>| host.template == *template;
+                let at = hosts.iter().position(equal);
+                let at = at.or_else(|| hosts.iter().position(|host| host.is_same_endpoint(template)))?;
                 // Each host once: two equal names make two hosts, as in Envoy.
-                Some(hosts.remove(at).clone())
+                let host = hosts.remove(at);
+                Some(if equal(&host) { host.clone() } else { host.described(template.clone()) })
             });
             hosts.push(same.unwrap_or_else(|| Host::new(address, template.clone())));
         }

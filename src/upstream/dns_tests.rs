@@ -1,14 +1,10 @@
 use std::collections::HashMap;
 use std::net::UdpSocket;
-use std::sync::OnceLock;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
 use super::*;
-use crate::config::cluster::{
-    Breakers, HostTemplate, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
-};
+use crate::config::cluster::HostTemplate;
+use crate::config::fixtures;
 use crate::telemetry::metrics::snapshot;
 
 /// What the server answers to a name: addresses of either family, or a response code.
@@ -96,44 +92,7 @@ fn dns(server: SocketAddr, names: &[&str]) -> Dns {
 }
 
 fn cluster(name: &str, discovery: Discovery) -> Arc<Cluster> {
-    let breakers = || Breakers {
-        connections: Limit::new(1024),
-        pending: Limit::new(1024),
-        requests: Limit::new(1024),
-        retries: Limit::new(3),
-        pools: Limit::new(u32::MAX),
-        retry_budget: None,
-        track_remaining: false,
-        per_host_connections: None,
-    };
-    Arc::new(Cluster {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery,
-        lb_policy: LbPolicy::RoundRobin,
-        connect_timeout: Duration::from_secs(5),
-        per_connection_buffer_limit: 1 << 20,
-        breakers: [breakers(), breakers()],
-        panic_threshold: 50,
-        overprovisioning: 140,
-        cleanup_interval: Duration::from_secs(5),
-        fail_traffic_on_panic: false,
-        http: UpstreamHttp {
-            protocol: UpstreamProtocol::Http1,
-            idle_timeout: None,
-            max_connection_duration: None,
-            max_stream_duration: None,
-            max_requests_per_connection: 0,
-            max_headers_count: 100,
-            max_response_headers: 60 << 10,
-            http1: Default::default(),
-        },
-        tcp_idle_timeout: None,
-        socket: SocketTuning::default(),
-        added_via_api: false,
-        hosts: ArcSwap::default(),
-        stats: OnceLock::new(),
-    })
+    Arc::new(fixtures::cluster(name, discovery))
 }
 
 fn addresses(cluster: &Cluster) -> Vec<String> {

@@ -15,7 +15,7 @@ pub mod pool;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::config::{Cluster, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
@@ -28,48 +28,80 @@ pub use pool::{HostPool, UpstreamConnection};
 /// One worker's view of all clusters.
 #[derive(Debug, Default)]
 pub struct Upstreams {
-    locals: RefCell<Vec<Option<Rc<ClusterLocal>>>>,
+    /// By [`Slot::index`].
+    places: RefCell<Vec<Option<Place>>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// Where the cluster came from; a worker's state must not keep the name in use.
+    slot: Weak<Slot<Cluster>>,
+    local: Rc<ClusterLocal>,
+}
+
+impl Place {
+    /// Whether the cluster is still the one in its slot.
+    fn is_current(&self) -> bool {
+        let slot = self.slot.upgrade();
+        slot.is_some_and(|slot| slot.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &self.local.cluster)))
+    }
 }
 
 impl Upstreams {
     /// The worker's state for the cluster now in `slot`; made on first use, made anew when the slot
     /// was swapped. `None` while the slot is empty.
-    pub fn cluster(&self, slot: &Slot<Cluster>) -> Option<Rc<ClusterLocal>> {
+    pub fn cluster(&self, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
+        let mut places = self.places.borrow_mut();
         let current = slot.load();
+        if let (Some(current), Some(Some(place))) = (current.as_ref(), places.get(slot.index())) {
+            if Arc::ptr_eq(&place.local.cluster, current) {
+                place.local.touch();
+                return Some(place.local.clone());
+            }
+        }
+        drop(current);
+        Self::renew(&mut places, slot)
+    }
+
+    /// The slow part of [`Upstreams::cluster`]: nobody here has used this cluster, or it changed.
+    #[cold]
+    fn renew(places: &mut Vec<Option<Place>>, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
         let index = slot.index();
-        let mut locals = self.locals.borrow_mut();
-        let Some(current) = current.as_ref() else {
-            if let Some(place) = locals.get_mut(index) {
+        let Some(current) = slot.wake() else {
+            if let Some(place) = places.get_mut(index) {
                 *place = None;
             }
             return None;
         };
-        if let Some(Some(local)) = locals.get(index) {
-            if Arc::ptr_eq(&local.cluster, current) {
-                return Some(local.clone());
-            }
+        if places.len() <= index {
+            places.resize_with(index + 1, || None);
         }
-        if locals.len() <= index {
-            locals.resize_with(index + 1, || None);
-        }
-        let local = Rc::new(ClusterLocal::new(current.clone()));
+        let local = Rc::new(ClusterLocal::new(current));
         // `resize_with` above made the place.
-        locals[index] = Some(local.clone());
+        places[index] = Some(Place { slot: Arc::downgrade(slot), local: local.clone() });
         Some(local)
     }
 
     /// Closes pooled connections that the peer closed, that sent bytes nobody asked for, or that
-    /// idled too long. Called about once a second.
+    /// idled too long; lets go of clusters that were replaced or removed, or that nobody uses. Called
+    /// about once a second.
     pub fn sweep(&self, now: std::time::Instant) {
-        let locals: Vec<_> = self.locals.borrow().iter().flatten().cloned().collect();
-        for local in locals {
+        let locals: Vec<_> = self.places.borrow().iter().flatten().map(|place| place.local.clone()).collect();
+        for local in &locals {
             local.sweep(now);
+        }
+        drop(locals);
+        for entry in self.places.borrow_mut().iter_mut() {
+            let unused = |local: &Rc<ClusterLocal>| Rc::strong_count(local) == 1 && local.is_idle(now);
+            if entry.as_ref().is_some_and(|place| !place.is_current() || unused(&place.local)) {
+                *entry = None;
+            }
         }
     }
 
     /// Drops every pooled connection (shutdown).
     pub fn close_idle(&self) {
-        self.locals.borrow_mut().clear();
+        self.places.borrow_mut().clear();
     }
 }
 

@@ -107,8 +107,8 @@ impl RequestPermit {
         let stats = cluster.stats();
         stats.upstream_rq_total.increment(1);
         stats.upstream_rq_active.increment(1.0);
-        host.active_requests.fetch_add(1, Ordering::Relaxed);
-        host.counters.rq_total.fetch_add(1, Ordering::Relaxed);
+        host.shared.active_requests.fetch_add(1, Ordering::Relaxed);
+        host.shared.counters.rq_total.fetch_add(1, Ordering::Relaxed);
         Some(Self { permit, host: host.clone() })
     }
 }
@@ -116,7 +116,7 @@ impl RequestPermit {
 impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.permit.cluster.stats().upstream_rq_active.decrement(1.0);
-        self.host.active_requests.fetch_sub(1, Ordering::Relaxed);
+        self.host.shared.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -9,8 +9,8 @@ use crate::config::HostSet;
 /// What a pick may depend on.
 #[derive(Debug, Default)]
 pub struct PickContext<'a> {
-    /// Hosts already tried for this request (indices into the host set), to be avoided.
-    pub avoid: &'a [*const crate::config::Host],
+    /// Hosts already tried for this request, to be avoided.
+    pub avoid: &'a [*const crate::config::cluster::HostShared],
     /// How often to pick again to avoid them (`host_selection_retry_max_attempts`).
     pub repicks: u32,
 }
@@ -70,7 +70,7 @@ impl Picker {
         let mut chosen = self.pick_once(set, rng)?;
         for _ in 0..context.repicks {
             let host = set.all.get(chosen)?;
-            if !context.avoid.contains(&std::sync::Arc::as_ptr(host)) {
+            if !context.avoid.contains(&std::sync::Arc::as_ptr(&host.shared)) {
                 break;
             }
             chosen = self.pick_once(set, rng)?;
@@ -133,7 +133,8 @@ impl Source {
             return None;
         }
         let host = |index: u32| set.all.get(index as usize);
-        let active = |index: u32| host(index).map_or(0, |host| host.active_requests.load(Ordering::Relaxed));
+        let active =
+            |index: u32| host(index).map_or(0, |host| host.shared.active_requests.load(Ordering::Relaxed));
         if let Some(edf) = &mut self.weighted {
             return edf.pick(|index| {
                 let weight = host(index).map_or(1.0, |host| f64::from(host.template.weight.max(1)));
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn least_request_prefers_the_idle_host() {
         let set = set(&[(1, 0, Health::Healthy), (1, 0, Health::Healthy)]);
-        set.all[0].active_requests.store(50, Ordering::Relaxed);
+        set.all[0].shared.active_requests.store(50, Ordering::Relaxed);
         let policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
         let seen = shares(&policy, &set, 1000);
         assert!(
@@ -249,7 +250,7 @@ mod tests {
         let set = set(&[(1, 0, Health::Healthy); 3]);
         let mut rng = fastrand::Rng::with_seed(3);
         let mut picker = Picker::new(&LbPolicy::RoundRobin, &set, false, &mut rng);
-        let tried = [std::sync::Arc::as_ptr(&set.all[1])];
+        let tried = [std::sync::Arc::as_ptr(&set.all[1].shared)];
         let context = PickContext { avoid: &tried, repicks: 3 };
         for _ in 0..30 {
             assert_ne!(picker.pick(&set, &context, &mut rng), Some(1));

@@ -162,7 +162,7 @@ impl Drop for ConnectionPermit {
             }
         }
         stats.upstream_cx_length_ms.record(self.opened.elapsed().as_secs_f64() * 1000.0);
-        self.pool.host.active_connections.fetch_sub(1, Ordering::Relaxed);
+        self.pool.host.shared.active_connections.fetch_sub(1, Ordering::Relaxed);
         self.pool.closed_one();
     }
 }
@@ -237,7 +237,8 @@ impl HostPool {
         };
         stats.upstream_rq_pending_total.increment(1);
         let _gauge = Held::new(&stats.upstream_rq_pending_active);
-        let Some(permit) = Permit::take(&self.cluster, 0, Kind::Connections) else {
+        let permit = (!self.is_full(0)).then(|| Permit::take(&self.cluster, 0, Kind::Connections)).flatten();
+        let Some(permit) = permit else {
             stats.upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
@@ -324,9 +325,21 @@ impl HostPool {
         self.learned_idle.set(Some(earlier.min(known)));
     }
 
+    /// Whether all workers together have as many connections to the host as it may have
+    /// (`per_host_thresholds`).
+    fn is_full(&self, priority: usize) -> bool {
+        // Those that are being opened count in `open` only, and only this worker's.
+        let open = || self.host.shared.active_connections.load(Ordering::Relaxed).max(self.open.get());
+        self.cluster.breakers[usize::from(priority == 1)]
+            .per_host_connections
+            .is_some_and(|most| open() >= most)
+    }
+
     fn connection_permit(&self, priority: usize) -> Option<Permit> {
-        if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
-            return Some(permit);
+        if !self.is_full(priority) {
+            if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
+                return Some(permit);
+            }
         }
         self.cluster.stats().upstream_cx_overflow.increment(1);
         // A host without any connection is always allowed one, as in Envoy.
@@ -343,7 +356,7 @@ impl HostPool {
         let opening = Opening(Some(self.clone()));
         stats.upstream_cx_total.increment(1);
         stats.upstream_cx_http1_total.increment(u64::from(http));
-        self.host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
+        self.host.shared.counters.cx_total.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
         let outcome = tokio::time::timeout(self.cluster.connect_timeout, connect).await;
@@ -351,7 +364,7 @@ impl HostPool {
             Ok(Ok(stream)) => {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
-                self.host.active_connections.fetch_add(1, Ordering::Relaxed);
+                self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
                 return Ok(Box::new(UpstreamConnection {
                     local: stream.local_addr(),
                     stream,
@@ -383,7 +396,7 @@ impl HostPool {
         stats.upstream_cx_destroy.increment(1);
         stats.upstream_cx_destroy_remote.increment(1);
         stats.upstream_rq_pending_failure_eject.increment(1);
-        self.host.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
+        self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
         Err(error)
     }
 
@@ -508,3 +521,7 @@ fn is_local(error: &io::Error) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

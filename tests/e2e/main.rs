@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod differential;
+mod discovery;
 mod examples;
 mod flags;
 mod harness;

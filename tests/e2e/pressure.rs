@@ -74,6 +74,74 @@ async fn readers_that_never_read_cost_little() {
     assert_eq!((answer.status(), answer.body.len(), answer.complete), (200, 64 << 20, true));
 }
 
+/// A listener of each kind; `place` is where the limit of what a connection may hold stands.
+fn limited(place: &str, limit: usize) -> String {
+    let tcp = r#"  - name: tcp
+    address: { socket_address: { address: 127.0.0.1, port_value: @port:tcp@ } }
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: tcp
+          cluster: a
+  clusters:
+"#;
+    let limit = format!("    per_connection_buffer_limit_bytes: {limit}\n{place}");
+    Bootstrap::new().plain("http", "").render().replace("  clusters:\n", tcp).replace(place, &limit)
+}
+
+/// Bytes in the kernel on their way from `origin` through the proxy's port `proxy` to its clients: sent and not
+/// acknowledged, or received and not read.
+fn in_kernel(origin: u16, proxy: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of sockets");
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let count = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (local, remote) = (port(fields.get(1)?)?, port(fields.get(2)?)?);
+        let (unsent, unread) = fields.get(4)?.split_once(':')?;
+        let sends = usize::from_str_radix(unsent, 16).ok()? * usize::from([origin, proxy].contains(&local));
+        let reads = usize::from_str_radix(unread, 16).ok()? * usize::from([origin, proxy].contains(&remote));
+        // Of a socket that listens, it is the accept queue.
+        (*fields.get(3)? == "01").then_some(sends + reads)
+    };
+    table.lines().filter_map(count).sum()
+}
+
+#[tokio::test]
+async fn the_buffer_limit_bounds_what_is_held_for_a_client_that_does_not_read() {
+    const LIMIT: usize = 32 * 1024;
+    const SIZE: usize = 64 << 20;
+    let _alone = alone().await;
+    let sized = format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n");
+    let unframed = "HTTP/1.1 200 OK\r\n\r\n";
+    let (of_listener, of_cluster) = ("    filter_chains:\n", "    connect_timeout: 1s\n");
+    for (listener, place, head) in [
+        ("http", of_listener, &*sized),
+        ("http", of_cluster, &*sized),
+        ("http", of_listener, unframed),
+        ("tcp", of_listener, &*sized),
+        ("tcp", of_cluster, &*sized),
+    ] {
+        let answer = Answer::raw(head).flood(SIZE).then(Then::Close);
+        let origin = Origin::with(false, move |_| answer.clone()).await;
+        let proxy = Proxy::outrigger(&limited(place, LIMIT), &origins(origin.port(), origin.port())).await;
+        let mut client = narrow(proxy.port(listener)).await;
+        client.write_all(GET).await.unwrap();
+        assert!(eventually(DEADLINE, || async { origin.flooded() > 0 }).await, "the origin is not asked");
+        let written = settled(|| origin.flooded()).await + head.len();
+        assert!(written < SIZE, "{listener}: nothing held the origin back");
+        let kernel = in_kernel(origin.port(), proxy.port(listener));
+        let held = written.saturating_sub(kernel);
+        // The head that is passed on is not quite the one that came.
+        assert!(
+            held <= LIMIT + 1024,
+            "{listener} {place:?} {head:?}: {held} of {written} bytes are held, {kernel} by the kernel"
+        );
+        drop(client);
+    }
+}
+
 #[tokio::test]
 async fn uploads_to_an_origin_that_never_reads_cost_little() {
     let _alone = alone().await;

@@ -9,6 +9,11 @@ use crate::result::RunResult;
 /// Bytes of a mebibyte.
 pub const MIB: f64 = 1024.0 * 1024.0;
 
+/// Seconds of the round before the others, which is dropped.
+pub fn dropped(seconds: f64) -> f64 {
+    seconds.min(1.0)
+}
+
 /// Interleaved rounds of all that can do it.
 ///
 /// # Errors
@@ -23,7 +28,8 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
             if running.result.status != Status::Measured {
                 continue;
             }
-            let seconds = format!("{}s", bench.seconds);
+            let seconds = if round == 0 { dropped(bench.seconds) } else { bench.seconds };
+            let seconds = format!("{seconds}s");
             let (run, cpu_us) = costed(bench, running, load, &["-d", &seconds])?;
             if load.flags.contains(&"--resume") && run.connections.resumed * 2 < run.connections.opened {
                 let resumed = 100.0 * run.connections.resumed as f64 / run.connections.opened as f64;

@@ -7,9 +7,11 @@
 //! trying: who refuses its configuration or ends is *not supported*, who does not answer has *failed*, and neither gets
 //! a number.
 
+mod awake;
 mod bench;
 mod certs;
 mod configs;
+mod estimate;
 mod load;
 mod page;
 pub mod peer;
@@ -47,13 +49,13 @@ pub struct CompareArgs {
     /// Who is compared.
     #[arg(long, value_delimiter = ',', default_value = "outrigger,envoy,haproxy,nginx,splice,relay,none")]
     pub peers: Vec<Peer>,
-    /// Rounds; one more before them is dropped.
+    /// Rounds; a shorter one before them is dropped.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
-    /// Seconds of one measurement.
-    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    /// Seconds of one measurement; latency takes half as long again.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Three rounds of a second.
+    /// For checking: two rounds of half a second.
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     pub quick: bool,
     /// Write the result as JSON; `-` for the standard output, instead of the tables.
@@ -71,6 +73,10 @@ pub struct CompareArgs {
     /// The core of the proxy and that of load and origin; `any` to leave that to the system.
     #[arg(long, value_name = "PROXY,LOAD", default_value = "0,1")]
     pub cores: Cores,
+    /// Let idle cores sleep: what it costs to wake them is then a part of all figures, and in a virtual machine a large
+    /// one. Otherwise they poll, where that is allowed.
+    #[arg(long)]
+    pub sleep: bool,
     /// Print the scenarios.
     #[arg(long)]
     pub list: bool,
@@ -172,17 +178,28 @@ impl CompareArgs {
         let mut peers = self.peers.clone();
         peers.sort_unstable();
         peers.dedup();
-        let (rounds, seconds) = if self.quick { (3, 1.0) } else { (self.rounds, self.seconds) };
+        let (rounds, seconds) = if self.quick { (2, 0.5) } else { (self.rounds, self.seconds) };
         let programs = Programs::find(tool, self.outrigger.as_deref(), self.envoy.as_deref());
         let (cores, told) = usable(self.cores);
         if let Some(told) = told {
             say(&told);
         }
+        let awake = if self.sleep { None } else { awake::Awake::keep() };
+        let mut machine = machine(cores);
+        machine.awake = awake.is_some();
+        if awake.is_none() {
+            say("idle cores sleep: rates and latencies have the cost of waking them in them");
+        }
+        if machine.congestion == "bbr" {
+            say("TCP's congestion control is bbr, which paces: what is said of bulk is said of its pauses");
+        }
+        let time = estimate::of(&scenarios, &peers, rounds, seconds);
+        say(&format!("{} scenarios, {} at most", scenarios.len(), estimate::text(time)));
         let mut comparison = Comparison {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            machine: machine(cores),
+            machine,
             rounds,
             seconds,
             peers: peers
@@ -291,6 +308,11 @@ fn machine(cores: Option<(usize, usize)>) -> Machine {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         proxy_core: cores.map(|(proxy, _)| proxy),
         load_core: cores.map(|(_, load)| load),
+        congestion: std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        awake: false,
         open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX),
     }
 }

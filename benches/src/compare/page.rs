@@ -9,7 +9,8 @@ use crate::report::html::{escaped, Error, STYLE};
 use crate::report::plots;
 use crate::result::RunResult;
 
-const OWN: &str = ".bar{display:grid;grid-template-columns:6rem 1fr;gap:.15rem .8rem;align-items:center;max-width:52rem}\
+const OWN: &str = ".bar{display:grid;grid-template-columns:6rem 1fr;gap:.15rem .8rem;align-items:center;max-width:52rem;margin-bottom:1rem}\
+.notes{margin:.6rem 0;line-height:1.35;font-size:.9rem}\
 .bar b{display:block;height:1.1rem;border-radius:2px;min-width:2px}.bar div{display:flex;gap:.5rem;align-items:center}\
 .bar div b{flex:none}pre{overflow-x:auto;background:#f5f7fa;padding:.8rem;font-size:12px}h3{margin-bottom:.3rem}\
 td,th{white-space:nowrap}body{max-width:84rem}p{max-width:60rem}.who td,.who th{text-align:left}.quiet{color:#5a6678}nav a{margin-right:1rem}";
@@ -48,14 +49,8 @@ fn write(comparison: &Comparison, page: &mut String) -> Result<(), Error> {
     for scenario in &comparison.scenarios {
         let _ = section(scenario, page);
         // Who has no run has a place nevertheless: everybody has the same colour throughout.
-        let runs: Vec<RunResult> = scenario
-            .peers
-            .iter()
-            .map(|peer| {
-                let name = format!("{}: no figures", peer.peer);
-                peer.run.clone().unwrap_or_else(|| RunResult { name, ..RunResult::default() })
-            })
-            .collect();
+        let runs: Vec<RunResult> =
+            scenario.peers.iter().map(|peer| peer.run.clone().unwrap_or_default()).collect();
         if scenario.peers.iter().any(|peer| peer.run.is_some()) {
             let plot = plots::percentiles(&runs);
             let plot = plot.map_err(|reason| Error { plot: "latency by percentile", reason })?;
@@ -112,8 +107,11 @@ fn section(scenario: &ScenarioResult, page: &mut String) -> std::fmt::Result {
         page.push_str("</tr>\n");
     }
     page.push_str("</table></div>\n");
-    for (peer, note) in notes(scenario) {
-        writeln!(page, "<p class=\"quiet\">{}: {}</p>", escaped(peer), escaped(note))?;
+    page.push_str("<p class=\"notes quiet\">");
+    for (nth, (peer, note)) in notes(scenario).into_iter().enumerate() {
+        let line = if nth > 0 { "<br>" } else { "" };
+        writeln!(page, "{line}{}: {}", escaped(peer), escaped(note))?;
     }
+    page.push_str("</p>\n");
     Ok(())
 }

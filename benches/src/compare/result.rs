@@ -48,6 +48,12 @@ pub struct Machine {
     pub load_core: Option<usize>,
     /// The most files that a process may have open.
     pub open_files: u64,
+    /// TCP's congestion control; one that paces has pauses of milliseconds on loopback too.
+    #[serde(default)]
+    pub congestion: String,
+    /// Idle cores poll, which spares whoever wakes them the cost of it.
+    #[serde(default)]
+    pub awake: bool,
 }
 
 /// One of those compared.

@@ -150,10 +150,14 @@ pub fn all() -> Vec<Scenario> {
         }));
     }
     for (name, about, flags) in [
-        ("handshake-full", "connections with a full mTLS handshake each, 8 at a time", &["--handshake"][..]),
+        (
+            "handshake-full",
+            "connections with a full mTLS handshake and one request each, 8 at a time",
+            &["--handshake", "--hello"][..],
+        ),
         (
             "handshake-resumed",
-            "connections with a resumed mTLS handshake each, 8 at a time",
+            "connections with a resumed mTLS handshake and one request each, 8 at a time",
             &["--handshake", "--resume"],
         ),
     ] {

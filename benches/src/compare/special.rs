@@ -8,19 +8,21 @@ use super::bench::{ask, Bench, Running};
 use super::configs::{domain, Setup, DOMAINS};
 use super::load::{add_load, costed, light, MIB};
 use super::peer::Peer;
-use super::process::Memory;
+use super::process::{Memory, Process};
 use super::result::{Metric, PeerResult, ScenarioResult, Status};
 use super::scenario::BASE;
 use super::Error;
 
 /// Percent of what the reference can do.
-const LEVELS: [u32; 3] = [25, 50, 75];
+pub(super) const LEVELS: [u32; 3] = [25, 50, 75];
+/// A tail needs more answers than a mean.
+pub(super) const LONGER: f64 = 1.5;
 /// Idle connections; the last is the largest.
 const IDLE: [usize; 2] = [5_000, 10_000];
 /// The most processes that are started for a scenario that starts one in each round.
-const STARTS: u32 = 3;
+pub(super) const STARTS: u32 = 3;
 /// Starts of which the time to the first answer is the median.
-const FIRST_ANSWERS: u32 = 20;
+pub(super) const FIRST_ANSWERS: u32 = 20;
 /// The longest wait for an answer at a start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -46,6 +48,7 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
     let whose = reference.peer;
     say(&format!("  {whose} can do {most:.0} requests/s"));
     let mut results = Vec::new();
+    let longer = format!("{}s", bench.seconds * LONGER);
     for level in LEVELS {
         let rate = (most * f64::from(level) / 100.0).max(1.0);
         for round in 0..=bench.rounds {
@@ -55,7 +58,8 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
                 if bench.stopped() || running.result.status != Status::Measured {
                     continue;
                 }
-                let flags = ["-d", &seconds, "--rate", &format!("{rate:.1}")];
+                let seconds = if round == 0 { &seconds } else { &longer };
+                let flags = ["-d", seconds, "--rate", &format!("{rate:.1}")];
                 let (run, cpu_us) = costed(bench, running, &BASE, &flags)?;
                 let corrected = &run.latency.corrected;
                 let now = [corrected.p50_us, corrected.p90_us, corrected.p99_us, corrected.p999_us];
@@ -208,16 +212,14 @@ pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioRes
     let starts = if bench.seconds < 2.0 { 5 } else { FIRST_ANSWERS };
     let results =
         rounds(bench, starts, false, &|bench| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
-            if answers(bench, running, "localhost") {
-                running.result.add("ms", begin.elapsed().as_secs_f64() * 1000.0);
-                let Some(process) = &running.process else { return };
-                running.result.add("cpu", process.cpu() as f64 / 1e6);
-                running.result.add("rss", process.memory().rss as f64 / MIB);
+            if ready(bench, running, begin, "localhost").is_some() {
+                let memory = running.process.as_ref().map(Process::memory).unwrap_or_default();
+                running.result.add("rss", memory.rss as f64 / MIB);
             }
         })?;
     let metrics = vec![
-        Metric::full("ms", "first answer after ms", 1),
-        Metric::full("cpu", "CPU ms until then", 1),
+        Metric::full("ready", "first answer after ms", 1),
+        Metric::full("ready-cpu", "CPU ms until then", 1),
         Metric::with_ratio("rss", "RSS then MiB", 1),
     ];
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
@@ -240,12 +242,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
         &|bench| bench.setup(&BASE, clusters),
         say,
         &mut |bench, running, begin| {
-            if !answers(bench, running, &host) {
-                return;
-            }
-            running.result.add("ready", begin.elapsed().as_secs_f64() * 1000.0);
-            let Some(process) = &running.process else { return };
-            running.result.add("ready-cpu", process.cpu() as f64 / 1e6);
+            let Some(process) = ready(bench, running, begin, &host) else { return };
             let memory = process.settled_memory();
             running.result.add("rss", memory.rss as f64 / MIB);
             if let Some(pss) = memory.pss {
@@ -316,6 +313,17 @@ fn rounds(
         say(&format!("  round {nth} of {count}"));
     }
     Ok(results.into_iter().flatten().collect())
+}
+
+/// Waits for the first answer, and notes when it came and what was used until then.
+fn ready<'a>(bench: &Bench, running: &'a mut Running, begin: Instant, host: &str) -> Option<&'a Process> {
+    if !answers(bench, running, host) {
+        return None;
+    }
+    running.result.add("ready", begin.elapsed().as_secs_f64() * 1000.0);
+    let process = running.process.as_ref()?;
+    running.result.add("ready-cpu", process.cpu() as f64 / 1e6);
+    Some(process)
 }
 
 /// Waits until it answers a request with 200; otherwise its status says why not.

@@ -33,9 +33,15 @@ pub fn conditions(comparison: &Comparison) -> String {
     };
     let early = if comparison.interrupted { " Ended early." } else { "" };
     format!(
-        "{} ({} cores), Linux {}; {pinned}; {} interleaved rounds of {} s. Median [smallest..largest] (x ratio to \
+        "{} ({} cores), Linux {}, TCP {}; {pinned}; idle cores {}; {} interleaved rounds of {} s. Median [smallest..largest] (x ratio to \
          outrigger).{early}",
-        machine.processor, machine.cores, machine.kernel, comparison.rounds, comparison.seconds
+        machine.processor,
+        machine.cores,
+        machine.kernel,
+        machine.congestion,
+        if machine.awake { "poll" } else { "sleep" },
+        comparison.rounds,
+        comparison.seconds
     )
 }
 

@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
 use super::h2::Conversation;
-use super::task::{Stage, Task};
+use super::task::{Hello, Stage, Task};
 use super::worker::Worker;
 use super::{grpc, h1, h2, tcp, websocket, Client};
 use crate::clock::{self, MILLISECOND, SECOND};
@@ -68,8 +68,8 @@ pub enum Protocol {
     },
     /// Connections that come and go.
     Handshake {
-        /// Sessions are resumed.
-        resume: bool,
+        /// What is said on them; without it, nothing.
+        hello: Option<Hello>,
     },
 }
 
@@ -192,7 +192,10 @@ where
     let interval = plan.interval_s.unwrap_or((work.duration_s / 60.0).clamp(0.1, 60.0));
     let interval = clock::from_seconds(interval).max(MILLISECOND);
     let (sender, slices) = channel();
-    let resume = matches!(plan.protocol, Protocol::Handshake { resume: true });
+    let hello = match &plan.protocol {
+        Protocol::Handshake { hello } => hello.clone(),
+        _ => None,
+    };
     let mut running: Vec<JoinHandle<io::Result<Totals>>> = Vec::new();
     for thread in 0..threads {
         let task = Task {
@@ -211,7 +214,7 @@ where
             timeout: clock::from_seconds(work.timeout_s),
             grace: clock::from_seconds(plan.grace_s),
             handshakes: matches!(plan.protocol, Protocol::Handshake { .. }),
-            resume,
+            hello: hello.clone(),
             seed: plan.seed,
         };
         let recorder = Recorder::new(open, interval, sender.clone());

@@ -9,8 +9,8 @@ pub(super) enum State {
     Connecting,
     Handshaking,
     Up,
-    /// Waits for session tickets until then.
-    Tickets(u64),
+    /// Waits for the answer to its hello until then.
+    Hello(u64),
 }
 
 pub(super) struct Slot<C> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
@@ -25,6 +26,16 @@ impl Stage {
     pub fn again(&self) -> Self {
         Self { stop: self.stop.clone(), ..Self::default() }
     }
+}
+
+/// What is said on a connection that only comes and goes, once it has counted: many servers send their session tickets
+/// no earlier than with an answer.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// To the server.
+    pub bytes: Bytes,
+    /// Whether these bytes from it are its answer, whole.
+    pub answered: fn(&[u8]) -> bool,
 }
 
 /// What a thread does.
@@ -49,10 +60,10 @@ pub struct Task {
     pub timeout: u64,
     /// How long to wait for answers after the end, nanoseconds.
     pub grace: u64,
-    /// Connections only come and go, and nothing is sent on them.
+    /// Connections only come and go.
     pub handshakes: bool,
-    /// Handshakes wait for the tickets of the next.
-    pub resume: bool,
+    /// What is said on those.
+    pub hello: Option<Hello>,
     /// For random arrivals.
     pub seed: u64,
 }

@@ -25,8 +25,8 @@ const TICK: u64 = 10 * MILLISECOND;
 const PAUSE: u64 = 10 * MILLISECOND;
 /// Time between two looks for requests that wait too long.
 const TIMEOUTS: u64 = 50 * MILLISECOND;
-/// How long to wait for the tickets that let the next session be resumed.
-const TICKETS: u64 = 50 * MILLISECOND;
+/// How long to wait for the answer to a hello.
+const HELLO: u64 = 1000 * MILLISECOND;
 /// Reads of one connection before others have their turn.
 const TURN: u32 = 16;
 const BUFFER: usize = 256 * 1024;
@@ -355,14 +355,26 @@ impl<C: Client> Worker<C> {
                 }
                 self.established(index, now)?;
                 if self.slots.get(index).is_some_and(|slot| slot.state != State::Up) {
-                    // Closed again, or to wait for tickets.
+                    // Closed again, or its hello is on the way.
                     return Ok(());
                 }
             }
             let Some(Parts { link, client, state, served, .. }) = up(&mut self.slots, index) else {
                 return Ok(());
             };
-            if let State::Tickets(_) = state {
+            if let (State::Hello(_), Some(hello)) = (state, &self.task.hello) {
+                match got {
+                    Got::Nothing => return Ok(()),
+                    Got::End => return Err(Reason::Closed),
+                    Got::Bytes { count, .. } => {
+                        self.recorder.bytes(now, 0, count - before);
+                        let bytes = self.buffer.get(..count).unwrap_or_default();
+                        if !(hello.answered)(bytes) {
+                            link.keep(bytes);
+                            continue;
+                        }
+                    }
+                }
                 link.close();
                 self.reopen(index, now, 0);
                 return Ok(());
@@ -405,12 +417,10 @@ impl<C: Client> Worker<C> {
         let totals = &mut self.recorder.totals;
         totals.opened += 1;
         self.tried += u32::from(!std::mem::replace(&mut slot.tried, true)) * u32::from(!self.task.handshakes);
-        let mut tickets = false;
         if let Some(tls) = link.tls() {
             totals.handshake.saturating_record(now - slot.began);
             let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
             totals.resumed += u64::from(resumed);
-            tickets = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3) && self.task.resume;
             if totals.tls.is_empty() || !resumed {
                 let group = tls.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
                 let named = [
@@ -425,13 +435,16 @@ impl<C: Client> Worker<C> {
         slot.served = 0;
         if let Some(pending) = slot.handshake.take() {
             self.recorder.answered(pending, now, now, NO_STATUS);
-            if tickets {
-                slot.state = State::Tickets(now + TICKETS);
-            } else {
+            let Some(hello) = &self.task.hello else {
                 link.close();
                 self.reopen(index, now, 0);
-            }
-            return Ok(());
+                return Ok(());
+            };
+            slot.state = State::Hello(now + HELLO);
+            link.out.push_shared(&hello.bytes);
+            let flushed = link.flush();
+            self.recorder.bytes(now, link.out.take_total(), 0);
+            return flushed.map(|_| ()).map_err(|error| Reason::of(&error));
         }
         slot.client = C::new(&self.shared);
         let mut session = Session { now, out: &mut link.out, recorder: &mut self.recorder };
@@ -516,9 +529,9 @@ impl<C: Client> Worker<C> {
                         self.fail(index, now, Reason::Timeout);
                     }
                 }
-                State::Tickets(until) => {
+                State::Hello(until) => {
                     if until < now {
-                        self.reopen(index, now, 0);
+                        self.fail(index, now, Reason::Timeout);
                     }
                 }
                 State::Up => {

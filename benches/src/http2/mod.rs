@@ -25,14 +25,40 @@ const HEAD: usize = 9;
 /// The longest header block that is put together from several frames.
 const MAX_BLOCK: usize = 256 * 1024;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
+/// Types of frames, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Frame {
+    Data,
+    Headers,
+    Priority,
+    RstStream,
+    Settings,
+    PushPromise,
+    Ping,
+    Goaway,
+    WindowUpdate,
+    Continuation,
+    Unknown,
+}
+
+impl Frame {
+    fn of(number: u8) -> Self {
+        let all = [
+            Self::Data,
+            Self::Headers,
+            Self::Priority,
+            Self::RstStream,
+            Self::Settings,
+            Self::PushPromise,
+            Self::Ping,
+            Self::Goaway,
+            Self::WindowUpdate,
+            Self::Continuation,
+        ];
+        all.get(usize::from(number)).copied().unwrap_or(Self::Unknown)
+    }
+}
 
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
@@ -100,6 +126,11 @@ pub enum Event<'a> {
     Nothing,
 }
 
+/// The beginning of a client's connection that asks for nothing: preface and settings.
+pub fn beginning() -> Vec<u8> {
+    [PREFACE, &[0, 0, 0, Frame::Settings as u8, 0, 0, 0, 0, 0]].concat()
+}
+
 /// One end of a connection.
 pub struct Core {
     /// For the blocks of the peer.
@@ -145,7 +176,7 @@ impl Core {
         // INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS and, from a client, no ENABLE_PUSH.
         let settings = [(4_u16, WINDOW), (3, streams), (2, 0)];
         let settings = settings.get(..if client { 3 } else { 2 }).unwrap_or_default();
-        head(settings.len() * 6, SETTINGS, 0, 0, out);
+        head(settings.len() * 6, Frame::Settings, 0, 0, out);
         for (id, value) in settings {
             out.push(&id.to_be_bytes());
             out.push(&value.to_be_bytes());
@@ -163,12 +194,12 @@ impl Core {
         }
         let Some((front, rest)) = bytes.split_first_chunk::<HEAD>() else { return Ok((0, Event::Nothing)) };
         let [a, b, c, kind, flags, stream @ ..] = *front;
-        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        let (length, kind) = (u32::from_be_bytes([0, a, b, c]) as usize, Frame::of(kind));
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
-        if length > MAX_FRAME || (self.block.is_some() && kind != CONTINUATION) {
+        if length > MAX_FRAME || (self.block.is_some() && kind != Frame::Continuation) {
             return Err(Invalid);
         }
-        if kind == DATA {
+        if kind == Frame::Data {
             let padded = flags & PADDED != 0;
             let padding = match rest.first() {
                 _ if !padded => 0,
@@ -188,14 +219,14 @@ impl Core {
 
     fn frame<'a>(
         &mut self,
-        kind: u8,
+        kind: Frame,
         flags: u8,
         stream: u32,
         mut payload: &'a [u8],
         out: &mut Out,
     ) -> Result<Event<'a>, Invalid> {
         match kind {
-            HEADERS => {
+            Frame::Headers => {
                 if flags & PADDED != 0 {
                     let (&padding, rest) = payload.split_first().ok_or(Invalid)?;
                     let length = rest.len().checked_sub(usize::from(padding)).ok_or(Invalid)?;
@@ -211,7 +242,7 @@ impl Core {
                 self.block = Some((stream, end, payload.to_vec()));
                 Ok(Event::Nothing)
             }
-            CONTINUATION => {
+            Frame::Continuation => {
                 let (opened, end, mut block) = self.block.take().ok_or(Invalid)?;
                 block.extend_from_slice(payload);
                 if opened != stream || block.len() > MAX_BLOCK {
@@ -223,16 +254,16 @@ impl Core {
                 self.block = Some((stream, end, block));
                 Ok(Event::Nothing)
             }
-            RST_STREAM => Ok(Event::Reset { stream }),
-            GOAWAY => Ok(Event::Goaway { last: word(payload)? & 0x7fff_ffff }),
-            WINDOW_UPDATE => {
+            Frame::RstStream => Ok(Event::Reset { stream }),
+            Frame::Goaway => Ok(Event::Goaway { last: word(payload)? & 0x7fff_ffff }),
+            Frame::WindowUpdate => {
                 let by = i64::from(word(payload)? & 0x7fff_ffff);
                 if stream == 0 {
                     self.window += by;
                 }
                 Ok(Event::Room { stream, by })
             }
-            SETTINGS if flags & ACK == 0 => {
+            Frame::Settings if flags & ACK == 0 => {
                 let before = self.stream_window;
                 for setting in payload.chunks_exact(6) {
                     let Some((id, value)) = setting.split_first_chunk() else { continue };
@@ -245,11 +276,11 @@ impl Core {
                         _ => {}
                     }
                 }
-                head(0, SETTINGS, ACK, 0, out);
+                head(0, Frame::Settings, ACK, 0, out);
                 Ok(Event::Windows { by: self.stream_window - before })
             }
-            PING if flags & ACK == 0 => {
-                head(payload.len(), PING, ACK, 0, out);
+            Frame::Ping if flags & ACK == 0 => {
+                head(payload.len(), Frame::Ping, ACK, 0, out);
                 out.push(payload);
                 Ok(Event::Nothing)
             }
@@ -326,11 +357,11 @@ impl Sending {
             core.window -= part.len() as i64;
             let end = self.end && self.pieces.is_empty();
             self.end &= !end;
-            head(part.len(), DATA, if end { END_STREAM } else { 0 }, stream, out);
+            head(part.len(), Frame::Data, if end { END_STREAM } else { 0 }, stream, out);
             out.push_shared(&part);
         }
         if std::mem::take(&mut self.end) {
-            head(0, DATA, END_STREAM, stream, out);
+            head(0, Frame::Data, END_STREAM, stream, out);
         }
     }
 }
@@ -341,37 +372,37 @@ pub fn headers(stream: u32, block: &[u8], end: bool, out: &mut Out) {
     let first = chunks.next().unwrap_or_default();
     let more = chunks.len() > 0;
     let flags = if end { END_STREAM } else { 0 } | if more { 0 } else { END_HEADERS };
-    head(first.len(), HEADERS, flags, stream, out);
+    head(first.len(), Frame::Headers, flags, stream, out);
     out.push(first);
     while let Some(chunk) = chunks.next() {
-        head(chunk.len(), CONTINUATION, if chunks.len() > 0 { 0 } else { END_HEADERS }, stream, out);
+        head(chunk.len(), Frame::Continuation, if chunks.len() > 0 { 0 } else { END_HEADERS }, stream, out);
         out.push(chunk);
     }
 }
 
 /// A RST_STREAM frame.
 pub fn reset(stream: u32, code: u32, out: &mut Out) {
-    head(4, RST_STREAM, 0, stream, out);
+    head(4, Frame::RstStream, 0, stream, out);
     out.push(&code.to_be_bytes());
 }
 
 /// A GOAWAY frame without an error.
 pub fn goaway(last: u32, out: &mut Out) {
-    head(8, GOAWAY, 0, 0, out);
+    head(8, Frame::Goaway, 0, 0, out);
     out.push(&last.to_be_bytes());
     out.push(&[0; 4]);
 }
 
 /// A WINDOW_UPDATE frame.
 pub fn window_update(stream: u32, by: u32, out: &mut Out) {
-    head(4, WINDOW_UPDATE, 0, stream, out);
+    head(4, Frame::WindowUpdate, 0, stream, out);
     out.push(&by.to_be_bytes());
 }
 
-fn head(length: usize, kind: u8, flags: u8, stream: u32, out: &mut Out) {
+fn head(length: usize, kind: Frame, flags: u8, stream: u32, out: &mut Out) {
     let [_, a, b, c] = (length as u32).to_be_bytes();
     let [e, f, g, h] = stream.to_be_bytes();
-    out.push(&[a, b, c, kind, flags, e, f, g, h]);
+    out.push(&[a, b, c, kind as u8, flags, e, f, g, h]);
 }
 
 fn word(payload: &[u8]) -> Result<u32, Invalid> {

@@ -67,7 +67,8 @@ pub fn percentiles(results: &[RunResult]) -> Result<String, String> {
             .x_label_formatter(&|x| percentile(*x))
             .y_label_formatter(&|y| format!("{y}"))
             .draw()?;
-        for (nth, name, width, points) in &lines {
+        // Who has no curve has no place in the legend.
+        for (nth, name, width, points) in lines.iter().filter(|(.., points)| !points.is_empty()) {
             let style = rgb(*nth).stroke_width(*width);
             let series = chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
             series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));

@@ -1,8 +1,9 @@
 //! The bootstrap: everything the process is told at start, in one pass.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::accesslog::v3::{
     access_log::ConfigType, AccessLog as AccessLogConfig,
@@ -12,16 +13,22 @@ use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterCon
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use outrigger_control_api::pb::envoy::r#type::v3::SemanticVersion;
 use outrigger_control_api::pb::google::protobuf::Any;
+use outrigger_control_api::reflect::Value as Field;
 use outrigger_control_api::support::Findings;
 use outrigger_control_api::DynamicMessage;
 use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
 use serde_json::{json, Value};
 
+use super::resource::{Compiler, Environment, Needs};
 use super::runtime::{self, Runtime};
-use super::{cluster, dns, endpoints, listener, rooms, Environment};
-use crate::config::cluster::{Address, Cluster, Locality};
+use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms};
+use crate::config::cluster::{Address, Cluster, Discovery, Locality};
+use crate::config::discovery::{
+    ApiKind, ApiSource, ConfigSource, DiscoveryConfig, GrpcTarget, RtdsLayer, Source,
+};
 use crate::config::listener::Listener;
 use crate::config::problems::{Problem, Problems};
 use crate::config::route::RouteTable;
@@ -51,8 +58,14 @@ pub struct CompiledBootstrap {
     pub clusters: Arc<Directory<Cluster>>,
     /// Every route table, under `LISTENER/ROUTE_CONFIG`.
     pub routes: Arc<Directory<RouteTable>>,
+    /// What the resources of control planes are compiled against.
+    pub compiler: Arc<Compiler>,
     /// The listeners, in the order of the bootstrap.
     pub listeners: Vec<Arc<Listener>>,
+    /// What each of the listeners needs before it can serve.
+    pub needs: Vec<Needs>,
+    /// Where further configuration comes from, if any does.
+    pub discovery: Option<DiscoveryConfig>,
     /// Runtime values.
     pub runtime: Runtime,
     /// What was accepted without effect, each kind once.
@@ -148,7 +161,8 @@ pub fn bootstrap(
     options: &NodeOptions,
 ) -> Result<CompiledBootstrap, Vec<Problem>> {
     let Loaded { message, dynamic } = loaded;
-    let findings = check_support(&dynamic);
+    let named = control::named_in(&dynamic);
+    let (findings, reserved) = check_support(&dynamic, &named);
     let mut ruled = Vec::new();
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
@@ -157,12 +171,12 @@ pub fn bootstrap(
     drop(dynamic);
 
     let mut problems = Problems::new();
-    let compiled = compile(message, node, dump, &mut problems);
+    let compiled = compile(message, node, dump, &Control { named, reserved }, &mut problems);
     let (found, notes) = problems.into_parts();
-    let all = merge(findings.rejected, ruled.into_iter().chain(found));
+    let all = check::merge(findings.rejected, ruled.into_iter().chain(found));
     match compiled {
         Some(mut compiled) if all.is_empty() => {
-            compiled.warnings = once_each(findings.observed.into_iter().chain(notes));
+            compiled.warnings = check::once_each(findings.observed.into_iter().chain(notes));
             Ok(compiled)
         }
         // A compiler that fails reports why.
@@ -171,57 +185,50 @@ pub fn bootstrap(
     }
 }
 
-/// What the support table says, without the entries of load-balancing policy lists: the first policy
-/// that is supported counts, which only their compiler can tell.
-fn check_support(message: &DynamicMessage) -> Findings {
-    let mut findings = support::table().check(message, "");
-    let listed = |problem: &Problem| problem.path.contains("load_balancing_policy.policies[");
-    findings.rejected.retain(|problem| !listed(problem));
-    findings.observed.retain(|problem| !listed(problem));
-    findings
+/// Clusters that gRPC services name.
+struct Control {
+    named: BTreeSet<String>,
+    /// Positions of those that only discovery can use.
+    reserved: HashSet<usize>,
 }
 
-/// `rejected`, then those of `others` that stand elsewhere. One problem for each path.
-fn merge(rejected: Vec<Problem>, others: impl Iterator<Item = Problem>) -> Vec<Problem> {
-    let mut seen: HashSet<String> = rejected.iter().map(|problem| problem.path.clone()).collect();
-    let refused: Vec<String> = seen.iter().cloned().collect();
-    let inside = |path: &str| {
-        refused.iter().any(|refused| {
-            path.strip_prefix(refused.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        })
-    };
-    let others: Vec<_> =
-        others.filter(|problem| !inside(&problem.path) && seen.insert(problem.path.clone())).collect();
-    rejected.into_iter().chain(others).collect()
-}
-
-/// The first warning of each kind, with the number of its likes.
-fn once_each(warnings: impl Iterator<Item = Problem>) -> Vec<Problem> {
-    let mut kinds: HashMap<(String, String), (usize, usize)> = HashMap::new();
-    let mut once: Vec<Problem> = Vec::new();
-    for warning in warnings {
-        let field = warning.path.rsplit('.').next().unwrap_or_default();
-        let field = field.split('[').next().unwrap_or_default().to_owned();
-        let next = once.len();
-        let (_, count) = kinds.entry((field, warning.message.clone())).or_insert((next, 0));
-        *count += 1;
-        if *count == 1 {
-            once.push(warning);
-        }
+/// What the support table says; of clusters that serve discovery and cannot serve requests, what the
+/// table of such clusters says. The positions of those come second.
+fn check_support(dynamic: &DynamicMessage, named: &BTreeSet<String>) -> (Findings, HashSet<usize>) {
+    let mut findings = check::support(support::table(), dynamic, "");
+    let mut reserved = HashSet::new();
+    if named.is_empty() {
+        return (findings, reserved);
     }
-    for (index, count) in kinds.into_values().filter(|(_, count)| *count > 1) {
-        if let Some(warning) = once.get_mut(index) {
-            warning.message.push_str(&format!(" (and {} more)", count - 1));
+    let resources = dynamic.get_field_by_name("static_resources");
+    let clusters = resources
+        .as_deref()
+        .and_then(Field::as_message)
+        .and_then(|resources| resources.get_field_by_name("clusters"));
+    let clusters = clusters.as_deref().and_then(Field::as_list).unwrap_or_default();
+    for (index, cluster) in clusters.iter().filter_map(Field::as_message).enumerate() {
+        let name = cluster.get_field_by_name("name");
+        let path = format!("static_resources.clusters[{index}]");
+        let inside = |problem: &Problem| check::is_inside(&problem.path, &path);
+        let is_named = name.as_deref().and_then(Field::as_str).is_some_and(|name| named.contains(name));
+        if !is_named || !findings.rejected.iter().any(inside) {
+            continue;
         }
+        reserved.insert(index);
+        findings.rejected.retain(|problem| !inside(problem));
+        findings.observed.retain(|problem| !inside(problem));
+        let found = check::support(support::control_table(), cluster, &path);
+        findings.rejected.extend(found.rejected);
+        findings.observed.extend(found.observed);
     }
-    once
+    (findings, reserved)
 }
 
 fn compile(
     message: pb::Bootstrap,
     node: Node,
     dump: ConfigDump,
+    control: &Control,
     problems: &mut Problems,
 ) -> Option<CompiledBootstrap> {
     let runtime = problems
@@ -229,8 +236,6 @@ fn compile(
     for (key, _) in runtime.iter().filter(|(key, _)| !runtime::is_used(key)) {
         problems.note("layered_runtime", format!("the runtime key {key} is not used"));
     }
-    let clusters = Arc::new(Directory::default());
-    let routes = Arc::new(Directory::default());
     let resolver = dns::resolver(
         message.typed_dns_resolver_config.as_ref(),
         message.dns_resolution_config.as_ref(),
@@ -243,46 +248,194 @@ fn compile(
         problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_address(bind, problems))
     });
     let resources = message.static_resources.unwrap_or_default();
-    let names: HashSet<String> = resources.clusters.iter().map(|cluster| cluster.name.clone()).collect();
+    let dynamic = message.dynamic_resources.as_ref();
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    let environment = Environment {
-        clusters: &clusters,
-        known_clusters: names.iter().map(String::as_str).collect(),
-        routes: &routes,
-        runtime: &runtime,
+    let reserved = control.reserved.iter().filter_map(|index| resources.clusters.get(*index));
+    let mut compiler = Compiler {
+        runtime: ArcSwap::from_pointee(runtime.clone()),
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
         source_address,
+        static_clusters: resources.clusters.iter().map(|cluster| cluster.name.clone()).collect(),
+        discovery_only: reserved.map(|cluster| cluster.name.clone()).collect(),
+        has_ads: dynamic.is_some_and(|dynamic| dynamic.ads_config.is_some()),
+        ..Compiler::default()
     };
-    let listeners = problems.at("static_resources", |problems| {
-        compile_clusters(resources.clusters, &environment, problems);
+    let (targets, refused) = problems
+        .at("static_resources", |problems| control_targets(&resources, &control.named, &compiler, problems));
+    compiler.control = targets;
+    compiler.refused_control = refused;
+    let discovery =
+        discovery_config(&message.dynamic_resources, message.layered_runtime.as_ref(), &compiler, problems);
+    if let Some(discovery) = &discovery {
+        compiler.lds = discovery.lds.as_ref().map(|lds| lds.source.clone());
+        compiler.cds = discovery.cds.as_ref().map(|cds| cds.source.clone());
+    }
+    let known = |name: &str| compiler.static_clusters.contains(name);
+    let environment = Environment { known: &known, ..Environment::new(&compiler) };
+    let (listeners, needs) = problems.at("static_resources", |problems| {
+        compile_clusters(resources.clusters, &control.reserved, &environment, problems);
         compile_listeners(&resources.listeners, &environment, problems)
     });
     let admin = message
         .admin
         .as_ref()
         .and_then(|admin| problems.at("admin", |problems| compile_admin(admin, &environment, problems)));
-    problems.is_empty().then_some(CompiledBootstrap {
+    let asks = discovery.as_ref().is_some_and(|discovery| {
+        let source = |config: &Option<ConfigSource>| {
+            config.as_ref().is_some_and(|config| matches!(config.source, Source::Ads | Source::Own(_)))
+        };
+        discovery.ads.is_some() || source(&discovery.lds) || source(&discovery.cds)
+    });
+    if asks && (node.id.is_empty() || node.cluster.is_empty()) {
+        let field = if node.id.is_empty() { "node.id" } else { "node.cluster" };
+        problems
+            .report_at(field, "is required to ask a control plane (or --service-node and --service-cluster)");
+    }
+    if !problems.is_empty() {
+        return None;
+    }
+    let waits = needs.iter().any(|needs| !needs.route_tables.is_empty());
+    let eds = |cluster: &Cluster| matches!(cluster.discovery, Discovery::Eds { .. });
+    let waits = waits || compiler.clusters.all().iter().any(|slot| slot.get().is_some_and(|c| eds(&c)));
+    let discovery = discovery
+        .or_else(|| waits.then(no_sources))
+        .map(|discovery| DiscoveryConfig { node: node_of(message.node, &node), ..discovery });
+    Some(CompiledBootstrap {
         admin,
         dump,
         node,
-        clusters,
-        routes,
+        clusters: compiler.clusters.clone(),
+        routes: compiler.routes.clone(),
+        compiler: Arc::new(compiler),
         listeners,
+        needs,
+        discovery,
         runtime,
         warnings: Vec::new(),
     })
 }
 
-fn compile_clusters(list: Vec<ClusterConfig>, environment: &Environment<'_>, problems: &mut Problems) {
+/// The ways to the control planes that gRPC services name, and the names of those with problems.
+fn control_targets(
+    resources: &pb::bootstrap::StaticResources,
+    named: &BTreeSet<String>,
+    compiler: &Compiler,
+    problems: &mut Problems,
+) -> (HashMap<String, GrpcTarget>, HashSet<String>) {
+    let environment = Environment::new(compiler);
+    let (mut targets, mut refused) = (HashMap::new(), HashSet::new());
+    for (index, config) in resources.clusters.iter().enumerate().filter(|(_, c)| named.contains(&c.name)) {
+        let target = problems.at_index("clusters", index, |problems| {
+            control::target(config, &resources.secrets, &environment, problems)
+        });
+        match target {
+            Some(target) => drop(targets.insert(config.name.clone(), target)),
+            None => drop(refused.insert(config.name.clone())),
+        }
+    }
+    (targets, refused)
+}
+
+fn no_sources() -> DiscoveryConfig {
+    DiscoveryConfig { node: core::Node::default(), ads: None, lds: None, cds: None, rtds: Vec::new() }
+}
+
+/// The sources that the bootstrap names, without the node. `None` if it names none.
+fn discovery_config(
+    dynamic: &Option<pb::bootstrap::DynamicResources>,
+    runtime: Option<&pb::LayeredRuntime>,
+    compiler: &Compiler,
+    problems: &mut Problems,
+) -> Option<DiscoveryConfig> {
+    let mut discovery = no_sources();
+    if let Some(dynamic) = dynamic {
+        problems.at("dynamic_resources", |problems| {
+            let source = |config: &Option<core::ConfigSource>, field: &str, problems: &mut Problems| {
+                let config = config.as_ref()?;
+                problems.at(field, |problems| discovery::config_source(config, None, compiler, problems))
+            };
+            discovery.ads = dynamic.ads_config.as_ref().and_then(|ads| {
+                problems.at("ads_config", |problems| {
+                    let ads = discovery::api_source(ads, compiler, problems)?;
+                    if ads.kind != ApiKind::Grpc {
+                        problems.report_at("api_type", "ADS needs gRPC");
+                    }
+                    Some(Arc::new(ApiSource { aggregated: true, ..ads }))
+                })
+            });
+            discovery.lds = source(&dynamic.lds_config, "lds_config", problems);
+            discovery.cds = source(&dynamic.cds_config, "cds_config", problems);
+        });
+    }
+    for (index, layer) in runtime.iter().flat_map(|runtime| &runtime.layers).enumerate() {
+        let Some(pb::runtime_layer::LayerSpecifier::RtdsLayer(rtds)) = &layer.layer_specifier else {
+            continue;
+        };
+        problems.at(format_args!("layered_runtime.layers[{index}].rtds_layer"), |problems| {
+            if rtds.name.is_empty() {
+                problems.report_at("name", "is required");
+            }
+            let Some(config) = &rtds.rtds_config else {
+                return problems.report_at("rtds_config", "is required");
+            };
+            let source = problems
+                .at("rtds_config", |problems| discovery::config_source(config, None, compiler, problems));
+            discovery.rtds.extend(source.map(|source| RtdsLayer {
+                layer: layer.name.as_str().into(),
+                name: rtds.name.as_str().into(),
+                source,
+            }));
+        });
+    }
+    (dynamic.is_some() || !discovery.rtds.is_empty()).then_some(discovery)
+}
+
+/// The node as a control plane is told of it.
+fn node_of(own: Option<core::Node>, node: &Node) -> core::Node {
+    let own = own.unwrap_or_default();
+    let number = |text: &str| text.parse().unwrap_or_default();
+    let version = SemanticVersion {
+        major_number: number(env!("CARGO_PKG_VERSION_MAJOR")),
+        minor_number: number(env!("CARGO_PKG_VERSION_MINOR")),
+        patch: number(env!("CARGO_PKG_VERSION_PATCH")),
+    };
+    let mut locality = own.locality;
+    if !node.locality.zone.is_empty() {
+        locality.get_or_insert_with(Default::default).zone = node.locality.zone.to_string();
+    }
+    core::Node {
+        id: node.id.clone(),
+        cluster: node.cluster.clone(),
+        locality,
+        user_agent_name: "outrigger".to_owned(),
+        user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentBuildVersion(
+            core::BuildVersion { version: Some(version), metadata: None },
+        )),
+        extensions: Vec::new(),
+        client_features: Vec::new(),
+        listening_addresses: Vec::new(),
+        ..own
+    }
+}
+
+fn compile_clusters(
+    list: Vec<ClusterConfig>,
+    reserved: &HashSet<usize>,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) {
     let mut names = HashSet::new();
     for (index, config) in list.into_iter().enumerate() {
         problems.at_index("clusters", index, |problems| {
             if !config.name.is_empty() && !names.insert(config.name.clone()) {
                 return problems.report_at("name", format!("duplicate cluster {:?}", config.name));
             }
+            if reserved.contains(&index) {
+                return;
+            }
             if let Some(compiled) = cluster::compile(&config, environment, problems) {
-                environment.clusters.slot(&config.name).set(Some(Arc::new(compiled)));
+                environment.compiler.clusters.slot(&config.name).set(Some(Arc::new(compiled)));
             }
         });
     }
@@ -292,15 +445,18 @@ fn compile_listeners(
     list: &[ListenerConfig],
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Vec<Arc<Listener>> {
+) -> (Vec<Arc<Listener>>, Vec<Needs>) {
     let mut listeners: Vec<Arc<Listener>> = Vec::new();
+    let mut all_needs = Vec::new();
     let mut names = HashSet::new();
     for (index, config) in list.iter().enumerate() {
         problems.at_index("listeners", index, |problems| {
             if !config.name.is_empty() && !names.insert(config.name.as_str()) {
                 problems.report_at("name", format!("duplicate listener {:?}", config.name));
             }
-            let Some(compiled) = listener::compile(config, environment, problems) else { return };
+            let compiled = listener::compile(config, environment, problems);
+            let needs = environment.needs.take();
+            let Some(compiled) = compiled else { return };
             let any_port = matches!(&compiled.address, Address::Ip(address) if address.port() == 0);
             let same = |other: &&Arc<Listener>| other.address == compiled.address;
             if let Some(other) = listeners.iter().find(same).filter(|_| !any_port) {
@@ -309,9 +465,10 @@ fn compile_listeners(
                 return problems.report_at("address", message);
             }
             listeners.push(Arc::new(compiled));
+            all_needs.push(needs);
         });
     }
-    listeners
+    (listeners, all_needs)
 }
 
 fn compile_admin(admin: &pb::Admin, environment: &Environment<'_>, problems: &mut Problems) -> Option<Admin> {

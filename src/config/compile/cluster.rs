@@ -17,13 +17,15 @@ use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtoco
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
+use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::http1_options;
-use super::{duration_or, extension, idle, keepalive, u32_or, Environment};
+use super::{buffer_limit, duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
+use crate::config::discovery::Source;
 use crate::config::problems::Problems;
 use crate::config::{Cluster, HeaderKey, HostSet};
 use crate::upstream::host_set::SplitOptions;
@@ -43,7 +45,7 @@ pub fn compile(
         if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
     let connect_timeout =
         duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);
-    let (http, tcp_idle_timeout) = protocol_options(cluster, problems);
+    let http = protocol_options(cluster, problems);
     let breakers = breakers(cluster, environment, problems);
     let (panic_threshold, fail_traffic_on_panic) = common_lb(cluster, environment);
     let assignment = cluster.load_assignment.as_ref();
@@ -51,6 +53,9 @@ pub fn compile(
         .and_then(|assignment| assignment.policy.as_ref())
         .map_or(140, |policy| u32_or(policy.overprovisioning_factor, 140));
     let discovery = discovery(cluster, kind?, environment, problems);
+    if cluster.eds_cluster_config.is_some() && kind? != Kind::Eds {
+        problems.report_at("eds_cluster_config", "is only for clusters of type EDS");
+    }
     let hosts = match kind? {
         Kind::Static => problems.at("load_assignment", |problems| static_hosts(assignment, problems)),
         _ => Vec::new(),
@@ -72,7 +77,7 @@ pub fn compile(
         discovery: discovery?,
         lb_policy: lb_policy?,
         connect_timeout,
-        per_connection_buffer_limit: u32_or(cluster.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(cluster.per_connection_buffer_limit_bytes),
         breakers,
         panic_threshold,
         fail_traffic_on_panic,
@@ -84,23 +89,24 @@ pub fn compile(
             problems,
         ),
         http,
-        tcp_idle_timeout,
         socket,
-        added_via_api: false,
+        added_via_api: environment.dynamic,
         hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
         stats: OnceLock::new(),
     })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Static,
     StrictDns,
     LogicalDns,
     OriginalDst,
+    Eds,
 }
 
-fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
+/// How the cluster finds its hosts; `None` when that is refused, by the support table or here.
+pub(super) fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
     match &cluster.cluster_discovery_type {
         None => Some(Kind::Static),
@@ -109,8 +115,7 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
             DiscoveryType::StrictDns => Some(Kind::StrictDns),
             DiscoveryType::LogicalDns => Some(Kind::LogicalDns),
             DiscoveryType::OriginalDst => Some(Kind::OriginalDst),
-            // Refused by the support table.
-            DiscoveryType::Eds => None,
+            DiscoveryType::Eds => Some(Kind::Eds),
         },
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
             let found = custom.typed_config.as_ref().map(type_of).unwrap_or_default();
@@ -129,6 +134,7 @@ fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kind> {
                 (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => {
                     Some(Kind::OriginalDst)
                 }
+                ("envoy.cluster.eds", "") => Some(Kind::Eds),
                 ("envoy.cluster.static", "") => Some(Kind::Static),
                 ("envoy.cluster.strict_dns", "") => Some(Kind::StrictDns),
                 ("envoy.cluster.logical_dns", "") => Some(Kind::LogicalDns),
@@ -153,6 +159,7 @@ fn discovery(
     match kind {
         Kind::Static => Some(Discovery::Static),
         Kind::OriginalDst => original_dst(cluster, problems),
+        Kind::Eds => eds(cluster, environment, problems),
         Kind::StrictDns | Kind::LogicalDns => {
             let dns = dns(cluster, environment, problems)?;
             if kind == Kind::StrictDns {
@@ -167,6 +174,35 @@ fn discovery(
             Some(Discovery::LogicalDns(dns))
         }
     }
+}
+
+fn eds(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> Option<Discovery> {
+    if cluster.load_assignment.is_some() {
+        problems.note("load_assignment", "the endpoints of an EDS cluster come from a control plane");
+    }
+    let compiler = environment.compiler;
+    problems.at("eds_cluster_config", |problems| {
+        let config = cluster.eds_cluster_config.as_ref();
+        let Some(source) = config.and_then(|config| config.eds_config.as_ref()) else {
+            problems.report_at("eds_config", "is required for an EDS cluster");
+            return None;
+        };
+        let parent = environment.dynamic.then(|| compiler.cds.clone().unwrap_or(Source::SameAsParent));
+        let source = problems
+            .at("eds_config", |problems| config_source(source, parent.as_ref(), compiler, problems))?;
+        let service_name = match config.map(|config| config.service_name.as_str()) {
+            None | Some("") => cluster.name.as_str(),
+            Some(name) => name,
+        };
+        if service_name.starts_with("xdstp:") {
+            problems.report_at("service_name", "xdstp names are not supported");
+        }
+        Some(Discovery::Eds {
+            service_name: service_name.into(),
+            source: source.source,
+            initial_fetch_timeout: source.initial_fetch_timeout,
+        })
+    })
 }
 
 fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
@@ -343,7 +379,8 @@ fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool)
     let threshold =
         config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
     // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
-    let threshold = environment.runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
+    let threshold =
+        environment.compiler.runtime.load().number("upstream.healthy_panic_threshold").unwrap_or(threshold);
     let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
         Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
             zone.fail_traffic_on_panic
@@ -380,7 +417,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
         let entry = list.iter().find(|entry| entry.priority() == priority).copied().unwrap_or_default();
         let limit = |field: &str, value, default| {
             let key = format!("circuit_breakers.{}.{name}.{field}", cluster.name);
-            let runtime = environment.runtime.number(&key).map(|value| value as u32);
+            let runtime = environment.compiler.runtime.load().number(&key).map(|value| value as u32);
             Limit::new(runtime.unwrap_or_else(|| u32_or(value, default)))
         };
         Breakers {
@@ -388,7 +425,6 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
             pending: limit("max_pending_requests", entry.max_pending_requests, 1024),
             requests: limit("max_requests", entry.max_requests, 1024),
             retries: limit("max_retries", entry.max_retries, 3),
-            pools: limit("max_connection_pools", entry.max_connection_pools, u32::MAX),
             // The message without either field leaves `max_retries` in force, as in Envoy.
             retry_budget: entry
                 .retry_budget
@@ -406,9 +442,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
 
-/// HTTP options and the idle timeout of pooled TCP connections.
-fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (UpstreamHttp, Option<Duration>) {
-    let mut tcp_idle = Some(Duration::from_secs(600));
+fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamHttp {
     // The extension replaces the deprecated fields, as in Envoy.
     let mut common = cluster.common_http_protocol_options;
     let mut http1 = cluster.http_protocol_options.clone();
@@ -432,14 +466,14 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
                 };
             }
             TCP_OPTIONS => {
-                let Some(options) = extension::<TcpProtocolOptions>(any, "", problems) else { return };
-                tcp_idle = idle(&options.idle_timeout, tcp_idle, "idle_timeout", problems);
+                // Nothing in it has an effect.
+                let _ = extension::<TcpProtocolOptions>(any, "", problems);
             }
             _ => problems.report(format!("there are no protocol options with the name {key:?}")),
         });
     }
     let common = common.unwrap_or_default();
-    let http = problems.at("common_http_protocol_options", |problems| UpstreamHttp {
+    problems.at("common_http_protocol_options", |problems| UpstreamHttp {
         protocol: UpstreamProtocol::Http1,
         idle_timeout: idle(&common.idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout", problems),
         max_connection_duration: idle(
@@ -456,16 +490,15 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> (Upstream
         max_headers_count: u32_or(common.max_headers_count, 100),
         max_response_headers: 80 * 1024,
         http1: http1_options(http1.as_ref()),
-    });
-    (http, tcp_idle)
+    })
 }
 
-fn source_address(
+pub(super) fn source_address(
     bind: Option<&core::BindConfig>,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<SocketAddr> {
-    let Some(bind) = bind else { return environment.source_address };
+    let Some(bind) = bind else { return environment.compiler.source_address };
     problems.at("upstream_bind_config", |problems| bind_address(bind, problems))
 }
 

@@ -55,7 +55,7 @@ pub(super) fn dns(
                 failure_refresh: failure_refresh(failure, problems),
                 respect_ttl: config.respect_dns_ttl,
                 family,
-                ..resolver.unwrap_or_else(|| environment.resolver.clone()).dns()
+                ..resolver.unwrap_or_else(|| environment.compiler.resolver.clone()).dns()
             })
         });
     }
@@ -80,7 +80,7 @@ pub(super) fn dns(
         failure_refresh: failure_refresh(rate.map(|rate| (rate.base_interval, rate.max_interval)), problems),
         respect_ttl: cluster.respect_dns_ttl,
         family,
-        ..own.unwrap_or_else(|| environment.resolver.clone()).dns()
+        ..own.unwrap_or_else(|| environment.compiler.resolver.clone()).dns()
     })
 }
 

@@ -1,14 +1,19 @@
 //! Endpoints of a load assignment: hosts with addresses, or names to resolve.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
 
-use super::{ip_address, port, u32_or};
+use super::{duration, port, u32_or};
 use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
 use crate::config::problems::Problems;
 use crate::config::Host;
+
+/// Highest priority of endpoints, by Envoy's field rules.
+const MAX_PRIORITY: u32 = 128;
 
 /// The names of a DNS cluster; `None` when a problem was reported.
 pub(super) fn dns_names(
@@ -40,27 +45,79 @@ pub(super) fn static_hosts(
     assignment: Option<&endpoint::ClusterLoadAssignment>,
     problems: &mut Problems,
 ) -> Vec<Arc<Host>> {
+    if assignment.and_then(|a| a.policy.as_ref()).is_some_and(|policy| policy.endpoint_stale_after.is_some())
+    {
+        problems.note("policy.endpoint_stale_after", "static endpoints do not grow stale");
+    }
     let mut hosts = Vec::new();
     endpoints(assignment, problems, |address, template, problems| {
-        let Some(address) = address else { return problems.report("is required") };
-        let address = match address {
-            core::address::Address::SocketAddress(socket) => {
-                let Ok(ip) = socket.address.parse::<IpAddr>() else {
-                    let message = format!(
-                        "{:?} is not an IP address; a cluster with host names needs type STRICT_DNS or LOGICAL_DNS",
-                        socket.address
-                    );
-                    return problems.report_at("socket_address.address", message);
-                };
-                let Some(port) = port(socket, problems) else { return };
-                Address::Ip(SocketAddr::new(ip, port))
-            }
-            core::address::Address::Pipe(pipe) => Address::Pipe(pipe.path.as_str().into()),
-            core::address::Address::EnvoyInternalAddress(_) => return,
-        };
-        hosts.push(Host::new(address, template));
+        hosts.extend(fixed_address(address, problems).map(|address| Host::new(address, template)));
     });
     hosts
+}
+
+/// The hosts of an assignment from a control plane; of several endpoints with one address the first
+/// counts, as in Envoy. Those of `previous` that are still meant stay what they are.
+pub(super) fn eds_hosts(
+    assignment: &endpoint::ClusterLoadAssignment,
+    previous: &[Arc<Host>],
+    problems: &mut Problems,
+) -> Vec<Arc<Host>> {
+    let known: HashMap<&Address, &Arc<Host>> = previous.iter().map(|host| (&host.address, host)).collect();
+    let mut seen = HashSet::new();
+    let mut hosts = Vec::new();
+    endpoints(Some(assignment), problems, |address, template, problems| {
+        let Some(address) = fixed_address(address, problems) else { return };
+        if !seen.insert(address.clone()) {
+            return;
+        }
+        hosts.push(match known.get(&address) {
+            Some(host) if host.template == template => (*host).clone(),
+            Some(host) if host.is_same_endpoint(&template) => host.described(template),
+            _ => Host::new(address, template),
+        });
+    });
+    hosts
+}
+
+/// Checks an assignment from a control plane: after which time it is stale, and how many endpoints it
+/// lists. `None` when a problem was reported.
+pub(super) fn check(
+    assignment: &endpoint::ClusterLoadAssignment,
+    problems: &mut Problems,
+) -> Option<(Option<Duration>, usize)> {
+    let before = problems.count();
+    let mut count = 0;
+    endpoints(Some(assignment), problems, |address, _, problems| {
+        count += usize::from(fixed_address(address, problems).is_some());
+    });
+    let stale = assignment.policy.as_ref().and_then(|policy| {
+        problems.at("policy", |p| duration(&policy.endpoint_stale_after, "endpoint_stale_after", p))
+    });
+    (problems.count() == before).then_some((stale, count))
+}
+
+/// An address that needs no resolver.
+fn fixed_address(address: Option<&core::address::Address>, problems: &mut Problems) -> Option<Address> {
+    let Some(address) = address else {
+        problems.report("is required");
+        return None;
+    };
+    match address {
+        core::address::Address::SocketAddress(socket) => {
+            let Ok(ip) = socket.address.parse::<IpAddr>() else {
+                let message = format!(
+                    "{:?} is not an IP address; a cluster with host names needs type STRICT_DNS or LOGICAL_DNS",
+                    socket.address
+                );
+                problems.report_at("socket_address.address", message);
+                return None;
+            };
+            Some(Address::Ip(SocketAddr::new(ip, port(socket, problems)?)))
+        }
+        core::address::Address::Pipe(pipe) => Some(Address::Pipe(pipe.path.as_str().into())),
+        core::address::Address::EnvoyInternalAddress(_) => None,
+    }
 }
 
 /// Calls `each` with every endpoint's address, if it has one, and what else is said of it.
@@ -72,6 +129,10 @@ fn endpoints(
     let Some(assignment) = assignment else { return };
     for (index, group) in assignment.endpoints.iter().enumerate() {
         problems.at_index("endpoints", index, |problems| {
+            if group.priority > MAX_PRIORITY {
+                let message = format!("is {}, must be at most {MAX_PRIORITY}", group.priority);
+                return problems.report_at("priority", message);
+            }
             let locality = group.locality.as_ref().map(locality).unwrap_or_default();
             let locality = Arc::new(locality);
             for (index, entry) in group.lb_endpoints.iter().enumerate() {
@@ -108,21 +169,12 @@ fn endpoint(
         let address = target.address.as_ref().map(|address| address.address.as_ref());
         // An `address` without content breaks a rule of its own message.
         let Some(address) = address.map_or(Some(None), |content| content.map(Some)) else { return };
-        let mut additional = Vec::new();
-        for (index, more) in target.additional_addresses.iter().enumerate() {
-            let Some(address) = &more.address else { continue };
-            let address = problems.at_index("additional_addresses", index, |problems| {
-                problems.at("address", |problems| ip_address(address, problems))
-            });
-            additional.extend(address);
-        }
         let template = HostTemplate {
             hostname: target.hostname.as_str().into(),
             weight: u32_or(entry.load_balancing_weight, 1),
             priority,
             locality: locality.clone(),
             health: health(entry.health_status()),
-            additional,
         };
         problems.at("address", |problems| each(address, template, problems));
     });

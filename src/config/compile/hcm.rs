@@ -9,15 +9,17 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
-use outrigger_control_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use outrigger_control_api::type_of;
 
+use super::discovery::config_source;
 use super::http_options::http1_options;
+use super::resource::RouteNeed;
 use super::rooms;
 use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
+use crate::config::discovery::Source;
 use crate::config::http::{
-    Codec, EscapedSlashes, HcmTimeouts, HttpConnectionManager, HttpFilter, RouterOptions, ServerHeader,
-    StripPort, Underscores, Upgrade,
+    Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
+    RequestLimits, RouterOptions, ServerHeader, StripPort, Underscores, Upgrade,
 };
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -49,15 +51,11 @@ pub fn compile(
     let common = config.common_http_protocol_options.unwrap_or_default();
     let timeouts = timeouts(config, &common, problems);
     let upgrades = upgrades(config, problems);
-    let http1 = config.http_protocol_options.as_ref();
-    let keep_going = http1
-        .and_then(|options| options.override_stream_error_on_invalid_http_message)
-        .or(config.stream_error_on_invalid_http_message);
+    let http1 = config.http_protocol_options.clone().unwrap_or_default();
+    let http1_options = http1_options(Some(&http1));
     let strip_port = strip_port(config, problems);
-    let drain_timeout = duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
     let delayed_close_timeout =
         duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);
-    let pack_trace_reason = pack_trace_reason(config, problems);
     if problems.count() > before {
         return None;
     }
@@ -90,11 +88,10 @@ pub fn compile(
         internal_unix,
         via: optional(&config.via),
         add_user_agent: bool_or(config.add_user_agent, false),
-        service: environment.service.clone(),
+        service: environment.compiler.service.clone(),
         generate_request_id: bool_or(config.generate_request_id, true),
         preserve_external_request_id: config.preserve_external_request_id,
         always_set_request_id_in_response: config.always_set_request_id_in_response,
-        pack_trace_reason,
         scheme_overwrite: config.scheme_header_transformation.as_ref().and_then(|scheme| {
             let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) =
                 scheme.transformation.as_ref()?;
@@ -106,26 +103,41 @@ pub fn compile(
         strip_port,
         strip_trailing_host_dot: config.strip_trailing_host_dot,
         proxy_100_continue: config.proxy_100_continue,
-        stream_error_on_invalid_http_message: bool_or(keep_going, false),
         append_x_forwarded_port: config.append_x_forwarded_port,
         timeouts,
-        // The field's rule bounds it to 8192.
-        max_request_headers: u32_or(config.max_request_headers_kb, 60).saturating_mul(1024) as usize,
-        max_headers_count: u32_or(common.max_headers_count, 100),
+        limits: request_limits(config, &common, &http1, &http1_options),
         max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
-        underscores: match common.headers_with_underscores_action() {
-            core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
-            core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
-            core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
-        },
-        http1: http1_options(http1),
+        http1: http1_options,
         upgrades,
-        drain_timeout,
         delayed_close_timeout,
         local_reply,
         always_forward_client_cert: config.forward_client_cert_details()
             == pb::http_connection_manager::ForwardClientCertDetails::AlwaysForwardOnly,
     })
+}
+
+fn request_limits(
+    config: &pb::HttpConnectionManager,
+    common: &core::HttpProtocolOptions,
+    http1: &core::Http1ProtocolOptions,
+    options: &Http1Options,
+) -> RequestLimits {
+    RequestLimits {
+        // The field's rule bounds it to 8192.
+        max_head: u32_or(config.max_request_headers_kb, 60).saturating_mul(1024) as usize,
+        max_fields: u32_or(common.max_headers_count, 100) as usize,
+        http_10: http1.accept_http_10,
+        default_host: optional(&http1.default_host_for_http_10),
+        absolute_url: bool_or(http1.allow_absolute_url, true),
+        chunked_length: options.allow_chunked_length,
+        custom_methods: http1.allow_custom_methods,
+        preserve_case: options.header_case == HeaderCase::Preserve,
+        underscores: match common.headers_with_underscores_action() {
+            core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
+            core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
+            core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+        },
+    }
 }
 
 fn optional(text: &str) -> Option<Bytes> {
@@ -145,8 +157,12 @@ fn routes(
     use pb::http_connection_manager::RouteSpecifier;
     match config.route_specifier.as_ref()? {
         RouteSpecifier::RouteConfig(routes) => {
-            let table =
-                problems.at("route_config", |problems| rooms::route_table(routes, environment, problems))?;
+            let table = problems
+                .at("route_config", |problems| rooms::route_table(routes, true, environment, problems))?;
+            // A listener that comes again has a table of its own each time.
+            if environment.dynamic {
+                return Some(Slot::anonymous(Arc::new(table)));
+            }
             // Several connection managers may use the same name for different tables, so the listener and
             // a number are part of the slot's name.
             let slot = (0..)
@@ -154,14 +170,49 @@ fn routes(
                     0 => format!("{owner}/{}", routes.name),
                     _ => format!("{owner}/{}#{number}", routes.name),
                 })
-                .find(|name| environment.routes.find(name).is_none())
-                .map(|name| environment.routes.slot(&name))?;
+                .find(|name| environment.compiler.routes.find(name).is_none())
+                .map(|name| environment.compiler.routes.slot(&name))?;
             slot.set(Some(Arc::new(table)));
             Some(slot)
         }
+        RouteSpecifier::Rds(rds) => {
+            problems.at("rds", |problems| route_discovery(rds, &config.stat_prefix, environment, problems))
+        }
         // Refused by the support table.
-        RouteSpecifier::Rds(_) | RouteSpecifier::ScopedRoutes(_) => None,
+        RouteSpecifier::ScopedRoutes(_) => None,
     }
+}
+
+/// The slot of a table that a control plane sends; the environment learns that it is needed.
+fn route_discovery(
+    rds: &pb::Rds,
+    stat_prefix: &str,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<Slot<RouteTable>>> {
+    let name = rds.route_config_name.as_str();
+    if name.is_empty() || name.starts_with("xdstp:") {
+        let message = if name.is_empty() { "is required" } else { "xdstp names are not supported" };
+        problems.report_at("route_config_name", message);
+    }
+    let compiler = environment.compiler;
+    let parent = environment.dynamic.then(|| compiler.lds.clone().unwrap_or(Source::SameAsParent));
+    let source = problems.at("config_source", |problems| {
+        config_source(rds.config_source.as_ref()?, parent.as_ref(), compiler, problems)
+    })?;
+    let slot = compiler.route_slot(&source.source, name);
+    let mut needs = environment.needs.borrow_mut();
+    let stat_prefix: Arc<str> = stat_prefix.into();
+    match needs.route_tables.iter_mut().find(|need| Arc::ptr_eq(&need.slot, &slot)) {
+        Some(need) => need.stat_prefixes.push(stat_prefix),
+        None => needs.route_tables.push(RouteNeed {
+            source,
+            name: name.into(),
+            slot: slot.clone(),
+            stat_prefixes: vec![stat_prefix],
+        }),
+    }
+    Some(slot)
 }
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -357,19 +408,4 @@ fn escaped_slashes(config: &pb::HttpConnectionManager) -> EscapedSlashes {
         Action::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
         Action::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
     }
-}
-
-fn pack_trace_reason(config: &pb::HttpConnectionManager, problems: &mut Problems) -> bool {
-    let any = config.request_id_extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
-    // Other extensions are refused by the support table.
-    let Some(any) =
-        any.filter(|any| type_of(any) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")
-    else {
-        return true;
-    };
-    problems
-        .at("request_id_extension", |problems| {
-            extension::<UuidRequestIdConfig>(any, "typed_config", problems)
-        })
-        .is_none_or(|uuid| bool_or(uuid.pack_trace_reason, true))
 }

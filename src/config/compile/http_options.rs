@@ -1,9 +1,7 @@
 //! HTTP/1 codec options, shared by both sides.
 
-use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 
-use super::bool_or;
 use crate::config::http::{HeaderCase, Http1Options};
 
 /// `Http1ProtocolOptions`, absent or not, with Envoy's defaults.
@@ -13,10 +11,6 @@ pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Htt
     let options = options.unwrap_or(&default);
     let format = options.header_key_format.as_ref().and_then(|format| format.header_format.as_ref());
     Http1Options {
-        allow_absolute_url: bool_or(options.allow_absolute_url, true),
-        accept_http_10: options.accept_http_10,
-        default_host_for_http_10: (!options.default_host_for_http_10.is_empty())
-            .then(|| Bytes::copy_from_slice(options.default_host_for_http_10.as_bytes())),
         enable_trailers: options.enable_trailers,
         allow_chunked_length: options.allow_chunked_length,
         header_case: match format {
@@ -25,6 +19,5 @@ pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Htt
             // `preserve_case` is the only formatter that the support table lets through.
             Some(HeaderFormat::StatefulFormatter(_)) => HeaderCase::Preserve,
         },
-        allow_custom_methods: options.allow_custom_methods,
     }
 }

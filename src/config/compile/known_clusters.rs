@@ -5,12 +5,23 @@ use std::collections::HashSet;
 
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
+use super::Environment;
 use crate::config::problems::Problems;
 
-/// Reports each cluster in `config` that is not among `known`, where it is first named. Names taken from a request's header are
-/// looked up when it arrives.
-pub(super) fn check(config: &pb::RouteConfiguration, known: &HashSet<&str>, problems: &mut Problems) {
-    let check = Check { known, reported: RefCell::default() };
+/// Reports clusters in `config` where they are first named: with `validate`, those that are not there;
+/// in a table of the bootstrap also those that serve discovery only. Names taken from a request's
+/// header are looked up when it arrives.
+pub(super) fn check(
+    config: &pb::RouteConfiguration,
+    validate: bool,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) {
+    let reserved = !environment.dynamic && !environment.compiler.discovery_only.is_empty();
+    if !validate && !reserved {
+        return;
+    }
+    let check = Check { validate, reserved, environment, reported: RefCell::default() };
     check.mirrors(&config.request_mirror_policies, problems);
     for (index, host) in config.virtual_hosts.iter().enumerate() {
         problems.at_index("virtual_hosts", index, |problems| {
@@ -26,7 +37,9 @@ pub(super) fn check(config: &pb::RouteConfiguration, known: &HashSet<&str>, prob
 }
 
 struct Check<'a> {
-    known: &'a HashSet<&'a str>,
+    validate: bool,
+    reserved: bool,
+    environment: &'a Environment<'a>,
     reported: RefCell<HashSet<String>>,
 }
 
@@ -59,9 +72,16 @@ impl Check<'_> {
 
     fn name(&self, name: &str, field: &str, problems: &mut Problems) {
         // An empty name breaks a field rule, or stands for a name in a header.
-        let unknown = !name.is_empty() && !self.known.contains(name);
-        if unknown && self.reported.borrow_mut().insert(name.to_owned()) {
+        if name.is_empty() || self.reported.borrow().contains(name) {
+            return;
+        }
+        let mut wrong = self.reserved && self.environment.check_reserved(name, field, problems);
+        if !wrong && self.validate && !(self.environment.known)(name) {
             problems.report_at(field, format!("there is no cluster {name:?}"));
+            wrong = true;
+        }
+        if wrong {
+            self.reported.borrow_mut().insert(name.to_owned());
         }
     }
 }

@@ -12,8 +12,9 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 };
 use outrigger_control_api::type_of;
 
-use super::rooms;
-use super::{bool_or, data_source, duration, extension, hcm, idle, port, u32_or, Environment};
+use super::{
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rooms, u32_or, Environment,
+};
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
@@ -21,6 +22,9 @@ use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+/// What may change without the listener being another one.
+const CHAIN_FIELDS: &[&str] = &["filter_chains", "default_filter_chain", "filter_chain_matcher"];
 
 /// Compiles `listener`. `None` when a problem was reported.
 pub fn compile(
@@ -75,8 +79,9 @@ pub fn compile(
     let bind = address?;
     let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     Some(Listener {
-        stats: ListenerStats::new(&Scope::listener(stat_prefix)),
+        stats: Arc::new(ListenerStats::new(&Scope::listener(stat_prefix))),
         name,
+        fingerprint: canonical::fingerprint_without(listener, CHAIN_FIELDS),
         address: bind.address,
         ipv4_compat: bind.ipv4_compat,
         pipe_mode: bind.pipe_mode,
@@ -92,7 +97,7 @@ pub fn compile(
         inspect,
         listener_filters_timeout,
         continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
-        per_connection_buffer_limit: u32_or(listener.per_connection_buffer_limit_bytes, 1 << 20) as usize,
+        per_connection_buffer_limit: buffer_limit(listener.per_connection_buffer_limit_bytes),
         reuse_port: bool_or(listener.enable_reuse_port, true),
         backlog: u32_or(listener.tcp_backlog_size, somaxconn()),
         socket: SocketTuning::default(),
@@ -189,14 +194,16 @@ fn chain(
     if let Some(socket) = &config.transport_socket {
         problems.at("transport_socket", |problems| transport_socket(socket, problems));
     }
-    let handshake_timeout =
-        duration(&config.transport_socket_connect_timeout, "transport_socket_connect_timeout", problems)
-            .filter(|timeout| !timeout.is_zero());
     let terminal = terminal(&config.filters, owner, environment, problems);
     if problems.count() > before {
         return None;
     }
-    Some(FilterChain { name: config.name.as_str().into(), handshake_timeout, terminal: terminal? })
+    Some(FilterChain {
+        name: config.name.as_str().into(),
+        fingerprint: canonical::fingerprint(config),
+        retirement: Arc::default(),
+        terminal: terminal?,
+    })
 }
 
 /// Only plain text is supported; TLS is refused by the support table.

@@ -30,7 +30,7 @@ fn map(
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<LocalReplyMapper> {
-    let runtime = |key: &str| environment.runtime.number(key);
+    let runtime = |key: &str| environment.compiler.runtime.load().number(key);
     let filter = mapper
         .filter
         .as_ref()

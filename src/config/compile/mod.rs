@@ -11,7 +11,11 @@
 #![allow(deprecated)]
 
 pub mod bootstrap;
+pub mod canonical;
+mod check;
 pub mod cluster;
+mod control;
+mod discovery;
 mod dns;
 mod endpoints;
 pub mod hcm;
@@ -19,10 +23,10 @@ mod http_options;
 mod known_clusters;
 pub mod listener;
 mod local_reply;
+pub mod resource;
 mod rooms;
 pub mod runtime;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -33,56 +37,15 @@ use outrigger_control_api::{unpack, UnpackError};
 use prost::{Message, Name};
 
 pub use bootstrap::{bootstrap, CompiledBootstrap};
+pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed};
 
-use self::dns::Resolver;
-use self::runtime::Runtime;
-use super::cluster::{Cluster, Keepalive};
+use super::cluster::Keepalive;
 use super::problems::Problems;
-use super::route::RouteTable;
-use super::slot::Directory;
 
 /// Why slow start is refused.
 pub(crate) const SLOW_START: &str = "slow start is not supported yet";
 /// Why locality-aware balancing is refused.
 pub(crate) const LOCALITY: &str = "locality-aware load balancing is not supported yet";
-
-/// What compiling one resource may look at besides the resource.
-#[derive(Debug)]
-pub struct Environment<'a> {
-    /// Clusters by name.
-    pub clusters: &'a Directory<Cluster>,
-    /// Names of the clusters that are configured.
-    pub known_clusters: HashSet<&'a str>,
-    /// Route tables by name.
-    pub routes: &'a Directory<RouteTable>,
-    /// Runtime values of the bootstrap.
-    pub runtime: &'a Runtime,
-    /// This node's cluster and id, as `add_user_agent` sends them.
-    pub service: (Bytes, Bytes),
-    /// The bootstrap's resolver, for clusters that name none.
-    pub resolver: Resolver,
-    /// The bootstrap's source address, for clusters that set none.
-    pub source_address: Option<SocketAddr>,
-}
-
-impl<'a> Environment<'a> {
-    /// An environment without a node, known clusters or defaults from the bootstrap.
-    pub fn new(
-        clusters: &'a Directory<Cluster>,
-        routes: &'a Directory<RouteTable>,
-        runtime: &'a Runtime,
-    ) -> Self {
-        Self {
-            clusters,
-            known_clusters: HashSet::new(),
-            routes,
-            runtime,
-            service: Default::default(),
-            resolver: Resolver::default(),
-            source_address: None,
-        }
-    }
-}
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
 pub(crate) fn extension<M: Message + Name + Default>(
@@ -146,6 +109,15 @@ pub(crate) fn idle(
 
 pub(crate) fn u32_or(value: Option<wkt::UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
+}
+
+/// `per_connection_buffer_limit_bytes`. Envoy takes 0 for "no limit"; what we hold then is limited by the
+/// same 1 MiB that counts when config does not speak of it.
+pub(crate) fn buffer_limit(value: Option<wkt::UInt32Value>) -> usize {
+    match u32_or(value, 0) {
+        0 => 1 << 20,
+        limit => limit as usize,
+    }
 }
 
 pub(crate) fn bool_or(value: Option<wkt::BoolValue>, default: bool) -> bool {

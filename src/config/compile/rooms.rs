@@ -20,25 +20,26 @@ pub(super) fn access_logs(
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Vec<AccessLog> {
-    let runtime = |key: &str| environment.runtime.number(key);
+    let runtime = |key: &str| environment.compiler.runtime.load().number(key);
     let compile = |(index, config)| {
         problems.at_index(field, index, |problems| AccessLog::compile(config, &runtime, problems))
     };
     list.iter().enumerate().filter_map(compile).collect()
 }
 
-/// An inline route table; the clusters it names must exist unless it says otherwise.
+/// A route table. The clusters it names must exist if it says so, or, where it says nothing, by
+/// `validate`.
 pub(super) fn route_table(
     config: &route::RouteConfiguration,
+    validate: bool,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<RouteTable> {
     // A cluster that lost its name has been reported; it may be the one that is meant here.
-    let unnamed = environment.known_clusters.contains("");
-    if bool_or(config.validate_clusters, true) && !unnamed {
-        known_clusters::check(config, &environment.known_clusters, problems);
-    }
-    crate::config::route::compile(config, environment.clusters, problems)
+    let unnamed = !environment.dynamic && (environment.known)("");
+    let validate = bool_or(config.validate_clusters, validate) && !unnamed;
+    known_clusters::check(config, validate, environment, problems);
+    crate::config::route::compile(config, &environment.compiler.clusters, problems)
 }
 
 /// A TCP proxy.

@@ -1,4 +1,5 @@
-//! Runtime values: the static layers of the bootstrap, flattened. Later layers win.
+//! Runtime values: the layers of the bootstrap, flattened. Later layers win. Static layers have their
+//! values from the start; a control plane fills others ([`Runtime::with_layer`]).
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,8 @@ pub struct Runtime {
     values: BTreeMap<String, Value>,
     /// Names of the layers, in order.
     layers: Vec<String>,
+    /// What each of them says.
+    by_layer: Vec<BTreeMap<String, Value>>,
 }
 
 /// One runtime value.
@@ -51,30 +54,33 @@ impl Runtime {
                 }
                 admin = true;
             }
-            if let Some(LayerSpecifier::StaticLayer(values)) = &layer.layer_specifier {
-                runtime.flatten("", values);
+            let mut values = BTreeMap::new();
+            if let Some(LayerSpecifier::StaticLayer(layer)) = &layer.layer_specifier {
+                flatten("", layer, &mut values);
             }
+            runtime.by_layer.push(values);
         }
+        runtime.merge();
         runtime
     }
 
-    fn flatten(&mut self, prefix: &str, values: &Struct) {
-        for (key, value) in &values.fields {
-            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-            let value = match &value.kind {
-                Some(Kind::NumberValue(number)) => Value::Number(*number),
-                Some(Kind::BoolValue(on)) => Value::Bool(*on),
-                Some(Kind::StringValue(text)) => Value::of_text(text),
-                Some(Kind::StructValue(inner)) => match fraction(inner) {
-                    Some(fraction) => fraction,
-                    None => {
-                        self.flatten(&key, inner);
-                        continue;
-                    }
-                },
-                Some(Kind::ListValue(_) | Kind::NullValue(_)) | None => continue,
-            };
-            self.values.insert(key, value);
+    /// The same with other values in `layer`.
+    #[must_use]
+    pub fn with_layer(&self, layer: &str, values: &Struct) -> Self {
+        let mut runtime = self.clone();
+        let place = self.layers.iter().position(|name| name == layer);
+        if let Some(place) = place.and_then(|index| runtime.by_layer.get_mut(index)) {
+            place.clear();
+            flatten("", values, place);
+        }
+        runtime.merge();
+        runtime
+    }
+
+    fn merge(&mut self) {
+        self.values.clear();
+        for layer in &self.by_layer {
+            self.values.extend(layer.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
     }
 
@@ -104,6 +110,26 @@ impl Value {
             "false" => Value::Bool(false),
             _ => text.parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Number),
         }
+    }
+}
+
+fn flatten(prefix: &str, values: &Struct, into: &mut BTreeMap<String, Value>) {
+    for (key, value) in &values.fields {
+        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let value = match &value.kind {
+            Some(Kind::NumberValue(number)) => Value::Number(*number),
+            Some(Kind::BoolValue(on)) => Value::Bool(*on),
+            Some(Kind::StringValue(text)) => Value::of_text(text),
+            Some(Kind::StructValue(inner)) => match fraction(inner) {
+                Some(fraction) => fraction,
+                None => {
+                    flatten(&key, inner, into);
+                    continue;
+                }
+            },
+            Some(Kind::ListValue(_) | Kind::NullValue(_)) | None => continue,
+        };
+        into.insert(key, value);
     }
 }
 

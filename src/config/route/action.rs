@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use outrigger_control_api::pb::google::protobuf::Any;
 
 use super::header_ops::HeaderOps;
 use super::path::PathMatch;
@@ -40,9 +39,6 @@ pub struct DirectResponse {
     /// Its body, possibly empty.
     pub body: Bytes,
 }
-
-/// Per-filter configuration, unparsed, by the filter's name in the chain.
-pub type FilterConfigs = Box<[(Box<str>, Any)]>;
 
 /// How a request is forwarded (`RouteAction`).
 #[derive(Debug)]
@@ -181,8 +177,6 @@ pub struct WeightedCluster {
     pub response_headers: HeaderOps,
     /// New authority, set before the route's rewrite.
     pub host_rewrite: Option<Bytes>,
-    /// Per-filter configuration.
-    pub per_filter: FilterConfigs,
 }
 
 impl WeightedClusters {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
-use outrigger_control_api::pb::google::protobuf::Any;
 
-use super::action::{DirectResponse, FilterConfigs, Mirror};
+use super::action::{DirectResponse, Mirror};
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
 use super::path::{Conditions, PathMatch, PathText};
@@ -109,7 +108,6 @@ pub fn compile(
     (problems.count() == before).then(|| RouteTable {
         name: config.name.as_str().into(),
         internal_only_headers: config.internal_only_headers.iter().map(|name| HeaderKey::new(name)).collect(),
-        per_filter: filter_configs(&config.typed_per_filter_config),
         virtual_hosts: hosts.into(),
         domains,
         ignore_port: config.ignore_port_in_host_matching,
@@ -142,7 +140,6 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope<'_>, problems: &mut Prob
         .collect();
     Some(VirtualHost {
         name: config.name.as_str().into(),
-        per_filter: filter_configs(&config.typed_per_filter_config),
         require_tls: match config.require_tls() {
             TlsRequirementType::None => RequireTls::None,
             TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -197,7 +194,6 @@ fn route(config: &pb::Route, scope: &Scope<'_>, host: &HostScope, problems: &mut
         response_headers: order(&response, &host.response, &scope.table_response),
         buffer_limit: (config.per_request_buffer_limit_bytes.map(|limit| limit.value)).or(host.buffer_limit),
         metadata: config.metadata.clone().map(Box::new),
-        per_filter: filter_configs(&config.typed_per_filter_config),
         stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
     })
 }
@@ -313,11 +309,4 @@ fn direct_response(
     // Bounded by a field rule.
     let status = u16::try_from(config.status).ok()?;
     Some(DirectResponse { status, body })
-}
-
-pub(super) fn filter_configs(configs: &std::collections::HashMap<String, Any>) -> FilterConfigs {
-    let mut list: Vec<_> =
-        configs.iter().map(|(name, config)| (name.as_str().into(), config.clone())).collect();
-    list.sort_by(|(a, _): &(Box<str>, Any), (b, _)| a.cmp(b));
-    list.into()
 }

@@ -11,7 +11,7 @@ use super::action::{
     ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror, Target,
     WeightedCluster, WeightedClusters,
 };
-use super::compile::{filter_configs, header_ops, HostScope, Scope};
+use super::compile::{header_ops, HostScope, Scope};
 use super::header_ops::HeaderOps;
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
@@ -151,13 +151,7 @@ fn weighted(
             let Some(weight) = config.weight.map(|weight| weight.value) else {
                 return problems.report_at("weight", "is required");
             };
-            let cluster = WeightedCluster {
-                cluster,
-                request_headers,
-                response_headers,
-                host_rewrite,
-                per_filter: filter_configs(&config.typed_per_filter_config),
-            };
+            let cluster = WeightedCluster { cluster, request_headers, response_headers, host_rewrite };
             clusters.push((weight, cluster));
         });
     }

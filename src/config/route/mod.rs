@@ -25,8 +25,8 @@ use self::path::{matches, Conditions, RequestPath};
 use super::headers::{HeaderKey, Known, RequestView};
 
 pub use action::{
-    Action, Chosen, ClusterRef, DirectResponse, FilterConfigs, Forward, GrpcTimeout, GrpcTimeoutLimits,
-    HashCookie, HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
+    Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
+    HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
 };
 pub use compile::compile;
 pub use header_ops::HeaderOps;
@@ -45,8 +45,6 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// Removed from requests that come from outside.
     pub internal_only_headers: Box<[HeaderKey]>,
-    /// Per-filter configuration for all virtual hosts.
-    pub per_filter: FilterConfigs,
     virtual_hosts: Box<[Arc<VirtualHost>]>,
     domains: Domains,
     ignore_port: bool,
@@ -58,8 +56,6 @@ pub struct RouteTable {
 pub struct VirtualHost {
     /// Its name.
     pub name: Arc<str>,
-    /// Per-filter configuration for all its routes.
-    pub per_filter: FilterConfigs,
     require_tls: RequireTls,
     routes: Box<[Arc<Route>]>,
 }
@@ -90,8 +86,6 @@ pub struct Route {
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
     pub metadata: Option<Box<Metadata>>,
-    /// Per-filter configuration.
-    pub per_filter: FilterConfigs,
     /// Name for statistics.
     pub stat_prefix: Option<Arc<str>>,
 }

@@ -4,7 +4,7 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, refused, whole};
 
-const DISCOVERY: &str = "discovery from a control plane is not supported yet";
+const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
 const STATISTICS: &str = "statistics are read from the admin port";
 const NO_WATCHDOG: &str = "there is no watchdog";
@@ -42,7 +42,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("inline_headers", "headers need no declaration"),
             ("perf_tracing_file_path", "there is no performance trace"),
             ("application_log_config", "log lines have one fixed format"),
-            ("grpc_async_client_manager_config", "there are no gRPC clients yet"),
+            ("grpc_async_client_manager_config", "there is one gRPC client"),
             ("memory_allocator_manager", "the allocator returns memory by itself"),
             ("certificate_provider_instances", "TLS is not supported yet"),
         ],
@@ -64,18 +64,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         implemented: &["listeners", "clusters"],
         observe: &[("secrets", "TLS is not supported yet")],
         rejected: &[],
-    },
-    MessageSupport {
-        message: "envoy.config.bootstrap.v3.Bootstrap.DynamicResources",
-        implemented: &[],
-        observe: &[],
-        rejected: &[
-            ("lds_config", DISCOVERY),
-            ("lds_resources_locator", DISCOVERY),
-            ("cds_config", DISCOVERY),
-            ("cds_resources_locator", DISCOVERY),
-            ("ads_config", DISCOVERY),
-        ],
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.ClusterManager",
@@ -104,9 +92,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.RuntimeLayer",
-        implemented: &["name", "static_layer", "admin_layer"],
+        implemented: &["name", "static_layer", "admin_layer", "rtds_layer"],
         observe: &[],
-        rejected: &[("disk_layer", "runtime layers on disk are not supported"), ("rtds_layer", DISCOVERY)],
+        rejected: &[("disk_layer", "runtime layers on disk are not supported")],
     },
     whole("envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer"),
     MessageSupport {

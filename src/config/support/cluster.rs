@@ -2,12 +2,12 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{refused, whole};
+use super::{observed, refused, whole};
 use crate::config::compile::{LOCALITY, SLOW_START};
 
 const HTTP2: &str = "HTTP/2 upstream is not supported yet";
 const HTTP3: &str = "HTTP/3 upstream is not supported";
-const EDS: &str = "endpoint discovery from a control plane is not supported yet";
+const LEDS: &str = "endpoint discovery by locality is not supported";
 const HEALTH: &str = "health checking is not supported yet";
 const OUTLIER: &str = "outlier detection is not supported yet";
 const TLS: &str = "TLS to upstreams is not supported yet";
@@ -29,6 +29,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "per_connection_buffer_limit_bytes",
             "lb_policy",
             "load_assignment",
+            "eds_cluster_config",
             "max_requests_per_connection",
             "circuit_breakers",
             "common_http_protocol_options",
@@ -65,8 +66,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("upstream_http_protocol_options", "TLS to upstreams is not supported yet"),
         ],
         rejected: &[
-            ("type=EDS", EDS),
-            ("eds_cluster_config", EDS),
             ("lb_policy=RING_HASH", HASH),
             ("lb_policy=MAGLEV", HASH),
             ("lb_subset_config", SUBSETS),
@@ -156,14 +155,27 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    whole("envoy.config.cluster.v3.CircuitBreakers.Thresholds"),
+    MessageSupport {
+        message: "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
+        implemented: &[
+            "priority",
+            "max_connections",
+            "max_pending_requests",
+            "max_requests",
+            "max_retries",
+            "retry_budget",
+            "track_remaining",
+        ],
+        observe: &[("max_connection_pools", "a worker has one pool for each host, however many there are")],
+        rejected: &[],
+    },
     whole("envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget"),
     MessageSupport {
         message: "envoy.config.cluster.v3.UpstreamConnectionOptions",
         implemented: &["tcp_keepalive"],
         observe: &[
             ("set_local_interface_name_on_upstream_connections", "the interface name is not logged"),
-            ("happy_eyeballs_config", "addresses are tried in the order given"),
+            ("happy_eyeballs_config", "connections go to the first address only"),
         ],
         rejected: &[],
     },
@@ -175,8 +187,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
-        implemented: &["overprovisioning_factor"],
-        observe: &[("endpoint_stale_after", "static endpoints do not grow stale")],
+        implemented: &["overprovisioning_factor", "endpoint_stale_after"],
+        observe: &[],
         rejected: &[
             ("drop_overloads", "dropping a share of requests is not supported yet"),
             ("weighted_priority_health", "weighted priority health is not supported yet"),
@@ -188,7 +200,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[("load_balancing_weight", LOCALITY), ("proximity", LOCALITY), ("metadata", METADATA)],
         rejected: &[
             ("load_balancer_endpoints", "only lb_endpoints is supported"),
-            ("leds_cluster_locality_config", EDS),
+            ("leds_cluster_locality_config", LEDS),
         ],
     },
     MessageSupport {
@@ -199,11 +211,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.Endpoint",
-        implemented: &["address", "hostname", "additional_addresses"],
-        observe: &[("health_check_config", HEALTH)],
+        implemented: &["address", "hostname"],
+        observe: &[
+            ("health_check_config", HEALTH),
+            ("additional_addresses", "connections go to the first address only"),
+        ],
         rejected: &[],
     },
-    whole("envoy.config.endpoint.v3.Endpoint.AdditionalAddress"),
     MessageSupport {
         message: "envoy.config.core.v3.HttpProtocolOptions",
         implemented: &[
@@ -226,10 +240,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "header_key_format",
             "enable_trailers",
             "allow_chunked_length",
-            "override_stream_error_on_invalid_http_message",
             "allow_custom_methods",
         ],
-        observe: &[("use_balsa_parser", "there is one HTTP/1 parser")],
+        observe: &[
+            ("use_balsa_parser", "there is one HTTP/1 parser"),
+            (
+                "override_stream_error_on_invalid_http_message",
+                "a connection is closed after an invalid message",
+            ),
+        ],
         rejected: &[("send_fully_qualified_url", "absolute request targets are not supported")],
     },
     whole("envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat"),
@@ -261,7 +280,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[("http2_protocol_options", HTTP2), ("http3_protocol_options", HTTP3)],
     },
-    whole("envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"),
+    observed(
+        "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions",
+        &[("idle_timeout", "connections of TCP sessions are not kept for others")],
+    ),
     whole("envoy.config.core.v3.TcpProtocolOptions"),
     // The list of policies: the compiler takes the first that it knows, as Envoy does.
     MessageSupport {

@@ -4,7 +4,6 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
-const RDS: &str = "route discovery from a control plane is not supported yet";
 const SCOPED: &str = "scoped routes are not supported";
 const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 const TRACING: &str = "requests are not traced yet";
@@ -17,6 +16,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "codec_type",
             "stat_prefix",
             "route_config",
+            "rds",
             "http_filters",
             "add_user_agent",
             "common_http_protocol_options",
@@ -29,7 +29,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stream_idle_timeout",
             "request_timeout",
             "request_headers_timeout",
-            "drain_timeout",
             "delayed_close_timeout",
             "access_log",
             "access_log_options",
@@ -53,11 +52,12 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "strip_matching_host_port",
             "strip_any_host_port",
             "strip_trailing_host_dot",
-            "stream_error_on_invalid_http_message",
             "append_x_forwarded_port",
         ],
         observe: &[
             ("tracing", TRACING),
+            ("drain_timeout", "it concerns HTTP/2 only, which is not supported yet"),
+            ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
             ("set_current_client_cert_details", TLS),
             ("http3_protocol_options", "HTTP/3 is not supported"),
             ("append_local_overload", "there is no overload manager"),
@@ -66,7 +66,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[
             ("codec_type=HTTP2", "HTTP/2 is not supported yet"),
             ("codec_type=HTTP3", "HTTP/3 is not supported"),
-            ("rds", RDS),
             ("scoped_routes", SCOPED),
             ("access_log_flush_interval", "access logs are written when a stream ends"),
             ("flush_access_log_on_new_request", "access logs are written when a stream ends"),
@@ -117,8 +116,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
-        implemented: &["pack_trace_reason"],
-        observe: &[("use_request_id_for_trace_sampling", TRACING)],
+        implemented: &[],
+        observe: &[("pack_trace_reason", TRACING), ("use_request_id_for_trace_sampling", TRACING)],
         rejected: &[],
     },
     MessageSupport {

@@ -33,6 +33,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         observe: &[
             ("metadata", "metadata is not used yet"),
+            ("drain_type=MODIFY_ONLY", "a drain concerns every listener"),
             ("reuse_port", "enable_reuse_port decides"),
             ("max_connections_to_accept_per_socket_event", "a worker accepts one connection at a time"),
         ],
@@ -68,14 +69,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.listener.v3.FilterChain",
-        implemented: &[
-            "filter_chain_match",
-            "filters",
-            "transport_socket",
-            "transport_socket_connect_timeout",
-            "name",
+        implemented: &["filter_chain_match", "filters", "transport_socket", "name"],
+        observe: &[
+            ("metadata", "metadata is not used yet"),
+            ("transport_socket_connect_timeout", "without TLS there is no handshake"),
         ],
-        observe: &[("metadata", "metadata is not used yet")],
         rejected: &[
             ("use_proxy_proto", "the PROXY protocol is not supported yet"),
             ("on_demand_configuration", "filter chains are always ready"),

@@ -4,6 +4,7 @@
 pub mod accesslog;
 mod bootstrap;
 mod cluster;
+mod discovery;
 mod hcm;
 mod listener;
 pub mod route;
@@ -20,8 +21,19 @@ pub fn table() -> &'static SupportTable {
     &TABLE
 }
 
+/// The support table of a cluster that serves discovery: a gRPC service of the bootstrap names it, and no
+/// request uses it.
+pub fn control_table() -> &'static SupportTable {
+    static TABLE: LazyLock<SupportTable> = LazyLock::new(|| {
+        let parts: Vec<_> = PARTS.iter().chain(&[discovery::CONTROL]).copied().collect();
+        SupportTable::new(&parts)
+    });
+    &TABLE
+}
+
 const PARTS: &[&[MessageSupport]] = &[
     bootstrap::MESSAGES,
+    discovery::MESSAGES,
     cluster::MESSAGES,
     listener::MESSAGES,
     hcm::MESSAGES,
@@ -55,8 +67,13 @@ pub fn markdown() -> String {
          ```\n\n\
          A field that is *implemented* takes effect as in Envoy. One that is *accepted without effect* is \
          warned about once when it is set. One that is *refused* makes the configuration invalid, and the \
-         error names its path. A message that is not listed is refused.\n\n{}",
-        table().to_markdown()
+         error names its path. A message that is not listed is refused.\n\n{}\n\
+         ## Clusters of control planes\n\n\
+         A cluster of the bootstrap that a gRPC service names, and that needs HTTP/2 or TLS, serves \
+         discovery only; a route of the bootstrap to it is refused. For such a cluster these entries \
+         stand instead.\n\n{}",
+        table().to_markdown(),
+        SupportTable::new(&[discovery::CONTROL]).to_markdown()
     )
 }
 
@@ -65,6 +82,7 @@ mod tests {
     #[test]
     fn the_table_names_only_known_messages_and_fields() {
         assert_eq!(super::table().mistakes(), Vec::<String>::new());
+        assert_eq!(super::control_table().mistakes(), Vec::<String>::new());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
+const NO_FILTERS: &str = "it is for HTTP filters, and those there are take no options by route";
 const NO_RUNTIME: &str = "runtime does not override it";
 const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
 const CORS_FILTER: &str = "only the CORS filter reads it, and that is refused";
@@ -30,9 +31,8 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_mirror_policies",
             "ignore_port_in_host_matching",
             "ignore_path_parameters_in_path_matching",
-            "typed_per_filter_config",
         ],
-        observe: &[("metadata", METADATA)],
+        observe: &[("metadata", METADATA), ("typed_per_filter_config", NO_FILTERS)],
         rejected: &[
             ("vhds", "virtual hosts are not fetched one by one"),
             ("cluster_specifier_plugins", "cluster specifier plugins are not supported"),
@@ -51,7 +51,6 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_headers_to_remove",
             "response_headers_to_add",
             "response_headers_to_remove",
-            "typed_per_filter_config",
             "include_request_attempt_count",
             "include_attempt_count_in_response",
             "include_is_timeout_retry_header",
@@ -61,6 +60,7 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_mirror_policies",
         ],
         observe: &[
+            ("typed_per_filter_config", NO_FILTERS),
             ("virtual_clusters", "statistics are not kept by virtual cluster"),
             ("rate_limits", RATE_LIMIT_FILTERS),
             ("cors", CORS_FILTER),
@@ -86,11 +86,11 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_headers_to_remove",
             "response_headers_to_add",
             "response_headers_to_remove",
-            "typed_per_filter_config",
             "per_request_buffer_limit_bytes",
         ],
         observe: &[
             ("metadata", METADATA),
+            ("typed_per_filter_config", NO_FILTERS),
             ("decorator", NO_TRACING),
             ("tracing", NO_TRACING),
             ("stat_prefix", "statistics are not kept by route"),
@@ -247,10 +247,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_headers_to_remove",
             "response_headers_to_add",
             "response_headers_to_remove",
-            "typed_per_filter_config",
             "host_rewrite_literal",
         ],
-        observe: &[("metadata_match", SUBSETS)],
+        observe: &[("metadata_match", SUBSETS), ("typed_per_filter_config", NO_FILTERS)],
         rejected: &[],
     },
     MessageSupport {

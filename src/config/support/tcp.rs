@@ -17,7 +17,6 @@ pub const TCP: &[MessageSupport] = &[
             "idle_timeout",
             "access_log",
             "max_connect_attempts",
-            "hash_policy",
             "max_downstream_connection_duration",
             "max_downstream_connection_duration_jitter_percentage",
             "access_log_flush_interval",
@@ -25,7 +24,7 @@ pub const TCP: &[MessageSupport] = &[
             "access_log_options",
             "upstream_connect_mode",
         ],
-        observe: &[],
+        observe: &[("hash_policy", "only consistent-hash load balancing reads it, and that is refused")],
         rejected: &[
             ("on_demand", "clusters are not discovered on demand yet"),
             ("metadata_match", "subset load balancing is not supported yet"),

@@ -1,8 +1,8 @@
 //! What the fields of a head say about the body that follows and about the connection
 //! (RFC 9112 §6 and §9). Whatever two parsers could frame differently is refused.
 
-use super::parse::RequestLimits;
 use super::{Framing, Refusal};
+use crate::config::http::RequestLimits;
 use crate::config::Known;
 use crate::http::fields::Fields;
 use crate::telemetry::stream_info::Protocol;

@@ -11,10 +11,9 @@ pub mod write;
 #[cfg(test)]
 mod tests;
 
+pub use crate::config::http::RequestLimits;
 pub use body::{BodyDecoder, BodyEvent, Framing};
-pub use parse::{
-    parse_request, parse_response, ParsedRequest, ParsedResponse, RequestLimits, ResponseLimits,
-};
+pub use parse::{parse_request, parse_response, ParsedRequest, ParsedResponse, ResponseLimits};
 
 /// Why a message was refused: what the client is told and what the log says. The answer's body is
 /// the status text, its flag DPE, and the connection is closed.

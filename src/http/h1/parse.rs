@@ -5,34 +5,11 @@ use std::mem::MaybeUninit;
 use super::framing::{content_length, reads_as_framing, request_framing, transfer_encoding, Connection};
 use super::target::{check_authority, known_method, shaped_like_target, Target};
 use super::{Framing, Refusal};
-use crate::config::http::Underscores;
+use crate::config::http::{RequestLimits, Underscores};
 use crate::config::Known;
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::telemetry::stream_info::Protocol;
-
-/// What a request head may be.
-#[derive(Debug, Clone)]
-pub struct RequestLimits {
-    /// Size of the head in bytes.
-    pub max_head: usize,
-    /// Number of fields.
-    pub max_fields: usize,
-    /// Accept HTTP/1.0.
-    pub http_10: bool,
-    /// Host for an HTTP/1.0 request without one.
-    pub default_host: Option<bytes::Bytes>,
-    /// Accept absolute-form targets.
-    pub absolute_url: bool,
-    /// Accept a length beside chunked (the length is dropped).
-    pub chunked_length: bool,
-    /// Accept any method token.
-    pub custom_methods: bool,
-    /// Keep the spelling of names.
-    pub preserve_case: bool,
-    /// What to do with names that contain an underscore.
-    pub underscores: Underscores,
-}
 
 /// A complete request head.
 #[derive(Debug)]
@@ -60,6 +37,12 @@ pub struct ResponseLimits {
     pub preserve_case: bool,
     /// Accept a length beside chunked.
     pub chunked_length: bool,
+}
+
+impl ResponseLimits {
+    /// Those of a cluster that sets none.
+    pub const UNSET: Self =
+        Self { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
 }
 
 /// A complete response head.

@@ -13,21 +13,10 @@ mod body;
 mod mutation;
 
 fn limits() -> RequestLimits {
-    RequestLimits {
-        max_head: 60 * 1024,
-        max_fields: 100,
-        http_10: false,
-        default_host: None,
-        absolute_url: true,
-        chunked_length: false,
-        custom_methods: false,
-        preserve_case: false,
-        underscores: Underscores::Allow,
-    }
+    RequestLimits::default()
 }
 
-const RESPONSE: ResponseLimits =
-    ResponseLimits { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
+const RESPONSE: ResponseLimits = ResponseLimits::UNSET;
 
 /// Feeds the input in growing prefixes, as a slow client would, until something is decided.
 fn by_prefix<T>(

@@ -21,7 +21,8 @@ use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, 
 
 /// A 100-, 102- or 103-response too many is an attack or a broken origin.
 const MAX_INTERIM: u32 = 100;
-/// Bytes of the next requests taken while one is served; a client's disconnect is noticed this long.
+/// Bytes of the next requests taken while one is served, unless config allows less; a client's disconnect
+/// is noticed this long.
 const MAX_PIPELINED: usize = 16 * 1024;
 
 /// A request on a connection.
@@ -65,7 +66,7 @@ impl Attempts<'_> {
     ) -> Result<Answered, Failed> {
         let pool = self.pick(ex).map_err(Failure::Upstream)?;
         if self.retries.is_some() {
-            self.tried.push(Arc::as_ptr(&pool.host));
+            self.tried.push(Arc::as_ptr(&pool.host.shared));
         }
         ex.info.host = Some(pool.host.clone());
         // Written before there is a connection: the client's body is taken in meanwhile.
@@ -167,9 +168,7 @@ impl Attempts<'_> {
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
             let named =
                 named.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
-            let info = &ex.info.connection;
-            let restored = info.local.filter(|local| Some(*local) != info.direct_local);
-            let Some(mut address) = named.or(restored) else {
+            let Some(mut address) = named.or_else(|| ex.info.connection.restored()) else {
                 self.cluster.cluster.stats().original_dst_host_invalid.increment(1);
                 return Err(UpstreamError::NoHealthyHost);
             };
@@ -260,7 +259,8 @@ impl Attempts<'_> {
             let _ = ex.down.output.poll_flush(&ex.down.stream, context);
         }
         if ex.upload.is_received() {
-            while ex.down.input.len() < MAX_PIPELINED {
+            let most = ex.down.buffer_limit.clamp(1, MAX_PIPELINED);
+            while ex.down.input.len() < most {
                 match poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(count)) if count > 0 => {}

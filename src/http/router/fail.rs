@@ -68,7 +68,8 @@ impl Attempts<'_> {
         stats.upstream_rq_completed.increment(1);
         stats.responses.time.record(took.as_secs_f64() * 1000.0);
         if let Some(host) = &ex.info.host {
-            let counter = if status >= 500 { &host.counters.rq_error } else { &host.counters.rq_success };
+            let counter =
+                if status >= 500 { &host.shared.counters.rq_error } else { &host.shared.counters.rq_success };
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -76,7 +77,7 @@ impl Attempts<'_> {
     /// Counts a try that is not the last against its host: the client never sees what came of it.
     pub(super) fn charge_error(&self, ex: &Exchange<'_>) {
         if let Some(host) = &ex.info.host {
-            host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
+            host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -110,7 +111,7 @@ impl Attempts<'_> {
         }
         if let (Expired::Route | Expired::PerTry | Expired::PerTryIdle, Some(host)) = (expired, &ex.info.host)
         {
-            host.counters.rq_timeout.fetch_add(1, Ordering::Relaxed);
+            host.shared.counters.rq_timeout.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -153,7 +154,7 @@ impl Attempts<'_> {
             stats.responses.count(told.status);
             stats.upstream_rq_completed.increment(1);
             if let Some(host) = ex.info.host.as_ref().filter(|_| told.flag != ResponseFlags::UH) {
-                host.counters.rq_error.fetch_add(1, Ordering::Relaxed);
+                host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
             }
         }
         let mut reply = Reply::new(told.status, told.details)

@@ -1,8 +1,6 @@
 //! Copies of requests for other clusters (`request_mirror_policies`).
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::rc::Rc;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::shadow::{self, Feed};
@@ -11,7 +9,7 @@ use super::Deadlines;
 use crate::config::route::{Chosen, Forward};
 use crate::config::{Known, RequestView};
 use crate::http::exchange::Exchange;
-use crate::http::head::RequestHead;
+use crate::http::manager;
 
 /// Without any timeout, a mirror that has not answered so long after its request is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -40,7 +38,8 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
             copy.fields.set_known(Known::XEnvoyAttemptCount, b"1");
         }
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
-        append_own_address(&mut copy);
+        // It comes from this machine.
+        manager::append_forwarded_for(&mut copy, ex.worker.own_address.as_bytes());
         let feed = Rc::new(Feed::default());
         if ex.upload.is_received() {
             feed.end(None);
@@ -49,10 +48,10 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
         }
         let shadow = shadow::Shadow {
             worker: ex.worker.clone(),
-            cluster,
             request: copy,
             chunked: ex.upload.is_chunked(),
-            trailers: ex.manager.http1.enable_trailers,
+            trailers: ex.manager.http1.enable_trailers && cluster.cluster.http.http1.enable_trailers,
+            cluster,
             feed,
             patience: deadlines.route_timeout.or(ex.manager.timeouts.stream_idle).unwrap_or(PATIENCE),
         };
@@ -68,29 +67,6 @@ fn shadow_authority(authority: &[u8]) -> Vec<u8> {
         .filter(|colon| authority.get(*colon..).is_some_and(|port| !port.contains(&b']')));
     let (host, port) = authority.split_at(port.unwrap_or(authority.len()));
     [host, b"-shadow", port].concat()
-}
-
-/// A mirrored request comes from this machine, and says so in `x-forwarded-for`.
-fn append_own_address(request: &mut RequestHead) {
-    static OWN: OnceLock<Box<[u8]>> = OnceLock::new();
-    let own = OWN.get_or_init(|| own_address().to_string().into_bytes().into());
-    let mut list: Vec<u8> = request.fields.all(Known::XForwardedFor).collect::<Vec<_>>().join(&b',');
-    if !list.is_empty() {
-        list.push(b',');
-    }
-    list.extend_from_slice(own);
-    request.fields.set_known(Known::XForwardedFor, &list);
-}
-
-/// The address this machine sends from. Choosing a peer for a datagram socket sends nothing; the peer
-/// is of a network that exists in documentation only (RFC 5737).
-fn own_address() -> IpAddr {
-    let ask = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
-        socket.local_addr()
-    };
-    ask().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
 }
 
 #[cfg(test)]

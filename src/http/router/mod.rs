@@ -33,10 +33,11 @@ use self::retry::Retries;
 use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
 use super::h1::{Framing, Refusal};
+use crate::config::cluster::HostShared;
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
 use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
-use crate::config::{Cluster, HeaderView, Host, Known, RequestView, Slot};
+use crate::config::{Cluster, HeaderView, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ClusterLocal, UpstreamError};
 
@@ -81,7 +82,7 @@ struct Attempts<'r> {
     deadlines: Deadlines,
     copies: Copies,
     /// Hosts of earlier tries, where there may be more than one try.
-    tried: SmallVec<[*const Host; 2]>,
+    tried: SmallVec<[*const HostShared; 2]>,
     /// Another protocol may follow the heads.
     upgrade: bool,
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.
@@ -130,8 +131,10 @@ pub(in crate::http) async fn forward(
     let Some(request) = &mut ex.request else { return End::Gone };
     let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
-    let limit =
-        route.buffer_limit.map_or(cluster.cluster.per_connection_buffer_limit, |limit| limit as usize);
+    let upstream_limit = cluster.cluster.per_connection_buffer_limit;
+    ex.upload.limit(upstream_limit);
+    ex.upload.keep_trailers(cluster.cluster.http.http1.enable_trailers);
+    let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
     let mut copies = Copies::new(retries.is_some(), limit);
     if !upgrade && !forward.mirrors.is_empty() {
         mirror(ex, forward, &deadlines, &mut copies);

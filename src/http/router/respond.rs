@@ -11,12 +11,10 @@ use super::fail::timeout_details;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
-use crate::http::fields::Fields;
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::io::OutBuf;
 use crate::http::manager;
 use crate::http::pump::{Pump, PumpError};
-
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 use crate::upstream::UpstreamConnection;
 
@@ -41,8 +39,6 @@ impl Attempts<'_> {
         if self.upgrade && !connect && head.status / 100 == 2 {
             // Neither accepted nor refused: the client could not tell where the other protocol begins.
             ex.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
-            let mut fields = Fields::recycled();
-            std::mem::swap(&mut fields, &mut head.fields);
             ex.close = true;
             return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
         }
@@ -75,7 +71,7 @@ impl Attempts<'_> {
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
         if framing == Framing::Tunnel {
             ex.start_response(head, None, now);
-            return Box::pin(tunnel::run(ex, &mut self.deadlines, connection, sent.out)).await;
+            return Box::pin(tunnel::run(ex, self, connection, sent.out)).await;
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
@@ -96,10 +92,11 @@ impl Attempts<'_> {
         let mut download = Pump::new(
             framing,
             write_chunked,
-            ex.manager.http1.enable_trailers,
+            ex.manager.http1.enable_trailers && self.cluster.cluster.http.http1.enable_trailers,
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
+        download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         drop(request_permit);

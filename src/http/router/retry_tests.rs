@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::config::http::Underscores;
 use crate::config::route::{ResetHeader, RetryPolicy};
 use crate::config::HeaderKey;
 use crate::http::h1::{parse_request, parse_response, RequestLimits, ResponseLimits};
@@ -23,18 +22,8 @@ fn policy(on: RetryOn) -> RetryPolicy {
 }
 
 fn retries(policy: RetryPolicy) -> Retries {
-    let limits = RequestLimits {
-        max_head: 1000,
-        max_fields: 10,
-        http_10: false,
-        default_host: None,
-        absolute_url: false,
-        chunked_length: false,
-        custom_methods: false,
-        preserve_case: false,
-        underscores: Underscores::Allow,
-    };
-    let request = parse_request(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", &limits).unwrap().unwrap().head;
+    let request =
+        parse_request(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", &RequestLimits::default()).unwrap().unwrap().head;
     Retries::new(RequestRetries::of(Some(&Arc::new(policy)), &request).unwrap())
 }
 

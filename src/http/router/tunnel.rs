@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::deadlines::{Deadlines, Expired};
+use super::deadlines::Expired;
 use super::fail::timeout_details;
-use super::End;
+use super::{Attempts, End};
 use crate::http::exchange::Exchange;
 use crate::http::h1::Framing;
 use crate::http::io::OutBuf;
@@ -19,7 +19,7 @@ use crate::upstream::UpstreamConnection;
 /// Relays until both directions have ended. The response head already waits in the output.
 pub(super) async fn run(
     ex: &mut Exchange<'_>,
-    deadlines: &mut Deadlines,
+    attempts: &mut Attempts<'_>,
     mut connection: Box<UpstreamConnection>,
     mut out: OutBuf,
 ) -> End {
@@ -29,6 +29,10 @@ pub(super) async fn run(
     ex.close = true;
     let mut up = Pump::new(Framing::Tunnel, false, false, 0);
     let mut back = Pump::new(Framing::Tunnel, false, false, 0);
+    let limit = ex.down.buffer_limit.min(attempts.cluster.cluster.per_connection_buffer_limit);
+    up.limit(limit);
+    back.limit(limit);
+    let deadlines = &mut attempts.deadlines;
     let (mut up_done, mut back_done) = (false, false);
     let mut end = End::Done;
     let mut late = false;

@@ -12,6 +12,12 @@ const TRAILERS: &str = r#"typed_extension_protocol_options:
     explicit_http_config:
       http_protocol_options: { enable_trailers: true }"#;
 
+const TRAILERS_REQUEST: &str =
+    "POST / HTTP/1.1\r\nHost: t.test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n\
+     5\r\nhello\r\n0\r\nX-T: 1\r\nx-u: 2\r\n\r\n";
+const TRAILERS_RESPONSE: &str =
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-r\r\n\r\n3\r\nabc\r\n0\r\nx-r: 9\r\n\r\n";
+
 pub fn group() -> Group {
     let bootstrap = Bootstrap::new()
         .origin("a-trailers", TRAILERS)
@@ -27,7 +33,9 @@ pub fn group() -> Group {
             "trailers",
             "http_protocol_options: { enable_trailers: true }",
             &ALL_TO_A.replace("cluster: a ", "cluster: a-trailers "),
-        );
+        )
+        .plain("trailers-down", "http_protocol_options: { enable_trailers: true }")
+        .listener("trailers-up", "", &ALL_TO_A.replace("cluster: a ", "cluster: a-trailers "));
     let mut cases = methods();
     cases.extend(targets());
     cases.extend(bodies());
@@ -128,12 +136,9 @@ fn bodies() -> Vec<Case> {
         case("main", "chunked request with trailers, not enabled").raw(
             "POST / HTTP/1.1\r\nHost: t.test\r\nTrailer: x-t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-t: 1\r\n\r\n",
         ),
-        case("trailers", "trailers both ways").raw(
-            "POST / HTTP/1.1\r\nHost: t.test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\nx-u: 2\r\n\r\n",
-        )
-        .answers(Answer::raw(
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-r\r\n\r\n3\r\nabc\r\n0\r\nx-r: 9\r\n\r\n",
-        )),
+        case("trailers", "trailers both ways").raw(TRAILERS_REQUEST).answers(Answer::raw(TRAILERS_RESPONSE)),
+        case("trailers-down", "trailers that only the listener enables").raw(TRAILERS_REQUEST).answers(Answer::raw(TRAILERS_RESPONSE)),
+        case("trailers-up", "trailers that only the cluster enables").raw(TRAILERS_REQUEST).answers(Answer::raw(TRAILERS_RESPONSE)),
         case("main", "chunked response").get("/", "").answers(
             Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").piece("5\r\nhello\r\n").piece("0\r\n\r\n"),
         ),

@@ -22,22 +22,6 @@ fn an_empty_bootstrap_compiles() {
 }
 
 #[test]
-fn discovery_is_refused() {
-    let ads = json!({"ads": {}});
-    let changes = [("/dynamic_resources", json!({"cds_config": ads, "lds_config": ads}))];
-    let problems = try_compile(&with(&changes)).unwrap_err();
-    let mut problems: Vec<_> = problems.iter().map(String::as_str).collect();
-    problems.sort_unstable();
-    assert_eq!(
-        problems,
-        [
-            "dynamic_resources.cds_config: discovery from a control plane is not supported yet",
-            "dynamic_resources.lds_config: discovery from a control plane is not supported yet",
-        ]
-    );
-}
-
-#[test]
 fn each_missing_required_field_is_one_problem() {
     for (pointer, expected) in [
         ("/static_resources/clusters/0/name", "static_resources.clusters[0].name: is empty"),

@@ -8,13 +8,12 @@ fn defaults_are_envoys() {
     assert_eq!(hcm.codec, Codec::Auto);
     assert_eq!(hcm.server_name, "envoy");
     assert_eq!(hcm.server_header, ServerHeader::Overwrite);
-    assert!(!hcm.use_remote_address && hcm.generate_request_id && hcm.pack_trace_reason);
+    assert!(!hcm.use_remote_address && hcm.generate_request_id);
     assert_eq!(hcm.timeouts.idle, Some(Duration::from_secs(3600)));
     assert_eq!(hcm.timeouts.stream_idle, Some(Duration::from_secs(300)));
     assert_eq!(hcm.timeouts.request, None);
     assert_eq!(hcm.timeouts.request_headers, Some(Duration::from_secs(10)));
-    assert_eq!((hcm.max_request_headers, hcm.max_headers_count), (60 * 1024, 100));
-    assert_eq!(hcm.drain_timeout, Duration::from_secs(5));
+    assert_eq!((hcm.limits.max_head, hcm.limits.max_fields), (60 * 1024, 100));
     assert_eq!(hcm.delayed_close_timeout, Duration::from_secs(1));
     assert_eq!((&hcm.service.0[..], &hcm.service.1[..]), (&b"k"[..], &b"n"[..]));
     assert!(hcm.via.is_none() && hcm.upgrades.is_empty() && hcm.internal_networks.is_empty());
@@ -45,8 +44,8 @@ fn options() {
         (None, None, None)
     );
     assert_eq!(hcm.timeouts.max_stream_duration, Some(Duration::from_secs(2)));
-    assert!(hcm.http1.accept_http_10 && hcm.stream_error_on_invalid_http_message);
-    assert_eq!(hcm.http1.default_host_for_http_10.as_deref(), Some(&b"h"[..]));
+    assert!(hcm.limits.http_10);
+    assert_eq!(hcm.limits.default_host.as_deref(), Some(&b"h"[..]));
     assert_eq!((&hcm.server_name[..], hcm.server_header), (&b"s"[..], ServerHeader::PassThrough));
     assert_eq!(hcm.scheme_overwrite.as_deref(), Some(&b"https"[..]));
     assert_eq!((hcm.escaped_slashes, hcm.strip_port), (EscapedSlashes::Reject, StripPort::Any));
@@ -54,8 +53,8 @@ fn options() {
     assert_eq!(upgrades, [("websocket", true), ("x", false)]);
     assert_eq!(hcm.internal_networks, [("10.0.0.0".parse().unwrap(), 8)]);
     assert_eq!(hcm.xff_num_trusted_hops, 2);
-    assert!(hcm.internal_unix && !hcm.pack_trace_reason && hcm.always_forward_client_cert);
-    assert_eq!((hcm.max_request_headers, hcm.max_headers_count), (96 * 1024, 9));
+    assert!(hcm.internal_unix && hcm.always_forward_client_cert);
+    assert_eq!((hcm.limits.max_head, hcm.limits.max_fields), (96 * 1024, 9));
 }
 
 #[test]
@@ -93,11 +92,8 @@ fn wrong_connection_managers_are_refused() {
     ] {
         refuses_hcm(changes, expected);
     }
-    let rds = json!({"route_config_name": "r", "config_source": {"ads": {}}});
-    refuses_hcm(
-        json!({"route_config": null, "rds": rds}),
-        "rds: route discovery from a control plane is not supported yet",
-    );
+    let rds = json!({"config_source": {"ads": {}, "resource_api_version": "V3"}});
+    refuses_hcm(json!({"route_config": null, "rds": rds}), "rds.route_config_name: is required");
 }
 
 #[test]

@@ -5,7 +5,9 @@
 mod bootstrap;
 mod clusters;
 mod connection_managers;
+mod discovery;
 mod listeners;
+mod resources;
 mod survey;
 
 use std::time::Duration;

@@ -1,0 +1,292 @@
+//! Single resources, as a control plane sends them: encoded bytes in, a compiled value with what it
+//! warns about and what it needs out, or every problem, with field paths that start at the resource.
+//!
+//! The three checks are those of the bootstrap. A resource is valid by itself: names of resources that
+//! are not there yet lead to empty slots.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
+use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
+use outrigger_control_api::pb::envoy::config::route::v3::RouteConfiguration;
+use outrigger_control_api::{descriptor, DynamicMessage};
+use prost::{Message, Name};
+
+use super::check::{merge, once_each, support};
+use super::dns::Resolver;
+use super::runtime::Runtime;
+use super::{cluster, endpoints, listener, rooms};
+use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
+use crate::config::listener::Listener;
+use crate::config::problems::{Problem, Problems};
+use crate::config::route::RouteTable;
+use crate::config::support;
+use crate::config::{Cluster, Directory, Host, HostSet, Slot};
+use crate::upstream::host_set::SplitOptions;
+
+/// Everything that resources are compiled against. Shared by the control thread and the workers, which
+/// compile the hosts of a cluster when they first use it.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    /// Clusters by name.
+    pub clusters: Arc<Directory<Cluster>>,
+    /// Route tables: those of RDS as [`Compiler::route_slot`] names them, inline ones of the bootstrap's
+    /// listeners as `LISTENER/TABLE`.
+    pub routes: Arc<Directory<RouteTable>>,
+    /// Runtime values: those of the bootstrap and of RTDS.
+    pub runtime: ArcSwap<Runtime>,
+    /// This node's cluster and id, as `add_user_agent` sends them.
+    pub service: (Bytes, Bytes),
+    /// The bootstrap's resolver, for clusters that name none.
+    pub resolver: Resolver,
+    /// The bootstrap's source address, for clusters that set none.
+    pub source_address: Option<SocketAddr>,
+    /// Names of the bootstrap's clusters: no control plane may replace them.
+    pub static_clusters: HashSet<String>,
+    /// Those of the bootstrap's clusters that no request may use: they need what only discovery can do.
+    pub discovery_only: HashSet<String>,
+    /// The bootstrap's clusters that its gRPC services name.
+    pub control: HashMap<String, GrpcTarget>,
+    /// Clusters that should be in `control`, but have problems of their own.
+    pub(super) refused_control: HashSet<String>,
+    /// Whether the bootstrap has an `ads_config`.
+    pub has_ads: bool,
+    /// Where listeners and clusters come from: what `self` means in them.
+    pub lds: Option<Source>,
+    /// As `lds`, for clusters.
+    pub cds: Option<Source>,
+    /// The sources of route tables so far; their positions tell equal names apart.
+    pub(super) sources: Mutex<Vec<Arc<ApiSource>>>,
+}
+
+/// A resource, compiled.
+#[derive(Debug)]
+pub struct Compiled<T> {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What the data path uses.
+    pub value: T,
+    /// What was accepted without effect, each kind once.
+    pub warnings: Vec<Problem>,
+    /// What has to be there before the resource can serve.
+    pub needs: Needs,
+}
+
+/// What has to be there before a resource can serve.
+#[derive(Debug, Default, Clone)]
+pub struct Needs {
+    /// Route tables to ask for, each once.
+    pub route_tables: Vec<RouteNeed>,
+}
+
+/// A route table to ask for.
+#[derive(Debug, Clone)]
+pub struct RouteNeed {
+    /// Whom to ask, and how long to wait.
+    pub source: ConfigSource,
+    /// The name to ask for.
+    pub name: Arc<str>,
+    /// Where it goes.
+    pub slot: Arc<Slot<RouteTable>>,
+    /// Under which prefixes the connection managers that use it count.
+    pub stat_prefixes: Vec<Arc<str>>,
+}
+
+/// A `ClusterLoadAssignment` that was checked, but not made into hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The service name that it belongs to.
+    pub cluster_name: Arc<str>,
+    /// What was accepted without effect, each kind once.
+    pub warnings: Vec<Problem>,
+    /// After this time without another assignment the endpoints are gone; `None` = never.
+    pub endpoint_stale_after: Option<Duration>,
+    /// How many endpoints it lists.
+    pub endpoints: usize,
+}
+
+/// What compiling one resource may look at besides the resource, and what it leaves behind.
+pub struct Environment<'a> {
+    /// What all resources share.
+    pub compiler: &'a Compiler,
+    /// Whether there is a cluster of this name now.
+    pub known: &'a dyn Fn(&str) -> bool,
+    /// The resource comes from a control plane, not from the bootstrap.
+    pub dynamic: bool,
+    /// What the resource needs, noted while it is compiled.
+    pub needs: RefCell<Needs>,
+}
+
+impl<'a> Environment<'a> {
+    /// The environment of a resource in the bootstrap that knows no cluster.
+    pub fn new(compiler: &'a Compiler) -> Self {
+        Self { compiler, known: &|_| false, dynamic: false, needs: RefCell::default() }
+    }
+
+    /// Reports that `field` of a resource in the bootstrap names a cluster that serves discovery only.
+    pub fn check_reserved(&self, cluster: &str, field: impl fmt::Display, problems: &mut Problems) -> bool {
+        let reserved = !self.dynamic && self.compiler.discovery_only.contains(cluster);
+        if reserved {
+            let message = format!(
+                "the cluster {cluster:?} serves discovery only: HTTP/2 and TLS upstream are not supported yet"
+            );
+            problems.report_at(field, message);
+        }
+        reserved
+    }
+}
+
+impl Compiler {
+    /// The slot of the route table `name` from `source`: the same each time.
+    pub fn route_slot(&self, source: &Source, name: &str) -> Arc<Slot<RouteTable>> {
+        match source {
+            Source::Own(api) => {
+                let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = sources.iter().position(|known| known == api);
+                let number = known.unwrap_or_else(|| {
+                    sources.push(api.clone());
+                    sources.len() - 1
+                });
+                self.routes.slot(&format!("{source}#{number}:{name}"))
+            }
+            _ => self.routes.slot(&format!("{source}:{name}")),
+        }
+    }
+
+    /// Compiles an encoded `envoy.config.cluster.v3.Cluster`.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn cluster(&self, body: &[u8]) -> Result<Compiled<Cluster>, Vec<Problem>> {
+        self.compile(body, &|_| true, |config: &ClusterConfig, environment, problems| {
+            let compiled = cluster::compile(config, environment, problems)?;
+            Some((compiled.name.clone(), compiled))
+        })
+    }
+
+    /// Compiles an encoded `envoy.config.route.v3.RouteConfiguration`. Clusters that it names and that
+    /// `known` denies are problems only if it says `validate_clusters`.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn route_table(
+        &self,
+        body: &[u8],
+        known: &dyn Fn(&str) -> bool,
+    ) -> Result<Compiled<RouteTable>, Vec<Problem>> {
+        self.compile(body, known, |config: &RouteConfiguration, environment, problems| {
+            let compiled = rooms::route_table(config, false, environment, problems)?;
+            Some((compiled.name.clone(), compiled))
+        })
+    }
+
+    /// Compiles an encoded `envoy.config.listener.v3.Listener`. Clusters that its inline route tables
+    /// name and that `known` denies are problems unless the table says otherwise.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn listener(
+        &self,
+        body: &[u8],
+        known: &dyn Fn(&str) -> bool,
+    ) -> Result<Compiled<Listener>, Vec<Problem>> {
+        self.compile(body, known, |config: &ListenerConfig, environment, problems| {
+            let compiled = listener::compile(config, environment, problems)?;
+            Some((compiled.name.clone(), compiled))
+        })
+    }
+
+    /// Checks an encoded `envoy.config.endpoint.v3.ClusterLoadAssignment` without making hosts of it.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn check_assignment(&self, assignment: &[u8]) -> Result<Assignment, Vec<Problem>> {
+        let compiled =
+            self.compile(assignment, &|_| true, |config: &ClusterLoadAssignment, _, problems| {
+                let checked = endpoints::check(config, problems)?;
+                Some((config.cluster_name.as_str().into(), checked))
+            })?;
+        let (endpoint_stale_after, endpoints) = compiled.value;
+        Ok(Assignment {
+            cluster_name: compiled.name,
+            warnings: compiled.warnings,
+            endpoint_stale_after,
+            endpoints,
+        })
+    }
+
+    /// The hosts of `cluster` by an assignment that [`Compiler::check_assignment`] has accepted. Hosts
+    /// of `previous` that are described as before stay the same `Arc`; those of which only the weight,
+    /// health, priority or locality changed keep their counters and connections.
+    ///
+    /// # Errors
+    /// Every problem found, if the assignment was not accepted before.
+    pub fn hosts(
+        &self,
+        cluster: &Cluster,
+        assignment: &[u8],
+        previous: &[Arc<Host>],
+    ) -> Result<HostSet, Vec<Problem>> {
+        let config = ClusterLoadAssignment::decode(assignment)
+            .map_err(|error| vec![malformed::<ClusterLoadAssignment>(&error)])?;
+        let mut problems = Problems::new();
+        let hosts = endpoints::eds_hosts(&config, previous, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems.into_parts().0);
+        }
+        let overprovisioning = config.policy.as_ref().and_then(|policy| policy.overprovisioning_factor);
+        let options = SplitOptions {
+            overprovisioning: overprovisioning.map_or(cluster.overprovisioning, |factor| factor.value),
+            panic_threshold: cluster.panic_threshold.into(),
+        };
+        Ok(HostSet::new(hosts, options))
+    }
+
+    fn compile<M, T>(
+        &self,
+        body: &[u8],
+        known: &dyn Fn(&str) -> bool,
+        compile: impl FnOnce(&M, &Environment<'_>, &mut Problems) -> Option<(Arc<str>, T)>,
+    ) -> Result<Compiled<T>, Vec<Problem>>
+    where
+        M: Message + Name + Default,
+    {
+        let config = M::decode(body).map_err(|error| vec![malformed::<M>(&error)])?;
+        let unknown = || vec![Problem::new("", format!("unknown type {}", M::full_name()))];
+        let descriptor = descriptor::<M>().ok_or_else(unknown)?;
+        let dynamic =
+            DynamicMessage::decode(descriptor, body).map_err(|error| vec![malformed::<M>(&error)])?;
+        let findings = support(support::table(), &dynamic, "");
+        let mut ruled = Vec::new();
+        support::rules::check(&dynamic, "", &mut ruled);
+        drop(dynamic);
+        let environment = Environment { compiler: self, known, dynamic: true, needs: RefCell::default() };
+        let mut problems = Problems::new();
+        let compiled = compile(&config, &environment, &mut problems);
+        let (found, notes) = problems.into_parts();
+        let all = merge(findings.rejected, ruled.into_iter().chain(found));
+        match compiled {
+            Some((name, value)) if all.is_empty() => Ok(Compiled {
+                name,
+                value,
+                warnings: once_each(findings.observed.into_iter().chain(notes)),
+                needs: environment.needs.into_inner(),
+            }),
+            // A compiler that fails reports why.
+            _ if all.is_empty() => Err(vec![Problem::new("", "cannot be compiled")]),
+            _ => Err(all),
+        }
+    }
+}
+
+fn malformed<M: Name>(error: &prost::DecodeError) -> Problem {
+    Problem::new("", format!("the bytes are no valid {}: {error}", M::full_name()))
+}

@@ -1,0 +1,50 @@
+//! A compiled cluster for the tests of other rooms.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::cluster::{
+    Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
+};
+
+/// A cluster without hosts, with Envoy's defaults.
+pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
+    let breakers = || Breakers {
+        connections: Limit::new(1024),
+        pending: Limit::new(1024),
+        requests: Limit::new(1024),
+        retries: Limit::new(3),
+        retry_budget: None,
+        track_remaining: false,
+        per_host_connections: None,
+    };
+    Cluster {
+        name: name.into(),
+        stat_name: name.into(),
+        discovery,
+        lb_policy: LbPolicy::RoundRobin,
+        connect_timeout: Duration::from_secs(5),
+        per_connection_buffer_limit: 1 << 20,
+        breakers: [breakers(), breakers()],
+        panic_threshold: 50,
+        overprovisioning: 140,
+        cleanup_interval: Duration::from_secs(5),
+        fail_traffic_on_panic: false,
+        http: UpstreamHttp {
+            protocol: UpstreamProtocol::Http1,
+            idle_timeout: None,
+            max_connection_duration: None,
+            max_stream_duration: None,
+            max_requests_per_connection: 0,
+            max_headers_count: 100,
+            max_response_headers: 60 << 10,
+            http1: Default::default(),
+        },
+        socket: SocketTuning::default(),
+        added_via_api: false,
+        hosts: ArcSwap::default(),
+        stats: OnceLock::new(),
+    }
+}

@@ -1,0 +1,412 @@
+//! Applies updates of all types, in the order that breaks nothing.
+//!
+//! In: updates as they come, what the control plane does not have, the time. Out: slots filled,
+//! listeners served, [`Effect`]s for others, and why resources are refused. Knows neither sockets nor
+//! tasks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_control_api::client::{warming_order, Change, Rejection, Resource};
+
+use super::clusters::Clusters;
+use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS};
+use super::last_good::{Group, Kept};
+use super::listeners::{Listeners, World};
+use super::resource::Stored;
+use super::routes::{RouteKey, Routes};
+use super::runtime::Layers;
+use super::sources::{Origin, Sources, StreamId};
+use super::stats::SubscriptionStats;
+use super::Serving;
+use crate::config::compile::resource::{Compiler, Needs};
+use crate::config::discovery::{ConfigSource, DiscoveryConfig};
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::process::ClusterManagerStats;
+
+/// A subscription to everything of a type.
+pub(super) struct Whole {
+    pub(super) stream: StreamId,
+    pub(super) timeout: Option<Duration>,
+    pub(super) stats: SubscriptionStats,
+    answered: bool,
+    asked: bool,
+    /// The control plane was heard in this run.
+    heard: bool,
+    pub(super) version: String,
+}
+
+/// The configuration that control planes gave, and what is done about it.
+pub(super) struct Manager {
+    compiler: Arc<Compiler>,
+    pub(super) clusters: Clusters,
+    pub(super) routes: Routes,
+    pub(super) listeners: Listeners,
+    pub(super) layers: Layers,
+    pub(super) sources: Sources,
+    effects: Effects,
+    pub(super) cds: Option<Whole>,
+    pub(super) lds: Option<Whole>,
+    /// Route tables that the bootstrap's listeners need.
+    fixed_needs: Vec<RouteKey>,
+    initialized: bool,
+    /// What serves comes from an earlier run, and the control plane was not heard of all of it yet.
+    restored: bool,
+    /// When something changed that is to be kept for the next start.
+    pub(super) changed: Option<Instant>,
+}
+
+impl Manager {
+    /// `needs` are those of the bootstrap's listeners.
+    pub(super) fn new(compiler: &Arc<Compiler>, config: &DiscoveryConfig, needs: &[Needs]) -> Self {
+        let mut sources = Sources::default();
+        let mut whole = |source: &Option<ConfigSource>, type_url, scope: Scope| {
+            source.as_ref().map(|source| Whole {
+                stream: sources.stream(&source.source, None, type_url),
+                timeout: source.initial_fetch_timeout,
+                stats: SubscriptionStats::new(&scope),
+                answered: false,
+                asked: false,
+                heard: false,
+                version: String::new(),
+            })
+        };
+        let cds = whole(&config.cds, CDS, Scope::raw("cluster_manager.cds"));
+        let lds = whole(&config.lds, LDS, Scope::raw("listener_manager.lds"));
+        let stats = ClusterManagerStats::new(&Scope::cluster_manager());
+        let mut effects = Effects::default();
+        let layers = Layers::new(compiler.clone(), &config.rtds, &mut sources, &mut effects);
+        let mut manager = Self {
+            compiler: compiler.clone(),
+            clusters: Clusters::new(compiler.clone(), stats),
+            routes: Routes::new(compiler.clone()),
+            listeners: Listeners::new(compiler.clone()),
+            layers,
+            sources,
+            effects,
+            cds,
+            lds,
+            fixed_needs: Vec::new(),
+            initialized: false,
+            restored: false,
+            changed: None,
+        };
+        manager.clusters.follow_fixed(&mut manager.sources, &mut manager.effects);
+        for need in needs.iter().flat_map(|needs| &needs.route_tables) {
+            let key = (manager.sources.stream(&need.source.source, None, RDS), need.name.clone());
+            manager.routes.want(&key, need, &mut manager.effects);
+            manager.fixed_needs.push(key);
+        }
+        manager
+    }
+
+    /// What is to be done, in order.
+    pub(super) fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects.list)
+    }
+
+    /// Takes an update of one type; what is refused comes back. The rest is in force.
+    pub(super) fn update(
+        &mut self,
+        stream: StreamId,
+        type_url: &str,
+        version: &str,
+        added: &[Resource],
+        removed: &[String],
+        serving: &mut dyn Serving,
+    ) -> Vec<Rejection> {
+        let now = Instant::now();
+        let Self { clusters, routes, listeners, sources, effects, .. } = self;
+        let mut refused = Vec::new();
+        let whole = match type_url {
+            CDS => {
+                for resource in added {
+                    refused.extend(clusters.update(resource, stream, sources, effects).err());
+                }
+                removed.iter().for_each(|name| clusters.remove(name, now, effects));
+                self.cds.as_mut()
+            }
+            EDS => {
+                for resource in added {
+                    refused.extend(clusters.update_endpoints(resource, stream, now, effects).err());
+                }
+                removed.iter().for_each(|name| clusters.endpoints_absent(name, stream, effects));
+                None
+            }
+            RDS => {
+                for resource in added {
+                    refused
+                        .extend(routes.update(resource, stream, &|name| clusters.knows(name), effects).err());
+                }
+                removed.iter().for_each(|name| routes.absent(name, stream, false));
+                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
+                None
+            }
+            LDS => {
+                let world = &mut World { clusters, routes, sources, effects, serving };
+                refused = listeners.update(added, removed, stream, world);
+                self.lds.as_mut()
+            }
+            RTDS => {
+                let mut changed = false;
+                for resource in added {
+                    match self.layers.update(resource, stream) {
+                        Ok(change) => changed |= change,
+                        Err(rejection) => refused.push(rejection),
+                    }
+                }
+                for name in removed {
+                    changed |= self.layers.absent(name, stream, true);
+                }
+                if changed {
+                    clusters.recompile();
+                }
+                None
+            }
+            _ => None,
+        };
+        if let Some(whole) = whole {
+            whole.answered = true;
+            whole.stats.update_attempt.increment(1);
+            if refused.is_empty() {
+                whole.version = version.to_owned();
+                whole.stats.succeeded(version, std::time::SystemTime::now());
+            } else {
+                whole.stats.update_rejected.increment(1);
+            }
+        }
+        self.changed.get_or_insert(now);
+        self.settle(serving);
+        refused
+    }
+
+    /// A resource, or everything of a type, did not come in time.
+    pub(super) fn timed_out(
+        &mut self,
+        stream: StreamId,
+        type_url: &str,
+        name: Option<&str>,
+        serving: &mut dyn Serving,
+    ) {
+        match (type_url, name) {
+            (CDS, None) => self.cds.iter_mut().for_each(Whole::timed_out),
+            (LDS, None) => self.lds.iter_mut().for_each(Whole::timed_out),
+            (EDS, Some(name)) => self.clusters.endpoints_absent(name, stream, &mut self.effects),
+            (RTDS, Some(name)) => {
+                self.layers.absent(name, stream, false);
+            }
+            (RDS, Some(name)) => {
+                let Self { clusters, routes, listeners, sources, effects, .. } = self;
+                routes.absent(name, stream, true);
+                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
+            }
+            _ => {}
+        }
+        self.settle(serving);
+    }
+
+    /// The names of a DNS cluster were answered once.
+    pub(super) fn resolved(&mut self, cluster: &str, generation: u64, serving: &mut dyn Serving) {
+        self.clusters.resolved(cluster, generation, &mut self.effects);
+        self.settle(serving);
+    }
+
+    /// The stream could not be opened, or broke.
+    pub(super) fn failed(&mut self, stream: StreamId) {
+        for whole in [&self.cds, &self.lds].into_iter().flatten() {
+            if whole.stream == stream && whole.asked {
+                whole.stats.update_failure.increment(1);
+            }
+        }
+    }
+
+    /// Whatever time brings. True while it should come again soon.
+    pub(super) fn tick(&mut self, now: Instant, serving: &mut dyn Serving) -> bool {
+        let soon = self.clusters.sweep(now, &mut self.effects);
+        self.settle(serving);
+        soon
+    }
+
+    /// Puts to sleep what nobody uses and forgets names that nothing refers to.
+    pub(super) fn doze(&mut self) {
+        self.clusters.doze();
+        self.compiler.clusters.forget_unused();
+        self.compiler.routes.forget_unused();
+    }
+
+    /// What becomes due after any change: listeners are asked for when all clusters are warm, as in
+    /// Envoy, and the process serves when all listeners are.
+    pub(super) fn settle(&mut self, serving: &mut dyn Serving) {
+        self.clusters.publish();
+        serving.set_warming(self.listeners.warming());
+        if self.initialized {
+            return;
+        }
+        // Clusters are compiled with runtime values.
+        if !self.layers.are_answered() {
+            return;
+        }
+        if let Some(cds) = &mut self.cds {
+            cds.ask(CDS, &mut self.effects);
+        }
+        let clusters = self.cds.as_ref().is_none_or(|cds| cds.answered) && self.clusters.is_warm();
+        if clusters {
+            if let Some(lds) = &mut self.lds {
+                lds.ask(LDS, &mut self.effects);
+            }
+        }
+        let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
+        let fixed = self.fixed_needs.iter().all(|key| self.routes.is_answered(key));
+        self.initialized = clusters && listeners && fixed;
+    }
+
+    /// Serves what an earlier run held, and says what is held of each type.
+    pub(super) fn restore(
+        &mut self,
+        mut groups: Vec<Group>,
+        serving: &mut dyn Serving,
+    ) -> Vec<(StreamId, Change)> {
+        groups.sort_by_key(|group| warming_order(&group.type_url));
+        let mut held = Vec::new();
+        let mut resources = 0;
+        for group in groups {
+            // The clusters and listeners before it have named its stream.
+            let Some(stream) = self.sources.labelled(&group.origin) else { continue };
+            let kept = |kept: Kept| Resource {
+                name: kept.name.to_string(),
+                version: kept.version.to_string(),
+                aliases: Vec::new(),
+                body: bytes::Bytes::copy_from_slice(&kept.body),
+            };
+            let added: Vec<Resource> = group.resources.into_iter().map(kept).collect();
+            let refused = self.update(stream, &group.type_url, &group.version, &added, &[], serving);
+            for Rejection { name, message } in &refused {
+                tracing::error!(resource = name, "no longer usable: {message}");
+            }
+            let good = |resource: &&Resource| !refused.iter().any(|refused| refused.name == resource.name);
+            let names: Vec<_> = added
+                .iter()
+                .filter(good)
+                .map(|resource| (resource.name.clone(), resource.version.clone()))
+                .collect();
+            resources += names.len();
+            let Group { type_url, version, .. } = group;
+            held.push((stream, Change::Restore { type_url, version, resources: names }));
+        }
+        if resources > 0 {
+            tracing::warn!("serving {resources} resources of the last good configuration until the control plane is heard");
+            self.restored = true;
+            self.answer_all();
+            self.initialized = true;
+        }
+        held
+    }
+
+    /// The stream is open: what is held is what the control plane has, or it will say so. True if the
+    /// last good configuration served until now.
+    pub(super) fn heard(&mut self, stream: StreamId) -> bool {
+        for whole in [&mut self.cds, &mut self.lds].into_iter().flatten() {
+            whole.heard |= whole.stream == stream;
+        }
+        let all = [&self.cds, &self.lds].into_iter().flatten().all(|whole| whole.heard);
+        all && std::mem::take(&mut self.restored)
+    }
+
+    /// Whether the last good configuration serves and nobody has confirmed it.
+    pub(super) fn is_restored(&self) -> bool {
+        self.restored
+    }
+
+    /// Everything in force, by stream and type.
+    pub(super) fn in_force(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut put = |stream: StreamId, type_url: &str, version: &str, name: &Arc<str>, stored: &Stored| {
+            let Some(origin) = self.sources.origin(stream).and_then(Origin::label) else { return };
+            let kept =
+                Kept { name: name.clone(), version: stored.version.clone(), body: stored.body.clone() };
+            match groups.iter_mut().find(|group| group.origin == origin && group.type_url == type_url) {
+                Some(group) => group.resources.push(kept),
+                None => groups.push(Group {
+                    origin,
+                    type_url: type_url.to_owned(),
+                    version: version.to_owned(),
+                    resources: vec![kept],
+                }),
+            }
+        };
+        if let Some(cds) = &self.cds {
+            for (name, entry) in self.clusters.entries() {
+                if let Some(version) = &entry.active {
+                    put(cds.stream, CDS, &cds.version, name, &version.stored);
+                }
+            }
+        }
+        for (name, stream, endpoints) in self.clusters.endpoints() {
+            if let Some(stored) = &endpoints.stored {
+                put(stream, EDS, &stored.version, name, stored);
+            }
+        }
+        if let Some(lds) = &self.lds {
+            for (name, entry) in self.listeners.entries() {
+                if let Some(version) = &entry.active {
+                    put(lds.stream, LDS, &lds.version, name, &version.stored);
+                }
+            }
+        }
+        for (name, stream, table) in self.routes.tables() {
+            if let Some(stored) = &table.stored {
+                put(stream, RDS, &stored.version, name, stored);
+            }
+        }
+        groups
+    }
+
+    /// For `/ready?verbose`.
+    pub(super) fn readiness(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (whole, what) in [(&self.cds, "clusters"), (&self.lds, "listeners")] {
+            if let Some(whole) = whole {
+                let state = match (whole.answered, whole.heard) {
+                    (_, true) => "received",
+                    (true, false) if self.restored => "last good, the control plane was not heard yet",
+                    (true, false) => "not received in time",
+                    (false, false) => "awaited",
+                };
+                lines.push(format!("{what}: {state}"));
+            }
+        }
+        if self.restored {
+            lines.push("serving the last good configuration".to_owned());
+        }
+        lines
+    }
+
+    /// Whether the first configuration is in force, or was waited for long enough.
+    pub(super) fn is_initialized(&self) -> bool {
+        self.initialized
+    }
+
+    /// Nothing is waited for any more.
+    fn answer_all(&mut self) {
+        for (whole, type_url) in [(&mut self.cds, CDS), (&mut self.lds, LDS)] {
+            if let Some(whole) = whole {
+                whole.answered = true;
+                whole.ask(type_url, &mut self.effects);
+            }
+        }
+    }
+}
+
+impl Whole {
+    fn ask(&mut self, type_url: &'static str, effects: &mut Effects) {
+        if !std::mem::replace(&mut self.asked, true) {
+            self.stats.update_attempt.increment(1);
+            effects.list.push(Effect::SubscribeAll { stream: self.stream, type_url, timeout: self.timeout });
+        }
+    }
+
+    fn timed_out(&mut self) {
+        self.answered = true;
+        self.stats.init_fetch_timeout.increment(1);
+    }
+}

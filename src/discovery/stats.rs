@@ -1,0 +1,72 @@
+//! Statistics of subscriptions, by Envoy's names (envoyproxy.io: configuration/overview/mgmt_server).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use xxhash_rust::xxh64::xxh64;
+
+use crate::telemetry::metrics::Scope;
+
+crate::stats! {
+    /// `cluster_manager.cds.`, `listener_manager.lds.` and the like.
+    pub struct SubscriptionStats {
+        counters {
+            update_attempt, update_success, update_failure, update_rejected, init_fetch_timeout,
+        }
+        gauges { update_time, version, content_age_ms }
+        histograms { update_duration: Milliseconds }
+    }
+}
+
+crate::stats! {
+    /// `http.<prefix>.rds.<name>.`.
+    pub struct RdsStats {
+        counters {
+            update_attempt, update_success, update_failure, update_rejected, update_empty, config_reload,
+            init_fetch_timeout,
+        }
+        gauges { update_time, version, config_reload_time_ms }
+        histograms { update_duration: Milliseconds }
+    }
+}
+
+crate::stats! {
+    /// `control_plane.`.
+    pub struct ControlPlaneStats {
+        counters { rate_limit_enforced, streams_opened, responses_ignored, responses_refused }
+        gauges { connected_state, pending_requests, silence_ms, last_good_in_use }
+        histograms {}
+    }
+}
+
+impl SubscriptionStats {
+    /// A response was taken whole.
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+        self.update_success.increment(1);
+        self.update_time.set(millis(at));
+        self.version.set(version_number(version));
+    }
+}
+
+impl RdsStats {
+    /// Those of the table `name` in connection managers that count under `stat_prefix`.
+    pub(super) fn of_route(stat_prefix: &str, name: &str) -> Self {
+        Self::new(&Scope::http_route(stat_prefix, name))
+    }
+
+    /// A table was taken.
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+        self.update_success.increment(1);
+        self.update_time.set(millis(at));
+        self.config_reload_time_ms.set(millis(at));
+        self.version.set(version_number(version));
+    }
+}
+
+/// A hash of the version, as Envoy's; of its 64 bits only as many as a gauge can hold exactly.
+fn version_number(version: &str) -> f64 {
+    (xxh64(version.as_bytes(), 0) & ((1 << 53) - 1)) as f64
+}
+
+fn millis(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_millis() as f64)
+}

@@ -1,0 +1,191 @@
+//! The streams to control planes: opened when the first resource is wanted from them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_control_api::client::{
+    self, add_client_features, client, file_client, rest_client, Change, Endpoint, Event, Events, File,
+    Incremental, Keepalive, RateLimit, Rest, Settings, StateOfTheWorld, Status, Subscriptions, Tls, Wildcard,
+};
+use outrigger_control_api::pb::envoy::config::core::v3::Node;
+use tokio::sync::mpsc;
+
+use super::effects::{CDS, LDS};
+use super::sources::{Origin, Sources, StreamId};
+use super::tls;
+use super::DiscoveryError;
+use crate::config::cluster::Address;
+use crate::config::discovery::{ApiKind, ApiSource, GrpcTarget, TargetAddress};
+
+/// Events held for the control thread while it applies one.
+const QUEUE: usize = 4;
+
+/// All open streams.
+pub(super) struct Streams {
+    node: Node,
+    ads: Option<Arc<ApiSource>>,
+    open: HashMap<StreamId, Subscriptions>,
+    sender: mpsc::Sender<(StreamId, Event)>,
+}
+
+impl Streams {
+    /// No stream yet; what comes from them is received at the other end.
+    pub(super) fn new(
+        mut node: Node,
+        ads: Option<Arc<ApiSource>>,
+    ) -> (Self, mpsc::Receiver<(StreamId, Event)>) {
+        add_client_features(&mut node);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self { node, ads, open: HashMap::new(), sender }, receiver)
+    }
+
+    /// The stream's subscriptions; opened now where this is its first use.
+    ///
+    /// # Errors
+    /// There is no such control plane, or what the bootstrap says of it cannot be used.
+    pub(super) fn subscriptions(
+        &mut self,
+        stream: StreamId,
+        sources: &Sources,
+    ) -> Result<&Subscriptions, DiscoveryError> {
+        if !self.open.contains_key(&stream) {
+            let origin = sources.origin(stream).ok_or(DiscoveryError::NoAds)?;
+            let subscriptions = self.start(stream, origin)?;
+            self.open.insert(stream, subscriptions);
+        }
+        self.open.get(&stream).ok_or(DiscoveryError::NoAds)
+    }
+
+    /// A stream that is open.
+    pub(super) fn get(&self, stream: StreamId) -> Option<&Subscriptions> {
+        self.open.get(&stream)
+    }
+
+    /// The state of every open stream.
+    pub(super) async fn statuses(&self) -> Vec<(StreamId, Status)> {
+        let mut statuses = Vec::new();
+        for (stream, subscriptions) in &self.open {
+            statuses.extend(subscriptions.status().await.map(|status| (*stream, status)));
+        }
+        statuses
+    }
+
+    fn start(&self, stream: StreamId, origin: &Origin) -> Result<Subscriptions, DiscoveryError> {
+        let seed = fastrand::u64(..);
+        let (source, single_type) = match origin {
+            Origin::Ads => (self.ads.as_ref().ok_or(DiscoveryError::NoAds)?, None),
+            Origin::Own { source, type_url } => (source, Some((*type_url).to_owned())),
+            Origin::Path { path, watched_directory, type_url } => {
+                let file = File {
+                    path: path.clone(),
+                    watched_directory: watched_directory.clone(),
+                    type_url: (*type_url).to_owned(),
+                };
+                return Ok(self.join(stream, file_client(file, Settings::new(self.node.clone()))));
+            }
+        };
+        // The compiler gives at least one.
+        let target = source.targets.first().ok_or(DiscoveryError::NoAds)?;
+        let others = source.targets.len() + target.addresses.len() - 2;
+        if others > 0 {
+            tracing::warn!("{}: {others} other addresses of the control plane are not tried", target.name);
+        }
+        let mut settings = Settings::new(self.node.clone());
+        settings.set_node_on_first_message_only = source.set_node_on_first_message_only;
+        settings.rate_limit = source.rate_limit.map(|limit| RateLimit {
+            max_tokens: limit.max_tokens,
+            fill_rate: 1.0 / limit.fill_interval.as_secs_f64().max(f64::MIN_POSITIVE),
+        });
+        if let Some((base, cap)) = target.back_off {
+            settings.backoff_base = base;
+            settings.backoff_cap = cap;
+        }
+        settings.single_type.clone_from(&single_type);
+        let mut endpoint = endpoint(target)?;
+        endpoint.single_type = single_type;
+        Ok(match source.kind {
+            ApiKind::Rest { refresh_delay, request_timeout } => {
+                let rest = Rest { endpoint, refresh_delay, request_timeout };
+                self.join(stream, rest_client(rest, settings, seed))
+            }
+            ApiKind::Grpc if source.delta => {
+                self.join(stream, client::<Incremental>(endpoint, settings, seed))
+            }
+            ApiKind::Grpc => self.join(stream, client::<StateOfTheWorld>(endpoint, settings, seed)),
+        })
+    }
+
+    /// Runs a client, whose events come together with those of all others.
+    fn join(
+        &self,
+        stream: StreamId,
+        (subscriptions, mut events, run): (Subscriptions, Events, impl Future<Output = ()> + Send + 'static),
+    ) -> Subscriptions {
+        tokio::spawn(run);
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                if sender.send((stream, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        subscriptions
+    }
+}
+
+fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
+    let address = match target.addresses.first().ok_or(DiscoveryError::NoAds)? {
+        TargetAddress::Fixed(Address::Ip(address)) => {
+            client::Address::Tcp(address.ip().to_string(), address.port())
+        }
+        TargetAddress::Fixed(Address::Pipe(path)) => client::Address::Unix(path.clone()),
+        TargetAddress::Name { host, port, .. } => client::Address::Tcp(host.to_string(), *port),
+    };
+    let mut endpoint = Endpoint::new(address);
+    if !target.authority.is_empty() {
+        endpoint.authority = target.authority.to_string();
+    }
+    endpoint.connect_timeout = target.connect_timeout;
+    endpoint.metadata =
+        target.initial_metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    if let Some((interval, timeout)) = target.http2_keepalive {
+        endpoint.keepalive = Some(Keepalive { interval, timeout });
+    }
+    if let Some(limit) = target.max_receive_message_length {
+        endpoint.max_message_size = limit as usize;
+    }
+    if let Some(config) = &target.tls {
+        let name = config.sni.as_deref().unwrap_or("control-plane");
+        let failed = |reason: String| DiscoveryError::Tls { target: target.name.clone(), reason };
+        let client = tls::client_config(config).map_err(failed)?;
+        endpoint.tls = Some(Tls::new(client, name).map_err(|error| failed(error.to_string()))?);
+    }
+    Ok(endpoint)
+}
+
+/// Everything of a type.
+pub(super) fn subscribe_all(subscriptions: &Subscriptions, type_url: &str, timeout: Option<Duration>) {
+    debug_assert!(type_url == CDS || type_url == LDS);
+    subscriptions.change(Change::SubscribeAll {
+        type_url: type_url.to_owned(),
+        wildcard: Wildcard::Legacy,
+        fetch_timeout: Some(timeout.unwrap_or(Duration::ZERO)),
+    });
+}
+
+/// Resources by their names.
+pub(super) fn subscribe(
+    subscriptions: &Subscriptions,
+    type_url: &str,
+    names: &[Arc<str>],
+    timeout: Option<Duration>,
+) {
+    subscriptions.change(Change::Subscribe {
+        type_url: type_url.to_owned(),
+        names: names.iter().map(|name| name.to_string()).collect(),
+        fetch_timeout: Some(timeout.unwrap_or(Duration::ZERO)),
+    });
+}

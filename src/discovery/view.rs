@@ -1,0 +1,183 @@
+//! The configuration in force as the admin port shows it (`envoy.admin.v3.ConfigDump`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
+use serde_json::{json, Map, Value};
+
+use super::manager::Manager;
+use super::resource::{Refused, Stored};
+
+/// Shows a [`Discovery`](super::Discovery)'s configuration.
+#[derive(Clone)]
+pub struct View {
+    manager: Arc<Mutex<Manager>>,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("View")
+    }
+}
+
+/// The dynamic parts of one message of the dump: field names and their elements.
+pub type Parts = Vec<(&'static str, Vec<Value>)>;
+
+impl View {
+    pub(super) fn new(manager: Arc<Mutex<Manager>>) -> Self {
+        Self { manager }
+    }
+
+    fn with<R>(&self, look: impl FnOnce(&Manager) -> R) -> R {
+        look(&self.manager.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `ClustersConfigDump`: its version, and the dynamic clusters.
+    pub fn clusters(&self) -> (String, Parts) {
+        self.with(|manager| {
+            let (mut active, mut warming) = (Vec::new(), Vec::new());
+            for (name, entry) in manager.clusters.entries() {
+                let refused = entry.refused.as_ref();
+                if let Some(version) = &entry.active {
+                    active.push((name.clone(), state(CLUSTER, "cluster", &version.stored, refused)));
+                }
+                if let Some(version) = &entry.warming {
+                    warming.push((name.clone(), state(CLUSTER, "cluster", &version.stored, None)));
+                }
+            }
+            let version = manager.cds.as_ref().map(|cds| cds.version.clone()).unwrap_or_default();
+            let parts = vec![
+                ("dynamic_active_clusters", sorted(active)),
+                ("dynamic_warming_clusters", sorted(warming)),
+            ];
+            (version, parts)
+        })
+    }
+
+    /// `EndpointsConfigDump`.
+    pub fn endpoints(&self) -> Parts {
+        self.with(|manager| {
+            let mut all = Vec::new();
+            for (name, _, endpoints) in manager.clusters.endpoints() {
+                if let Some(stored) = &endpoints.stored {
+                    all.push((
+                        name.clone(),
+                        state(ENDPOINTS, "endpoint_config", stored, endpoints.refused.as_ref()),
+                    ));
+                }
+            }
+            vec![("dynamic_endpoint_configs", sorted(all))]
+        })
+    }
+
+    /// `ListenersConfigDump`: its version, and the dynamic listeners.
+    pub fn listeners(&self) -> (String, Parts) {
+        self.with(|manager| {
+            let mut all = Vec::new();
+            for (name, entry) in manager.listeners.entries() {
+                let mut shown = Map::new();
+                shown.insert("name".into(), (**name).into());
+                let mut put = |field: &str, stored: &Stored| {
+                    shown.insert(field.into(), state(LISTENER, "listener", stored, None));
+                };
+                if let Some(version) = &entry.active {
+                    put("active_state", &version.stored);
+                }
+                if let Some((version, _)) = &entry.warming {
+                    put("warming_state", &version.stored);
+                }
+                if let Some(refused) = &entry.refused {
+                    shown.insert("error_state".into(), error(LISTENER, refused));
+                }
+                shown.insert("client_status".into(), status(entry.refused.is_some()).into());
+                all.push((name.clone(), Value::from(shown)));
+            }
+            let version = manager.lds.as_ref().map(|lds| lds.version.clone()).unwrap_or_default();
+            (version, vec![("dynamic_listeners", sorted(all))])
+        })
+    }
+
+    /// `RoutesConfigDump`.
+    pub fn routes(&self) -> Parts {
+        self.with(|manager| {
+            let mut all = Vec::new();
+            for (name, _, table) in manager.routes.tables() {
+                if let Some(stored) = &table.stored {
+                    all.push((name.clone(), state(ROUTE, "route_config", stored, table.refused.as_ref())));
+                }
+            }
+            vec![("dynamic_route_configs", sorted(all))]
+        })
+    }
+
+    /// Discovered runtime layers: their names in the bootstrap, and their values as JSON.
+    pub fn runtime(&self) -> Vec<(Arc<str>, Value)> {
+        let shown = |(layer, values): (&Arc<str>, &_)| (layer.clone(), message_to_json(values));
+        self.with(|manager| manager.layers.values().map(shown).collect())
+    }
+
+    /// What `/ready?verbose` says besides the state: one line each.
+    pub fn readiness(&self) -> Vec<String> {
+        self.with(Manager::readiness)
+    }
+}
+
+const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
+const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
+
+fn sorted(mut named: Vec<(Arc<str>, Value)>) -> Vec<Value> {
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    named.into_iter().map(|(_, value)| value).collect()
+}
+
+/// One version of a resource, and what was refused after it.
+fn state(type_name: &str, field: &str, stored: &Stored, refused: Option<&Refused>) -> Value {
+    let mut shown = Map::new();
+    shown.insert("version_info".into(), (*stored.version).into());
+    shown.insert(field.into(), decoded(type_name, &stored.body));
+    shown.insert("last_updated".into(), time(stored.updated).into());
+    if let Some(refused) = refused {
+        shown.insert("error_state".into(), error(type_name, refused));
+    }
+    shown.insert("client_status".into(), status(refused.is_some()).into());
+    shown.into()
+}
+
+fn status(refused: bool) -> &'static str {
+    if refused {
+        "NACKED"
+    } else {
+        "ACKED"
+    }
+}
+
+/// `envoy.admin.v3.UpdateFailureState`.
+fn error(type_name: &str, refused: &Refused) -> Value {
+    json!({
+        "failed_configuration": decoded(type_name, &refused.stored.body),
+        "last_update_attempt": time(refused.stored.updated),
+        "details": refused.details,
+        "version_info": *refused.stored.version,
+    })
+}
+
+fn decoded(type_name: &str, body: &[u8]) -> Value {
+    let message = pool()
+        .get_message_by_name(type_name)
+        .and_then(|descriptor| DynamicMessage::decode(descriptor, body).ok());
+    let mut shown = Map::new();
+    shown.insert("@type".into(), format!("type.googleapis.com/{type_name}").into());
+    if let Some(Value::Object(fields)) = message.as_ref().map(to_json) {
+        shown.extend(fields.into_iter().filter(|(name, _)| name != "@type"));
+    }
+    shown.into()
+}
+
+fn time(at: SystemTime) -> String {
+    let at = Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH);
+    at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
