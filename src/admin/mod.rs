@@ -6,6 +6,7 @@
 //! page runs a script or shows text of a peer as HTML.
 
 mod config_dump;
+mod discovery;
 mod endpoints;
 mod resources;
 mod stats;
@@ -144,6 +145,12 @@ const ENDPOINTS: &[Endpoint] = &[
             ("include_eds", "with endpoints"),
         ],
         config_dump::config_dump,
+    ),
+    read(
+        "/discovery",
+        "print the streams to control planes: what came, how old it is, what was refused",
+        &[("format", "one of text, json")],
+        discovery::discovery,
     ),
     action(
         "/drain_listeners",

@@ -79,6 +79,8 @@ pub(super) struct Endpoints {
     /// `endpoint_stale_after`, and when it runs out.
     stale_after: Option<Duration>,
     stale_at: Option<Instant>,
+    /// When the control plane last said that they are as they are.
+    confirmed: Instant,
 }
 
 impl Clusters {
@@ -120,15 +122,18 @@ impl Clusters {
     ) -> Result<(), Rejection> {
         let name = resource.name.as_str();
         if self.fixed.contains(name) {
-            tracing::warn!(cluster = name, "a cluster of the bootstrap cannot be changed by discovery");
+            let message = format!("{name:?} is a cluster of the bootstrap, which discovery cannot change");
+            effects.warn(name, vec![Problem::new("name", message)]);
             return Ok(());
         }
         if let Some(entry) = self.entries.get_mut(name) {
             let newest = entry.warming.as_deref_mut().or(entry.active.as_mut());
             if let Some(newest) = newest.filter(|newest| newest.stored.is(resource)) {
                 newest.stored.confirm(resource);
-                entry.removed = None;
                 entry.refused = None;
+                if entry.removed.take().is_some() {
+                    self.stats.cluster_added.increment(1);
+                }
                 return Ok(());
             }
         }
@@ -149,6 +154,9 @@ impl Clusters {
             Entry { slot, active: None, warming: None, refused: None, removed: None }
         });
         let back = entry.removed.take().is_some();
+        if added || back {
+            self.stats.cluster_added.increment(1);
+        }
         entry.refused = None;
         // Written differently, but the same: nothing drains for that.
         if let (None, Some(active)) = (&entry.warming, &mut entry.active) {
@@ -159,9 +167,7 @@ impl Clusters {
                 return Ok(());
             }
         }
-        if added {
-            self.stats.cluster_added.increment(1);
-        } else if !back {
+        if !added && !back {
             self.stats.cluster_modified.increment(1);
         }
         self.next_generation += 1;
@@ -199,7 +205,8 @@ impl Clusters {
         rejection
     }
 
-    /// The control plane took a cluster away: the next [`Clusters::sweep`] drops it if it can.
+    /// The control plane took a cluster away. It goes with the next [`sweep`](Self::sweep) that finds it
+    /// unused.
     pub(super) fn remove(&mut self, name: &str, now: Instant, effects: &mut Effects) {
         let Some(entry) = self.entries.get_mut(name).filter(|_| !self.fixed.contains(name)) else { return };
         if entry.removed.is_some() {
@@ -211,6 +218,7 @@ impl Clusters {
         if let Some(version) = entry.warming.take() {
             self.retire(name, *version, effects);
         }
+        self.changed = true;
     }
 
     /// Endpoints that came by EDS.
@@ -227,6 +235,7 @@ impl Clusters {
         if let Some(stored) = endpoints.stored.as_mut().filter(|stored| stored.is(resource)) {
             stored.confirm(resource);
             endpoints.refused = None;
+            endpoints.confirmed = now;
             endpoints.stale_at = endpoints.stale_after.map(|after| now + after);
             if endpoints.stale_at.is_some() {
                 self.timed.insert(key);
@@ -259,14 +268,15 @@ impl Clusters {
         endpoints.stale_at = checked.endpoint_stale_after.map(|after| now + after);
         endpoints.refused = None;
         endpoints.absent = false;
+        endpoints.confirmed = now;
         endpoints.assignment.set(Some(stored.body.clone()));
         let body = stored.body.clone();
         endpoints.stored = Some(stored);
         let timed = endpoints.stale_after.is_some();
-        let users = endpoints.users.clone();
         if timed {
             self.timed.insert(key.clone());
         }
+        let users = self.endpoints.get(&key).map(Endpoints::each_user).unwrap_or_default();
         for user in users {
             self.endpoints_changed(&user, &key, Some(&body), timed, effects);
         }
@@ -278,7 +288,7 @@ impl Clusters {
         let key = (stream, Arc::from(name));
         let Some(endpoints) = self.endpoints.get_mut(&key) else { return };
         endpoints.absent = true;
-        for user in endpoints.users.clone() {
+        for user in endpoints.each_user() {
             let Some(entry) = self.entries.get(&user) else { continue };
             let waits = entry.warming.as_ref().is_some_and(|version| version.eds.as_ref() == Some(&key));
             if !waits {
@@ -418,6 +428,7 @@ impl Clusters {
                 absent: false,
                 stale_after: None,
                 stale_at: None,
+                confirmed: Instant::now(),
             }
         });
         // Once for each version that uses it.
@@ -475,7 +486,7 @@ impl Clusters {
             false
         });
         for key in stale {
-            let users = self.endpoints.get(&key).map(|endpoints| endpoints.users.clone());
+            let users = self.endpoints.get(&key).map(Endpoints::each_user);
             for user in users.unwrap_or_default() {
                 if let Some(cluster) = self.entries.get(&user).and_then(|entry| entry.slot.get()) {
                     cluster.stats().assignment_stale.increment(1);
@@ -513,9 +524,42 @@ impl Clusters {
         self.entries.len() - self.entries.values().filter(asleep).count()
     }
 
+    /// The stream could not be opened, or broke.
+    pub(super) fn failed(&self, stream: StreamId) {
+        let of_stream = self.endpoints.iter().filter(|((own, _), _)| *own == stream);
+        for user in of_stream.flat_map(|(_, endpoints)| &endpoints.users) {
+            let awake = self.entries.get(user).and_then(|entry| entry.slot.get());
+            if let Some(stats) = awake.as_ref().and_then(|cluster| cluster.stats.get()) {
+                stats.update_attempt.increment(1);
+                stats.update_failure.increment(1);
+            }
+        }
+    }
+
     /// Whether no cluster waits for its first endpoints.
     pub(super) fn is_warm(&self) -> bool {
-        self.entries.values().all(|entry| entry.active.is_some() || entry.warming.is_none())
+        self.entries.iter().all(|(name, entry)| match &entry.active {
+            None => entry.warming.is_none(),
+            // Those of the bootstrap are active from the start.
+            Some(version) if self.fixed.contains(name) => {
+                let endpoints = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
+                endpoints.is_none_or(|endpoints| endpoints.stored.is_some() || endpoints.absent)
+            }
+            Some(_) => true,
+        })
+    }
+
+    /// Sets the gauges of time of clusters that are awake.
+    pub(super) fn publish_ages(&self, now: Instant) {
+        for endpoints in self.endpoints.values().filter(|endpoints| endpoints.stored.is_some()) {
+            let age = now.saturating_duration_since(endpoints.confirmed).as_millis() as f64;
+            for user in &endpoints.users {
+                let awake = self.entries.get(user).and_then(|entry| entry.slot.get());
+                if let Some(stats) = awake.as_ref().and_then(|cluster| cluster.stats.get()) {
+                    stats.content_age_ms.set(age);
+                }
+            }
+        }
     }
 
     /// Whether there is a cluster of this name, warm or not.
@@ -545,6 +589,14 @@ impl Clusters {
 }
 
 impl Endpoints {
+    /// Every cluster that uses them, once.
+    fn each_user(&self) -> SmallVec<[Arc<str>; 1]> {
+        let mut users = self.users.clone();
+        users.sort();
+        users.dedup();
+        users
+    }
+
     fn refuse(&mut self, resource: &Resource, problems: &[Problem]) -> Rejection {
         let refused = Refused::new(resource, problems);
         let rejection = refused.rejection(&resource.name);

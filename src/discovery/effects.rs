@@ -15,6 +15,9 @@ pub(super) const LDS: &str = type_url::LISTENER;
 pub(super) const RDS: &str = type_url::ROUTE;
 pub(super) const RTDS: &str = type_url::RUNTIME;
 
+/// Kinds of warnings remembered.
+const MAX_WARNED: usize = 1024;
+
 /// One thing to do.
 #[derive(Debug)]
 pub(super) enum Effect {
@@ -66,6 +69,10 @@ impl Effects {
         for warning in warnings {
             let field = warning.path.rsplit('.').next().unwrap_or_default();
             let field = field.split('[').next().unwrap_or_default().to_owned();
+            // Texts may hold names, of which a control plane may invent ever more.
+            if self.warned.len() >= MAX_WARNED {
+                self.warned.clear();
+            }
             if self.warned.insert((field, warning.message.clone())) {
                 tracing::warn!(resource, "{warning}");
             }

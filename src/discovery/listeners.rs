@@ -18,6 +18,9 @@ use crate::config::compile::resource::{Compiler, Needs};
 use crate::config::listener::Listener;
 use crate::config::Problem;
 
+/// Listeners kept, for the admin page, of which no version was ever good.
+const MAX_NEVER_GOOD: usize = 64;
+
 /// All listeners that a control plane gave.
 pub(super) struct Listeners {
     compiler: Arc<Compiler>,
@@ -120,7 +123,27 @@ impl Listeners {
         let refused = Refused::new(resource, problems);
         let rejection = refused.rejection(&resource.name);
         self.entries.entry(resource.name.as_str().into()).or_default().refused = Some(refused);
+        self.forget_refused();
         rejection
+    }
+
+    /// Forgets the oldest of those that were never good, so that names that never come again leave
+    /// nothing.
+    fn forget_refused(&mut self) {
+        let never_good = |entry: &Entry| entry.active.is_none() && entry.warming.is_none();
+        let mut refused: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| never_good(entry))
+            .map(|(name, entry)| (entry.refused.as_ref().map(|refused| refused.stored.updated), name.clone()))
+            .collect();
+        if refused.len() <= MAX_NEVER_GOOD {
+            return;
+        }
+        refused.sort();
+        for (_, name) in refused.iter().take(refused.len() - MAX_NEVER_GOOD) {
+            self.entries.remove(name);
+        }
     }
 
     /// Serves warming versions if all they need is there, in place of what is `gone`. Says which could

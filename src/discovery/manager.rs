@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::{warming_order, Change, Rejection, Resource};
+use outrigger_control_api::client::{warming_order, Cause, Change, Rejection, Resource, Update};
 
 use super::clusters::Clusters;
 use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS};
@@ -115,22 +115,22 @@ impl Manager {
     pub(super) fn update(
         &mut self,
         stream: StreamId,
-        type_url: &str,
-        version: &str,
-        added: &[Resource],
-        removed: &[String],
+        update: &Update,
         serving: &mut dyn Serving,
     ) -> Vec<Rejection> {
         let now = Instant::now();
+        let Update { type_url, version, added, removed, flawed, .. } = update;
         let Self { clusters, routes, listeners, sources, effects, .. } = self;
         let mut refused = Vec::new();
-        let whole = match type_url {
+        let whole = match type_url.as_str() {
             CDS => {
                 for resource in added {
                     refused.extend(clusters.update(resource, stream, sources, effects).err());
                 }
                 removed.iter().for_each(|name| clusters.remove(name, now, effects));
-                clusters.sweep(now, effects);
+                if !removed.is_empty() {
+                    clusters.sweep(now, effects);
+                }
                 self.cds.as_mut()
             }
             EDS => {
@@ -174,12 +174,11 @@ impl Manager {
         };
         if let Some(whole) = whole {
             whole.answered = true;
-            whole.stats.update_attempt.increment(1);
-            if refused.is_empty() {
-                whole.version = version.to_owned();
-                whole.stats.succeeded(version, std::time::SystemTime::now());
-            } else {
-                whole.stats.update_rejected.increment(1);
+            // A refusal is counted when the client reports it: not all of them come by here.
+            if refused.is_empty() && !flawed {
+                whole.version.clone_from(version);
+                whole.stats.update_attempt.increment(1);
+                whole.stats.succeeded(version, std::time::SystemTime::now(), now.elapsed());
             }
         }
         self.changed.get_or_insert(now);
@@ -222,8 +221,24 @@ impl Manager {
     pub(super) fn failed(&mut self, stream: StreamId) {
         for whole in [&self.cds, &self.lds].into_iter().flatten() {
             if whole.stream == stream && whole.asked {
+                whole.stats.update_attempt.increment(1);
                 whole.stats.update_failure.increment(1);
             }
+        }
+        self.clusters.failed(stream);
+        self.routes.failed(stream);
+    }
+
+    /// A response was refused, in part or whole.
+    pub(super) fn refused(&mut self, type_url: &str) {
+        let whole = match type_url {
+            CDS => &self.cds,
+            LDS => &self.lds,
+            _ => &None,
+        };
+        if let Some(whole) = whole {
+            whole.stats.update_attempt.increment(1);
+            whole.stats.update_rejected.increment(1);
         }
     }
 
@@ -231,6 +246,8 @@ impl Manager {
     pub(super) fn tick(&mut self, now: Instant, serving: &mut dyn Serving) -> bool {
         let soon = self.clusters.sweep(now, &mut self.effects);
         self.routes.sweep();
+        self.clusters.publish_ages(now);
+        self.routes.publish_ages(now);
         self.settle(serving);
         soon
     }
@@ -291,8 +308,18 @@ impl Manager {
                 aliases: Vec::new(),
                 body: bytes::Bytes::copy_from_slice(&kept.body),
             };
-            let added: Vec<Resource> = group.resources.into_iter().map(kept).collect();
-            let refused = self.update(stream, &group.type_url, &group.version, &added, &[], serving);
+            let Group { type_url, version, resources: kept_resources, .. } = group;
+            let update = Update {
+                id: 0,
+                type_url,
+                version,
+                cause: Cause::Response,
+                added: kept_resources.into_iter().map(kept).collect(),
+                removed: Vec::new(),
+                flawed: false,
+            };
+            let refused = self.update(stream, &update, serving);
+            let Update { type_url, version, added, .. } = update;
             for Rejection { name, message } in &refused {
                 tracing::error!(resource = name, "no longer usable: {message}");
             }
@@ -303,7 +330,6 @@ impl Manager {
                 .map(|resource| (resource.name.clone(), resource.version.clone()))
                 .collect();
             resources += names.len();
-            let Group { type_url, version, .. } = group;
             held.push((stream, Change::Restore { type_url, version, resources: names }));
         }
         if resources > 0 {
@@ -315,11 +341,14 @@ impl Manager {
         held
     }
 
-    /// The stream is open: what is held is what the control plane has, or it will say so. True if the
-    /// last good configuration served until now.
-    pub(super) fn heard(&mut self, stream: StreamId) -> bool {
-        for whole in [&mut self.cds, &mut self.lds].into_iter().flatten() {
-            whole.heard |= whole.stream == stream;
+    /// The control plane has confirmed or replaced what is held: all of one type, or with `None` of
+    /// every type that comes from the stream. True if the last good configuration served until now.
+    pub(super) fn heard(&mut self, stream: StreamId, type_url: Option<&str>) -> bool {
+        for (whole, own) in [(&mut self.cds, CDS), (&mut self.lds, LDS)] {
+            let meant = type_url.is_none_or(|type_url| type_url == own);
+            if let Some(whole) = whole.as_mut().filter(|whole| meant && whole.stream == stream) {
+                whole.heard = true;
+            }
         }
         let all = [&self.cds, &self.lds].into_iter().flatten().all(|whole| whole.heard);
         all && std::mem::take(&mut self.restored)
@@ -420,6 +449,7 @@ impl Whole {
 
     fn timed_out(&mut self) {
         self.answered = true;
+        self.stats.update_attempt.increment(1);
         self.stats.init_fetch_timeout.increment(1);
     }
 }

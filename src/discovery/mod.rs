@@ -21,13 +21,14 @@ mod stats;
 mod streams;
 mod tls;
 pub mod view;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::{Event, Rejection};
+use outrigger_control_api::client::Event;
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -38,6 +39,7 @@ use self::sources::StreamId;
 use self::stats::ControlPlaneStats;
 use self::streams::Streams;
 use self::view::View;
+use self::watch::Watch;
 use crate::config::compile::resource::{Compiler, Needs};
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::listener::Listener;
@@ -88,6 +90,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often clusters that nobody uses are put to sleep.
 const DOZE: Duration = Duration::from_secs(30);
 
+/// A stream that stays open for this long without a response confirms what is held: a control plane
+/// that has nothing new need not say so.
+const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
+
 /// Changes are collected for this long before the last good configuration is written.
 const WRITE_AFTER: Duration = Duration::from_secs(2);
 
@@ -100,7 +106,8 @@ pub struct Discovery {
     resolved: (mpsc::UnboundedSender<(Arc<str>, u64)>, mpsc::UnboundedReceiver<(Arc<str>, u64)>),
     ticks: tokio::time::Interval,
     last_doze: Instant,
-    stats: ControlPlaneStats,
+    stats: Arc<ControlPlaneStats>,
+    watch: Watch,
     keeper: Option<Keeper>,
 }
 
@@ -124,6 +131,7 @@ impl Discovery {
         let (streams, events) = Streams::new(config.node.clone(), config.ads.clone());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stats = Arc::new(ControlPlaneStats::new(&Scope::raw("control_plane")));
         let mut discovery = Self {
             manager: Arc::new(Mutex::new(Manager::new(compiler, config, needs))),
             streams,
@@ -132,7 +140,8 @@ impl Discovery {
             resolved: mpsc::unbounded_channel(),
             ticks,
             last_doze: Instant::now(),
-            stats: ControlPlaneStats::new(&Scope::raw("control_plane")),
+            watch: Watch::new(stats.clone()),
+            stats,
             keeper: state_directory.map(|directory| Keeper {
                 directory: directory.to_owned(),
                 node: config.node.clone(),
@@ -148,7 +157,7 @@ impl Discovery {
 
     /// For the admin port.
     pub fn view(&self) -> View {
-        View::new(self.manager.clone())
+        View::new(self.manager.clone(), self.watch.board())
     }
 
     fn manager(&self) -> MutexGuard<'_, Manager> {
@@ -202,9 +211,10 @@ impl Discovery {
     pub async fn next(&mut self) -> Happening {
         tokio::select! {
             biased;
+            // First, because a control plane that never pauses must not keep time from passing.
+            _ = self.ticks.tick() => Happening(What::Tick),
             Some((cluster, generation)) = self.resolved.1.recv() => Happening(What::Resolved { cluster, generation }),
             Some((stream, event)) = self.events.recv() => Happening(What::Event(stream, event)),
-            _ = self.ticks.tick() => Happening(What::Tick),
         }
     }
 
@@ -220,6 +230,10 @@ impl Discovery {
                     self.last_doze = now;
                     self.manager().doze();
                 }
+                for stream in self.watch.open_for(now, CONFIRMED_AFTER) {
+                    self.confirmed(stream, None);
+                }
+                self.watch.ask(&self.streams);
                 self.keep(now);
             }
         }
@@ -235,17 +249,11 @@ impl Discovery {
     fn event(&mut self, stream: StreamId, event: Event, serving: &mut dyn Serving) {
         match event {
             Event::Update(update) => {
-                let refused = self.manager().update(
-                    stream,
-                    &update.type_url,
-                    &update.version,
-                    &update.added,
-                    &update.removed,
-                    serving,
-                );
-                for Rejection { name, message } in &refused {
-                    tracing::warn!(type_url = update.type_url, resource = name, "refused: {message}");
+                let refused = self.manager().update(stream, &update, serving);
+                if refused.is_empty() && !update.flawed {
+                    self.confirmed(stream, Some(&update.type_url));
                 }
+                // The client writes to the log what is refused.
                 if let Some(subscriptions) = self.streams.get(stream) {
                     if refused.is_empty() {
                         subscriptions.accept(update.id);
@@ -258,30 +266,34 @@ impl Discovery {
                 self.manager().timed_out(stream, &type_url, name.as_deref(), serving);
             }
             // The client writes all of these to the log.
-            Event::Connected => {
-                self.stats.streams_opened.increment(1);
-                self.stats.connected_state.set(1.0);
-                if self.manager().heard(stream) {
-                    tracing::info!(
-                        "the control plane is heard: the last good configuration is confirmed or replaced"
-                    );
-                    self.stats.last_good_in_use.set(0.0);
-                }
-            }
-            Event::Disconnected { .. } => {
-                self.stats.connected_state.set(0.0);
+            Event::Connected => self.watch.opened(stream),
+            Event::Disconnected { reason, .. } => {
+                self.watch.closed(stream, reason);
                 self.manager().failed(stream);
             }
             Event::RateLimited => self.stats.rate_limit_enforced.increment(1),
-            Event::Refused { .. } => self.stats.responses_refused.increment(1),
+            Event::Refused { type_url, .. } => {
+                self.stats.responses_refused.increment(1);
+                self.manager().refused(&type_url);
+            }
             Event::Ignored { .. } => self.stats.responses_ignored.increment(1),
             Event::ResourceError { type_url, name, .. } => {
                 // The control plane says that it will not come.
                 self.manager().timed_out(stream, &type_url, Some(&name), serving);
             }
-            Event::Unsupported { .. } => {}
+            Event::Unsupported { .. } | Event::Odd { .. } => {}
             // The client acts on these itself.
             Event::Connect | Event::Abandon { .. } => {}
+        }
+    }
+
+    /// What is held of a type, or of all that come from a stream, is what the control plane has.
+    fn confirmed(&mut self, stream: StreamId, type_url: Option<&str>) {
+        if self.manager().heard(stream, type_url) {
+            tracing::info!(
+                "the control plane is heard: the last good configuration is confirmed or replaced"
+            );
+            self.stats.last_good_in_use.set(0.0);
         }
     }
 

@@ -12,6 +12,8 @@ use crate::config::{Cluster, Problem};
 
 /// Problems of one resource that are told to the control plane; more are counted.
 const MAX_TOLD: usize = 8;
+/// Larger resources are not kept when they are refused: the admin page shows none of their content.
+const MAX_REFUSED_BYTES: usize = 256 << 10;
 
 /// A resource as the control plane sent it: a copy of its own, so that it does not keep the response
 /// that it came with.
@@ -61,7 +63,11 @@ pub(super) struct Refused {
 
 impl Refused {
     pub(super) fn new(resource: &Resource, problems: &[Problem]) -> Self {
-        Self { stored: Stored::new(resource), details: text(problems) }
+        let mut stored = Stored::new(resource);
+        if stored.body.len() > MAX_REFUSED_BYTES {
+            stored.body = Arc::from([]);
+        }
+        Self { stored, details: text(problems) }
     }
 
     pub(super) fn rejection(&self, name: &str) -> Rejection {

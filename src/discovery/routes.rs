@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_control_api::client::{Rejection, Resource};
 
@@ -41,6 +42,8 @@ pub(super) struct Table {
     pub(super) stored: Option<Stored>,
     pub(super) refused: Option<Refused>,
     absent: bool,
+    /// When the control plane last said that the table is as it is.
+    confirmed: Instant,
     stats: Vec<(Arc<str>, RdsStats)>,
 }
 
@@ -60,7 +63,15 @@ impl Routes {
         let table = self.tables.entry(key.clone()).or_insert_with(|| {
             effects.subscribe(key.0, RDS, &key.1, need.source.initial_fetch_timeout);
             let slot = need.slot.clone();
-            Table { slot, users: 0, stored: None, refused: None, absent: false, stats: Vec::new() }
+            Table {
+                slot,
+                users: 0,
+                stored: None,
+                refused: None,
+                absent: false,
+                confirmed: Instant::now(),
+                stats: Vec::new(),
+            }
         });
         table.users += 1;
         for prefix in &need.stat_prefixes {
@@ -97,11 +108,14 @@ impl Routes {
     ) -> Result<(), Rejection> {
         let key = (stream, Arc::from(resource.name.as_str()));
         let Some(table) = self.tables.get_mut(&key) else { return Ok(()) };
+        let began = Instant::now();
         table.stats().for_each(|stats| stats.update_attempt.increment(1));
         if let Some(stored) = table.stored.as_mut().filter(|stored| stored.is(resource)) {
             stored.confirm(resource);
+            let (version, updated) = (stored.version.clone(), stored.updated);
             table.refused = None;
-            table.stats().for_each(|stats| stats.update_success.increment(1));
+            table.confirmed = began;
+            table.stats().for_each(|stats| stats.succeeded(&version, updated, began.elapsed()));
             return Ok(());
         }
         let refuse = |table: &mut Table, problems: &[Problem]| {
@@ -134,12 +148,14 @@ impl Routes {
                 self.replaced.extend(table.slot.set(Some(Arc::new(compiled.value))));
                 for stats in table.stats() {
                     stats.config_reload.increment(1);
+                    stats.reloaded(stored.updated);
                 }
             }
         }
         for stats in table.stats() {
-            stats.succeeded(&stored.version, stored.updated);
+            stats.succeeded(&stored.version, stored.updated, began.elapsed());
         }
+        table.confirmed = began;
         table.absent = false;
         table.refused = None;
         table.stored = Some(stored);
@@ -171,6 +187,23 @@ impl Routes {
     /// Frees tables that were replaced.
     pub(super) fn sweep(&mut self) {
         self.replaced.retain(|table| Arc::strong_count(table) > 1);
+    }
+
+    /// The stream could not be opened, or broke.
+    pub(super) fn failed(&self, stream: StreamId) {
+        let of_stream = self.tables.iter().filter(|((own, _), _)| *own == stream);
+        for stats in of_stream.flat_map(|(_, table)| table.stats()) {
+            stats.update_attempt.increment(1);
+            stats.update_failure.increment(1);
+        }
+    }
+
+    /// Sets the gauges of time.
+    pub(super) fn publish_ages(&self, now: Instant) {
+        for table in self.tables.values().filter(|table| table.stored.is_some()) {
+            let age = now.saturating_duration_since(table.confirmed).as_millis() as f64;
+            table.stats().for_each(|stats| stats.content_age_ms.set(age));
+        }
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = (&Arc<str>, StreamId, &Table)> {

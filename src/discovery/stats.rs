@@ -1,6 +1,6 @@
 //! Statistics of subscriptions, by Envoy's names (envoyproxy.io: configuration/overview/mgmt_server).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -12,7 +12,7 @@ crate::stats! {
         counters {
             update_attempt, update_success, update_failure, update_rejected, init_fetch_timeout,
         }
-        gauges { update_time, version, content_age_ms }
+        gauges { update_time, version }
         histograms { update_duration: Milliseconds }
     }
 }
@@ -24,7 +24,7 @@ crate::stats! {
             update_attempt, update_success, update_failure, update_rejected, update_empty, config_reload,
             init_fetch_timeout,
         }
-        gauges { update_time, version, config_reload_time_ms }
+        gauges { update_time, version, config_reload_time_ms, content_age_ms }
         histograms { update_duration: Milliseconds }
     }
 }
@@ -38,10 +38,21 @@ crate::stats! {
     }
 }
 
+crate::stats! {
+    /// `control_plane.<cds, eds, lds or rds>.`: since when nothing of the type was accepted, over all
+    /// streams.
+    pub struct TypeStats {
+        counters {}
+        gauges { content_age_ms }
+        histograms {}
+    }
+}
+
 impl SubscriptionStats {
     /// A response was taken whole.
-    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime, took: Duration) {
         self.update_success.increment(1);
+        self.update_duration.record(took.as_secs_f64() * 1000.0);
         self.update_time.set(millis(at));
         self.version.set(version_number(version));
     }
@@ -54,11 +65,16 @@ impl RdsStats {
     }
 
     /// A table was taken.
-    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime, took: Duration) {
         self.update_success.increment(1);
+        self.update_duration.record(took.as_secs_f64() * 1000.0);
         self.update_time.set(millis(at));
-        self.config_reload_time_ms.set(millis(at));
         self.version.set(version_number(version));
+    }
+
+    /// It was another one than before.
+    pub(super) fn reloaded(&self, at: SystemTime) {
+        self.config_reload_time_ms.set(millis(at));
     }
 }
 

@@ -64,13 +64,17 @@ impl Streams {
         self.open.get(&stream)
     }
 
-    /// The state of every open stream.
-    pub(super) async fn statuses(&self) -> Vec<(StreamId, Status)> {
-        let mut statuses = Vec::new();
-        for (stream, subscriptions) in &self.open {
-            statuses.extend(subscriptions.status().await.map(|status| (*stream, status)));
+    /// Asks every open stream for its state.
+    pub(super) fn statuses(&self) -> impl Future<Output = Vec<(StreamId, Status)>> + Send + 'static {
+        let mut open: Vec<_> = self.open.iter().map(|(stream, open)| (*stream, open.clone())).collect();
+        open.sort_by_key(|(stream, _)| *stream);
+        async move {
+            let mut statuses = Vec::with_capacity(open.len());
+            for (stream, subscriptions) in open {
+                statuses.extend(subscriptions.status().await.map(|status| (stream, status)));
+            }
+            statuses
         }
-        statuses
     }
 
     fn start(&self, stream: StreamId, origin: &Origin) -> Result<Subscriptions, DiscoveryError> {
@@ -105,6 +109,13 @@ impl Streams {
         }
         settings.single_type.clone_from(&single_type);
         let mut endpoint = endpoint(target)?;
+        if let Some(Keepalive { interval, timeout }) = endpoint.keepalive {
+            // Two answers missing are no accident.
+            let doubt = (interval + timeout) * 2;
+            settings.doubt_after = Some(doubt);
+            settings.answer_after = settings.answer_after.min(doubt);
+            endpoint.halt_after = endpoint.halt_after.map(|halt| halt.min(doubt));
+        }
         endpoint.single_type = single_type;
         Ok(match source.kind {
             ApiKind::Rest { refresh_delay, request_timeout } => {

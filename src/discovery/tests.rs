@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::Resource;
+use outrigger_control_api::client::{Cause, Resource, Update};
 use outrigger_control_api::load_resource;
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use serde_json::{json, Value};
@@ -53,6 +53,18 @@ fn endpoints(nth: usize, version: &str, port: u16) -> Resource {
     resource(&name, version, "endpoint.v3.ClusterLoadAssignment", value)
 }
 
+fn update(type_url: &str, version: &str, added: &[Resource], removed: &[String]) -> Update {
+    Update {
+        id: 0,
+        type_url: type_url.to_owned(),
+        version: version.to_owned(),
+        cause: Cause::Response,
+        added: added.to_vec(),
+        removed: removed.to_vec(),
+        flawed: false,
+    }
+}
+
 #[allow(clippy::field_reassign_with_default)] // It has private fields.
 fn many(count: usize) -> (Arc<Compiler>, Manager, StreamId) {
     let mut compiler = Compiler::default();
@@ -64,9 +76,9 @@ fn many(count: usize) -> (Arc<Compiler>, Manager, StreamId) {
     let mut manager = Manager::new(&compiler, &config, &[]);
     let stream = manager.cds.as_ref().unwrap().stream;
     let clusters: Vec<_> = (0..count).map(cluster).collect();
-    assert!(manager.update(stream, CDS, "1", &clusters, &[], &mut Nobody).is_empty());
+    assert!(manager.update(stream, &update(CDS, "1", &clusters, &[]), &mut Nobody).is_empty());
     let all: Vec<_> = (0..count).map(|nth| endpoints(nth, "1", 1)).collect();
-    assert!(manager.update(stream, EDS, "1", &all, &[], &mut Nobody).is_empty());
+    assert!(manager.update(stream, &update(EDS, "1", &all, &[]), &mut Nobody).is_empty());
     (compiler, manager, stream)
 }
 
@@ -99,7 +111,7 @@ fn clusters_sleep_until_they_are_called_and_again_when_nobody_does() {
     assert_eq!(awake(&compiler), ["c7"], "the one that is in use stays");
     // Endpoints of the one that is awake change in place, and those of one that sleeps when it wakes.
     let changed = [endpoints(7, "2", 2), endpoints(8, "2", 3)];
-    assert!(manager.update(stream, EDS, "2", &changed, &[], &mut Nobody).is_empty());
+    assert!(manager.update(stream, &update(EDS, "2", &changed, &[]), &mut Nobody).is_empty());
     assert_eq!(port(&in_use.hosts.load().all[0]), 2);
     assert_eq!(awake(&compiler), ["c7"]);
     assert_eq!((ports(&compiler, "c8"), ports(&compiler, "c9")), (vec![3], vec![1]));
@@ -113,12 +125,12 @@ fn removed_clusters_go_at_once_when_nothing_refers_to_them_and_soon_otherwise() 
     let (compiler, mut manager, stream) = many(200);
     let referred = compiler.clusters.slot("c1");
     let names: Vec<String> = (0..100).map(|nth| format!("c{nth}")).collect();
-    manager.update(stream, CDS, "2", &[], &names, &mut Nobody);
+    manager.update(stream, &update(CDS, "2", &[], &names), &mut Nobody);
     assert!(!manager.clusters.knows("c0") && manager.clusters.knows("c1") && manager.clusters.knows("c100"));
     assert!(referred.is_filled());
     // One that comes back does not go.
-    manager.update(stream, CDS, "3", &[], &["c150".to_owned()], &mut Nobody);
-    manager.update(stream, CDS, "4", &[cluster(150)], &[], &mut Nobody);
+    manager.update(stream, &update(CDS, "3", &[], &["c150".to_owned()]), &mut Nobody);
+    manager.update(stream, &update(CDS, "4", &[cluster(150)], &[]), &mut Nobody);
     manager.tick(Instant::now() + Duration::from_secs(60), &mut Nobody);
     assert!(!manager.clusters.knows("c1") && !referred.is_filled());
     assert!(manager.clusters.knows("c150"));

@@ -1,19 +1,23 @@
 //! The configuration in force as the admin port shows it (`envoy.admin.v3.ConfigDump`).
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
+use outrigger_control_api::client::TypeStatus;
 use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
 use serde_json::{json, Map, Value};
 
 use super::manager::Manager;
 use super::resource::{Refused, Stored};
+use super::sources::{Origin, StreamId};
+use super::watch::{self, Board};
 
 /// Shows a [`Discovery`](super::Discovery)'s configuration.
 #[derive(Clone)]
 pub struct View {
     manager: Arc<Mutex<Manager>>,
+    board: Arc<Mutex<Board>>,
 }
 
 impl std::fmt::Debug for View {
@@ -26,8 +30,40 @@ impl std::fmt::Debug for View {
 pub type Parts = Vec<(&'static str, Vec<Value>)>;
 
 impl View {
-    pub(super) fn new(manager: Arc<Mutex<Manager>>) -> Self {
-        Self { manager }
+    pub(super) fn new(manager: Arc<Mutex<Manager>>, board: Arc<Mutex<Board>>) -> Self {
+        Self { manager, board }
+    }
+
+    /// Every stream, its types, and what went wrong with them: what `/discovery` shows.
+    pub fn streams(&self) -> Vec<StreamView> {
+        let now = Instant::now();
+        // Never both locks at once.
+        let names: Vec<_> = {
+            let board = watch::lock(&self.board);
+            let streams: Vec<_> = board.keys().copied().collect();
+            drop(board);
+            self.with(|manager| {
+                let label = |stream| manager.sources.origin(stream).and_then(Origin::label);
+                streams.into_iter().map(|stream| (stream, label(stream).unwrap_or_default())).collect()
+            })
+        };
+        let board = watch::lock(&self.board);
+        let view = |(stream, source): (StreamId, String)| {
+            let line = board.get(&stream)?;
+            let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+            let status = line.status.as_ref();
+            let types = status.map(|status| status.types.as_slice()).unwrap_or_default();
+            Some(StreamView {
+                source,
+                connected: line.open.is_some(),
+                silence: age(status.and_then(|status| status.heard)),
+                ends: line.ends,
+                last_end: line.last_end.as_ref().map(|(at, reason)| (time(*at), reason.clone())),
+                rate_limited: status.map_or(0, |status| status.rate_limited),
+                types: types.iter().map(|t| (age(t.accepted), t.clone())).collect(),
+            })
+        };
+        names.into_iter().filter_map(view).collect()
     }
 
     fn with<R>(&self, look: impl FnOnce(&Manager) -> R) -> R {
@@ -122,6 +158,25 @@ impl View {
     pub fn readiness(&self) -> Vec<String> {
         self.with(Manager::readiness)
     }
+}
+
+/// One stream.
+#[derive(Debug)]
+pub struct StreamView {
+    /// Where its resources come from.
+    pub source: String,
+    /// Whether it is open.
+    pub connected: bool,
+    /// Since when the control plane gave no sign of life; `None` if it never did.
+    pub silence: Option<Duration>,
+    /// How often it ended or could not be opened.
+    pub ends: u64,
+    /// When and why the last time.
+    pub last_end: Option<(String, String)>,
+    /// How often requests waited for the rate limit.
+    pub rate_limited: u64,
+    /// Each type with the age of its content; `None` if nothing was accepted.
+    pub types: Vec<(Option<Duration>, TypeStatus)>,
 }
 
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";

@@ -82,7 +82,7 @@ stats! {
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
             upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered,
             membership_healthy, membership_degraded, membership_excluded, membership_total,
-            max_host_weight, version,
+            max_host_weight, version, content_age_ms,
         }
         histograms { upstream_cx_connect_ms: Milliseconds, upstream_cx_length_ms: Milliseconds }
     }

@@ -8,12 +8,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, Instant};
 
 use super::machine::{Machine, Settings, Variant};
+use super::quiet::Quiet;
 use super::transport::{serve, Endpoint, Heard, Inbound, TransportError};
 use super::types::{Change, Event, Rejection, Status, Verdict, Wildcard};
 
 /// Events held for a user that takes its time, and responses held for verdicts. Beyond, nothing is
 /// read, and HTTP/2's flow control makes the control plane wait.
 const MAX_HELD: usize = 32;
+/// Bytes of responses held for verdicts. Beyond, nothing is read.
+const MAX_HELD_BYTES: usize = 16 << 20;
 
 /// A client of one control plane: what to ask with, what comes, and the task that does it.
 ///
@@ -83,7 +86,8 @@ where
     let run = async move {
         let machine = Machine::<V>::new(settings, Instant::now().into_std(), seed);
         let heard = Heard::new();
-        let driver = Driver { transport, machine, heard, exchange: None, outbox: VecDeque::new() };
+        let (exchange, outbox, quiet) = (None, VecDeque::new(), Quiet::default());
+        let driver = Driver { transport, machine, heard, exchange, outbox, quiet };
         driver.run(command_queue, event_queue).await;
     };
     (Subscriptions { commands }, Events { events }, run)
@@ -184,6 +188,7 @@ struct Driver<V: Variant, T> {
     heard: Heard,
     exchange: Option<Exchange<V>>,
     outbox: VecDeque<Event>,
+    quiet: Quiet,
 }
 
 impl<V: Variant, T: Transport<V>> Driver<V, T>
@@ -194,7 +199,8 @@ where
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, events: mpsc::Sender<Event>) {
         loop {
             let full = self.advance();
-            let read = self.outbox.len() < MAX_HELD && self.machine.backlog() < MAX_HELD;
+            let held = self.outbox.len().max(self.machine.backlog());
+            let read = held < MAX_HELD && self.machine.held_bytes() < MAX_HELD_BYTES;
             let deadline = self.machine.deadline();
             let exchange = self.exchange.as_mut();
             let room = exchange.as_ref().map(|exchange| exchange.requests.clone()).filter(|_| full);
@@ -262,14 +268,25 @@ where
                 tracing::warn!(%address, reason, ?retry_in, "no stream to the control plane");
             }
             Event::Refused { type_url, version, message } => {
-                tracing::warn!(%address, type_url, version, message, "discovery response refused");
+                if let Some(unsaid) = self.quiet.say("refused", type_url) {
+                    tracing::warn!(%address, type_url, version, unsaid, "discovery response refused: {message}");
+                }
             }
             Event::Ignored { type_url, reason } => {
-                tracing::warn!(%address, type_url, reason, "discovery response ignored");
+                if let Some(unsaid) = self.quiet.say("ignored", type_url) {
+                    tracing::warn!(%address, type_url, unsaid, "discovery response ignored: {reason}");
+                }
+            }
+            Event::Odd { type_url, what } => {
+                if let Some(unsaid) = self.quiet.say("odd", type_url) {
+                    tracing::warn!(%address, type_url, unsaid, "odd control plane: {what}");
+                }
             }
             Event::FetchTimeout { type_url, name } => {
                 let name = name.as_deref().unwrap_or("*");
-                tracing::warn!(%address, type_url, name, "resource not received in time");
+                if let Some(unsaid) = self.quiet.say("late", type_url) {
+                    tracing::warn!(%address, type_url, name, unsaid, "resource not received in time");
+                }
             }
             Event::ResourceError { type_url, name, code, message } => {
                 tracing::warn!(%address, type_url, name, code, message, "control plane has no such resource to give");

@@ -36,8 +36,11 @@ pub(super) struct Link {
     limited: bool,
     healthy_after: Duration,
     doubt_after: Option<Duration>,
+    answer_after: Duration,
     /// The open stream brought a response.
     brought: bool,
+    /// It was reported that it brought none.
+    reported: bool,
 }
 
 impl Link {
@@ -53,7 +56,9 @@ impl Link {
             limited: false,
             healthy_after: settings.healthy_after,
             doubt_after: settings.doubt_after,
+            answer_after: settings.answer_after,
             brought: false,
+            reported: false,
         }
     }
 
@@ -62,6 +67,7 @@ impl Link {
         self.generation += 1;
         self.heard = Some(now);
         self.brought = false;
+        self.reported = false;
     }
 
     /// The wait before the next attempt, or nothing if there was neither stream nor attempt.
@@ -104,10 +110,28 @@ impl Link {
         Some(now.saturating_duration_since(self.heard?))
     }
 
+    /// How long the stream has brought nothing, once that is long. Told once for each stream.
+    pub fn unanswered(&mut self, now: Instant) -> Option<Duration> {
+        if self.answer_at()? > now {
+            return None;
+        }
+        self.reported = true;
+        Some(self.answer_after)
+    }
+
+    fn answer_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open { since } if !self.brought && !self.reported => since.checked_add(self.answer_after),
+            _ => None,
+        }
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
-            Phase::Open { .. } => [self.held_until, self.doubt_at()].into_iter().flatten().min(),
+            Phase::Open { .. } => {
+                [self.held_until, self.doubt_at(), self.answer_at()].into_iter().flatten().min()
+            }
             Phase::Idle | Phase::Connecting | Phase::Abandoned { .. } => None,
         }
     }

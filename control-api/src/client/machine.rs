@@ -20,6 +20,9 @@ use crate::pb::google::{protobuf, rpc};
 /// Longest text of a NACK in bytes; the rest is cut off.
 const MAX_ERROR_DETAIL: usize = 8 << 10;
 
+/// Longest type URL of a control plane that is repeated to anybody.
+const MAX_TYPE_URL: usize = 200;
+
 /// gRPC's INTERNAL, the code of Envoy's NACKs.
 const NACK_CODE: i32 = 13;
 
@@ -42,6 +45,9 @@ pub struct Settings {
     pub healthy_after: Duration,
     /// With no response and no keepalive answer for this long, the stream is given up for a new one.
     pub doubt_after: Option<Duration>,
+    /// A stream that brings no response for this long after it opened is reported once
+    /// ([`Event::Odd`]); nothing else follows from it.
+    pub answer_after: Duration,
     /// The rate of requests; unlimited if absent.
     pub rate_limit: Option<RateLimit>,
     /// On a stream of one type's own service: that type, for responses that do not name it.
@@ -63,6 +69,7 @@ impl Settings {
             backoff_cap: Duration::from_secs(30),
             healthy_after: Duration::from_secs(5),
             doubt_after: Some(Duration::from_secs(11 * 60)),
+            answer_after: Duration::from_secs(15),
             rate_limit: None,
             single_type: None,
         }
@@ -218,9 +225,9 @@ impl<V: Variant> Machine<V> {
         if incoming.type_url.is_empty() {
             incoming.type_url = self.settings.single_type.clone().unwrap_or_default();
         }
-        let ignore = |reason: &str, incoming: Incoming| Event::Ignored {
-            type_url: incoming.type_url,
-            reason: reason.to_owned(),
+        let ignore = |reason: &str, mut incoming: Incoming| {
+            cut(&mut incoming.type_url, MAX_TYPE_URL);
+            Event::Ignored { type_url: incoming.type_url, reason: reason.to_owned() }
         };
         let Some(&index) = self.index.get(&incoming.type_url) else {
             self.events.push_back(ignore("nothing of this type was asked for", incoming));
@@ -235,6 +242,11 @@ impl<V: Variant> Machine<V> {
             return;
         }
         topic.received = Some(now);
+        if let Some(what) = topic.odd_nonce(&incoming.nonce) {
+            let (type_url, what) = (incoming.type_url.clone(), what.to_owned());
+            self.events.push_back(Event::Odd { type_url, what });
+        }
+        let topic = &mut self.topics[index];
         for item in &incoming.items {
             for name in [&item.name].into_iter().chain(&item.aliases) {
                 self.timers.clear(&fetch(index, name));
@@ -247,7 +259,8 @@ impl<V: Variant> Machine<V> {
             let type_url = topic.url.clone();
             self.events.push_back(Event::ResourceError { type_url, name, code, message });
         }
-        topic.waiting.push_back(Waiting::Response { incoming, received: now });
+        let bytes = incoming.bytes();
+        topic.waiting.push_back(Waiting::Response { incoming, received: now, bytes });
         self.advance(now, index);
     }
 
@@ -292,6 +305,10 @@ impl<V: Variant> Machine<V> {
         }
         if self.link.retry_due(now) {
             self.connect();
+        }
+        if let Some(silence) = self.link.unanswered(now) {
+            let what = format!("the stream has brought no response for {} s", silence.as_secs());
+            self.events.push_back(Event::Odd { type_url: String::new(), what });
         }
         if let Some(silence) = self.link.doubt(now) {
             let reason = format!("neither response nor keepalive answer for {} s", silence.as_secs());
@@ -345,6 +362,13 @@ impl<V: Variant> Machine<V> {
         self.topics.iter().map(|topic| topic.waiting.len()).sum()
     }
 
+    /// The bytes of responses whose verdict is outstanding. A transport should stop reading when this
+    /// grows.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.topics.iter().map(Topic::held_bytes).sum()
+    }
+
     /// The state of the stream and of every type.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -357,6 +381,7 @@ impl<V: Variant> Machine<V> {
             streams: self.link.generation,
             heard: self.link.heard,
             rate_limited: self.link.rate_limited,
+            pending_requests: self.topics.iter().filter(|topic| sendable::<V>(topic)).count(),
             types,
         }
     }
@@ -418,7 +443,9 @@ impl<V: Variant> Machine<V> {
             match self.topics[index].waiting.pop_front() {
                 None => return,
                 Some(Waiting::Expired(name)) => self.expired(now, index, name),
-                Some(Waiting::Response { incoming, received }) => self.examine(index, incoming, received),
+                Some(Waiting::Response { incoming, received, bytes }) => {
+                    self.examine(index, incoming, received, bytes);
+                }
             }
         }
     }
@@ -433,7 +460,7 @@ impl<V: Variant> Machine<V> {
         self.deliver(index, in_flight, Cause::Expired, Vec::new(), vec![name]);
     }
 
-    fn examine(&mut self, index: usize, incoming: Incoming, received: Instant) {
+    fn examine(&mut self, index: usize, incoming: Incoming, received: Instant, bytes: usize) {
         let nonce = incoming.nonce.clone();
         let version = incoming.version.clone();
         let checked = self.topics[index].check(incoming, V::FULL_STATE);
@@ -450,6 +477,7 @@ impl<V: Variant> Machine<V> {
             self.expire(index, &name, received, ttl);
         }
         in_flight.problems = problems;
+        in_flight.bytes = bytes;
         if !deliver {
             self.settle(received, index, in_flight, Vec::new());
             return;
@@ -480,6 +508,7 @@ impl<V: Variant> Machine<V> {
             items: Vec::new(),
             removed: Vec::new(),
             problems: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -500,6 +529,7 @@ impl<V: Variant> Machine<V> {
             cause,
             added,
             removed,
+            flawed: !in_flight.problems.is_empty(),
         }));
         topic.in_flight = Some(in_flight);
     }
@@ -535,10 +565,7 @@ impl<V: Variant> Machine<V> {
             }
         }));
         let mut error = reasons.collect::<Vec<_>>().join("; ");
-        if error.len() > MAX_ERROR_DETAIL {
-            let end = (0..=MAX_ERROR_DETAIL).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
-            error.truncate(end);
-        }
+        cut(&mut error, MAX_ERROR_DETAIL);
         let topic = &mut self.topics[index];
         let error = if error.is_empty() {
             topic.accepted_version = version;
@@ -577,6 +604,14 @@ fn sendable<V: Variant>(topic: &Topic) -> bool {
 fn is_glob(name: &str) -> bool {
     let path = name.split(['?', '#']).next().unwrap_or(name);
     name.starts_with("xdstp:") && path.ends_with("/*")
+}
+
+/// Cuts off what is beyond `limit` bytes.
+fn cut(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        let end = (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+    }
 }
 
 fn fetch(topic: usize, name: &str) -> Key {

@@ -31,9 +31,11 @@
 mod delta;
 mod driver;
 mod file;
+mod guard;
 mod link;
 mod machine;
 mod pace;
+mod quiet;
 mod rest;
 mod services;
 mod sotw;

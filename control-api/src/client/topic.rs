@@ -50,10 +50,19 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    /// What it holds in memory, nearly.
+    pub(super) fn bytes(&self) -> usize {
+        let item = |item: &Item| item.name.len() + item.body.as_ref().map_or(0, |(_, body)| body.len());
+        let items: usize = self.items.iter().map(item).sum();
+        items + self.removed.iter().map(String::len).sum::<usize>()
+    }
+}
+
 /// What waits for its turn, in order.
 #[derive(Debug)]
 pub(super) enum Waiting {
-    Response { incoming: Incoming, received: Instant },
+    Response { incoming: Incoming, received: Instant, bytes: usize },
     Expired(String),
 }
 
@@ -69,6 +78,8 @@ pub(super) struct InFlight {
     pub items: Vec<Held>,
     pub removed: Vec<String>,
     pub problems: Vec<String>,
+    /// The size of the response, whose resources the user holds until the verdict.
+    pub bytes: usize,
 }
 
 /// A resource without its body.
@@ -130,6 +141,8 @@ pub struct Topic {
     pub(super) in_flight: Option<InFlight>,
     pub(super) answers: VecDeque<Answer>,
     pub(super) last_nonce: String,
+    /// A hash of the nonce of the response before, on the same stream.
+    pub(super) nonce_before: Option<u64>,
     pub(super) accepted_version: String,
     pub(super) paused: bool,
     pub(super) received: Option<Instant>,
@@ -227,6 +240,7 @@ impl Topic {
         self.told_named = false;
         self.forgot_all = false;
         self.last_nonce.clear();
+        self.nonce_before = None;
         self.answers.clear();
         self.waiting.retain(|waiting| matches!(waiting, Waiting::Expired(_)));
     }
@@ -302,6 +316,27 @@ impl Topic {
         let news = !added.is_empty() || !removed.is_empty();
         let complete = self.wildcard.is_some() && !heartbeat && problems.is_empty();
         Ok(Checked { added, removed, refreshed, problems, deliver: news || complete })
+    }
+
+    /// The bytes of responses that have no verdict yet.
+    pub(super) fn held_bytes(&self) -> usize {
+        let waiting = |waiting: &Waiting| match waiting {
+            Waiting::Response { bytes, .. } => *bytes,
+            Waiting::Expired(_) => 0,
+        };
+        let in_flight = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.bytes);
+        self.waiting.iter().map(waiting).sum::<usize>() + in_flight
+    }
+
+    /// What is wrong with the nonce of a response, if anything: by it the server knows our answer.
+    pub(super) fn odd_nonce(&mut self, nonce: &str) -> Option<&'static str> {
+        let hash = xxhash_rust::xxh64::xxh64(nonce.as_bytes(), 0);
+        let repeated = self.nonce_before.replace(hash) == Some(hash);
+        match () {
+            () if nonce.is_empty() => Some("response without a nonce"),
+            () if repeated => Some("response with the nonce of the one before"),
+            () => None,
+        }
     }
 
     pub(super) fn status(&self) -> TypeStatus {

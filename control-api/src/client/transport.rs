@@ -24,6 +24,7 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::codec::ProstCodec;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
+use super::guard::{Guarded, Halted};
 use super::machine::Variant;
 use super::{services, Tls};
 
@@ -82,6 +83,14 @@ pub enum TransportError {
         limit: usize,
         /// With the size found.
         message: String,
+    },
+    /// A response began and did not go on.
+    #[error("stream of control plane {address} given up: {halt}")]
+    Halted {
+        /// Where to.
+        address: String,
+        /// How far it came.
+        halt: String,
     },
     /// The control plane ended the stream without an error.
     #[error("control plane {address} closed the stream")]
@@ -177,6 +186,8 @@ pub struct Endpoint {
     pub keepalive: Option<Keepalive>,
     /// The largest response that is read, in bytes. A larger one ends the stream.
     pub max_message_size: usize,
+    /// A response that has begun and of which nearly nothing comes for this long ends the stream.
+    pub halt_after: Option<Duration>,
     /// Sent with the request that opens the stream (`initial_metadata`).
     pub metadata: Vec<(String, String)>,
     /// Uses the service of this type alone, not the aggregated one.
@@ -184,7 +195,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Plaintext, 5 s to connect, default keepalive, responses of up to 64 MiB, aggregated.
+    /// Plaintext, 5 s to connect, default keepalive, responses of up to 64 MiB that do not halt for
+    /// more than a minute, aggregated.
     #[must_use]
     pub fn new(address: Address) -> Self {
         let authority = match &address {
@@ -199,6 +211,7 @@ impl Endpoint {
             connect_timeout: Duration::from_secs(5),
             keepalive: Some(Keepalive::default()),
             max_message_size: 64 << 20,
+            halt_after: Some(Duration::from_secs(60)),
             metadata: Vec::new(),
             single_type: None,
         }
@@ -295,7 +308,7 @@ async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connectio
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|error| {
         TransportError::Http2 { address: endpoint.address.to_string(), error: with_sources(&error) }
     })?;
-    Ok((Sender(sender), connection))
+    Ok((Sender { sender, halt_after: endpoint.halt_after }, connection))
 }
 
 async fn talk<V: Variant>(
@@ -347,10 +360,28 @@ where
 
 fn ended(endpoint: &Endpoint, status: &tonic::Status) -> TransportError {
     let address = endpoint.address.to_string();
-    let message = status.message().to_owned();
+    // Where the connection broke, only the source says why: that our certificate was refused, for one.
+    let source = std::error::Error::source(status).map(with_sources);
+    let message = match source {
+        Some(source) if source.starts_with(status.message()) => source,
+        Some(source) => format!("{}: {source}", status.message()),
+        None => status.message().to_owned(),
+    };
     // The code of this limit; a server has no use for it.
     if status.code() == tonic::Code::OutOfRange && message.contains("too large") {
         return TransportError::TooLarge { address, limit: endpoint.max_message_size, message };
+    }
+    let mut source = std::error::Error::source(status);
+    let mut message = message;
+    while let Some(error) = source {
+        let text = error.to_string();
+        if error.is::<Halted>() {
+            return TransportError::Halted { address, halt: text };
+        }
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = error.source();
     }
     TransportError::Rpc { address, code: status.code(), message }
 }
@@ -366,19 +397,23 @@ pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// The sending half of one HTTP/2 connection.
-struct Sender(http2::SendRequest<BoxBody>);
+struct Sender {
+    sender: http2::SendRequest<BoxBody>,
+    halt_after: Option<Duration>,
+}
 
 impl GrpcService<BoxBody> for Sender {
-    type ResponseBody = hyper::body::Incoming;
+    type ResponseBody = Guarded<hyper::body::Incoming>;
     type Error = hyper::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Self::ResponseBody>, hyper::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(cx)
+        self.sender.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<BoxBody>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        let (response, halt_after) = (self.sender.send_request(request), self.halt_after);
+        Box::pin(async move { Ok(response.await?.map(|body| Guarded::new(body, halt_after))) })
     }
 }
 

@@ -90,6 +90,8 @@ pub struct Update {
     pub added: Vec<Resource>,
     /// Names of resources that are gone, or do not exist though asked for.
     pub removed: Vec<String>,
+    /// There was more in the response, which is refused whatever the verdict on this is.
+    pub flawed: bool,
 }
 
 /// Why a resource cannot be used.
@@ -249,6 +251,13 @@ pub enum Event {
         /// Why not.
         reason: String,
     },
+    /// The control plane does what the protocol does not know, without harm; for the log.
+    Odd {
+        /// The type, or nothing where it is no matter of one.
+        type_url: String,
+        /// What.
+        what: String,
+    },
     /// Requests wait for the rate limit. Reported once for each time of waiting.
     RateLimited,
 }
@@ -291,6 +300,8 @@ pub struct Status {
     pub heard: Option<Instant>,
     /// How many times the rate limit held requests back.
     pub rate_limited: u64,
+    /// Types that have something to say and wait for the rate limit or for room on the stream.
+    pub pending_requests: usize,
     /// Every type ever wanted, in warming order.
     pub types: Vec<TypeStatus>,
 }

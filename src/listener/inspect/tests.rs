@@ -177,15 +177,15 @@ fn mutations_do_no_harm() {
             }
         }
         assert_eq!(tls_verdict, at_once(&bytes), "{bytes:?}");
-        assert_eq!(http_verdict, http::RequestLine::default().look(&bytes), "{bytes:?}");
+        assert_eq!(http_verdict, super::http::RequestLine::default().look(&bytes), "{bytes:?}");
     }
 }
 
 #[test]
 fn request_lines_as_envoy_sees_them() {
-    use http::Verdict::{Http, NeedMore, NotHttp};
+    use super::http::Verdict::{Http, NeedMore, NotHttp};
     let (h10, h11) = (Http("http/1.0"), Http("http/1.1"));
-    let cases: &[(&[u8], &http::Verdict)] = &[
+    let cases: &[(&[u8], &super::http::Verdict)] = &[
         (b"GET / HTTP/1.0\r\n\r\n", &h10),
         (b"GET / HTTP/1.1\r\n", &h11),
         (b"GET / HTTP/1.1\n", &h11),

@@ -53,21 +53,26 @@ async fn run(group: Group) {
         return;
     }
     let template = group.bootstrap.render();
-    let show = set("OUTRIGGER_E2E_SHOW").is_some();
-    let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
     let envoy = run_side(Kind::Envoy, &template).await;
     let ours = match set("OUTRIGGER_E2E_ENVOY_ONLY") {
         Some(_) => None,
         None => Some(run_side(Kind::Outrigger, &template).await),
     };
+    let failures = differing(&group.cases, &envoy, ours.as_ref()).await;
+    assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Runs cases against both and says which differ, and how.
+pub async fn differing(cases: &[Case], envoy: &Side, ours: Option<&Side>) -> Vec<String> {
+    let show = set("OUTRIGGER_E2E_SHOW").is_some();
+    let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
     let mut failures = Vec::new();
-    let cases = group.cases.iter().filter(|c| c.name.contains(&only));
-    for case in cases {
-        let Some(ours) = &ours else {
-            println!("=== {} [{}]\n{}\n{}", case.name, case.listener, case, observe(&envoy, case).await);
+    for case in cases.iter().filter(|c| c.name.contains(&only)) {
+        let Some(ours) = ours else {
+            println!("=== {} [{}]\n{}\n{}", case.name, case.listener, case, observe(envoy, case).await);
             continue;
         };
-        let (theirs, mine) = tokio::join!(observe(&envoy, case), observe(ours, case));
+        let (theirs, mine) = tokio::join!(observe(envoy, case), observe(ours, case));
         if show {
             println!(
                 "=== {} [{}]\n{case}\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}",
@@ -92,10 +97,10 @@ async fn run(group: Group) {
             ));
         }
     }
-    assert!(failures.is_empty(), "{} cases differ\n{}", failures.len(), failures.join("\n"));
+    failures
 }
 
-fn groups() -> Vec<(&'static str, Group)> {
+pub fn groups() -> Vec<(&'static str, Group)> {
     vec![
         ("messages", messages::group()),
         ("routing", routing::group()),

@@ -121,9 +121,14 @@ eds_cluster_config: {{ eds_config: {{ resource_api_version: V3, ads: {{}} }} }}
 
 /// A snapshot of resources in YAML, each with its `@type`.
 pub fn snapshot(resources: &[String]) -> Snapshot {
+    snapshot_of(&resources.iter().map(|text| value(text)).collect::<Vec<_>>())
+}
+
+/// A snapshot of resources in JSON.
+pub fn snapshot_of(resources: &[serde_json::Value]) -> Snapshot {
     let mut snapshot = Snapshot::new();
-    for text in resources {
-        let loaded = load_resource(&value(text)).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+    for value in resources {
+        let loaded = load_resource(value).unwrap_or_else(|e| panic!("{value}: {e:?}"));
         snapshot.insert_any(loaded.any).expect("a resource with a name");
     }
     snapshot

@@ -1,11 +1,16 @@
 //! A control plane drives the proxy while traffic flows.
 
+mod beside;
+mod blocking;
 mod churn;
 mod clients;
+mod groups;
 mod loss;
 mod mesh;
-
+mod misbehaviour;
 mod scale;
+mod scripted;
 mod secure;
 mod sources;
+mod status;
 mod updates;
