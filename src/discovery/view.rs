@@ -55,7 +55,10 @@ impl View {
             let types = status.map(|status| status.types.as_slice()).unwrap_or_default();
             Some(StreamView {
                 source,
-                connected: line.open.is_some(),
+                connected: match line.ends {
+                    0 => line.open.is_some() || status.is_some_and(|status| status.connected),
+                    _ => line.open.is_some(),
+                },
                 silence: age(status.and_then(|status| status.heard)),
                 ends: line.ends,
                 last_end: line.last_end.as_ref().map(|(at, reason)| (time(*at), reason.clone())),

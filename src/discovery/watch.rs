@@ -75,7 +75,9 @@ impl Watch {
     }
 
     fn publish_state(&self, board: &Board) {
-        let all = !board.is_empty() && board.values().all(|line| line.open.is_some());
+        // Files are no streams: they neither open nor end.
+        let mut streams = board.values().filter(|line| line.open.is_some() || line.ends > 0);
+        let all = !board.is_empty() && streams.all(|line| line.open.is_some());
         self.stats.connected_state.set(f64::from(u8::from(all)));
     }
 

@@ -92,8 +92,8 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     start_clusters(&compiled).await;
-    let filled = compiled.clusters.all().iter().filter(|slot| slot.get().is_some()).count();
-    let _managers = Managers::new(filled);
+    // All of them, as in Envoy: also those that only lead to control planes.
+    let _managers = Managers::new(compiled.compiler.static_clusters.len());
     let mut discovery = compiled.discovery.as_ref().map(|config| {
         let state = flags.state_dir.as_deref();
         Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
