@@ -100,7 +100,7 @@ fn message(group: &Group, chunk: &[Kept]) -> DeltaDiscoveryResponse {
     let resource = |kept: &Kept| PbResource {
         name: kept.name.to_string(),
         version: kept.version.to_string(),
-        resource: Some(Any { type_url: group.type_url.clone(), value: kept.body.to_vec().into() }),
+        resource: Some(Any { type_url: group.type_url.clone(), value: kept.body.to_vec() }),
         ..PbResource::default()
     };
     DeltaDiscoveryResponse {

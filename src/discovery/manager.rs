@@ -256,7 +256,7 @@ impl Manager {
     pub(super) fn doze(&mut self) {
         self.dozes += 1;
         // What is wanted again is compiled again, so that this must not be often.
-        if self.dozes % TABLES_REST_EVERY == 0 {
+        if self.dozes.is_multiple_of(TABLES_REST_EVERY) {
             self.routes.rest();
         }
         self.clusters.doze();

@@ -97,13 +97,16 @@ const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
 /// Changes are collected for this long before the last good configuration is written.
 const WRITE_AFTER: Duration = Duration::from_secs(2);
 
+/// Names of a cluster that were answered: the cluster's, and which version of it asked.
+type Resolved = (Arc<str>, u64);
+
 /// The client of all control planes.
 pub struct Discovery {
     manager: Arc<Mutex<Manager>>,
     streams: Streams,
     events: mpsc::Receiver<(StreamId, Event)>,
     lookups: HashMap<u64, AbortHandle>,
-    resolved: (mpsc::UnboundedSender<(Arc<str>, u64)>, mpsc::UnboundedReceiver<(Arc<str>, u64)>),
+    resolved: (mpsc::UnboundedSender<Resolved>, mpsc::UnboundedReceiver<Resolved>),
     ticks: tokio::time::Interval,
     last_doze: Instant,
     stats: Arc<ControlPlaneStats>,
@@ -322,7 +325,7 @@ impl Discovery {
                             names.push(name);
                         }
                         if let Some(subscriptions) = self.streams.get(stream) {
-                            subscriptions.unsubscribe(type_url, names.iter().map(|name| name.to_string()));
+                            subscriptions.unsubscribe(type_url, names.iter().map(ToString::to_string));
                         }
                     }
                     Effect::SubscribeAll { stream, type_url, timeout } => {

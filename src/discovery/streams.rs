@@ -197,7 +197,7 @@ pub(super) fn subscribe(
 ) {
     subscriptions.change(Change::Subscribe {
         type_url: type_url.to_owned(),
-        names: names.iter().map(|name| name.to_string()).collect(),
+        names: names.iter().map(ToString::to_string).collect(),
         fetch_timeout: Some(timeout.unwrap_or(Duration::ZERO)),
     });
 }

@@ -139,7 +139,7 @@ async fn serve(
             }
         }
     }
-    let workers = start_workers(clusters, &drain, &flags, worker_commands)?;
+    let workers = start_workers(&clusters, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
@@ -278,7 +278,7 @@ async fn follow(discovery: &mut Option<Discovery>, listeners: &Mutex<ListenerMan
 }
 
 fn start_workers(
-    clusters: Arc<Directory<Cluster>>,
+    clusters: &Arc<Directory<Cluster>>,
     drain: &Arc<Drain>,
     flags: &Flags,
     commands: Vec<mpsc::UnboundedReceiver<Command>>,

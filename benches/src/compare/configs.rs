@@ -71,7 +71,7 @@ pub fn address(address: SocketAddr) -> Value {
 }
 
 /// A virtual host that sends everything to the cluster of its name.
-pub fn all_to(name: &str, domains: Vec<String>) -> Value {
+pub fn all_to(name: &str, domains: &[String]) -> Value {
     json!({
         "name": name, "domains": domains, "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]
     })
@@ -154,11 +154,11 @@ impl Setup {
             cluster
         };
         let (hosts, clusters): (Vec<_>, Vec<_>) = match self.clusters {
-            0 => (vec![all_to("origin", vec!["*".to_owned()])], vec![cluster("origin".to_owned())]),
+            0 => (vec![all_to("origin", &["*".to_owned()])], vec![cluster("origin".to_owned())]),
             many => (0..many)
                 .map(|nth| {
                     let name = service(nth);
-                    (all_to(&name, domains_of(nth)), cluster(name))
+                    (all_to(&name, &domains_of(nth)), cluster(name))
                 })
                 .unzip(),
         };

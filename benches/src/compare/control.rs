@@ -67,7 +67,7 @@ impl Mesh {
             }
             mesh.insert(&cluster)?;
             mesh.insert(&assignment)?;
-            hosts.push(all_to(&name, domains_of(nth)));
+            hosts.push(all_to(&name, &domains_of(nth)));
         }
         if let Some(host) = hosts.last() {
             mesh.sample += &format!("{host}\n");

@@ -224,7 +224,7 @@ mod tests {
             };
             let all: std::collections::BTreeSet<_> = map.keys().chain(old_map.keys()).collect();
             let wanted: Vec<_> =
-                all.into_iter().filter(|name| version(&map, *name) != version(&old_map, *name)).collect();
+                all.into_iter().filter(|name| version(&map, name) != version(&old_map, name)).collect();
             let found = old.differences(&chunks);
             assert!(
                 found.iter().map(|name| &**name).eq(wanted.iter().map(|name| name.as_str())),

@@ -2,45 +2,73 @@
 //!
 //! In: a [`Snapshot`] for each node, or for each group of nodes, put into a [`SnapshotCache`] whenever it
 //! changes. Out: the discovery services over gRPC, aggregated (ADS) and one type a stream, delta and state
-//! of the world; and who has accepted or refused what ([`SnapshotCache::streams`], [`Server::on_event`]).
+//! of the world, and over REST; and who has accepted or refused what ([`SnapshotCache::streams`],
+//! [`Server::on_event`]).
 //!
 //! # A control plane
 //!
+//! A whole one: it serves what a directory holds, and moves a service to another address when it is told to
+//! on standard input. What is different in yours is where resources come from and what makes them change.
+//!
 //! ```no_run
-//! use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster;
-//! use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+//! use outrigger_control_api::pb::envoy::config::core::v3::{address, socket_address, Address, SocketAddress};
+//! use outrigger_control_api::pb::envoy::config::endpoint::v3::{
+//!     lb_endpoint::HostIdentifier, ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+//! };
 //! use outrigger_control_api::server::{Event, Server, Snapshot, SnapshotCache};
+//! use tokio::io::{AsyncBufReadExt, BufReader};
 //!
-//! # async fn control_plane() -> Result<(), Box<dyn std::error::Error>> {
-//! // One snapshot for all nodes that say `node: { cluster: web }`.
-//! let cache = SnapshotCache::by_node_cluster();
-//!
-//! // Typed messages, `Any`s or encoded bytes; `control::load_directory` reads files.
-//! let mut snapshot = Snapshot::new();
-//! snapshot.insert(&Cluster { name: "backend".into(), ..Cluster::default() })?;
-//! snapshot.insert(&ClusterLoadAssignment { cluster_name: "backend".into(), ..Default::default() })?;
-//! if let Err(missing) = snapshot.validate() {
-//!     for name in missing {
-//!         eprintln!("{name}");
-//!     }
+//! /// The endpoints of a cluster: one, on this machine.
+//! fn endpoints(cluster: &str, port: u32) -> ClusterLoadAssignment {
+//!     let port = Some(socket_address::PortSpecifier::PortValue(port));
+//!     let socket = SocketAddress { address: "127.0.0.1".into(), port_specifier: port, ..Default::default() };
+//!     let address = Some(Address { address: Some(address::Address::SocketAddress(socket)) });
+//!     let host = Some(HostIdentifier::Endpoint(Endpoint { address, ..Default::default() }));
+//!     let endpoint = LbEndpoint { host_identifier: host, ..Default::default() };
+//!     let locality = LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
+//!     ClusterLoadAssignment { cluster_name: cluster.into(), endpoints: vec![locality], ..Default::default() }
 //! }
-//! cache.set("web", snapshot.clone());
 //!
-//! let server = Server::new(cache.clone()).on_event(|stream, event| {
-//!     if let Event::Nack { kind, nack } = event {
-//!         eprintln!("{} refused {kind} {}: {}", stream.node_id, nack.version, nack.message);
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Listeners, routes and clusters as files; typed messages, `Any`s and bytes go in as well.
+//!     let mut snapshot = outrigger_control_api::control::load_directory("mesh".as_ref())
+//!         .map_err(|problems| problems.iter().map(|p| format!("{p}\n")).collect::<String>())?;
+//!     snapshot.insert(&endpoints("backend", 8080))?;
+//!     for missing in snapshot.validate().err().unwrap_or_default() {
+//!         eprintln!("{missing}");
 //!     }
-//! });
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:18000").await?;
-//! tokio::spawn(async move { server.serve(listener).await });
 //!
-//! // Later: change what shall be changed, and set it again. Clones share everything else, and only the
-//! // difference is sent.
-//! snapshot.insert(&ClusterLoadAssignment { cluster_name: "backend".into(), ..Default::default() })?;
-//! cache.set("web", snapshot);
-//! # Ok(())
-//! # }
+//!     // One snapshot for all nodes that say `node: { cluster: web }`, another for all others.
+//!     let cache = SnapshotCache::by_node_cluster();
+//!     cache.set("web", snapshot.clone());
+//!     cache.set_common(Some(Snapshot::new().into()));
+//!
+//!     let server = Server::new(cache.clone()).on_event(|stream, event| {
+//!         if let Event::Nack { kind, nack } = event {
+//!             eprintln!("{} refused {kind} {}: {}", stream.node_id, nack.version, nack.message);
+//!         }
+//!     });
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:18000").await?;
+//!     tokio::spawn(async move { server.serve(listener).await });
+//!
+//!     // Change what shall be changed and set it again: copies share the rest, and only the difference is sent.
+//!     let mut lines = BufReader::new(tokio::io::stdin()).lines();
+//!     while let Some(line) = lines.next_line().await? {
+//!         snapshot.insert(&endpoints("backend", line.trim().parse()?))?;
+//!         cache.set("web", snapshot.clone());
+//!         let in_sync = cache.streams().iter().filter(|stream| stream.is_in_sync()).count();
+//!         println!("{in_sync} clients were up to date before this");
+//!     }
+//!     Ok(())
+//! }
 //! ```
+//!
+//! What else there is: [`Snapshot::set_ttl`] for resources that clients drop when they hear nothing,
+//! [`Snapshot::serve_by_name_only`] for listeners that only gRPC asks for, virtual hosts that are found by
+//! the host name that a proxy asks for on demand (VHDS), [`Server::fetch`] and REST on the same port,
+//! [`Server::serve_unix`], [`Server::serve_connection`] for TLS, [`Limits`]. [`crate::control`] is a control
+//! plane made of this that serves files.
 //!
 //! # What is sent, and when
 //!

@@ -81,6 +81,6 @@ async fn constant_change_loses_no_request_and_cuts_no_stream() {
     let stats = proxy.stats().await;
     let updates = stats["cluster.web.update_success"];
     assert!(updates >= seconds() * 20, "only {updates} updates of endpoints arrived");
-    assert!(stats["listener_manager.lds.update_success"] >= 1 + seconds() * 100 / 250);
+    assert!(stats["listener_manager.lds.update_success"] > seconds() * 100 / 250);
     eprintln!("{} requests, {updates} updates of endpoints", load.good.get());
 }

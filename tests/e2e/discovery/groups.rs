@@ -93,7 +93,7 @@ impl Both {
             let settled = || {
                 let streams = control.cache.streams();
                 let own = streams.iter().find(|stream| stream.node_id == *node);
-                std::future::ready(own.is_some_and(|stream| stream.is_in_sync()))
+                std::future::ready(own.is_some_and(outrigger_control_api::server::StreamStatus::is_in_sync))
             };
             assert!(eventually(DEADLINE * 2, settled).await, "{:?}", side.proxy.kind());
         }

@@ -15,13 +15,16 @@ use crate::harness::{eventually, DEADLINE};
 /// The node id of every proxy under test.
 pub const NODE: &str = "sidecar";
 
+/// A prefix, and the clusters that it leads to with their weights.
+pub type Route = (String, Vec<(String, u32)>);
+
 /// What the control plane is to say.
 #[derive(Debug, Clone, Default)]
 pub struct Mesh {
     /// Ports of the listeners by name; `name` serves the route table `name`.
     pub listeners: BTreeMap<String, u16>,
     /// Routes of each table: prefix, then clusters with their weights.
-    pub tables: BTreeMap<String, Vec<(String, Vec<(String, u32)>)>>,
+    pub tables: BTreeMap<String, Vec<Route>>,
     /// Ports of each cluster's endpoints.
     pub services: BTreeMap<String, Vec<u16>>,
     /// More text in each cluster.
