@@ -260,6 +260,8 @@ pub struct UpstreamHttp {
     pub max_response_headers: usize,
     /// HTTP/1 codec options.
     pub http1: super::http::Http1Options,
+    /// HTTP/2 codec options.
+    pub http2: crate::http::h2::Options,
 }
 
 /// Protocol towards an upstream.

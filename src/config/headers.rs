@@ -132,6 +132,11 @@ const fn hash(name: &[u8]) -> usize {
 }
 
 impl Known {
+    /// All that have a name.
+    pub fn all() -> impl Iterator<Item = Known> {
+        NAMES.iter().map(|(_, known)| *known)
+    }
+
     /// Resolves a lower-case header name (or pseudo-header name).
     pub fn of(name: &[u8]) -> Known {
         if name.is_empty() {

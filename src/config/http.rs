@@ -77,6 +77,12 @@ pub struct HttpConnectionManager {
     pub max_requests_per_connection: u32,
     /// HTTP/1 codec options.
     pub http1: Http1Options,
+    /// HTTP/2 codec options.
+    pub http2: crate::http::h2::Options,
+    /// `http2.` statistics.
+    pub http2_stats: crate::telemetry::stats::Http2Stats,
+    /// How long a connection that was told to leave may stay without streams. Default 5 s.
+    pub drain_timeout: Duration,
     /// Upgrades accepted on every route unless the route says otherwise (lower-case names).
     pub upgrades: Vec<Upgrade>,
     /// Linger after a local close. Default 1 s.

@@ -1,4 +1,5 @@
-//! One downstream HTTP/1 connection: requests one after the other until somebody closes it.
+//! One downstream connection: which protocol it speaks, and over HTTP/1 its requests, one after the other
+//! until somebody closes it.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -8,25 +9,23 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::client::{Client, Wire};
 use super::exchange::{Exchange, Next};
+use super::h2;
 use super::io::{poll_read, OutBuf, FIRST_READ};
 use super::timer::LazyTimer;
 use super::worker::Worker;
-use crate::config::http::HttpConnectionManager;
+use crate::config::http::{Codec, HttpConnectionManager};
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::{HcmStats, Held};
 use crate::telemetry::stream_info::ConnectionInfo;
 
-/// What an HTTP/1 connection holds between and during requests.
+/// What an HTTP/1 connection holds between and during requests, or an HTTP/2 stream during its one.
 #[derive(Debug)]
 pub struct Downstream {
-    /// The socket.
-    pub stream: Stream,
-    /// Bytes read and not used yet.
-    pub input: BytesMut,
-    /// Bytes waiting to be written.
-    pub output: OutBuf,
-    /// The connection's one timer.
+    /// The client's end.
+    pub client: Client,
+    /// The one timer.
     pub timer: LazyTimer,
     /// Facts for logs.
     pub info: Rc<ConnectionInfo>,
@@ -50,24 +49,39 @@ pub async fn serve(
 ) {
     let stats = &manager.stats;
     stats.downstream_cx_total.increment(1);
-    stats.downstream_cx_http1_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_active);
-    let _http1 = Held::new(&stats.downstream_cx_http1_active);
+    // Counts the end of the connection when it goes, even if that is while the connection waits.
+    let mut ended = Ended { stats, start: info.start, remotely: false };
+    if manager.codec == Codec::Http2 {
+        Box::pin(h2::server::serve(worker, manager.clone(), stream, prefix, buffer_limit, info)).await;
+        return;
+    }
     let start = info.start;
     let mut down = Downstream {
-        stream,
-        input: prefix,
-        output: OutBuf::default(),
+        client: Client::Http1(Wire { stream, input: prefix, output: OutBuf::default() }),
         timer: LazyTimer::default(),
         info,
         buffer_limit,
         requests: 0,
         idle_since: start,
     };
-    // Counts the end of the connection when it goes, even if that is while the connection waits.
-    let mut ended = Ended { stats, start, remotely: false };
+    if manager.codec == Codec::Auto {
+        match detect(&mut down, &manager, &mut ended.remotely).await {
+            Some(Detected::Http1) => {}
+            Some(Detected::Http2) => {
+                let Downstream { client: Client::Http1(wire), info, .. } = down else { return };
+                let Wire { stream, input, .. } = wire;
+                let served = h2::server::serve(worker, manager.clone(), stream, input, buffer_limit, info);
+                Box::pin(served).await;
+                return;
+            }
+            None => return,
+        }
+    }
+    stats.downstream_cx_http1_total.increment(1);
+    let _http1 = Held::new(&stats.downstream_cx_http1_active);
     loop {
-        if down.input.is_empty() && !wait_for_request(&mut down, &manager, &mut ended.remotely).await {
+        if down.is_quiet() && !wait_for_request(&mut down, &manager, &mut ended.remotely).await {
             break;
         }
         // Boxed so that an idle connection does not carry the space of a request.
@@ -82,9 +96,40 @@ pub async fn serve(
                 break;
             }
             Next::Reset => {
-                down.stream.set_linger_zero();
+                if let Client::Http1(wire) = &down.client {
+                    wire.stream.set_linger_zero();
+                }
                 break;
             }
+        }
+    }
+}
+
+/// What the first bytes of a connection say.
+enum Detected {
+    Http1,
+    Http2,
+}
+
+/// Finds out the protocol by the client's first bytes: HTTP/2 begins with a preface that no HTTP/1 request can
+/// begin with (RFC 9113 §3.4). `None` when the connection is over.
+async fn detect(
+    down: &mut Downstream,
+    manager: &HttpConnectionManager,
+    remote_closed: &mut bool,
+) -> Option<Detected> {
+    loop {
+        if let Client::Http1(wire) = &down.client {
+            let seen = wire.input.len().min(h2::PREFACE.len());
+            if wire.input.get(..seen) != h2::PREFACE.get(..seen) {
+                return Some(Detected::Http1);
+            }
+            if seen == h2::PREFACE.len() {
+                return Some(Detected::Http2);
+            }
+        }
+        if !wait_for_request(down, manager, remote_closed).await {
+            return None;
         }
     }
 }
@@ -126,7 +171,7 @@ async fn serve_requests(
             let mut exchange = Exchange::new(worker, manager, down);
             exchange.run().await
         };
-        if next != Next::Keep || (down.input.is_empty() && !(busy && comes_soon(down, manager).await)) {
+        if next != Next::Keep || (down.is_quiet() && !(busy && comes_soon(down, manager).await)) {
             return next;
         }
         busy = true;
@@ -137,7 +182,9 @@ async fn serve_requests(
 async fn comes_soon(down: &mut Downstream, manager: &HttpConnectionManager) -> bool {
     let soon = down.idle_since + BUSY;
     let deadline = down.idle_deadline(manager).map_or(soon, |deadline| deadline.min(soon));
-    let Downstream { stream, input, timer, .. } = down;
+    let Downstream { client: Client::Http1(Wire { stream, input, .. }), timer, .. } = down else {
+        return false;
+    };
     poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
         Poll::Ready(read) => Poll::Ready(matches!(read, Ok(count) if count > 0)),
         Poll::Pending => timer.poll(Some(deadline), context).map(|()| false),
@@ -146,6 +193,14 @@ async fn comes_soon(down: &mut Downstream, manager: &HttpConnectionManager) -> b
 }
 
 impl Downstream {
+    /// Whether nothing of a next request is here.
+    fn is_quiet(&self) -> bool {
+        match &self.client {
+            Client::Http1(wire) => wire.input.is_empty(),
+            Client::Http2(_) => true,
+        }
+    }
+
     /// When the connection ends if no request comes.
     fn idle_deadline(&self, manager: &HttpConnectionManager) -> Option<Instant> {
         let idle = manager.timeouts.idle.map(|idle| self.idle_since + idle);
@@ -165,7 +220,9 @@ async fn wait_for_request(
 ) -> bool {
     let deadline = down.idle_deadline(manager);
     let oldest = manager.timeouts.max_connection_duration.map(|max| down.info.start + max);
-    let Downstream { stream, input, timer, .. } = down;
+    let Downstream { client: Client::Http1(Wire { stream, input, .. }), timer, .. } = down else {
+        return false;
+    };
     let event = poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
         Poll::Ready(read) => Poll::Ready(Some(read)),
         Poll::Pending => timer.poll(deadline, context).map(|()| None),
@@ -191,12 +248,12 @@ async fn wait_for_request(
 /// Closes in an order that lets the client read the last answer: our end first, then what it still
 /// sends is taken off for a while, so that the kernel does not answer it with a reset.
 async fn linger(down: &mut Downstream, patience: Duration) {
-    if down.stream.shutdown_write().is_err() || patience.is_zero() {
+    let Downstream { client: Client::Http1(Wire { stream, input, .. }), timer, .. } = down else { return };
+    if stream.shutdown_write().is_err() || patience.is_zero() {
         return;
     }
     let deadline = Instant::now() + patience;
     let mut left: usize = 1 << 20;
-    let Downstream { stream, input, timer, .. } = down;
     poll_fn(|context| {
         if timer.poll(Some(deadline), context).is_ready() {
             return Poll::Ready(());

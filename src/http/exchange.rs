@@ -1,4 +1,4 @@
-//! One request on an HTTP/1 connection, from its first byte to its log line.
+//! One request, from its first byte to its log line.
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::client::{Client, Wire};
 use super::connection::Downstream;
+use super::fields::Fields;
 use super::grpc;
 use super::h1::{self, Framing, ParsedRequest, Refusal};
 use super::head::{RequestHead, ResponseHead};
@@ -54,6 +56,8 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
+    /// The response's trailers, kept for the log.
+    pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
     pub(super) local_body: Bytes,
     /// The clock as last read: while nothing was waited for, it counts as now.
@@ -99,6 +103,7 @@ impl<'a> Exchange<'a> {
             info,
             request: None,
             response: None,
+            trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
             local_body: Bytes::new(),
@@ -128,19 +133,39 @@ impl<'a> Exchange<'a> {
         self.finish(end)
     }
 
+    /// Serves the request of an HTTP/2 stream.
+    pub async fn run_stream(&mut self, head: RequestHead, framing: Framing, expects_continue: bool) -> Next {
+        let stats = &self.manager.stats;
+        stats.downstream_rq_total.increment(1);
+        stats.downstream_rq_http2_total.increment(1);
+        let _active = Held::new(&stats.downstream_rq_active);
+        let worker = self.worker;
+        let _counted = Counted::new(&worker.active_requests);
+        self.info.protocol = Some(Protocol::Http2);
+        self.open = true;
+        let parsed = ParsedRequest { head, consumed: 0, framing, keep_alive: true, expects_continue };
+        let end = self.serve(parsed).await;
+        self.open = false;
+        self.finish(end)
+    }
+
     async fn read_head(&mut self) -> Result<Option<ParsedRequest>, Next> {
         let limits = &self.manager.limits;
         let (deadline, slow) = self.head_deadline();
         loop {
-            if self.down.input.starts_with(b"\r\n") {
+            let Downstream { client: Client::Http1(Wire { stream, input, .. }), timer, .. } = &mut *self.down
+            else {
+                return Ok(None);
+            };
+            if input.starts_with(b"\r\n") {
                 // Empty lines before a request line are skipped (RFC 9112 §2.2).
-                let _ = self.down.input.split_to(2);
+                let _ = input.split_to(2);
                 continue;
             }
-            match h1::parse_request(&self.down.input, limits) {
+            match h1::parse_request(input, limits) {
                 Ok(Some(parsed)) => {
-                    bytes::Buf::advance(&mut self.down.input, parsed.consumed);
-                    buffer::put_back(&mut self.down.input);
+                    bytes::Buf::advance(input, parsed.consumed);
+                    buffer::put_back(input);
                     self.info.protocol = Some(parsed.head.protocol);
                     return Ok(Some(parsed));
                 }
@@ -152,7 +177,6 @@ impl<'a> Exchange<'a> {
                     return Err(self.finish(end));
                 }
             }
-            let Downstream { stream, input, timer, .. } = &mut *self.down;
             let read = poll_fn(|context| match poll_read(stream, input, FIRST_READ, context) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
                 Poll::Pending => timer.poll(Some(deadline), context).map(|()| None),
@@ -160,7 +184,7 @@ impl<'a> Exchange<'a> {
             .await;
             match read {
                 Some(Ok(count)) if count > 0 => self.now = Instant::now(),
-                Some(_) if self.down.input.is_empty() => return Ok(None),
+                Some(_) if input.is_empty() => return Ok(None),
                 Some(_) => {
                     self.manager.stats.downstream_cx_protocol_error.increment(1);
                     return Ok(None);
@@ -215,7 +239,8 @@ impl<'a> Exchange<'a> {
         self.keep_alive = keep_alive;
         self.info.request_headers_bytes = manager::head_bytes(&head);
         let limit = self.manager.max_requests_per_connection;
-        if limit != 0 && self.down.requests >= limit {
+        let http2 = self.down.client.is_http2();
+        if limit != 0 && self.down.requests >= limit && !http2 {
             self.manager.stats.downstream_cx_max_requests_reached.increment(1);
             self.keep_alive = false;
         }
@@ -228,11 +253,12 @@ impl<'a> Exchange<'a> {
             Framing::Length(_) => !head.fields.has(Known::ContentLength),
             _ => false,
         };
-        self.upload = Pump::new(framing, chunked, http1.enable_trailers, self.manager.limits.max_head);
+        let trailers = http2 || http1.enable_trailers;
+        self.upload = Pump::new(framing, chunked, trailers, self.manager.limits.max_head);
         self.upload.limit(self.down.buffer_limit);
         if expects_continue && !self.manager.proxy_100_continue {
             head.fields.remove_known(Known::Expect);
-            self.down.output.flat().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.down.client.send_continue();
         }
         self.request = Some(head);
         if self.upload.is_received() {
@@ -346,7 +372,7 @@ impl<'a> Exchange<'a> {
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
         let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
             reply;
-        let mut fields = super::fields::Fields::recycled();
+        let mut fields = Fields::recycled();
         let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
         if overloaded && !self.manager.router.suppress_envoy_headers {
             fields.push_known(Known::XEnvoyOverloaded, b"true");
@@ -432,10 +458,11 @@ impl<'a> Exchange<'a> {
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
         let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
-        self.start_response(head, None, now);
-        if !to_head {
+        let empty = to_head || body.is_empty();
+        self.start_response(head, None, empty, now);
+        if !empty {
             self.info.bytes_sent += body.len() as u64;
-            self.down.output.push(body);
+            self.down.client.push_all(body);
         }
         match self.flush().await {
             Ok(()) => End::Done,
@@ -443,8 +470,15 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Writes a finished response head into the output. `framing` is that of its body.
-    pub(super) fn start_response(&mut self, mut head: ResponseHead, chunked: Option<bool>, now: Instant) {
+    /// Sends a finished response head. `chunked` is how its body is framed over HTTP/1, `ends` whether there
+    /// is none.
+    pub(super) fn start_response(
+        &mut self,
+        mut head: ResponseHead,
+        chunked: Option<bool>,
+        ends: bool,
+        now: Instant,
+    ) {
         let protocol = self.request.as_ref().map_or(Protocol::Http11, |request| request.protocol);
         let worker = self.worker;
         if !self.upload.is_received() {
@@ -453,39 +487,41 @@ impl<'a> Exchange<'a> {
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
         let connection = &self.down.info;
-        if worker.drain.announces_close(now, connection.inbound, || worker.random())
-            || connection.retirement.announces_close(now, || worker.random())
-        {
-            if !self.close {
-                self.manager.stats.downstream_cx_drain_close.increment(1);
+        let leaving = worker.drain.announces_close(now, connection.inbound, || worker.random())
+            || connection.retirement.announces_close(now, || worker.random());
+        match &mut self.down.client {
+            Client::Http1(wire) => {
+                if leaving && !self.close {
+                    self.manager.stats.downstream_cx_drain_close.increment(1);
+                }
+                self.close |= leaving || !self.keep_alive;
+                let mut extra: &[u8] = b"";
+                if head.status != 101 {
+                    if protocol == Protocol::Http10 && chunked == Some(true) {
+                        self.close = true;
+                    }
+                    if self.close {
+                        head.fields.push_known(Known::Connection, b"close");
+                    } else if protocol == Protocol::Http10 {
+                        head.fields.push_known(Known::Connection, b"keep-alive");
+                    }
+                    if chunked == Some(true) && protocol != Protocol::Http10 {
+                        extra = b"transfer-encoding: chunked\r\n";
+                    }
+                }
+                let (case, http_10) = (self.manager.http1.header_case, protocol == Protocol::Http10);
+                h1::write::response_head(wire.output.flat(), &head, case, extra, http_10);
             }
-            self.close = true;
-        }
-        self.close |= !self.keep_alive;
-        let mut extra: &[u8] = b"";
-        if head.status != 101 {
-            if protocol == Protocol::Http10 && chunked == Some(true) {
-                self.close = true;
-            }
-            if self.close {
-                head.fields.push_known(Known::Connection, b"close");
-            } else if protocol == Protocol::Http10 {
-                head.fields.push_known(Known::Connection, b"keep-alive");
-            }
-            if chunked == Some(true) && protocol != Protocol::Http10 {
-                extra = b"transfer-encoding: chunked\r\n";
+            Client::Http2(stream) => {
+                if leaving && stream.drain() {
+                    self.manager.stats.downstream_cx_drain_close.increment(1);
+                }
+                stream.begin(&head, ends);
             }
         }
         self.info.response_code = head.status;
         self.info.response_headers_bytes = manager::head_bytes(&head);
         self.info.times.first_downstream_tx = Some(now);
-        h1::write::response_head(
-            self.down.output.flat(),
-            &head,
-            self.manager.http1.header_case,
-            extra,
-            protocol == Protocol::Http10,
-        );
         if !self.manager.access_logs.is_empty() {
             self.response = Some(head);
         }
@@ -499,8 +535,8 @@ impl<'a> Exchange<'a> {
     /// Writes what waits; gives up after `patience`.
     pub(super) async fn flush_within(&mut self, patience: Option<Duration>) -> Result<(), ()> {
         let mut waits: Option<Option<Instant>> = None;
-        let Downstream { stream, output, timer, .. } = &mut *self.down;
-        let flushed = poll_fn(|context| match output.poll_flush(stream, context) {
+        let Downstream { client, timer, .. } = &mut *self.down;
+        let flushed = poll_fn(|context| match client.poll_flush(context) {
             Poll::Ready(result) => Poll::Ready(result.map_err(|_| ())),
             Poll::Pending => {
                 let deadline =
@@ -560,6 +596,7 @@ impl<'a> Exchange<'a> {
             let context = FormatContext {
                 request: self.request.as_ref().map(|head| head as _),
                 response: self.response.as_ref().map(|head| head as _),
+                trailers: self.trailers.as_ref().map(|fields| fields as _),
                 local_reply_body: &self.local_body,
                 log_type: LogType::DownstreamEnd,
                 ..FormatContext::new(&self.info)
@@ -571,6 +608,7 @@ impl<'a> Exchange<'a> {
         match end {
             End::Done if self.close => Next::Close,
             End::Done => Next::Keep,
+            End::Cut if self.down.client.is_http2() => Next::Reset,
             End::Cut => Next::Close,
             End::Gone => Next::Abort,
             End::Broken => Next::Reset,

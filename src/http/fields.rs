@@ -6,6 +6,8 @@
 
 use std::cell::RefCell;
 
+use bytes::Bytes;
+
 use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet};
 
 /// A range of [`Fields::buf`].
@@ -178,6 +180,21 @@ impl Fields {
     /// Every field: number, name, value.
     pub fn iter(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
         self.list.iter().map(|field| (field.known, self.bytes(field.name), self.bytes(field.value)))
+    }
+
+    /// A copy of the whole buffer, for [`Fields::spans`] to cut values from without copying each.
+    pub fn frozen(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.buf)
+    }
+
+    /// Every field: number, where its name and where its value stand.
+    pub fn spans(&self) -> impl Iterator<Item = (Known, Span, std::ops::Range<usize>)> + '_ {
+        let whole = self.buf.len();
+        self.list.iter().map(move |field| {
+            let start = (field.value.start as usize).min(whole);
+            let end = (start + field.value.len as usize).min(whole);
+            (field.known, field.name, start..end)
+        })
     }
 
     /// How many fields there are.

@@ -6,11 +6,13 @@
 //! access-log record a stream. Nothing here knows about threads or reads protobuf.
 
 pub mod bulk;
+pub mod client;
 pub mod connection;
 pub mod exchange;
 pub mod fields;
 mod grpc;
 pub mod h1;
+pub mod h2;
 pub mod head;
 pub mod io;
 pub mod manager;

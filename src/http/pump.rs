@@ -1,4 +1,4 @@
-//! Moves one body from one HTTP/1 connection to another: unframe, frame, write, with back-pressure.
+//! Moves one body from one side to the other: unframe, frame, write, with back-pressure.
 
 use std::io;
 use std::task::{ready, Context, Poll};
@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::bulk::{Bulk, Moved, WORTH};
 use super::fields::Fields;
+use super::h2::{Incoming, Outgoing, Piece, StreamError};
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
@@ -24,9 +25,108 @@ pub enum PumpError {
     SourceIo(io::Error),
     /// The source's framing is broken.
     Source(Refusal),
+    /// The source ended its stream before the body's end.
+    SourceReset(StreamError),
     /// Writing failed.
     SinkIo(io::Error),
 }
+
+/// Where a body comes from.
+pub enum Source<'a> {
+    /// An HTTP/1 connection, and what was read from it.
+    Wire(&'a Stream, &'a mut BytesMut),
+    /// An HTTP/2 stream.
+    Frames(&'a mut Incoming),
+}
+
+/// Where a body goes.
+pub enum Sink<'a> {
+    /// An HTTP/1 connection, and what waits to be written to it.
+    Wire(&'a Stream, &'a mut OutBuf),
+    /// An HTTP/2 stream.
+    Frames(&'a mut Outgoing),
+}
+
+/// What waits to be sent, before there is a connection for it too.
+#[derive(Debug)]
+pub enum Out {
+    /// Framed for an HTTP/1 connection.
+    Wire(OutBuf),
+    /// For an HTTP/2 stream.
+    Frames(Outgoing),
+}
+
+impl Out {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Out::Wire(out) => out.is_empty(),
+            Out::Frames(out) => out.is_empty(),
+        }
+    }
+
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        match self {
+            Out::Wire(out) => out.clear(),
+            Out::Frames(out) => out.clear(),
+        }
+    }
+}
+
+/// A piece of a body, for who keeps copies.
+pub enum Seen<'a> {
+    /// In a buffer that is about to change.
+    Bytes(&'a [u8]),
+    /// To be had by reference.
+    Shared(&'a Bytes),
+}
+
+/// What takes the pieces of a body.
+trait Shelf {
+    fn length(&self) -> usize;
+    fn put(&mut self, piece: Bytes, chunked: bool);
+    fn put_end(&mut self, chunked: bool, trailers: Option<&Fields>);
+}
+
+impl Shelf for OutBuf {
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn put(&mut self, piece: Bytes, chunked: bool) {
+        if chunked && !piece.is_empty() {
+            chunk_open(self.flat(), piece.len());
+            self.push(piece);
+            self.flat().extend_from_slice(b"\r\n");
+        } else {
+            self.push(piece);
+        }
+    }
+
+    fn put_end(&mut self, chunked: bool, trailers: Option<&Fields>) {
+        if chunked {
+            chunked_end(self.flat(), trailers);
+        }
+    }
+}
+
+impl Shelf for Outgoing {
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn put(&mut self, piece: Bytes, _chunked: bool) {
+        self.push(piece);
+    }
+
+    fn put_end(&mut self, _chunked: bool, trailers: Option<&Fields>) {
+        self.finish(trailers);
+    }
+}
+
+/// Pieces below this size are copied out of the buffer that they were read to, rather than keeping it.
+const COPY_BELOW: usize = 2048;
 
 /// The body of one message on its way.
 #[derive(Debug)]
@@ -104,11 +204,124 @@ impl Pump {
 
     /// Ready when the whole body has been received and written. `each` sees every piece before it
     /// is written.
+    #[inline]
     pub fn poll(
+        &mut self,
+        source: Source<'_>,
+        sink: Sink<'_>,
+        each: impl FnMut(Seen<'_>),
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PumpError>> {
+        match (source, sink) {
+            (Source::Wire(source, input), Sink::Wire(sink, out)) => {
+                self.poll_wires((source, input), (sink, out), each, context)
+            }
+            (source, Sink::Wire(sink, out)) => {
+                self.poll_shelf(source, out, |out, context| out.poll_flush(sink, context), each, context)
+            }
+            (source, Sink::Frames(out)) => {
+                self.poll_shelf(source, out, |out, context| out.poll_flush(context), each, context)
+            }
+        }
+    }
+
+    /// Where one side is HTTP/2: whole pieces, by reference.
+    fn poll_shelf<S: Shelf>(
+        &mut self,
+        mut source: Source<'_>,
+        shelf: &mut S,
+        mut flush: impl FnMut(&mut S, &mut Context<'_>) -> Poll<io::Result<()>>,
+        mut each: impl FnMut(Seen<'_>),
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            let filled = self.fill(&mut source, shelf, &mut each, context)?;
+            let before = shelf.length();
+            let flushed = flush(shelf, context);
+            self.progress |= shelf.length() != before;
+            ready!(flushed).map_err(PumpError::SinkIo)?;
+            if self.received {
+                return Poll::Ready(Ok(()));
+            }
+            if filled.is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes in what there is and `shelf` has room for. Pending when the source has nothing more for now.
+    fn fill<S: Shelf>(
+        &mut self,
+        source: &mut Source<'_>,
+        shelf: &mut S,
+        each: &mut impl FnMut(Seen<'_>),
+        context: &mut Context<'_>,
+    ) -> Result<Poll<()>, PumpError> {
+        while !self.received && shelf.length() < self.high_water() {
+            let end = match source {
+                Source::Frames(incoming) => match incoming.poll_next(context) {
+                    Poll::Pending => return Ok(Poll::Pending),
+                    Poll::Ready(Ok(Piece::Data(piece))) => {
+                        self.progress = true;
+                        self.bytes += piece.len() as u64;
+                        each(Seen::Shared(&piece));
+                        shelf.put(piece, self.chunked);
+                        if !incoming.is_end() {
+                            continue;
+                        }
+                        None
+                    }
+                    Poll::Ready(Ok(Piece::End(trailers))) => trailers,
+                    Poll::Ready(Err(error)) => return Err(PumpError::SourceReset(error)),
+                },
+                Source::Wire(stream, input) => match self.decoder.next(input).map_err(PumpError::Source)? {
+                    BodyEvent::Data(length) => {
+                        self.bytes += length as u64;
+                        let piece = if length < COPY_BELOW {
+                            let piece = Bytes::copy_from_slice(input.get(..length).unwrap_or_default());
+                            bytes::Buf::advance(*input, length);
+                            piece
+                        } else {
+                            input.split_to(length).freeze()
+                        };
+                        each(Seen::Shared(&piece));
+                        shelf.put(piece, self.chunked);
+                        if !self.decoder.is_done() {
+                            continue;
+                        }
+                        None
+                    }
+                    BodyEvent::More => {
+                        match poll_read(stream, input, self.read_size, context) {
+                            Poll::Pending => return Ok(Poll::Pending),
+                            Poll::Ready(Ok(0)) if self.decoder.ends_at_close() => self.decoder.finish(),
+                            Poll::Ready(Ok(0)) => return Err(PumpError::SourceClosed),
+                            Poll::Ready(Ok(count)) => {
+                                self.progress = true;
+                                if count >= self.read_size / 2 {
+                                    self.read_size = self.limit.clamp(FIRST_READ, BULK_READ);
+                                }
+                            }
+                            Poll::Ready(Err(error)) => return Err(PumpError::SourceIo(error)),
+                        }
+                        continue;
+                    }
+                    BodyEvent::End(trailers) => trailers,
+                },
+            };
+            self.received = true;
+            self.progress = true;
+            shelf.put_end(self.chunked, end.as_ref().filter(|_| self.trailers));
+            self.received_trailers = end;
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn poll_wires(
         &mut self,
         source: (&Stream, &mut BytesMut),
         sink: (&Stream, &mut OutBuf),
-        mut each: impl FnMut(&[u8]),
+        mut each: impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PumpError>> {
         let (source, input) = source;
@@ -196,26 +409,19 @@ impl Pump {
     /// pending also while `out` is full.
     pub fn poll_receive(
         &mut self,
-        source: (&Stream, &mut BytesMut),
-        out: &mut OutBuf,
-        mut each: impl FnMut(&[u8]),
+        mut source: Source<'_>,
+        out: &mut Out,
+        mut each: impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PumpError>> {
-        let (source, input) = source;
-        loop {
-            self.decode(input, out, &mut each).map_err(PumpError::Source)?;
-            if self.received {
-                return Poll::Ready(Ok(()));
-            }
-            if out.len() >= self.high_water() {
-                return Poll::Pending;
-            }
-            match poll_read(source, input, self.read_size, context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(PumpError::SourceClosed)),
-                Poll::Ready(Ok(_)) => self.progress = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
-            }
+        let _: Poll<()> = match out {
+            Out::Wire(out) => self.fill(&mut source, out, &mut each, context)?,
+            Out::Frames(out) => self.fill(&mut source, out, &mut each, context)?,
+        };
+        if self.received {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
         }
     }
 
@@ -224,14 +430,14 @@ impl Pump {
         &mut self,
         input: &mut BytesMut,
         out: &mut OutBuf,
-        each: &mut impl FnMut(&[u8]),
+        each: &mut impl FnMut(Seen<'_>),
     ) -> Result<(), Refusal> {
         while !self.received && out.len() < self.high_water() {
             match self.decoder.next(input)? {
                 BodyEvent::More => return Ok(()),
                 BodyEvent::Data(length) => {
                     self.bytes += length as u64;
-                    each(input.get(..length).unwrap_or_default());
+                    each(Seen::Bytes(input.get(..length).unwrap_or_default()));
                     if self.chunked {
                         chunk_open(out.flat(), length);
                         out.take(input, length);
@@ -256,20 +462,19 @@ impl Pump {
     }
 
     /// Frames bytes that were kept from an earlier attempt.
-    pub fn replay(&self, piece: &Bytes, out: &mut OutBuf) {
-        if self.chunked && !piece.is_empty() {
-            chunk_open(out.flat(), piece.len());
-            out.push(piece.clone());
-            out.flat().extend_from_slice(b"\r\n");
-        } else {
-            out.push(piece.clone());
+    pub fn replay(&self, piece: &Bytes, out: &mut Out) {
+        match out {
+            Out::Wire(out) => out.put(piece.clone(), self.chunked),
+            Out::Frames(out) => out.put(piece.clone(), self.chunked),
         }
     }
 
     /// Frames the end of a body that was received in an earlier attempt.
-    pub fn replay_end(&self, out: &mut OutBuf) {
-        if self.chunked {
-            chunked_end(out.flat(), self.received_trailers.as_ref().filter(|_| self.trailers));
+    pub fn replay_end(&self, out: &mut Out) {
+        let trailers = self.received_trailers.as_ref().filter(|_| self.trailers);
+        match out {
+            Out::Wire(out) => out.put_end(self.chunked, trailers),
+            Out::Frames(out) => out.put_end(self.chunked, trailers),
         }
     }
 }

@@ -24,6 +24,13 @@ struct Armed {
 }
 
 impl LazyTimer {
+    /// Another task will poll it: what is armed stays armed, for whoever comes.
+    pub fn forget_task(&mut self) {
+        if let Some(armed) = &mut self.armed {
+            armed.registered = false;
+        }
+    }
+
     /// Ready once `deadline` has passed; pending for ever without one.
     pub fn poll(&mut self, deadline: Option<Instant>, context: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };

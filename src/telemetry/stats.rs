@@ -210,7 +210,7 @@ stats! {
             downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx,
             downstream_rq_5xx, downstream_rq_ws_on_non_ws_route, downstream_rq_timeout,
             downstream_rq_header_timeout, downstream_rq_idle_timeout, downstream_rq_max_duration_reached,
-            downstream_rq_overload_close, rs_too_large,
+            downstream_rq_overload_close, downstream_rq_too_many_premature_resets, rs_too_large,
             no_route, no_cluster, rq_total, rq_redirect, rq_direct_response,
             rq_reset_after_downstream_response_started, rq_overload_local_reply,
             passthrough_internal_redirect_bad_location,
@@ -221,6 +221,21 @@ stats! {
             downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, downstream_rq_active,
         }
         histograms { downstream_rq_time: Milliseconds, downstream_cx_length_ms: Milliseconds }
+    }
+}
+
+stats! {
+    /// `http2.` and `cluster.<name>.http2.` statistics (http_conn_man/stats, "Http2 codec statistics").
+    pub struct Http2Stats {
+        counters {
+            dropped_headers_with_underscores, goaway_sent, header_overflow,
+            inbound_empty_frames_flood, inbound_priority_frames_flood,
+            inbound_window_update_frames_flood, keepalive_timeout, outbound_control_flood,
+            outbound_flood, requests_rejected_with_underscores_in_headers, rx_messaging_error,
+            rx_reset, stream_refused_errors, trailers, tx_flush_timeout, tx_reset,
+        }
+        gauges { streams_active }
+        histograms {}
     }
 }
 

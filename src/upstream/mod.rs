@@ -9,6 +9,7 @@ pub mod dns;
 pub mod edf;
 pub mod host_set;
 pub mod local;
+pub mod multiplex;
 pub mod permit;
 pub mod pick;
 pub mod pool;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::multiplex::Connections;
 use super::permit::{Kind, Permit};
 use super::UpstreamError;
 use crate::config::{Cluster, Host};
@@ -37,6 +38,8 @@ pub struct HostPool {
     retired: Cell<bool>,
     /// What the host has taught us about how long it keeps idle connections.
     learned_idle: Cell<Option<Duration>>,
+    /// Those that carry several requests at a time.
+    multiplexed: Connections,
 }
 
 #[derive(Debug)]
@@ -144,6 +147,23 @@ impl UpstreamConnection {
     }
 }
 
+impl ConnectionPermit {
+    /// When the connection was opened.
+    pub(super) fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Whether requests are on it.
+    pub(super) fn set_busy(&self, busy: bool) {
+        self.busy.set(busy);
+    }
+
+    /// Who closed it, for the statistics.
+    pub(super) fn note_remote_close(&self, remote: bool) {
+        self.remote_closed.set(remote);
+    }
+}
+
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let stats = self.pool.cluster.stats();
@@ -177,7 +197,16 @@ impl HostPool {
             open: Cell::new(0),
             retired: Cell::new(false),
             learned_idle: Cell::new(None),
+            multiplexed: Connections::default(),
         })
+    }
+
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    pub(super) fn connections(&self) -> &Connections {
+        &self.multiplexed
     }
 
     /// An idle connection that is still alive, if there is one. Never waits.
@@ -280,6 +309,7 @@ impl HostPool {
     pub fn retire(&self) {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
+        self.multiplexed.retire();
     }
 
     /// Whether any connection is open.
@@ -288,6 +318,7 @@ impl HostPool {
     }
 
     pub(super) fn sweep(&self, now: Instant) {
+        self.multiplexed.sweep(self, now);
         let limit = match (self.cluster.http.idle_timeout, self.learned_idle.get()) {
             (Some(configured), Some(learned)) => Some(configured.min(learned)),
             (configured, learned) => configured.or(learned),
@@ -335,7 +366,7 @@ impl HostPool {
             .is_some_and(|most| open() >= most)
     }
 
-    fn connection_permit(&self, priority: usize) -> Option<Permit> {
+    pub(super) fn connection_permit(&self, priority: usize) -> Option<Permit> {
         if !self.is_full(priority) {
             if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
                 return Some(permit);
@@ -346,7 +377,8 @@ impl HostPool {
         (self.open.get() == 0).then(|| Permit::take_anyway(&self.cluster, priority, Kind::Connections))
     }
 
-    async fn connect(
+    /// Opens a connection; `http` says that it is for HTTP/1.
+    pub(super) async fn connect(
         self: &Rc<Self>,
         permit: Permit,
         http: bool,

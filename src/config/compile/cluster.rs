@@ -20,7 +20,7 @@ use outrigger_control_api::type_of;
 use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
-use super::http_options::http1_options;
+use super::http_options::{http1_options, http2_options};
 use super::{buffer_limit, duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
@@ -446,24 +446,22 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
     // The extension replaces the deprecated fields, as in Envoy.
     let mut common = cluster.common_http_protocol_options;
     let mut http1 = cluster.http_protocol_options.clone();
+    let mut protocol = match (cluster.protocol_selection(), &cluster.http2_protocol_options) {
+        (pb::cluster::ClusterProtocolSelection::UseDownstreamProtocol, _) => UpstreamProtocol::Downstream,
+        (_, Some(_)) => UpstreamProtocol::Http2,
+        (_, None) => UpstreamProtocol::Http1,
+    };
+    let mut http2 = problems.at("http2_protocol_options", |problems| {
+        http2_options(cluster.http2_protocol_options.as_ref(), problems)
+    });
     for (key, any) in &cluster.typed_extension_protocol_options {
         problems.at(format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
             HTTP_OPTIONS => {
                 let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
                 common = options.common_http_protocol_options;
-                http1 = match options.upstream_protocol_options {
-                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
-                        match explicit.protocol_config {
-                            Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(http1),
-                            // The others are refused by the support table.
-                            _ => None,
-                        }
-                    }
-                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
-                        config.http_protocol_options
-                    }
-                    _ => None,
-                };
+                let (kind, one, two, field) = upstream_protocol(options.upstream_protocol_options);
+                (protocol, http1) = (kind, one);
+                http2 = problems.at(field, |problems| http2_options(two.as_ref(), problems));
             }
             TCP_OPTIONS => {
                 // Nothing in it has an effect.
@@ -474,7 +472,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
     }
     let common = common.unwrap_or_default();
     problems.at("common_http_protocol_options", |problems| UpstreamHttp {
-        protocol: UpstreamProtocol::Http1,
+        protocol,
         idle_timeout: idle(&common.idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout", problems),
         max_connection_duration: idle(
             &common.max_connection_duration,
@@ -490,7 +488,40 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
         max_headers_count: u32_or(common.max_headers_count, 100),
         max_response_headers: 80 * 1024,
         http1: http1_options(http1.as_ref()),
+        http2,
     })
+}
+
+type Chosen = (
+    UpstreamProtocol,
+    Option<core::Http1ProtocolOptions>,
+    Option<core::Http2ProtocolOptions>,
+    &'static str,
+);
+
+/// The protocol that the extension chooses, with its options and the field that the second have.
+fn upstream_protocol(chosen: Option<UpstreamProtocolOptions>) -> Chosen {
+    const EXPLICIT: &str = "explicit_http_config.http2_protocol_options";
+    match chosen {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
+            Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
+                (UpstreamProtocol::Http1, Some(http1), None, EXPLICIT)
+            }
+            Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                (UpstreamProtocol::Http2, None, Some(http2), EXPLICIT)
+            }
+            // HTTP/3 is refused by the support table.
+            _ => (UpstreamProtocol::Http1, None, None, EXPLICIT),
+        },
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => (
+            UpstreamProtocol::Downstream,
+            config.http_protocol_options,
+            config.http2_protocol_options,
+            "use_downstream_protocol_config.http2_protocol_options",
+        ),
+        // `auto_config` is refused by the support table.
+        _ => (UpstreamProtocol::Http1, None, None, EXPLICIT),
+    }
 }
 
 pub(super) fn source_address(

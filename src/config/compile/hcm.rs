@@ -12,7 +12,7 @@ use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::x
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::http_options::http1_options;
+use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
 use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
@@ -25,7 +25,7 @@ use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
 use crate::config::{HeaderKey, Slot};
 use crate::telemetry::metrics::Scope;
-use crate::telemetry::stats::HcmStats;
+use crate::telemetry::stats::{Http2Stats, HcmStats};
 
 /// Time to the end of a request's head unless config says otherwise: a bound of our own, where Envoy
 /// has none and a silent client holds its connection for ever.
@@ -53,6 +53,11 @@ pub fn compile(
     let upgrades = upgrades(config, problems);
     let http1 = config.http_protocol_options.clone().unwrap_or_default();
     let http1_options = http1_options(Some(&http1));
+    let http2 = problems.at("http2_protocol_options", |problems| {
+        http2_options(config.http2_protocol_options.as_ref(), problems)
+    });
+    let drain_timeout =
+        duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
     let strip_port = strip_port(config, problems);
     let delayed_close_timeout =
         duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);
@@ -108,6 +113,9 @@ pub fn compile(
         limits: request_limits(config, &common, &http1, &http1_options),
         max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
         http1: http1_options,
+        http2,
+        http2_stats: Http2Stats::new(&Scope::raw("http2")),
+        drain_timeout,
         upgrades,
         delayed_close_timeout,
         local_reply,

@@ -1,8 +1,11 @@
-//! HTTP/1 codec options, shared by both sides.
+//! Codec options, shared by both sides.
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 
+use super::{duration, u32_or};
 use crate::config::http::{HeaderCase, Http1Options};
+use crate::config::problems::Problems;
+use crate::http::h2;
 
 /// `Http1ProtocolOptions`, absent or not, with Envoy's defaults.
 pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Http1Options {
@@ -18,6 +21,42 @@ pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Htt
             Some(HeaderFormat::ProperCaseWords(_)) => HeaderCase::Proper,
             // `preserve_case` is the only formatter that the support table lets through.
             Some(HeaderFormat::StatefulFormatter(_)) => HeaderCase::Preserve,
+        },
+    }
+}
+
+/// The options of HTTP/2. Field rules of Envoy (ranges) have been checked by reflection.
+pub(super) fn http2_options(options: Option<&core::Http2ProtocolOptions>, problems: &mut Problems) -> h2::Options {
+    let default = h2::Options::default();
+    let Some(options) = options else { return default };
+    let limits = h2::Limits::default();
+    let keepalive = options.connection_keepalive.as_ref().and_then(|keepalive| {
+        problems.at("connection_keepalive", |problems| {
+            let timeout = duration(&keepalive.timeout, "timeout", problems)?;
+            let interval = duration(&keepalive.interval, "interval", problems);
+            let jitter_percent = keepalive.interval_jitter.map_or(15.0, |jitter| jitter.value);
+            Some(h2::Keepalive { interval, timeout, jitter_percent })
+        })
+    });
+    h2::Options {
+        header_table_size: u32_or(options.hpack_table_size, default.header_table_size),
+        max_concurrent_streams: u32_or(options.max_concurrent_streams, default.max_concurrent_streams),
+        initial_stream_window: u32_or(options.initial_stream_window_size, default.initial_stream_window),
+        initial_connection_window: u32_or(
+            options.initial_connection_window_size,
+            default.initial_connection_window,
+        ),
+        allow_connect: options.allow_connect,
+        keepalive,
+        limits: h2::Limits {
+            empty: u32_or(options.max_consecutive_inbound_frames_with_empty_payload, limits.empty),
+            priority: options
+                .max_inbound_priority_frames_per_stream
+                .map_or(limits.priority, |most| most.value.into()),
+            window_update: options
+                .max_inbound_window_update_frames_per_data_frame_sent
+                .map_or(limits.window_update, |most| most.value.into()),
+            control: u32_or(options.max_outbound_control_frames, limits.control),
         },
     }
 }

@@ -5,7 +5,6 @@ use outrigger_control_api::support::MessageSupport;
 use super::{observed, refused, whole};
 use crate::config::compile::{LOCALITY, SLOW_START};
 
-const HTTP2: &str = "HTTP/2 upstream is not supported yet";
 const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const HEALTH: &str = "health checking is not supported yet";
@@ -15,7 +14,9 @@ const SUBSETS: &str = "subset load balancing is not supported yet";
 const HASH: &str = "consistent hashing is not supported yet";
 const METADATA: &str = "metadata is not used yet";
 const NO_HEALTH: &str = "nothing checks health yet";
-const HTTP1_ONLY: &str = "it concerns HTTP/2 only, which is not supported yet";
+const METADATA_FRAMES: &str = "METADATA frames are not passed on";
+const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
+const STREAM_ERRORS: &str = "an invalid message resets its stream, never the connection";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -27,6 +28,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "cluster_type",
             "connect_timeout",
             "per_connection_buffer_limit_bytes",
+            "http2_protocol_options",
+            "protocol_selection",
             "lb_policy",
             "load_assignment",
             "eds_cluster_config",
@@ -71,8 +74,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("lb_subset_config", SUBSETS),
             ("health_checks", HEALTH),
             ("outlier_detection", OUTLIER),
-            ("http2_protocol_options", HTTP2),
-            ("protocol_selection=USE_DOWNSTREAM_PROTOCOL", HTTP2),
             ("transport_socket_matches", TLS),
             ("filters", "upstream network filters are not supported yet"),
             ("lrs_server", "load reporting is not supported"),
@@ -264,11 +265,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        implemented: &["common_http_protocol_options", "explicit_http_config"],
+        implemented: &["common_http_protocol_options", "explicit_http_config", "use_downstream_protocol_config"],
         observe: &[("upstream_http_protocol_options", "TLS to upstreams is not supported yet")],
         rejected: &[
-            ("use_downstream_protocol_config", HTTP2),
-            ("auto_config", HTTP2),
+            ("auto_config", "the protocol is agreed on by TLS, which is not supported to upstreams yet"),
             ("http_filters", "upstream HTTP filters are not supported yet"),
             ("header_validation_config", "there is one header validator"),
             ("outlier_detection", OUTLIER),
@@ -276,9 +276,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
-        implemented: &["http_protocol_options"],
+        implemented: &["http_protocol_options", "http2_protocol_options"],
         observe: &[],
-        rejected: &[("http2_protocol_options", HTTP2), ("http3_protocol_options", HTTP3)],
+        rejected: &[("http3_protocol_options", HTTP3)],
+    },
+    MessageSupport {
+        message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",
+        implemented: &["http_protocol_options", "http2_protocol_options"],
+        observe: &[("http3_protocol_options", HTTP3)],
+        rejected: &[],
     },
     observed(
         "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions",
@@ -327,8 +333,39 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     refused("envoy.extensions.load_balancing_policies.subset.v3.Subset", &[("*", SUBSETS)]),
     MessageSupport {
         message: "envoy.config.core.v3.Http2ProtocolOptions",
-        implemented: &[],
-        observe: &[("*", HTTP1_ONLY)],
+        implemented: &[
+            "hpack_table_size",
+            "max_concurrent_streams",
+            "initial_stream_window_size",
+            "initial_connection_window_size",
+            "allow_connect",
+            "max_outbound_control_frames",
+            "max_consecutive_inbound_frames_with_empty_payload",
+            "max_inbound_priority_frames_per_stream",
+            "max_inbound_window_update_frames_per_data_frame_sent",
+            "connection_keepalive",
+        ],
+        observe: &[
+            ("max_outbound_frames", "frames that wait are bounded by their bytes"),
+            ("stream_error_on_invalid_http_messaging", STREAM_ERRORS),
+            ("override_stream_error_on_invalid_http_message", STREAM_ERRORS),
+            ("use_oghttp2_codec", OF_ENVOYS_CODEC),
+            ("enable_huffman_encoding", OF_ENVOYS_CODEC),
+            ("max_metadata_size", METADATA_FRAMES),
+            ("max_header_field_size_kb", "only all fields together are limited"),
+            ("disallow_obs_text", "values may have any bytes but control characters"),
+            ("stream_reset_burst", "resets are limited by their share of all streams"),
+            ("stream_reset_rate", "resets are limited by their share of all streams"),
+        ],
+        rejected: &[
+            ("allow_metadata", METADATA_FRAMES),
+            ("custom_settings_parameters", "the settings are those of the fields above"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.KeepaliveSettings",
+        implemented: &["interval", "timeout", "interval_jitter"],
+        observe: &[("connection_idle_interval", "a connection that idled is not asked before it is used")],
         rejected: &[],
     },
 ];

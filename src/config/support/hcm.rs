@@ -30,6 +30,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "request_timeout",
             "request_headers_timeout",
             "delayed_close_timeout",
+            "drain_timeout",
             "access_log",
             "access_log_options",
             "use_remote_address",
@@ -56,7 +57,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         observe: &[
             ("tracing", TRACING),
-            ("drain_timeout", "it concerns HTTP/2 only, which is not supported yet"),
             ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
             ("set_current_client_cert_details", TLS),
             ("http3_protocol_options", "HTTP/3 is not supported"),
@@ -64,7 +64,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("add_proxy_protocol_connection_state", "the PROXY protocol is not supported yet"),
         ],
         rejected: &[
-            ("codec_type=HTTP2", "HTTP/2 is not supported yet"),
             ("codec_type=HTTP3", "HTTP/3 is not supported"),
             ("scoped_routes", SCOPED),
             ("access_log_flush_interval", "access logs are written when a stream ends"),

@@ -105,7 +105,7 @@ impl Connection {
 
 /// `Transfer_Encoding` and its like: servers that turn names into variables (CGI) read them as the
 /// field with a dash, so what frames the message for them does not frame it for us.
-pub(super) fn reads_as_framing(name: &[u8]) -> bool {
+pub(in crate::http) fn reads_as_framing(name: &[u8]) -> bool {
     let is = |field: &[u8]| {
         name.len() == field.len()
             && name.iter().zip(field).all(|(byte, wanted)| {

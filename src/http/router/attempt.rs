@@ -7,36 +7,34 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::lent::Lent;
 use super::retry::Retries;
 use super::{Attempts, Failure};
-use crate::config::cluster::Discovery;
+use crate::config::cluster::{Discovery, UpstreamProtocol};
 use crate::config::{HeaderView, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::h1::{self, Framing, ParsedResponse, ResponseLimits};
 use crate::http::head::ResponseHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
+use crate::http::pump::Out;
 use crate::telemetry::stream_info::Protocol;
 use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError};
 
 /// A 100-, 102- or 103-response too many is an attack or a broken origin.
-const MAX_INTERIM: u32 = 100;
-/// Bytes of the next requests taken while one is served, unless config allows less; a client's disconnect
-/// is noticed this long.
-const MAX_PIPELINED: usize = 16 * 1024;
-
+pub(super) const MAX_INTERIM: u32 = 100;
 /// A request on a connection.
 pub(super) struct Sent {
     /// When it got the connection.
     pub(super) at: Instant,
     /// What of it is still to be written.
-    pub(super) out: OutBuf,
+    pub(super) out: Out,
 }
 
 /// A response whose head is there.
 pub(super) struct Answered {
     pub(super) parsed: ParsedResponse,
-    pub(super) connection: Box<UpstreamConnection>,
+    pub(super) connection: Lent,
     pub(super) request_permit: RequestPermit,
     pub(super) sent: Sent,
 }
@@ -70,14 +68,23 @@ impl Attempts<'_> {
         }
         ex.info.host = Some(pool.host.clone());
         // Written before there is a connection: the client's body is taken in meanwhile.
-        let mut out = OutBuf::default();
         if !self.terminate {
-            self.write_head(ex, &pool, was_timeout, &mut out);
+            self.stamp(ex, &pool, was_timeout);
+            if self.speaks_http2(ex) {
+                return Box::pin(self.attempt_stream(ex, pool)).await;
+            }
+        }
+        let mut wire = OutBuf::default();
+        if !self.terminate {
+            self.write_head(ex, &mut wire);
+        }
+        let mut out = Out::Wire(wire);
+        if !self.terminate {
             self.copies.replay(&ex.upload, &mut out);
         }
         let reused = if self.terminate { None } else { pool.reuse() };
         let waited = reused.is_none() || ex.info.attempts > 1;
-        let mut connection = match reused {
+        let connection = match reused {
             Some(connection) => connection,
             None => Box::pin(self.connect(ex, &pool, &mut out)).await?,
         };
@@ -95,25 +102,25 @@ impl Attempts<'_> {
         let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at);
         if self.terminate {
+            let connection = Lent::Http1(connection);
             return Ok(Answered { parsed: accepted(), connection, request_permit, sent });
         }
         ex.info.upstream_protocol = Some(Protocol::Http11);
         self.deadlines.try_connected(sent.at);
+        let reused = connection.reused;
+        let mut connection = Lent::Http1(connection);
         let result = self.exchange_heads(ex, &mut connection, sent).await;
         match result {
             Ok((parsed, sent)) => Ok(Answered { parsed, connection, request_permit, sent }),
             Err((failure, answered)) => {
                 let closed = matches!(failure, Failure::Closed);
-                if closed {
+                if let (true, Lent::Http1(connection)) = (closed, &connection) {
                     connection.note_remote_close();
                 }
                 // Nothing of an answer came on a connection that had served before: the upstream
                 // closed it as we wrote. Safe to repeat if not one byte went out, or if the method
                 // may be repeated by definition (RFC 9110 §9.2.2).
-                let idempotent = ex.request.as_ref().is_some_and(|request| {
-                    matches!(request.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE")
-                });
-                let unprocessed = closed && connection.reused && !answered && idempotent;
+                let unprocessed = closed && reused && !answered && is_idempotent(ex);
                 Err(Failed { failure, started: true, unprocessed })
             }
         }
@@ -124,7 +131,7 @@ impl Attempts<'_> {
         &mut self,
         ex: &mut Exchange<'_>,
         pool: &Rc<HostPool>,
-        out: &mut OutBuf,
+        out: &mut Out,
     ) -> Result<Box<UpstreamConnection>, Failure> {
         let (priority, terminate) = (self.forward.priority, self.terminate);
         let connect = async {
@@ -162,6 +169,15 @@ impl Attempts<'_> {
         .await
     }
 
+    /// Which protocol the cluster is spoken to in.
+    pub(super) fn speaks_http2(&self, ex: &Exchange<'_>) -> bool {
+        match self.cluster.cluster.http.protocol {
+            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => ex.down.client.is_http2(),
+        }
+    }
+
     fn pick(&self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
         if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
             let named =
@@ -189,7 +205,7 @@ impl Attempts<'_> {
     async fn exchange_heads(
         &mut self,
         ex: &mut Exchange<'_>,
-        connection: &mut UpstreamConnection,
+        lent: &mut Lent,
         mut sent: Sent,
     ) -> Result<(ParsedResponse, Sent), (Failure, bool)> {
         let cluster = &self.cluster.cluster;
@@ -203,7 +219,8 @@ impl Attempts<'_> {
         let mut interim = 0u32;
         let mut started = false;
         let result = poll_fn(|context| {
-            self.poll_upload(ex, connection, &mut sent.out, context)?;
+            self.poll_upload(ex, lent, &mut sent.out, context)?;
+            let Lent::Http1(connection) = &mut *lent else { return Poll::Ready(Err(Failure::Protocol)) };
             loop {
                 if !connection.input.is_empty() {
                     match h1::parse_response(&connection.input, &limits, to_head, self.upgrade) {
@@ -214,9 +231,7 @@ impl Attempts<'_> {
                                 return Poll::Ready(Err(Failure::Protocol));
                             }
                             if ex.manager.proxy_100_continue {
-                                let out = ex.down.output.flat();
-                                h1::write::response_head(out, &parsed.head, Default::default(), b"", false);
-                                let _ = ex.down.output.poll_flush(&ex.down.stream, context);
+                                ex.down.client.interim(&parsed.head, context);
                             }
                             continue;
                         }
@@ -228,7 +243,8 @@ impl Attempts<'_> {
                         Err(_) => return Poll::Ready(Err(Failure::Protocol)),
                     }
                 }
-                match poll_read(&connection.stream, &mut connection.input, FIRST_READ, context) {
+                let UpstreamConnection { stream, input, .. } = &mut **connection;
+                match poll_read(stream, input, FIRST_READ, context) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(count)) if count > 0 => started = true,
                     // Cut off inside a head is not HTTP; before it, the connection was closed.
@@ -241,7 +257,9 @@ impl Attempts<'_> {
         .await;
         match result {
             Ok(parsed) => {
-                bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                if let Lent::Http1(connection) = lent {
+                    bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                }
                 Ok((parsed, sent))
             }
             Err(failure) => Err((failure, started)),
@@ -254,25 +272,23 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         context: &mut Context<'_>,
     ) -> Poll<Result<T, Failure>> {
-        if !ex.down.output.is_empty() {
-            // A 100 Continue that waits for room.
-            let _ = ex.down.output.poll_flush(&ex.down.stream, context);
-        }
-        if ex.upload.is_received() {
-            let most = ex.down.buffer_limit.clamp(1, MAX_PIPELINED);
-            while ex.down.input.len() < most {
-                match poll_read(&ex.down.stream, &mut ex.down.input, FIRST_READ, context) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(count)) if count > 0 => {}
-                    Poll::Ready(_) => return Poll::Ready(Err(Failure::Gone)),
-                }
-            }
+        let down = &mut *ex.down;
+        down.client.nudge(context);
+        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+            return Poll::Ready(Err(Failure::Gone));
         }
         if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
             return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));
         }
         Poll::Pending
     }
+}
+
+/// Whether the method may be repeated by definition (RFC 9110 §9.2.2).
+pub(super) fn is_idempotent(ex: &Exchange<'_>) -> bool {
+    ex.request.as_ref().is_some_and(|request| {
+        matches!(request.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE")
+    })
 }
 
 /// The answer to a CONNECT that ends here: its connection is there, and what follows is not HTTP.

@@ -8,6 +8,7 @@ use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Failure};
 use crate::http::exchange::{Exchange, Reply};
+use crate::http::h2::StreamError;
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::UpstreamError;
 
@@ -88,7 +89,7 @@ impl Attempts<'_> {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
             Failure::Gone | Failure::Refused(_) => stats.upstream_rq_tx_reset.increment(1),
             Failure::Upstream(_) => {}
-            Failure::Closed => stats.upstream_rq_rx_reset.increment(1),
+            Failure::Closed | Failure::Reset(_) => stats.upstream_rq_rx_reset.increment(1),
             Failure::Protocol => {
                 stats.upstream_cx_protocol_error.increment(1);
                 stats.upstream_rq_rx_reset.increment(1);
@@ -143,6 +144,11 @@ impl Attempts<'_> {
             Failure::Closed => {
                 Told::reset(ex, 503, ResponseFlags::UC, "connection_termination", "connection termination")
             }
+            Failure::Reset(StreamError::Refused) => {
+                let (details, reason) = ("remote_refused_stream_reset", "remote refused stream reset");
+                Told::reset(ex, 503, ResponseFlags::UR, details, reason)
+            }
+            Failure::Reset(_) => Told::reset(ex, 503, ResponseFlags::UR, "remote_reset", "remote reset"),
             Failure::Protocol => Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error"),
             Failure::Timeout(expired) => self.late(ex, expired),
         };

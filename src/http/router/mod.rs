@@ -3,19 +3,21 @@
 //!
 //! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
 //! answer that says why there is none. In the order of a request's life: [`request`] turns its head
-//! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try with
-//! [`upload`] moving the body, [`retry`] decides on another, [`respond`] passes the response on,
+//! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
+//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`respond`] passes the response on,
 //! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
 //! watched all the while.
 
 mod attempt;
 mod deadlines;
 mod fail;
+mod lent;
 mod mirror;
 mod request;
 mod respond;
 mod retry;
 mod shadow;
+mod stream;
 mod tunnel;
 mod upload;
 
@@ -33,7 +35,8 @@ use self::retry::Retries;
 use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
 use super::h1::{Framing, Refusal};
-use crate::config::cluster::HostShared;
+use super::h2::StreamError;
+use crate::config::cluster::{HostShared, UpstreamProtocol};
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
 use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
@@ -63,6 +66,8 @@ enum Failure {
     Closed,
     /// The upstream sent what is not HTTP.
     Protocol,
+    /// The upstream reset the stream.
+    Reset(StreamError),
     /// Nothing came in time.
     Timeout(Expired),
     /// The client went away.
@@ -88,6 +93,11 @@ struct Attempts<'r> {
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.
     terminate: bool,
 }
+
+/// Bytes of a body that are kept, where there are no retries, until the upstream has answered.
+const REPLAY: usize = 64 * 1024;
+/// How often a request that no upstream has begun with is sent again, beside what retries allow.
+const MAX_REPLAYS: u32 = 3;
 
 /// Forwards the request.
 pub(in crate::http) async fn forward(
@@ -133,9 +143,14 @@ pub(in crate::http) async fn forward(
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
     let upstream_limit = cluster.cluster.per_connection_buffer_limit;
     ex.upload.limit(upstream_limit);
-    ex.upload.keep_trailers(cluster.cluster.http.http1.enable_trailers);
     let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
-    let mut copies = Copies::new(retries.is_some(), limit);
+    let protocol = cluster.cluster.http.protocol;
+    let http2 = protocol == UpstreamProtocol::Http2
+        || (protocol == UpstreamProtocol::Downstream && ex.down.client.is_http2());
+    ex.upload.keep_trailers(http2 || cluster.cluster.http.http1.enable_trailers);
+    // Without retries, for what an HTTP/2 upstream says it did not begin with.
+    let keep = if retries.is_some() { Some(limit) } else { http2.then(|| limit.min(REPLAY)) };
+    let mut copies = Copies::new(keep, limit);
     if !upgrade && !forward.mirrors.is_empty() {
         mirror(ex, forward, &deadlines, &mut copies);
     }
@@ -181,7 +196,7 @@ fn strict_check(ex: &Exchange<'_>) -> Option<Reply> {
 
 impl Attempts<'_> {
     async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
-        let mut replayed = false;
+        let mut replays = 0;
         let mut was_timeout = false;
         loop {
             ex.info.attempts += 1;
@@ -193,15 +208,16 @@ impl Attempts<'_> {
                     was_timeout = false;
                     let (parsed, connection) = (answered.parsed, answered.connection);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
-                        let pool = connection.pool().clone();
-                        pool.give_back(connection, true, Instant::now());
+                        connection.give_back(true, Instant::now());
                     }
                 }
                 Err(failed) => {
                     // A connection that died before the request was taken, or between requests that
                     // may be repeated: the client must not see it (the keep-alive race).
-                    if failed.unprocessed && !replayed && self.can_replay(ex) {
-                        replayed = true;
+                    let refused = matches!(failed.failure, Failure::Reset(StreamError::Refused));
+                    let most = if refused { MAX_REPLAYS } else { 1 };
+                    if failed.unprocessed && replays < most && self.can_replay(ex) {
+                        replays += 1;
                         ex.info.attempts -= 1;
                         self.deadlines.try_ended();
                         continue;

@@ -79,13 +79,8 @@ fn rewrite_host(request: &mut RequestHead, host: &[u8], forwarded: bool) {
 }
 
 impl Attempts<'_> {
-    pub(super) fn write_head(
-        &self,
-        ex: &mut Exchange<'_>,
-        pool: &HostPool,
-        was_timeout: bool,
-        out: &mut OutBuf,
-    ) {
+    /// Says in the request's head what is of this try alone.
+    pub(super) fn stamp(&self, ex: &mut Exchange<'_>, pool: &HostPool, was_timeout: bool) {
         let Some(request) = &mut ex.request else { return };
         if self.forward.auto_host_rewrite() {
             let hostname = pool.host.template.hostname.clone();
@@ -113,6 +108,11 @@ impl Attempts<'_> {
                 request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
             }
         }
+    }
+
+    /// Writes the request's head for an HTTP/1 connection.
+    pub(super) fn write_head(&self, ex: &Exchange<'_>, out: &mut OutBuf) {
+        let Some(request) = &ex.request else { return };
         let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
         let case = self.cluster.cluster.http.http1.header_case;
         h1::write::request_head(out.flat(), request, case, extra);

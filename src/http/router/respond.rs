@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use super::attempt::Answered;
 use super::deadlines::{whole_millis, Expired};
 use super::fail::timeout_details;
+use super::lent::Lent;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h1::{Framing, ParsedResponse};
-use crate::http::io::OutBuf;
+use crate::http::h2::StreamError;
 use crate::http::manager;
-use crate::http::pump::{Pump, PumpError};
+use crate::http::pump::{Out, Pump, PumpError};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
-use crate::upstream::UpstreamConnection;
 
 impl Attempts<'_> {
     /// Passes the response on.
@@ -25,6 +25,7 @@ impl Attempts<'_> {
         let now = Instant::now();
         ex.now = now;
         let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
+        self.copies.stop();
         if !keep_alive {
             self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
         }
@@ -68,9 +69,16 @@ impl Attempts<'_> {
         if head.status == 204 {
             head.fields.remove_known(Known::ContentLength);
         }
+        let empty = framing.is_empty();
+        if empty && !to_head && !ex.down.client.is_http2() && !matches!(head.status, 204 | 304) {
+            // What HTTP/2 says with the end of the stream.
+            if connection.is_http2() && !head.fields.has(Known::ContentLength) {
+                head.fields.push_known(Known::ContentLength, b"0");
+            }
+        }
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
         if framing == Framing::Tunnel {
-            ex.start_response(head, None, now);
+            ex.start_response(head, None, false, now);
             return Box::pin(tunnel::run(ex, self, connection, sent.out)).await;
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
@@ -85,28 +93,29 @@ impl Attempts<'_> {
         if self.upgrade {
             ex.close = true;
         }
-        ex.start_response(head, Some(chunked), now);
+        ex.start_response(head, Some(chunked), empty || to_head, now);
         let write_chunked = chunked && !http_10 && !to_head;
         // An end that comes too early shows.
         let self_delimiting = write_chunked || !chunked;
         let mut download = Pump::new(
             framing,
             write_chunked,
-            ex.manager.http1.enable_trailers && self.cluster.cluster.http.http1.enable_trailers,
+            (ex.down.client.is_http2() || ex.manager.http1.enable_trailers)
+                && (connection.is_http2() || self.cluster.cluster.http.http1.enable_trailers),
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
         download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
+        ex.trailers = download.received_trailers.take();
         drop(request_permit);
         match result {
             Ok(()) => {
                 let end = ex.now;
                 ex.info.times.last_upstream_rx = Some(end);
                 let request_sent = ex.upload.is_received() && sent.out.is_empty();
-                let pool = connection.pool().clone();
-                pool.give_back(connection, keep_alive && request_sent, end);
+                connection.give_back(keep_alive && request_sent, end);
                 End::Done
             }
             Err(Failure::Gone) => End::Gone,
@@ -129,6 +138,19 @@ impl Attempts<'_> {
                 ex.info.details = Cow::Borrowed(refusal.details);
                 End::Broken
             }
+            Err(Failure::Reset(error)) => {
+                let stats = self.cluster.cluster.stats();
+                stats.upstream_rq_rx_reset.increment(1);
+                let (flag, details) = match error {
+                    StreamError::Closed => (ResponseFlags::UC, "connection_termination"),
+                    StreamError::Refused => (ResponseFlags::UR, "remote_refused_stream_reset"),
+                    StreamError::Reset(_) => (ResponseFlags::UR, "remote_reset"),
+                    StreamError::Protocol(_) => (ResponseFlags::UPE, "protocol_error"),
+                };
+                ex.info.flags.insert(flag);
+                ex.info.details = Cow::Owned(format!("upstream_reset_after_response_started{{{details}}}"));
+                cut_off(ex, self_delimiting).await
+            }
             Err(_) => {
                 let stats = self.cluster.cluster.stats();
                 stats.upstream_rq_rx_reset.increment(1);
@@ -143,16 +165,14 @@ impl Attempts<'_> {
         &mut self,
         ex: &mut Exchange<'_>,
         download: &mut Pump,
-        connection: &mut UpstreamConnection,
-        out: &mut OutBuf,
+        connection: &mut Lent,
+        out: &mut Out,
     ) -> Result<(), Failure> {
         let mut waited = false;
         let passed = poll_fn(|context| {
             self.poll_upload(ex, connection, out, context)?;
             let polled = {
-                let down = &mut *ex.down;
-                let source = (&connection.stream, &mut connection.input);
-                download.poll(source, (&down.stream, &mut down.output), |_| {}, context)
+                download.poll(connection.source(), ex.down.client.sink(), |_| {}, context)
             };
             if std::mem::take(&mut download.progress) {
                 self.deadlines.touch();
@@ -160,6 +180,9 @@ impl Attempts<'_> {
             match polled {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(PumpError::SinkIo(_))) => return Poll::Ready(Err(Failure::Gone)),
+                Poll::Ready(Err(PumpError::SourceReset(error))) => {
+                    return Poll::Ready(Err(Failure::Reset(error)))
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending => {}
             }

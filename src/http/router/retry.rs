@@ -13,6 +13,7 @@ use crate::config::route::{
 };
 use crate::config::{HeaderView, Known};
 use crate::http::exchange::Exchange;
+use crate::http::h2::StreamError;
 use crate::http::head::ResponseHead;
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::permit::RetryPermit;
@@ -85,7 +86,8 @@ impl Retries {
             Failure::Upstream(UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. }) => {
                 any.with(RetryOn::CONNECT_FAILURE)
             }
-            Failure::Closed | Failure::Protocol | Failure::Timeout(Expired::PerTry | Expired::PerTryIdle) => {
+            Failure::Reset(StreamError::Refused) => any.with(RetryOn::REFUSED_STREAM),
+            Failure::Closed | Failure::Protocol | Failure::Reset(_) | Failure::Timeout(Expired::PerTry | Expired::PerTryIdle) => {
                 any
             }
             _ => return false,

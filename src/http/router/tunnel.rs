@@ -7,21 +7,20 @@ use std::time::Instant;
 
 use super::deadlines::Expired;
 use super::fail::timeout_details;
+use super::lent::Lent;
 use super::{Attempts, End};
 use crate::http::exchange::Exchange;
 use crate::http::h1::Framing;
-use crate::http::io::OutBuf;
-use crate::http::pump::{Pump, PumpError};
+use crate::http::pump::{Out, Pump, PumpError};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::ResponseFlags;
-use crate::upstream::UpstreamConnection;
 
 /// Relays until both directions have ended. The response head already waits in the output.
 pub(super) async fn run(
     ex: &mut Exchange<'_>,
     attempts: &mut Attempts<'_>,
-    mut connection: Box<UpstreamConnection>,
-    mut out: OutBuf,
+    mut connection: Lent,
+    mut out: Out,
 ) -> End {
     let stats = &ex.manager.stats;
     stats.downstream_cx_upgrades_total.increment(1);
@@ -39,8 +38,11 @@ pub(super) async fn run(
     poll_fn(|context| {
         let down = &mut *ex.down;
         if !up_done {
-            let source = (&down.stream, &mut down.input);
-            if let Poll::Ready(result) = up.poll(source, (&connection.stream, &mut out), |_| {}, context) {
+            let polled = match connection.sink(&mut out) {
+                Some(sink) => up.poll(down.client.source(), sink, |_| {}, context),
+                None => Poll::Ready(Err(PumpError::SourceClosed)),
+            };
+            if let Poll::Ready(result) = polled {
                 up_done = true;
                 if !back_done && !matches!(result, Err(PumpError::SinkIo(_))) {
                     // The client ended it; what the upstream still says is passed on, but it is logged
@@ -49,16 +51,14 @@ pub(super) async fn run(
                 }
                 back_done |= result.is_err();
                 // The close is passed on at once.
-                let _ = connection.stream.shutdown_write();
+                connection.end(&mut out, context);
             }
         }
         if !back_done {
-            let source = (&connection.stream, &mut connection.input);
-            if let Poll::Ready(result) = back.poll(source, (&down.stream, &mut down.output), |_| {}, context)
-            {
+            if let Poll::Ready(result) = back.poll(connection.source(), down.client.sink(), |_| {}, context) {
                 back_done = true;
                 up_done |= result.is_err();
-                let _ = down.stream.shutdown_write();
+                down.client.end(context);
             }
         }
         if std::mem::take(&mut up.progress) | std::mem::take(&mut back.progress) {

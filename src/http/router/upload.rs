@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::lent::Lent;
 use super::shadow::Feed;
 use super::{Attempts, Failure};
 use crate::http::exchange::Exchange;
-use crate::http::io::OutBuf;
-use crate::http::pump::{Pump, PumpError};
-use crate::upstream::UpstreamConnection;
+use crate::http::pump::{Out, Pump, PumpError, Seen};
 
 /// Copies of the body.
 #[derive(Debug)]
@@ -19,7 +18,9 @@ pub(super) struct Copies {
     /// Pieces kept for another try; `None` when there will be none.
     kept: Option<Vec<Bytes>>,
     kept_bytes: usize,
-    /// Most bytes kept, and most that wait for one mirror.
+    /// Most bytes kept.
+    keep: usize,
+    /// Most bytes that wait for one mirror.
     limit: usize,
     mirrors: Vec<Rc<Feed>>,
     /// How often the body had grown too large, since last asked.
@@ -27,8 +28,15 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    pub(super) fn new(keep: bool, limit: usize) -> Self {
-        Self { kept: keep.then(Vec::new), kept_bytes: 0, limit, mirrors: Vec::new(), abandoned: 0 }
+    /// Keeps up to `keep` bytes for another try, if it is to; at most `limit` bytes wait for one mirror.
+    pub(super) fn new(keep: Option<usize>, limit: usize) -> Self {
+        let kept = keep.map(|_| Vec::new());
+        Self { kept, kept_bytes: 0, keep: keep.unwrap_or(0), limit, mirrors: Vec::new(), abandoned: 0 }
+    }
+
+    /// There will be no other try.
+    pub(super) fn stop(&mut self) {
+        self.kept = None;
     }
 
     /// Whether another try can have the same body.
@@ -40,11 +48,14 @@ impl Copies {
         self.mirrors.push(feed);
     }
 
-    fn add(&mut self, piece: &[u8]) {
+    fn add(&mut self, piece: Seen<'_>) {
         if self.kept.is_none() && self.mirrors.is_empty() {
             return;
         }
-        let piece = Bytes::copy_from_slice(piece);
+        let piece = match piece {
+            Seen::Bytes(bytes) => Bytes::copy_from_slice(bytes),
+            Seen::Shared(piece) => piece.clone(),
+        };
         let limit = self.limit;
         let abandoned = &mut self.abandoned;
         self.mirrors.retain(|mirror| {
@@ -54,7 +65,7 @@ impl Copies {
         });
         if let Some(pieces) = &mut self.kept {
             self.kept_bytes += piece.len();
-            if self.kept_bytes <= limit {
+            if self.kept_bytes <= self.keep {
                 pieces.push(piece);
             } else {
                 self.kept = None;
@@ -71,7 +82,7 @@ impl Copies {
     }
 
     /// Puts what was kept into `out`, framed.
-    pub(super) fn replay(&self, upload: &Pump, out: &mut OutBuf) {
+    pub(super) fn replay(&self, upload: &Pump, out: &mut Out) {
         for piece in self.kept.iter().flatten() {
             upload.replay(piece, out);
         }
@@ -99,7 +110,7 @@ impl Attempts<'_> {
     pub(super) fn receive(
         &mut self,
         ex: &mut Exchange<'_>,
-        out: &mut OutBuf,
+        out: &mut Out,
         context: &mut Context<'_>,
     ) -> Result<(), Failure> {
         if ex.upload.is_received() {
@@ -107,8 +118,8 @@ impl Attempts<'_> {
         }
         let Exchange { upload, down, .. } = ex;
         let copies = &mut self.copies;
-        let each = |piece: &[u8]| copies.add(piece);
-        let polled = upload.poll_receive((&down.stream, &mut down.input), out, each, context);
+        let each = |piece: Seen<'_>| copies.add(piece);
+        let polled = upload.poll_receive(down.client.source(), out, each, context);
         self.moved(ex, false);
         match polled {
             Poll::Ready(Err(error)) => upload_failure(&error),
@@ -120,8 +131,8 @@ impl Attempts<'_> {
     pub(super) fn poll_upload(
         &mut self,
         ex: &mut Exchange<'_>,
-        connection: &UpstreamConnection,
-        out: &mut OutBuf,
+        connection: &Lent,
+        out: &mut Out,
         context: &mut Context<'_>,
     ) -> Result<(), Failure> {
         let Exchange { upload, down, .. } = ex;
@@ -129,10 +140,10 @@ impl Attempts<'_> {
         if was_received && out.is_empty() {
             return Ok(());
         }
+        let Some(sink) = connection.sink(out) else { return Ok(()) };
         let copies = &mut self.copies;
-        let each = |piece: &[u8]| copies.add(piece);
-        let polled =
-            upload.poll((&down.stream, &mut down.input), (&connection.stream, &mut *out), each, context);
+        let each = |piece: Seen<'_>| copies.add(piece);
+        let polled = upload.poll(down.client.source(), sink, each, context);
         self.moved(ex, was_received);
         match polled {
             Poll::Pending | Poll::Ready(Ok(())) => Ok(()),
@@ -148,7 +159,9 @@ impl Attempts<'_> {
     fn moved(&mut self, ex: &mut Exchange<'_>, was_received: bool) {
         if self.copies.abandoned > 0 {
             let abandoned = std::mem::take(&mut self.copies.abandoned);
-            self.cluster.cluster.stats().retry_or_shadow_abandoned.increment(abandoned);
+            if self.retries.is_some() || self.copies.is_kept() {
+                self.cluster.cluster.stats().retry_or_shadow_abandoned.increment(abandoned);
+            }
             if !self.copies.is_kept() {
                 self.retries = None;
             }
@@ -171,6 +184,9 @@ impl Attempts<'_> {
 fn upload_failure(error: &PumpError) -> Result<(), Failure> {
     Err(match error {
         PumpError::Source(refusal) => Failure::Refused(*refusal),
-        PumpError::SourceClosed | PumpError::SourceIo(_) | PumpError::SinkIo(_) => Failure::Gone,
+        PumpError::SourceClosed
+        | PumpError::SourceIo(_)
+        | PumpError::SourceReset(_)
+        | PumpError::SinkIo(_) => Failure::Gone,
     })
 }

@@ -166,8 +166,31 @@ fn protocol_options() {
     const AT: &str =
         "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
     refuses_cluster(
-        options(json!({"@type": kind, "explicit_http_config": {"http2_protocol_options": {}}})),
-        &format!("{AT}.explicit_http_config.http2_protocol_options: HTTP/2 upstream is not supported yet"),
+        options(json!({"@type": kind, "auto_config": {"http2_protocol_options": {}}})),
+        &format!(
+            "{AT}.auto_config: the protocol is agreed on by TLS, which is not supported to upstreams yet"
+        ),
+    );
+    let explicit = |http2: Value| {
+        options(json!({"@type": kind, "explicit_http_config": {"http2_protocol_options": http2}}))
+    };
+    let cluster = super::cluster(explicit(json!({})));
+    assert_eq!(cluster.http.protocol, UpstreamProtocol::Http2);
+    assert_eq!(cluster.http.http2, crate::http::h2::Options::default());
+    let cluster = super::cluster(explicit(json!({
+        "max_concurrent_streams": 7, "initial_stream_window_size": 65_536, "hpack_table_size": 0,
+        "connection_keepalive": {"interval": "10s", "timeout": "2s", "interval_jitter": {"value": 0}},
+    })));
+    let http2 = &cluster.http.http2;
+    assert_eq!((http2.max_concurrent_streams, http2.initial_stream_window, http2.header_table_size), (7, 65_536, 0));
+    let keepalive = http2.keepalive.unwrap();
+    assert_eq!(keepalive.interval, Some(Duration::from_secs(10)));
+    assert_eq!((keepalive.timeout, keepalive.jitter_percent), (Duration::from_secs(2), 0.0));
+    refuses_cluster(
+        explicit(json!({"initial_stream_window_size": 1})),
+        &format!(
+            "{AT}.explicit_http_config.http2_protocol_options.initial_stream_window_size: is 1, must be at least 65535"
+        ),
     );
     refuses_cluster(
         options(json!({"@type": kind})),

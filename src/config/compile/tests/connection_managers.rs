@@ -68,7 +68,7 @@ fn wrong_connection_managers_are_refused() {
             "@type": typed("extensions.filters.http.lua.v3.Lua")}}, router()]}),
          "http_filters[0].typed_config: the extension type envoy.extensions.filters.http.lua.v3.Lua is known but \
           not supported"),
-        (json!({"codec_type": "HTTP2"}), "codec_type: HTTP/2 is not supported yet"),
+        (json!({"codec_type": "HTTP3"}), "codec_type: HTTP/3 is not supported"),
         (json!({"max_request_headers_kb": 0}), "max_request_headers_kb: is 0, must be greater than 0"),
         (json!({"max_request_headers_kb": 8193}), "max_request_headers_kb: is 8193, must be at most 8192"),
         (json!({"common_http_protocol_options": {"max_headers_count": 0}}),

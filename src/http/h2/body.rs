@@ -1,0 +1,201 @@
+//! Bodies of HTTP/2 streams: what comes, and what waits to go.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::task::{ready, Context, Poll};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+
+use super::guard::Account;
+use super::heads::{self};
+use super::StreamError;
+use crate::http::fields::Fields;
+
+/// What comes next in a body.
+#[derive(Debug)]
+pub enum Piece {
+    /// Bytes.
+    Data(Bytes),
+    /// The body is complete, with trailers if there were any.
+    End(Option<Fields>),
+}
+
+/// A body that the peer sends.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    stream: Option<RecvStream>,
+}
+
+impl Incoming {
+    /// The body behind a head.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream: Some(stream) }
+    }
+
+    /// Whether the peer has sent all of it and all of it was taken.
+    pub fn is_end(&self) -> bool {
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+    }
+
+    /// The next piece. The peer may send as much again as soon as it is taken: whoever takes it bounds
+    /// what it keeps.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece, StreamError>> {
+        let Some(stream) = &mut self.stream else { return Poll::Pending };
+        loop {
+            if stream.is_end_stream() {
+                return Poll::Ready(Ok(Piece::End(None)));
+            }
+            match ready!(stream.poll_data(context)) {
+                Some(Ok(data)) => {
+                    let length = data.len();
+                    if length == 0 {
+                        continue;
+                    }
+                    // Fails only for more than was received.
+                    let _ = stream.flow_control().release_capacity(length);
+                    return Poll::Ready(Ok(Piece::Data(data)));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error))),
+                None => {
+                    let trailers = ready!(stream.poll_trailers(context));
+                    return Poll::Ready(match trailers {
+                        Ok(trailers) => Ok(Piece::End(trailers.as_ref().map(heads::fields_of))),
+                        Err(error) => Err(StreamError::of(&error)),
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+enum Ending {
+    /// More may come.
+    #[default]
+    Open,
+    /// What waits is the rest, with these trailers.
+    Last(Option<HeaderMap>),
+    /// The end was sent.
+    Sent,
+}
+
+/// A body on its way to the peer: pieces that wait for a stream, or for room in its window.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    stream: Option<SendStream<Bytes>>,
+    waiting: VecDeque<Bytes>,
+    length: usize,
+    ending: Ending,
+    account: Option<Rc<Account>>,
+}
+
+impl Outgoing {
+    /// The stream is there. `ended` says that its head had the end of the stream on it.
+    pub fn open(&mut self, stream: SendStream<Bytes>, ended: bool, account: Rc<Account>) {
+        self.stream = Some(stream);
+        self.account = Some(account);
+        if ended {
+            self.ending = Ending::Sent;
+        }
+    }
+
+    /// Adds a piece.
+    pub fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.length += piece.len();
+            self.waiting.push_back(piece);
+        }
+    }
+
+    /// No piece will follow; `trailers` end the body.
+    pub fn finish(&mut self, trailers: Option<&Fields>) {
+        if matches!(self.ending, Ending::Open) {
+            let trailers = trailers.map(heads::map_of).filter(|trailers| !trailers.is_empty());
+            self.ending = Ending::Last(trailers);
+        }
+    }
+
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing waits, not even the end.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0 && !matches!(self.ending, Ending::Last(_))
+    }
+
+    /// Whether nothing at all is still to be said: a head can have the end of the stream on it.
+    pub fn is_only_end(&self) -> bool {
+        self.length == 0 && matches!(self.ending, Ending::Last(None) | Ending::Sent)
+    }
+
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+        self.length = 0;
+        self.ending = Ending::Sent;
+    }
+
+    /// Ends the stream before its time.
+    pub fn reset(&mut self, reason: h2::Reason) {
+        if let Some(stream) = &mut self.stream {
+            stream.send_reset(reason);
+        }
+    }
+
+    /// Ready when the peer has ended the stream before its time.
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.stream {
+            Some(stream) => stream.poll_reset(context).map(|_| ()),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Hands over what waits, as far as the peer's window has room. Without a stream, waits.
+    pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, waiting, length, ending, account } = self;
+        let Some(stream) = stream else {
+            return if *length == 0 { Poll::Ready(Ok(())) } else { Poll::Pending };
+        };
+        while let Some(front) = waiting.front_mut() {
+            stream.reserve_capacity(*length);
+            let mut room = stream.capacity();
+            if room == 0 {
+                room = match ready!(stream.poll_capacity(context)) {
+                    Some(Ok(room)) => room,
+                    Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error).into())),
+                    None => return Poll::Ready(Err(StreamError::Closed.into())),
+                };
+                if room == 0 {
+                    continue;
+                }
+            }
+            let piece = front.split_to(room.min(front.len()));
+            *length -= piece.len();
+            if front.is_empty() {
+                waiting.pop_front();
+            }
+            let last = waiting.is_empty() && matches!(ending, Ending::Last(None));
+            if let Some(account) = account {
+                account.data_sent.set(account.data_sent.get() + 1);
+            }
+            stream.send_data(piece, last).map_err(|error| StreamError::of(&error))?;
+            if last {
+                *ending = Ending::Sent;
+            }
+        }
+        if let Ending::Last(trailers) = ending {
+            let sent = match trailers.take() {
+                Some(trailers) => stream.send_trailers(trailers),
+                None => stream.send_data(Bytes::new(), true),
+            };
+            *ending = Ending::Sent;
+            sent.map_err(|error| StreamError::of(&error))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

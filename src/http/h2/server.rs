@@ -1,0 +1,440 @@
+//! One downstream HTTP/2 connection: its streams, each a request of its own, until it is drained, idle or cut.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{ready, Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{Request, Response, StatusCode};
+
+use super::body::{Incoming, Outgoing};
+use super::guard::{Account, Flood, Guarded};
+use super::heads::{self, Bad, Parsed};
+use super::ping::Pinger;
+use super::{Options, ERROR_RESETS, PENDING_RESETS, RESETS_KEPT, SEND_BUFFER};
+use crate::config::http::HttpConnectionManager;
+use crate::http::client::Client;
+use crate::http::connection::Downstream;
+use crate::http::exchange::{Exchange, Next};
+use crate::http::head::ResponseHead;
+use crate::http::timer::LazyTimer;
+use crate::http::worker::Worker;
+use crate::runtime::stream::Stream;
+use crate::telemetry::stats::Held;
+use crate::telemetry::stream_info::ConnectionInfo;
+
+/// A connection's first frames, and its last ones, may take so long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A stream that its client resets sooner than this was opened for nothing (Envoy's
+/// `overload.premature_reset_min_stream_lifetime_seconds`).
+const PREMATURE: Duration = Duration::from_secs(1);
+/// After so many streams, half of which were opened for nothing, the connection is cut (Envoy's
+/// `overload.premature_reset_total_stream_count`).
+const PREMATURE_STREAMS: u64 = 500;
+/// Timers kept for the next streams of a connection.
+const TIMERS_KEPT: usize = 64;
+
+/// A client's stream.
+#[derive(Debug)]
+pub struct ServerStream {
+    /// The request's body.
+    pub incoming: Incoming,
+    /// The response's body.
+    pub outgoing: Outgoing,
+    respond: SendResponse<Bytes>,
+    begun: bool,
+    reset: bool,
+    connection: Rc<Connection>,
+}
+
+impl ServerStream {
+    /// Ready when the client has ended the stream before its time.
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        ready!(if self.begun {
+            self.outgoing.poll_reset(context)
+        } else {
+            self.respond.poll_reset(context).map(|_| ())
+        });
+        self.reset = true;
+        Poll::Ready(())
+    }
+
+    /// Passes a 1xx on.
+    pub fn interim(&mut self, head: &ResponseHead) {
+        if head.status != 101 {
+            // Fails only on a stream that has ended; that shows elsewhere.
+            let _ = self.respond.send_informational(heads::to_client(head));
+        }
+    }
+
+    /// Lets the client send its body.
+    pub fn send_continue(&mut self) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        let _ = self.respond.send_informational(response);
+    }
+
+    /// Begins the response; `ends` says that nothing follows its head.
+    pub fn begin(&mut self, head: &ResponseHead, ends: bool) {
+        match self.respond.send_response(heads::to_client(head), ends) {
+            Ok(stream) => {
+                self.outgoing.open(stream, ends, self.connection.account.clone());
+                self.begun = true;
+            }
+            // The stream has ended; so has the request.
+            Err(_) => self.outgoing.clear(),
+        }
+    }
+
+    /// Asks the client to open no more streams on this connection.
+    pub fn drain(&self) -> bool {
+        let first = !self.connection.drain.replace(true);
+        self.connection.wake();
+        first
+    }
+
+    /// Ends the stream where its response broke off.
+    pub fn break_off(&mut self) {
+        if self.begun {
+            self.outgoing.reset(Reason::INTERNAL_ERROR);
+        } else {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+/// What the streams of a connection share.
+#[derive(Debug)]
+struct Connection {
+    account: Rc<Account>,
+    active: Cell<usize>,
+    idle_since: Cell<Instant>,
+    /// GOAWAY is to be sent, or was.
+    drain: Cell<bool>,
+    ended: Cell<u64>,
+    premature: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+    timers: RefCell<Vec<LazyTimer>>,
+}
+
+impl Connection {
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn watch(&self, context: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            place => *place = Some(context.waker().clone()),
+        }
+    }
+
+    fn timer(&self) -> LazyTimer {
+        self.timers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// A stream is over; `reset` says that its client ended it.
+    fn stream_ended(&self, mut timer: LazyTimer, reset: bool, age: Duration) {
+        timer.forget_task();
+        let mut timers = self.timers.borrow_mut();
+        if timers.len() < TIMERS_KEPT {
+            timers.push(timer);
+        }
+        self.ended.set(self.ended.get() + 1);
+        if reset && age < PREMATURE {
+            self.premature.set(self.premature.get() + 1);
+        }
+        let left = self.active.get().saturating_sub(1);
+        self.active.set(left);
+        if left == 0 || self.is_abused() {
+            self.idle_since.set(Instant::now());
+            self.wake();
+        }
+    }
+
+    /// Whether the client opens streams only to reset them.
+    fn is_abused(&self) -> bool {
+        let (ended, premature) = (self.ended.get(), self.premature.get());
+        if ended < PREMATURE_STREAMS {
+            premature >= PREMATURE_STREAMS / 2
+        } else {
+            premature * 2 >= ended
+        }
+    }
+}
+
+/// What comes next on a connection.
+enum Event {
+    Request(Request<RecvStream>, SendResponse<Bytes>),
+    /// The peer or the socket ended it.
+    Ended(Option<h2::Error>),
+    Flood(Flood),
+    /// Streams opened only to be reset.
+    Abuse,
+    Idle,
+    TooOld,
+    /// The time to leave is over.
+    Late,
+    /// No answer to a PING.
+    Dead,
+}
+
+fn builder(options: &Options, manager: &HttpConnectionManager) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .header_table_size(options.header_table_size)
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .initial_window_size(options.initial_stream_window)
+        .initial_connection_window_size(options.initial_connection_window)
+        .max_header_list_size(u32::try_from(manager.limits.max_head).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(RESETS_KEPT)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .max_send_buffer_size(SEND_BUFFER);
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    builder
+}
+
+/// Serves a connection whose protocol is known. `prefix` was read before; `buffer_limit` is the listener's.
+pub async fn serve(
+    worker: Rc<Worker>,
+    manager: Arc<HttpConnectionManager>,
+    stream: Stream,
+    prefix: BytesMut,
+    buffer_limit: usize,
+    info: Rc<ConnectionInfo>,
+) {
+    let stats = &manager.stats;
+    stats.downstream_cx_http2_total.increment(1);
+    let _http2 = Held::new(&stats.downstream_cx_http2_active);
+    let account: Rc<Account> = Rc::default();
+    let options = &manager.http2;
+    let socket = Guarded::server(stream, prefix, options.limits, account.clone());
+    let handshake = builder(options, &manager).handshake::<_, Bytes>(socket);
+    let mut connection = match tokio::time::timeout(PATIENCE, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            if !error.is_io() {
+                stats.downstream_cx_protocol_error.increment(1);
+            }
+            return;
+        }
+        Err(_) => return,
+    };
+    let shared = Rc::new(Connection {
+        account,
+        active: Cell::new(0),
+        idle_since: Cell::new(info.start),
+        drain: Cell::new(false),
+        ended: Cell::new(0),
+        premature: Cell::new(0),
+        waker: RefCell::default(),
+        timers: RefCell::default(),
+    });
+    let mut timer = LazyTimer::default();
+    let mut pinger = Pinger::new(options.keepalive, connection.ping_pong(), worker.random());
+    let mut requests = 0u32;
+    // When it is cut, once it was told to leave and has no streams.
+    let mut leaving: Option<Instant> = None;
+    let mut told = false;
+    let codec = &manager.http2_stats;
+    loop {
+        let idle = manager.timeouts.idle;
+        let oldest = manager.timeouts.max_connection_duration.map(|age| info.start + age);
+        let event = poll_fn(|context| {
+            shared.watch(context);
+            if shared.drain.get() && !told {
+                told = true;
+                codec.goaway_sent.increment(1);
+                connection.graceful_shutdown();
+            }
+            if shared.is_abused() {
+                return Poll::Ready(Event::Abuse);
+            }
+            let accepted = connection.poll_accept(context);
+            if let Some(flood) = shared.account.flood.get() {
+                return Poll::Ready(Event::Flood(flood));
+            }
+            match accepted {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    return Poll::Ready(Event::Request(request, respond))
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Ended(Some(error))),
+                Poll::Ready(None) => return Poll::Ready(Event::Ended(None)),
+                Poll::Pending => {}
+            }
+            if pinger.poll(context).is_ready() {
+                return Poll::Ready(Event::Dead);
+            }
+            let quiet = shared.active.get() == 0;
+            let idle_end = idle.filter(|_| quiet && !told).map(|idle| shared.idle_since.get() + idle);
+            let old = oldest.filter(|_| !told);
+            let late = leaving.filter(|_| quiet);
+            let nearest = [idle_end, old, late].into_iter().flatten().min();
+            ready!(timer.poll(nearest, context));
+            let now = Instant::now();
+            Poll::Ready(match (late, old) {
+                (Some(late), _) if late <= now => Event::Late,
+                (_, Some(old)) if old <= now => Event::TooOld,
+                _ => Event::Idle,
+            })
+        })
+        .await;
+        match event {
+            Event::Request(request, respond) => {
+                requests = requests.saturating_add(1);
+                let limit = manager.max_requests_per_connection;
+                if limit != 0 && requests >= limit && !shared.drain.replace(true) {
+                    stats.downstream_cx_max_requests_reached.increment(1);
+                }
+                shared.active.set(shared.active.get() + 1);
+                let stream = Arriving { request, respond, buffer_limit, requests };
+                let (worker, manager) = (worker.clone(), manager.clone());
+                let (shared, info) = (shared.clone(), info.clone());
+                tokio::task::spawn_local(serve_stream(worker, manager, shared, info, stream));
+            }
+            Event::Idle => {
+                stats.downstream_cx_idle_timeout.increment(1);
+                shared.drain.set(true);
+                leaving = Some(Instant::now() + manager.drain_timeout);
+            }
+            Event::TooOld => {
+                stats.downstream_cx_max_duration_reached.increment(1);
+                shared.drain.set(true);
+                leaving = Some(Instant::now() + manager.drain_timeout);
+            }
+            Event::Late => {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                finish(&mut connection).await;
+                break;
+            }
+            Event::Dead => {
+                codec.keepalive_timeout.increment(1);
+                break;
+            }
+            Event::Flood(flood) => {
+                match flood {
+                    Flood::Empty => codec.inbound_empty_frames_flood.increment(1),
+                    Flood::Priority => codec.inbound_priority_frames_flood.increment(1),
+                    Flood::WindowUpdate => codec.inbound_window_update_frames_flood.increment(1),
+                    Flood::Control => codec.outbound_control_flood.increment(1),
+                }
+                stats.downstream_cx_protocol_error.increment(1);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                finish(&mut connection).await;
+                break;
+            }
+            Event::Abuse => {
+                manager.stats.downstream_rq_too_many_premature_resets.increment(1);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                finish(&mut connection).await;
+                break;
+            }
+            Event::Ended(error) => {
+                if error.is_some_and(|error| !error.is_io() && !error.is_remote()) {
+                    stats.downstream_cx_protocol_error.increment(1);
+                }
+                break;
+            }
+        }
+    }
+}
+
+/// Lets the last frames go.
+async fn finish(connection: &mut h2::server::Connection<Guarded, Bytes>) {
+    let closed = poll_fn(|context| connection.poll_closed(context));
+    let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+}
+
+/// A request that has just come.
+struct Arriving {
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    buffer_limit: usize,
+    requests: u32,
+}
+
+async fn serve_stream(
+    worker: Rc<Worker>,
+    manager: Arc<HttpConnectionManager>,
+    connection: Rc<Connection>,
+    info: Rc<ConnectionInfo>,
+    stream: Arriving,
+) {
+    let Arriving { request, mut respond, buffer_limit, requests } = stream;
+    let (parts, body) = request.into_parts();
+    let start = Instant::now();
+    let codec = &manager.http2_stats;
+    let parsed = heads::request(&parts, body.is_end_stream(), &manager.limits);
+    drop(parts);
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(bad) => {
+            match bad {
+                Bad::Malformed(_) => codec.rx_messaging_error.increment(1),
+                Bad::TooManyFields => codec.header_overflow.increment(1),
+                Bad::Underscore => codec.requests_rejected_with_underscores_in_headers.increment(1),
+            }
+            codec.tx_reset.increment(1);
+            manager.stats.downstream_rq_total.increment(1);
+            manager.stats.downstream_rq_http2_total.increment(1);
+            manager.stats.downstream_rq_tx_reset.increment(1);
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            drop((body, respond));
+            connection.stream_ended(LazyTimer::default(), false, Duration::ZERO);
+            return;
+        }
+    };
+    let _active = Held::new(&codec.streams_active);
+    let Parsed { head, framing, expects_continue, dropped } = parsed;
+    if dropped > 0 {
+        codec.dropped_headers_with_underscores.increment(dropped);
+    }
+    let stream = ServerStream {
+        incoming: Incoming::new(body),
+        outgoing: Outgoing::default(),
+        respond,
+        begun: false,
+        reset: false,
+        connection: connection.clone(),
+    };
+    let mut down = Downstream {
+        client: Client::Http2(Box::new(stream)),
+        timer: connection.timer(),
+        info,
+        buffer_limit,
+        requests,
+        idle_since: start,
+    };
+    let next = {
+        let mut exchange = Exchange::new(&worker, &manager, &mut down);
+        exchange.run_stream(head, framing, expects_continue).await
+    };
+    let Downstream { client, timer, .. } = down;
+    let mut reset = false;
+    if let Client::Http2(mut stream) = client {
+        reset = stream.reset;
+        match next {
+            Next::Keep => {}
+            Next::Abort => codec.rx_reset.increment(1),
+            // An answer that broke off, with a head or without one.
+            Next::Reset => {
+                codec.tx_reset.increment(1);
+                stream.break_off();
+            }
+            // What the client was told is whole; the rest of its request is not waited for.
+            Next::Close => {}
+        }
+    }
+    connection.stream_ended(timer, reset, start.elapsed());
+}

@@ -1,0 +1,388 @@
+//! The HTTP/2 connections of one worker to one host: each carries many requests at a time.
+//!
+//! A request gets a place on the first connection that has one. When none has, a connection is opened if limits
+//! allow, one at a time; requests wait for it, or for a place, in order. A connection that the host wants to
+//! end (GOAWAY), or that is old enough, gets no new requests and closes when its last one is over.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{poll_fn, Future};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::SendStream;
+use http::Request;
+
+use super::permit::{Kind, Permit};
+use super::pool::{ConnectionPermit, HostPool};
+use super::UpstreamError;
+use crate::http::h2::guard::{Account, Guarded};
+use crate::http::h2::ping::Pinger;
+use crate::http::h2::{client_builder, Options};
+use crate::telemetry::stats::Held;
+
+/// The connections of a pool and who waits for them.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: RefCell<Vec<Rc<Multiplexed>>>,
+    connecting: Cell<bool>,
+    waiting: RefCell<VecDeque<Rc<Turn>>>,
+    /// How often opening one has failed, and why the last time.
+    failures: Cell<u64>,
+    failure: RefCell<Option<UpstreamError>>,
+}
+
+/// A request that waits.
+#[derive(Debug, Default)]
+struct Turn {
+    waker: RefCell<Option<Waker>>,
+    called: Cell<bool>,
+}
+
+/// A connection that carries several requests.
+pub struct Multiplexed {
+    /// `None` once it takes no more requests.
+    send: RefCell<Option<SendRequest<Bytes>>>,
+    pool: Rc<HostPool>,
+    id: u64,
+    local: Option<SocketAddr>,
+    account: Rc<Account>,
+    permit: ConnectionPermit,
+    active: Cell<u32>,
+    requests: Cell<u32>,
+    idle_since: Cell<Instant>,
+    most: u32,
+}
+
+impl std::fmt::Debug for Multiplexed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Multiplexed")
+            .field("id", &self.id)
+            .field("host", &self.pool.host.address_text)
+            .field("active", &self.active.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Multiplexed {
+    /// Its number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Our address on it.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    /// What it has done so far.
+    pub fn account(&self) -> &Rc<Account> {
+        &self.account
+    }
+
+    /// A handle to send a request, if one more may be sent now.
+    fn handle(&self) -> Option<SendRequest<Bytes>> {
+        let mut place = self.send.borrow_mut();
+        let send = place.as_ref()?;
+        let most = usize::try_from(self.most).unwrap_or(usize::MAX).min(send.current_max_send_streams());
+        if self.active.get() as usize >= most {
+            return None;
+        }
+        let mut send = send.clone();
+        match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Some(send),
+            Poll::Pending => None,
+            // It was told to go away, or is gone.
+            Poll::Ready(Err(_)) => {
+                *place = None;
+                None
+            }
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.send.borrow().is_some()
+    }
+
+    /// It gets no more requests; it closes when those it has are over.
+    fn close(&self) {
+        *self.send.borrow_mut() = None;
+    }
+}
+
+/// A request's place on a connection.
+#[derive(Debug)]
+pub struct StreamSlot {
+    connection: Rc<Multiplexed>,
+    send: Option<SendRequest<Bytes>>,
+    reused: bool,
+}
+
+impl StreamSlot {
+    /// The connection.
+    pub fn connection(&self) -> &Rc<Multiplexed> {
+        &self.connection
+    }
+
+    /// Whether the connection had been there before this request.
+    pub fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Sends the head of the request.
+    ///
+    /// # Errors
+    /// When the connection takes no more requests; a second call for one place is such a case.
+    pub fn send_request(
+        &mut self,
+        request: Request<()>,
+        ends: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        match self.send.take() {
+            Some(mut send) => send.send_request(request, ends),
+            None => Err(h2::Reason::REFUSED_STREAM.into()),
+        }
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        let left = connection.active.get().saturating_sub(1);
+        connection.active.set(left);
+        if left == 0 {
+            connection.permit.set_busy(false);
+            connection.idle_since.set(Instant::now());
+        }
+        connection.pool.connections().call_next();
+    }
+}
+
+impl Connections {
+    fn call_next(&self) {
+        while let Some(turn) = self.waiting.borrow_mut().pop_front() {
+            turn.called.set(true);
+            if let Some(waker) = turn.waker.borrow_mut().take() {
+                waker.wake();
+                return;
+            }
+        }
+    }
+
+    fn call_all(&self) {
+        for turn in self.waiting.borrow_mut().drain(..) {
+            turn.called.set(true);
+            if let Some(waker) = turn.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Waits until something has changed that may make room.
+    async fn turn(&self) {
+        let turn = Rc::new(Turn::default());
+        self.waiting.borrow_mut().push_back(turn.clone());
+        let leave = LeaveQueue { connections: self, turn: &turn };
+        poll_fn(|context| {
+            if turn.called.get() {
+                return Poll::Ready(());
+            }
+            *turn.waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        std::mem::forget(leave);
+    }
+
+    pub(super) fn retire(&self) {
+        for connection in self.open.borrow_mut().drain(..) {
+            connection.close();
+        }
+    }
+
+    /// Closes connections that idled too long and forgets those that are closed.
+    pub(super) fn sweep(&self, pool: &HostPool, now: Instant) {
+        let limit = pool.cluster().http.idle_timeout;
+        let mut open = self.open.borrow_mut();
+        open.retain(|connection| {
+            if connection.active.get() == 0 && connection.is_open() {
+                let idle = now.saturating_duration_since(connection.idle_since.get());
+                if limit.is_some_and(|limit| idle >= limit) {
+                    pool.cluster().stats().upstream_cx_idle_timeout.increment(1);
+                    connection.close();
+                }
+            }
+            connection.is_open()
+        });
+    }
+}
+
+/// A request that goes away while it waits; if it was called, the next is.
+struct LeaveQueue<'a> {
+    connections: &'a Connections,
+    turn: &'a Rc<Turn>,
+}
+
+impl Drop for LeaveQueue<'_> {
+    fn drop(&mut self) {
+        self.connections.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, self.turn));
+        if self.turn.called.get() {
+            self.connections.call_next();
+        }
+    }
+}
+
+/// A connection is being opened.
+struct Connecting<'a>(&'a Connections);
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.call_all();
+    }
+}
+
+impl HostPool {
+    /// A place on a connection that is open and has room. Never waits.
+    pub fn reuse_stream(self: &Rc<Self>) -> Option<StreamSlot> {
+        let connections = self.connections();
+        let mut gone = false;
+        let found = connections.open.borrow().iter().find_map(|connection| {
+            let send = connection.handle();
+            gone |= send.is_none() && !connection.is_open();
+            send.map(|send| (connection.clone(), send))
+        });
+        if gone {
+            connections.open.borrow_mut().retain(|connection| connection.is_open());
+        }
+        found.map(|(connection, send)| self.place(connection, send, true))
+    }
+
+    fn place(
+        self: &Rc<Self>,
+        connection: Rc<Multiplexed>,
+        send: SendRequest<Bytes>,
+        reused: bool,
+    ) -> StreamSlot {
+        connection.active.set(connection.active.get() + 1);
+        connection.permit.set_busy(true);
+        let requests = connection.requests.get().saturating_add(1);
+        connection.requests.set(requests);
+        let http = &self.cluster().http;
+        if http.max_requests_per_connection != 0 && requests >= http.max_requests_per_connection {
+            self.cluster().stats().upstream_cx_max_requests.increment(1);
+            connection.close();
+        } else if http
+            .max_connection_duration
+            .is_some_and(|most| connection.permit.opened().elapsed() >= most)
+        {
+            self.cluster().stats().upstream_cx_max_duration_reached.increment(1);
+            connection.close();
+        }
+        StreamSlot { connection, send: Some(send), reused }
+    }
+
+    /// A place on a connection: one that is open, or a new one, or the next that becomes free.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn stream(self: &Rc<Self>, priority: usize) -> Result<StreamSlot, UpstreamError> {
+        if let Some(slot) = self.reuse_stream() {
+            return Ok(slot);
+        }
+        let stats = self.cluster().stats();
+        let Some(_pending) = Permit::take(self.cluster(), priority, Kind::Pending) else {
+            stats.upstream_rq_pending_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        stats.upstream_rq_pending_total.increment(1);
+        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let connections = self.connections();
+        loop {
+            if let Some(slot) = self.reuse_stream() {
+                return Ok(slot);
+            }
+            if !connections.connecting.get() {
+                if let Some(permit) = self.connection_permit(priority) {
+                    connections.connecting.set(true);
+                    let connecting = Connecting(connections);
+                    let connected = self.connect_multiplexed(permit).await;
+                    if let Err(error) = &connected {
+                        connections.failures.set(connections.failures.get() + 1);
+                        *connections.failure.borrow_mut() = Some(error.clone());
+                    }
+                    drop(connecting);
+                    let connection = connected?;
+                    if let Some(send) = connection.handle() {
+                        return Ok(self.place(connection, send, false));
+                    }
+                    continue;
+                }
+            }
+            let failures = connections.failures.get();
+            connections.turn().await;
+            // Who waited for a connection shares its fate.
+            if connections.failures.get() != failures {
+                if let Some(error) = &*connections.failure.borrow() {
+                    return Err(error.clone());
+                }
+            }
+        }
+    }
+
+    async fn connect_multiplexed(self: &Rc<Self>, permit: Permit) -> Result<Rc<Multiplexed>, UpstreamError> {
+        let options: &Options = &self.cluster().http.http2;
+        let connection = self.connect(permit, false).await?;
+        self.cluster().stats().upstream_cx_http2_total.increment(1);
+        let (id, local) = (connection.id, connection.local);
+        let (stream, permit) = connection.split();
+        let account: Rc<Account> = Rc::default();
+        let socket = Guarded::client(stream, options.limits, account.clone());
+        let broken = |error: h2::Error| UpstreamError::Connect {
+            host: self.host.address_text.clone(),
+            reason: error.to_string(),
+            local: false,
+        };
+        let handshake = client_builder(options, &self.cluster().http).handshake::<_, Bytes>(socket);
+        let (send, mut driver) = handshake.await.map_err(broken)?;
+        let connection = Rc::new(Multiplexed {
+            send: RefCell::new(Some(send)),
+            pool: self.clone(),
+            id,
+            local,
+            account,
+            permit,
+            active: Cell::new(0),
+            requests: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            most: options.max_concurrent_streams,
+        });
+        let mut pinger = Pinger::new(options.keepalive, driver.ping_pong(), id);
+        let driven = connection.clone();
+        tokio::task::spawn_local(async move {
+            let mut told = false;
+            poll_fn(|context| {
+                let polled = std::pin::Pin::new(&mut driver).poll(context);
+                if driven.account.going_away.get() && !told {
+                    told = true;
+                    driven.pool.cluster().stats().upstream_cx_close_notify.increment(1);
+                    driven.close();
+                }
+                if polled.is_ready() {
+                    driven.permit.note_remote_close(driven.is_open());
+                    return Poll::Ready(());
+                }
+                pinger.poll(context)
+            })
+            .await;
+            driven.close();
+            driven.pool.connections().call_all();
+        });
+        self.connections().open.borrow_mut().push(connection.clone());
+        Ok(connection)
+    }
+}
