@@ -154,7 +154,10 @@ mod tests {
         let mut out = OutBuf::default();
         out.flat().extend_from_slice(b"head");
         let mut pump = Pump::new(Framing::Length(announced as u64), false, false, 0).unseen();
-        let result = poll_fn(|cx| pump.poll((&source, &mut input), (&sink, &mut out), |_| {}, cx)).await;
+        let result = poll_fn(|cx| {
+            pump.poll(Source::Wire(&source, &mut input), Sink::Wire(&sink, &mut out), |_| {}, cx)
+        })
+        .await;
         sending.await.unwrap();
         let mut next = [0; 8];
         let left = source.try_read(&mut next).unwrap_or(0);

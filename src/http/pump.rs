@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::bulk::{Bulk, Moved, WORTH};
 use super::fields::Fields;
-use super::h2::{Incoming, Outgoing, Piece, StreamError};
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
+use super::h2::{Incoming, Outgoing, Piece, StreamError};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
 use crate::runtime::stream::Stream;
 

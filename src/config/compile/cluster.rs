@@ -492,12 +492,8 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
     })
 }
 
-type Chosen = (
-    UpstreamProtocol,
-    Option<core::Http1ProtocolOptions>,
-    Option<core::Http2ProtocolOptions>,
-    &'static str,
-);
+type Chosen =
+    (UpstreamProtocol, Option<core::Http1ProtocolOptions>, Option<core::Http2ProtocolOptions>, &'static str);
 
 /// The protocol that the extension chooses, with its options and the field that the second have.
 fn upstream_protocol(chosen: Option<UpstreamProtocolOptions>) -> Chosen {

@@ -25,7 +25,7 @@ use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
 use crate::config::{HeaderKey, Slot};
 use crate::telemetry::metrics::Scope;
-use crate::telemetry::stats::{Http2Stats, HcmStats};
+use crate::telemetry::stats::{HcmStats, Http2Stats};
 
 /// Time to the end of a request's head unless config says otherwise: a bound of our own, where Envoy
 /// has none and a silent client holds its connection for ever.
@@ -56,8 +56,7 @@ pub fn compile(
     let http2 = problems.at("http2_protocol_options", |problems| {
         http2_options(config.http2_protocol_options.as_ref(), problems)
     });
-    let drain_timeout =
-        duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
+    let drain_timeout = duration_or(&config.drain_timeout, Duration::from_secs(5), "drain_timeout", problems);
     let strip_port = strip_port(config, problems);
     let delayed_close_timeout =
         duration_or(&config.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout", problems);

@@ -26,7 +26,10 @@ pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Htt
 }
 
 /// The options of HTTP/2. Field rules of Envoy (ranges) have been checked by reflection.
-pub(super) fn http2_options(options: Option<&core::Http2ProtocolOptions>, problems: &mut Problems) -> h2::Options {
+pub(super) fn http2_options(
+    options: Option<&core::Http2ProtocolOptions>,
+    problems: &mut Problems,
+) -> h2::Options {
     let default = h2::Options::default();
     let Some(options) = options else { return default };
     let limits = h2::Limits::default();

@@ -265,7 +265,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        implemented: &["common_http_protocol_options", "explicit_http_config", "use_downstream_protocol_config"],
+        implemented: &[
+            "common_http_protocol_options",
+            "explicit_http_config",
+            "use_downstream_protocol_config",
+        ],
         observe: &[("upstream_http_protocol_options", "TLS to upstreams is not supported yet")],
         rejected: &[
             ("auto_config", "the protocol is agreed on by TLS, which is not supported to upstreams yet"),

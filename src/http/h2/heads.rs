@@ -133,8 +133,8 @@ pub fn request(parts: &http::request::Parts, ended: bool, limits: &RequestLimits
     let connect = !upgrade && parts.method == Method::CONNECT;
     // What follows a CONNECT is no body of it.
     let framing = framing(ended || connect || upgrade, length);
-    let expects_continue = !ended
-        && fields.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    let expects_continue =
+        !ended && fields.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
     if let Some(protocol) = connect_protocol {
         fields.push_known(Known::Upgrade, protocol.as_str().as_bytes());
         fields.push_known(Known::Connection, b"upgrade");

@@ -50,7 +50,8 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
             worker: ex.worker.clone(),
             request: copy,
             chunked: ex.upload.is_chunked(),
-            trailers: ex.manager.http1.enable_trailers && cluster.cluster.http.http1.enable_trailers,
+            trailers: (ex.down.client.is_http2() || ex.manager.http1.enable_trailers)
+                && cluster.cluster.http.http1.enable_trailers,
             cluster,
             feed,
             patience: deadlines.route_timeout.or(ex.manager.timeouts.stream_idle).unwrap_or(PATIENCE),

@@ -171,9 +171,7 @@ impl Attempts<'_> {
         let mut waited = false;
         let passed = poll_fn(|context| {
             self.poll_upload(ex, connection, out, context)?;
-            let polled = {
-                download.poll(connection.source(), ex.down.client.sink(), |_| {}, context)
-            };
+            let polled = { download.poll(connection.source(), ex.down.client.sink(), |_| {}, context) };
             if std::mem::take(&mut download.progress) {
                 self.deadlines.touch();
             }

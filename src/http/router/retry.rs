@@ -87,9 +87,10 @@ impl Retries {
                 any.with(RetryOn::CONNECT_FAILURE)
             }
             Failure::Reset(StreamError::Refused) => any.with(RetryOn::REFUSED_STREAM),
-            Failure::Closed | Failure::Protocol | Failure::Reset(_) | Failure::Timeout(Expired::PerTry | Expired::PerTryIdle) => {
-                any
-            }
+            Failure::Closed
+            | Failure::Protocol
+            | Failure::Reset(_)
+            | Failure::Timeout(Expired::PerTry | Expired::PerTryIdle) => any,
             _ => return false,
         };
         self.conditions.on.intersects(wanted)

@@ -13,14 +13,18 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 
 use super::request::framing_line;
+use crate::config::cluster::UpstreamProtocol;
 use crate::config::RequestView;
 use crate::http::fields::Fields;
 use crate::http::h1::write::{chunk_open, chunked_end};
 use crate::http::h1::{self, BodyDecoder, BodyEvent, ResponseLimits};
+use crate::http::h2::client::{ClientStream, Heard};
+use crate::http::h2::{Outgoing, Piece};
 use crate::http::head::RequestHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
 use crate::http::worker::Worker;
-use crate::upstream::{ClusterLocal, PickContext, RequestPermit, UpstreamConnection};
+use crate::telemetry::stream_info::Protocol;
+use crate::upstream::{ClusterLocal, HostPool, PickContext, RequestPermit, UpstreamConnection};
 
 /// A body on its way from the request to its mirror.
 #[derive(Debug, Default)]
@@ -119,6 +123,14 @@ impl Shadow {
     async fn exchange(&self) -> Option<()> {
         let cluster = &self.cluster.cluster;
         let pool = self.cluster.pick(&PickContext::default()).ok()?;
+        let http2 = match cluster.http.protocol {
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => self.request.protocol == Protocol::Http2,
+            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+        };
+        if http2 {
+            return self.exchange_stream(&pool).await;
+        }
         let connection = tokio::time::timeout(self.patience, pool.connection(0)).await;
         let mut connection = connection.ok()?.ok()?;
         let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
@@ -144,6 +156,66 @@ impl Shadow {
         self.worker.last_request.set(now);
         pool.give_back(connection, reusable, now);
         Some(())
+    }
+
+    /// As [`Shadow::exchange`], over HTTP/2.
+    async fn exchange_stream(&self, pool: &Rc<HostPool>) -> Option<()> {
+        let cluster = &self.cluster.cluster;
+        let slot = tokio::time::timeout(self.patience, pool.stream(0)).await.ok()?.ok()?;
+        let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
+        let mut out = Outgoing::default();
+        if self.feed.state.get() == State::Ended && self.feed.pieces.borrow().is_empty() {
+            out.finish(self.feed.trailers.borrow().as_ref());
+        }
+        let mut stream = ClientStream::send(slot, &self.request, false, &mut out).ok()?;
+        // As long as the client sends, the request itself sets the limits.
+        poll_fn(|context| {
+            let sent = self.poll_frames(&mut out, context);
+            if sent.is_pending() && self.feed.state.get() == State::Ended {
+                return Poll::Ready(Some(()));
+            }
+            sent
+        })
+        .await?;
+        let rest = async {
+            poll_fn(|context| self.poll_frames(&mut out, context)).await?;
+            let max_fields = cluster.http.max_headers_count as usize;
+            let parsed = loop {
+                match poll_fn(|context| stream.poll_head(max_fields, context)).await.ok()? {
+                    Heard::Final(parsed) => break parsed,
+                    Heard::Interim(_) => {}
+                }
+            };
+            let stats = cluster.stats();
+            stats.responses.count(parsed.head.status);
+            stats.upstream_rq_completed.increment(1);
+            while let Piece::Data(_) = poll_fn(|context| stream.incoming.poll_next(context)).await.ok()? {}
+            Some(())
+        };
+        tokio::time::timeout(self.patience, rest).await.ok()??;
+        self.worker.last_request.set(Instant::now());
+        Some(())
+    }
+
+    /// Hands over what the feed has. Ready when all is out, with `None` when that cannot be.
+    fn poll_frames(&self, out: &mut Outgoing, context: &mut Context<'_>) -> Poll<Option<()>> {
+        self.feed.watch(context);
+        loop {
+            if self.feed.state.get() == State::Cut {
+                return Poll::Ready(None);
+            }
+            if ready!(out.poll_flush(context)).is_err() {
+                return Poll::Ready(None);
+            }
+            match self.feed.take() {
+                Some(piece) => out.push(piece),
+                None if self.feed.state.get() == State::Open => return Poll::Pending,
+                None => {
+                    out.finish(self.feed.trailers.borrow().as_ref());
+                    return out.poll_flush(context).map(Result::ok);
+                }
+            }
+        }
     }
 
     /// Writes what the feed has. Ready when all is out, with `None` when that cannot be.

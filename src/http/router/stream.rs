@@ -121,9 +121,7 @@ impl Attempts<'_> {
                         }
                     }
                     Poll::Ready(Err(StreamError::Closed)) => return Poll::Ready(Err(Failure::Closed)),
-                    Poll::Ready(Err(StreamError::Protocol(_))) => {
-                        return Poll::Ready(Err(Failure::Protocol))
-                    }
+                    Poll::Ready(Err(StreamError::Protocol(_))) => return Poll::Ready(Err(Failure::Protocol)),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Reset(error))),
                 }
             }

@@ -1,6 +1,7 @@
 //! Clusters and their endpoints.
 
 use super::*;
+use crate::config::cluster::UpstreamProtocol;
 
 #[test]
 fn defaults_are_envoys() {
@@ -182,7 +183,10 @@ fn protocol_options() {
         "connection_keepalive": {"interval": "10s", "timeout": "2s", "interval_jitter": {"value": 0}},
     })));
     let http2 = &cluster.http.http2;
-    assert_eq!((http2.max_concurrent_streams, http2.initial_stream_window, http2.header_table_size), (7, 65_536, 0));
+    assert_eq!(
+        (http2.max_concurrent_streams, http2.initial_stream_window, http2.header_table_size),
+        (7, 65_536, 0)
+    );
     let keepalive = http2.keepalive.unwrap();
     assert_eq!(keepalive.interval, Some(Duration::from_secs(10)));
     assert_eq!((keepalive.timeout, keepalive.jitter_percent), (Duration::from_secs(2), 0.0));
