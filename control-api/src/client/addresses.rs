@@ -66,14 +66,14 @@ impl Addresses {
         while let Some(looked_up) = lookups.join_next().await {
             match looked_up {
                 Ok(Ok(found)) => {
-                    ranked.extend(found.into_iter().map(|address| (self.rank(&address), address)))
+                    ranked.extend(found.into_iter().map(|address| (self.rank(&address), address)));
                 }
                 Ok(Err(error)) => errors.push(error),
                 // A lookup neither panics nor is it aborted.
                 Err(_) => {}
             }
         }
-        ranked.sort_by(|a, b| (a.0, a.1.to_string()).cmp(&(b.0, b.1.to_string())));
+        ranked.sort_by_key(|(rank, address)| (*rank, address.to_string()));
         ranked.dedup_by(|a, b| a.1 == b.1);
         let place = self.place();
         let before = |rank: u64| if place.stays { rank < place.rank } else { rank <= place.rank };

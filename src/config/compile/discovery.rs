@@ -150,6 +150,11 @@ pub(super) fn api_source(
             let target = problems
                 .at_index("grpc_services", index, |problems| grpc_target(service, compiler, problems));
             targets.extend(target);
+            if index > 0 {
+                problems.at_index("grpc_services", index, |problems| {
+                    problems.note("", "is not tried: the addresses of the first service are");
+                });
+            }
         }
         ApiKind::Grpc
     };

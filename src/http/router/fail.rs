@@ -124,6 +124,7 @@ impl Attempts<'_> {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
+                self.cluster.cluster.dropped.fetch_add(1, Ordering::Relaxed);
                 Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {

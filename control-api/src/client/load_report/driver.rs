@@ -1,6 +1,5 @@
 //! Joins the state machine of load reporting with a stream and the clock.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use hyper::http::uri::PathAndQuery;
@@ -18,17 +17,10 @@ const METHOD: &str = "/envoy.service.load_stats.v3.LoadReportingService/StreamLo
 
 /// Reports loads to one control plane, for as long as the future is run. `seed` decides the waits between streams: it
 /// should differ between processes.
-pub fn load_reports<L: Loads>(
-    endpoint: Endpoint,
-    settings: Settings,
-    seed: u64,
-    loads: L,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        let addresses = Arc::new(Addresses::new(&endpoint, seed));
-        let machine = LoadReporter::new(&settings, Instant::now().into_std(), seed);
-        Driver { endpoint, addresses, machine, heard: Heard::new(), exchange: None, loads }.run().await;
-    }
+pub async fn load_reports<L: Loads>(endpoint: Endpoint, settings: Settings, seed: u64, loads: L) {
+    let addresses = Arc::new(Addresses::new(&endpoint, seed));
+    let machine = LoadReporter::new(&settings, Instant::now().into_std(), seed);
+    Driver { endpoint, addresses, machine, heard: Heard::new(), exchange: None, loads }.run().await;
 }
 
 struct Driver<L> {
@@ -124,7 +116,7 @@ impl<L: Loads> Driver<L> {
         let now = Instant::now().into_std();
         match inbound {
             Inbound::Opened => self.machine.opened(now),
-            Inbound::Response(response) => self.machine.response(now, response, &mut self.loads),
+            Inbound::Response(response) => self.machine.response(now, &response, &mut self.loads),
             // Only of resources.
             Inbound::Unreadable { .. } => {}
         }

@@ -149,7 +149,7 @@ impl LoadReporter {
     }
 
     /// The control plane says what it wants.
-    pub fn response(&mut self, now: Instant, response: LoadStatsResponse, loads: &mut dyn Loads) {
+    pub fn response(&mut self, now: Instant, response: &LoadStatsResponse, loads: &mut dyn Loads) {
         if !matches!(self.link.phase, Phase::Open { .. }) {
             return;
         }

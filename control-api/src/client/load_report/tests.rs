@@ -76,7 +76,7 @@ impl Rig {
             load_reporting_interval: Some(interval(Duration::from_millis(every))),
             report_endpoint_granularity: false,
         };
-        self.machine.response(self.at(millis), response, &mut self.counts);
+        self.machine.response(self.at(millis), &response, &mut self.counts);
     }
 
     fn report(&mut self, millis: u64) -> Option<LoadStatsRequest> {
@@ -198,7 +198,7 @@ fn an_interval_of_nothing_is_no_reason_to_send_without_end() {
     rig.open(0);
     rig.ask(0, &["a"], 0);
     assert_eq!(rig.machine.deadline(true), Some(rig.start + SHORTEST_INTERVAL));
-    rig.machine.response(rig.at(0), LoadStatsResponse::default(), &mut rig.counts);
+    rig.machine.response(rig.at(0), &LoadStatsResponse::default(), &mut rig.counts);
     assert_eq!(rig.machine.deadline(true), Some(rig.start + SHORTEST_INTERVAL));
     assert_eq!(rig.loads(100), Some(vec![]), "an empty list is no cluster");
 }
@@ -231,7 +231,7 @@ fn endpoints_are_counted_each_when_asked_for() {
         load_reporting_interval: Some(interval(Duration::from_secs(1))),
         ..Default::default()
     };
-    rig.machine.response(rig.at(1100), response, &mut rig.counts);
+    rig.machine.response(rig.at(1100), &response, &mut rig.counts);
     rig.loads(2100);
     assert!(rig.counts.endpoints);
 }

@@ -46,8 +46,8 @@ async fn nowhere() -> Address {
 async fn an_address_that_refuses_costs_no_wait_and_one_that_works_is_kept() {
     let cache = SnapshotCache::by_node_id();
     cache.set_common(Some(Snapshot::new().into()));
-    let (one, first) = serve(Server::new(cache.clone())).await;
-    let (two, second) = serve(Server::new(cache.clone())).await;
+    let (one, _first) = serve(Server::new(cache.clone())).await;
+    let (two, _second) = serve(Server::new(cache.clone())).await;
     let dead = nowhere().await;
     // A back-off that no test waits for.
     for seed in 0..8 {
