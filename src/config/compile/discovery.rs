@@ -151,9 +151,8 @@ pub(super) fn api_source(
                 .at_index("grpc_services", index, |problems| grpc_target(service, compiler, problems));
             targets.extend(target);
             if index > 0 {
-                problems.at_index("grpc_services", index, |problems| {
-                    problems.note("", "is not tried: the addresses of the first service are");
-                });
+                let why = "is not tried: the addresses of the first service are";
+                problems.note(format_args!("grpc_services[{index}]"), why);
             }
         }
         ApiKind::Grpc
