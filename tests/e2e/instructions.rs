@@ -142,7 +142,7 @@ impl Http2 {
                     self.stream.write_all(b"\0\0\0\x04\x01\0\0\0\0").await.expect("settings are taken");
                 }
                 HEADERS_FRAME => {
-                    assert!(payload.first() == Some(&0x88) || self.id > 1, "the status is not 200")
+                    assert!(payload.first() == Some(&0x88) || self.id > 1, "the status is not 200");
                 }
                 DATA if head[4] & END_STREAM != 0 => break,
                 kind => assert!(matches!(kind, DATA | 4 | 6 | 8), "frame {kind}"),
