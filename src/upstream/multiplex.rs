@@ -22,7 +22,7 @@ use super::pool::{ConnectionPermit, HostPool};
 use super::UpstreamError;
 use crate::http::h2::guard::{Account, Guarded};
 use crate::http::h2::ping::Pinger;
-use crate::http::h2::{client_builder, Options};
+use crate::http::h2::{client_builder, HeadLimits, Options};
 use crate::telemetry::stats::Held;
 
 /// The connections of a pool and who waits for them.
@@ -143,7 +143,11 @@ impl StreamSlot {
         ends: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
         match self.send.take() {
-            Some(mut send) => send.send_request(request, ends),
+            Some(mut send) => {
+                let streams = &self.connection.account.streams;
+                streams.set(streams.get() + 1);
+                send.send_request(request, ends)
+            }
             None => Err(h2::Reason::REFUSED_STREAM.into()),
         }
     }
@@ -341,7 +345,10 @@ impl HostPool {
         let (id, local) = (connection.id, connection.local);
         let (stream, permit) = connection.split();
         let account: Rc<Account> = Rc::default();
-        let socket = Guarded::client(stream, options.limits, account.clone());
+        let http = &self.cluster().http;
+        let heads = HeadLimits { bytes: http.max_response_headers, fields: http.max_headers_count as usize };
+        let table = options.header_table_size;
+        let socket = Guarded::client(stream, options.limits, table, heads, account.clone());
         let broken = |error: h2::Error| UpstreamError::Connect {
             host: self.host.address_text.clone(),
             reason: error.to_string(),

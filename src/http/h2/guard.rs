@@ -1,20 +1,25 @@
 //! The bytes of an HTTP/2 connection between its socket and the `h2` crate, watched as they pass.
 //!
 //! Comes in: a socket and what was read from it while its protocol was found out. Goes out: the same bytes,
-//! until the peer sends frames out of proportion to the work it asks for. The `h2` crate bounds memory but
+//! until the peer sends frames that are wrong, or out of proportion to the work it asks for. The `h2` crate bounds memory but
 //! takes PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames without end; each costs time. What is
-//! out of proportion is Envoy's rule where Envoy has one (`Http2ProtocolOptions`), see [`Limits`].
+//! out of proportion is Envoy's rule where Envoy has one (`Http2ProtocolOptions`), see [`Limits`]. Frames that begin
+//! a message or control the connection are held back until they are complete (`watch` looks at them, `screen` at
+//! header blocks); bodies pass as they come.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{ready, Context, Poll};
-use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
+use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::outbound::Outbound;
+use super::screen::Side;
+use super::watch::{HeadLimits, Stop, Walk, Watch};
 use crate::runtime::stream::Stream;
 
 /// Frames that a peer may send for the work it asks for.
@@ -53,6 +58,15 @@ pub enum Flood {
     Control,
 }
 
+/// An error of the connection that was found before the crate saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken {
+    /// The code of the GOAWAY.
+    pub reason: Reason,
+    /// A head grew over its limit.
+    pub overflow: bool,
+}
+
 /// What a connection has done so far; shared by its guard, its streams and who serves it.
 #[derive(Debug, Default)]
 pub struct Account {
@@ -62,6 +76,8 @@ pub struct Account {
     pub data_sent: Cell<u64>,
     /// The peer is cut off for this.
     pub flood: Cell<Option<Flood>>,
+    /// The peer is cut off for this.
+    pub broken: Cell<Option<Broken>>,
     /// The peer said GOAWAY.
     pub going_away: Cell<bool>,
     /// A head has begun and is not complete.
@@ -70,201 +86,216 @@ pub struct Account {
     pub received: Cell<u64>,
     /// Bytes written.
     pub sent: Cell<u64>,
+    /// Messages that were malformed and whose streams the crate resets.
+    pub malformed: Cell<u64>,
+    /// Heads over a limit, answered or reset by the crate.
+    pub overflows: Cell<u64>,
+    /// Streams that the crate reset before anybody saw them.
+    pub refused: Cell<u64>,
+    /// The last stream of the peer that is served.
+    pub accepted: Cell<u32>,
+    /// What kinds of frames the crate has been given since it last asked for bytes.
+    given: Cell<u8>,
 }
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-/// END_STREAM of DATA and HEADERS, ACK of SETTINGS and PING.
-const FLAG_1: u8 = 1;
-/// END_HEADERS of HEADERS and CONTINUATION.
-const END_HEADERS: u8 = 4;
-const FRAME_HEAD: usize = 9;
+impl Account {
+    /// HEADERS of a new stream.
+    pub(super) const OPENS: u8 = 1;
+    /// HEADERS of a stream that was there before.
+    pub(super) const GOES_ON: u8 = 2;
+    /// HEADERS of a stream that was left out.
+    pub(super) const UNEXPECTED: u8 = 4;
+    /// DATA.
+    pub(super) const DATA: u8 = 8;
+
+    pub(super) fn note(&self, kind: u8) {
+        self.given.set(self.given.get() | kind);
+    }
+
+    /// The code of RFC 9113 where the crate says PROTOCOL_ERROR: what is left for it to find are streams that are
+    /// over, and header blocks that do not decode.
+    pub(super) fn code(&self) -> Option<Reason> {
+        let given = self.given.get();
+        if given & Self::UNEXPECTED != 0 {
+            None
+        } else if given & (Self::GOES_ON | Self::DATA) != 0 {
+            Some(Reason::STREAM_CLOSED)
+        } else if given & Self::OPENS != 0 {
+            Some(Reason::COMPRESSION_ERROR)
+        } else {
+            None
+        }
+    }
+}
+
 /// What a client sends before its first frame (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Follows the frames in a stream of bytes and counts them (RFC 9113 §4.1).
-#[derive(Debug)]
-struct Watch {
-    limits: Limits,
-    head: [u8; FRAME_HEAD],
-    have: usize,
-    /// Bytes to pass over: the preface, the rest of a payload.
-    skip: u64,
-    /// A header block goes on in the next frame.
-    open_block: bool,
-    kind: u8,
-    empty_in_a_row: u32,
-    priorities: u64,
-    window_updates: u64,
-    data_received: u64,
-    last_stream: u32,
-    /// Streams the peer opened.
-    opened: u64,
-    controls: u64,
-    /// Control frames forgiven since.
-    forgiven: u64,
-    since: Option<Instant>,
-}
-
-impl Watch {
-    fn new(limits: Limits, preface: usize) -> Self {
-        Self {
-            limits,
-            head: [0; FRAME_HEAD],
-            have: 0,
-            skip: preface as u64,
-            open_block: false,
-            kind: DATA,
-            empty_in_a_row: 0,
-            priorities: 0,
-            window_updates: 0,
-            data_received: 0,
-            last_stream: 0,
-            opened: 0,
-            controls: 0,
-            forgiven: 0,
-            since: None,
-        }
-    }
-
-    fn feed(&mut self, mut bytes: &[u8], account: &Account) -> Option<Flood> {
-        let mut flood = None;
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let over = bytes.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
-                bytes = bytes.get(over..).unwrap_or_default();
-                self.skip -= over as u64;
-                continue;
-            }
-            let take = (FRAME_HEAD - self.have).min(bytes.len());
-            let (head, rest) = bytes.split_at(take);
-            // `have` stays below the length of a head, and `take` fills it at most.
-            self.head[self.have..self.have + take].copy_from_slice(head);
-            self.have += take;
-            bytes = rest;
-            if self.have == FRAME_HEAD {
-                self.have = 0;
-                flood = self.frame(account).or(flood);
-            }
-        }
-        // The rest of a body may take as long as its stream does.
-        let inside = self.have > 0 || (self.skip > 0 && self.kind != DATA);
-        account.half.set(inside || self.open_block);
-        flood
-    }
-
-    /// A frame begins.
-    fn frame(&mut self, account: &Account) -> Option<Flood> {
-        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.head;
-        let length = u32::from_be_bytes([0, l0, l1, l2]);
-        let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
-        self.skip = length.into();
-        self.kind = kind;
-        match kind {
-            DATA | HEADERS | CONTINUATION => {
-                if kind == HEADERS && stream > self.last_stream {
-                    self.last_stream = stream;
-                    self.opened += 1;
-                }
-                if kind != DATA {
-                    self.open_block = flags & END_HEADERS == 0;
-                }
-                if length > 0 || flags & FLAG_1 != 0 {
-                    self.data_received += 1;
-                    self.empty_in_a_row = 0;
-                    return None;
-                }
-                self.empty_in_a_row += 1;
-                (self.empty_in_a_row > self.limits.empty).then_some(Flood::Empty)
-            }
-            PRIORITY => {
-                self.priorities += 1;
-                let allowed = self.limits.priority.saturating_mul(1 + self.streams(account));
-                (self.priorities > allowed).then_some(Flood::Priority)
-            }
-            WINDOW_UPDATE => {
-                self.window_updates += 1;
-                let sent = self.limits.window_update.saturating_mul(account.data_sent.get());
-                let allowed = 5 + 2 * (self.streams(account) + sent);
-                (self.window_updates > allowed).then_some(Flood::WindowUpdate)
-            }
-            // Answers to what we sent.
-            SETTINGS | PING if flags & FLAG_1 != 0 => None,
-            _ => {
-                if kind == GOAWAY {
-                    account.going_away.set(true);
-                }
-                self.controls += 1;
-                let paid = self.streams(account) + self.data_received + self.forgiven;
-                let allowed = u64::from(self.limits.control) + paid;
-                (self.controls > allowed && !self.forgive(allowed)).then_some(Flood::Control)
-            }
-        }
-    }
-
-    fn streams(&self, account: &Account) -> u64 {
-        self.opened.max(account.streams.get())
-    }
-
-    /// Time pays too. The clock is asked only when nothing else is left to pay with.
-    #[cold]
-    fn forgive(&mut self, allowed: u64) -> bool {
-        let now = Instant::now();
-        // The first time, as if all of it had come within a moment.
-        let since = *self.since.get_or_insert(now);
-        let passed = now.saturating_duration_since(since).as_millis();
-        let earned = passed.saturating_mul(u128::from(self.limits.control)) / 10_000;
-        let earned = u64::try_from(earned).unwrap_or(u64::MAX).min(self.limits.control.into());
-        if earned == 0 {
-            return false;
-        }
-        self.since = Some(now);
-        self.forgiven += earned;
-        self.controls <= allowed.saturating_add(earned)
-    }
-}
-
-/// A socket whose incoming frames are watched. After a flood it reads nothing more, and says so in
-/// [`Account::flood`].
+/// A socket whose incoming frames are watched. After a flood, or when it is broken, it reads nothing more, and says
+/// so in [`Account`].
 #[derive(Debug)]
 pub struct Guarded {
     stream: Stream,
-    prefix: BytesMut,
+    /// Bytes to look at: read before, or frames that are not complete.
+    pending: BytesMut,
+    /// So many of them are needed to go on.
+    need: usize,
+    /// Bytes that may pass.
+    ready: BytesMut,
     watch: Watch,
+    outbound: Outbound,
     account: Rc<Account>,
     /// A flood is an error, where nobody looks at the account.
     fails: bool,
 }
 
 impl Guarded {
-    /// The server's end: a client's preface comes first. `prefix` was read before.
-    pub fn server(stream: Stream, prefix: BytesMut, limits: Limits, account: Rc<Account>) -> Self {
-        let watch = Watch::new(limits, PREFACE.len());
-        Self { stream, prefix, watch, account, fails: false }
+    /// The server's end: a client's preface comes first. `prefix` was read before; `table_size` is what we let the
+    /// client's compression table be.
+    pub fn server(
+        stream: Stream,
+        prefix: BytesMut,
+        limits: Limits,
+        table_size: u32,
+        heads: HeadLimits,
+        account: Rc<Account>,
+    ) -> Self {
+        let watch = Watch::new(limits, Side::Server, table_size as usize, heads, PREFACE.len());
+        Self::new(stream, prefix, watch, account, false)
     }
 
     /// The client's end.
-    pub fn client(stream: Stream, limits: Limits, account: Rc<Account>) -> Self {
-        let watch = Watch::new(limits, 0);
-        Self { stream, prefix: BytesMut::new(), watch, account, fails: true }
+    pub fn client(
+        stream: Stream,
+        limits: Limits,
+        table_size: u32,
+        heads: HeadLimits,
+        account: Rc<Account>,
+    ) -> Self {
+        let watch = Watch::new(limits, Side::Client, table_size as usize, heads, 0);
+        Self::new(stream, BytesMut::new(), watch, account, true)
     }
 
-    fn passed(&mut self, bytes: &[u8], context: &Context<'_>) -> io::Result<()> {
-        self.account.received.set(self.account.received.get() + bytes.len() as u64);
-        if let Some(flood) = self.watch.feed(bytes, &self.account) {
-            self.account.flood.set(Some(flood));
-            if self.fails {
-                return Err(io::Error::other("frame flood"));
+    fn new(stream: Stream, pending: BytesMut, watch: Watch, account: Rc<Account>, fails: bool) -> Self {
+        let outbound = Outbound::new(!fails);
+        Self { stream, pending, need: 0, ready: BytesMut::new(), watch, outbound, account, fails }
+    }
+
+    /// Takes what `walk` says about the first of `pending`.
+    fn look(&mut self, context: &Context<'_>) -> io::Result<()> {
+        match self.watch.walk(&self.pending, &self.account) {
+            Walk::All => {
+                self.pass(self.pending.len());
+                self.need = 0;
             }
-            context.waker().wake_by_ref();
+            Walk::Hold { pass, need } => {
+                self.pass(pass);
+                self.need = need;
+            }
+            Walk::Exchange { pass, skip, with } => {
+                self.pass(pass);
+                // `walk` counts only what is there.
+                self.pending.advance(skip.min(self.pending.len()));
+                self.ready.extend_from_slice(&with);
+                self.need = 0;
+            }
+            Walk::Stop { pass, why } => {
+                self.pass(pass);
+                self.stop(why, context)?;
+            }
         }
         Ok(())
+    }
+
+    fn pass(&mut self, count: usize) {
+        let passed = self.pending.split_to(count.min(self.pending.len()));
+        if self.ready.is_empty() {
+            self.ready = passed;
+        } else {
+            self.ready.extend_from_slice(&passed);
+        }
+        if self.pending.is_empty() {
+            // Gives the memory back: a connection that idles holds nothing.
+            self.pending = BytesMut::new();
+        }
+    }
+
+    fn stop(&self, why: Stop, context: &Context<'_>) -> io::Result<()> {
+        let what = match why {
+            Stop::Flood(flood) => {
+                self.account.flood.set(Some(flood));
+                "frame flood"
+            }
+            Stop::Broken(broken) => {
+                self.account.broken.set(Some(broken));
+                "frames are wrong"
+            }
+        };
+        self.account.given.set(0);
+        if self.fails {
+            return Err(io::Error::other(what));
+        }
+        context.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.account.flood.get().is_some() || self.account.broken.get().is_some()
+    }
+
+    /// Reads into `pending`; false at the end of the stream.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.pending.reserve(4096);
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            match self.stream.try_read_buf(&mut self.pending) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(count) => {
+                    self.account.received.set(self.account.received.get() + count as u64);
+                    return Poll::Ready(Ok(count > 0));
+                }
+            }
+        }
+    }
+
+    /// Reads into the crate's buffer, and takes back what may not pass. True when something passed, or at the end.
+    fn poll_straight(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let before = buffer.filled().len();
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            match self.stream.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(0) => return Poll::Ready(Ok(true)),
+                Ok(_) => break,
+            }
+        }
+        let bytes = buffer.filled().get(before..).unwrap_or_default();
+        self.account.received.set(self.account.received.get() + bytes.len() as u64);
+        let (pass, skip, need) = match self.watch.walk(bytes, &self.account) {
+            Walk::All => return Poll::Ready(Ok(true)),
+            Walk::Hold { pass, need } => (pass, 0, need),
+            Walk::Exchange { pass, skip, with } => {
+                // Goes before what follows, which is looked at later.
+                self.ready.extend_from_slice(&with);
+                (pass, skip, 0)
+            }
+            Walk::Stop { pass, why } => {
+                self.stop(why, context)?;
+                (pass, 0, 0)
+            }
+        };
+        self.need = need;
+        self.pending.extend_from_slice(bytes.get(pass + skip..).unwrap_or_default());
+        buffer.set_filled(before + pass);
+        Poll::Ready(Ok(pass > 0))
     }
 }
 
@@ -275,36 +306,43 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.account.flood.get().is_some() {
-            return Poll::Pending;
+        if this.ready.is_empty() {
+            // What the crate had, it has used.
+            this.account.given.set(0);
         }
-        let before = buffer.filled().len();
-        if this.prefix.is_empty() {
-            loop {
-                ready!(this.stream.poll_read_ready(context))?;
-                match this.stream.try_read_buf(buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Poll::Ready(Err(error)),
-                    Ok(_) => break,
+        loop {
+            if !this.ready.is_empty() {
+                let take = this.ready.len().min(buffer.remaining());
+                buffer.put_slice(this.ready.get(..take).unwrap_or_default());
+                this.ready.advance(take);
+                if this.ready.is_empty() {
+                    this.ready = BytesMut::new();
                 }
+                return Poll::Ready(Ok(()));
             }
-        } else {
-            let take = this.prefix.len().min(buffer.remaining());
-            buffer.put_slice(this.prefix.get(..take).unwrap_or_default());
-            this.prefix.advance(take);
-            if this.prefix.is_empty() {
-                this.prefix = BytesMut::new();
+            if this.is_stopped() {
+                return Poll::Pending;
+            }
+            if this.pending.is_empty() {
+                let passed = ready!(this.poll_straight(context, buffer))?;
+                this.account.half.set(!this.pending.is_empty());
+                if passed {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if this.pending.len() >= this.need {
+                this.look(context)?;
+                this.account.half.set(!this.pending.is_empty());
+            } else if !ready!(this.poll_more(context))? {
+                // What is not complete never will be.
+                return Poll::Ready(Ok(()));
             }
         }
-        this.passed(buffer.filled().get(before..).unwrap_or_default(), context)?;
-        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().write(context, |stream| stream.try_write(bytes))
+        self.get_mut().write(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -312,10 +350,7 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().write(context, |stream| match slices {
-            [one] => stream.try_write(one),
-            several => stream.try_write_vectored(several),
-        })
+        self.get_mut().write(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -335,113 +370,36 @@ impl Guarded {
     fn write(
         &mut self,
         context: &mut Context<'_>,
-        write: impl Fn(&Stream) -> io::Result<usize>,
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // An error code to be made exact goes out by itself.
+        let exact = self.account.code().and_then(|code| {
+            let first = slices.iter().find(|slice| !slice.is_empty())?;
+            self.outbound.exact(first, code)
+        });
         loop {
-            match write(&self.stream) {
+            let written = match (&exact, slices) {
+                (Some(piece), _) => self.stream.try_write(piece.bytes()),
+                (None, [one]) => self.stream.try_write(one),
+                (None, several) => self.stream.try_write_vectored(several),
+            };
+            match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.stream.poll_write_ready(context))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(count) => {
+                    let mut left = count;
+                    for slice in slices {
+                        let part = slice.get(..left.min(slice.len())).unwrap_or_default();
+                        self.outbound.follow(part, &self.account);
+                        left -= part.len();
+                    }
                     self.account.sent.set(self.account.sent.get() + count as u64);
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0, (length >> 8) as u8, length as u8, kind, flags];
-        bytes.extend_from_slice(&stream.to_be_bytes());
-        bytes.resize(FRAME_HEAD + length, 0xff);
-        bytes
-    }
-
-    /// How many of `one` pass, however the bytes are cut.
-    fn passes(one: &[u8], most: usize, prelude: &[u8], account: &Account) -> usize {
-        let mut counts = [1, 7, 4096].map(|cut| {
-            let mut watch = Watch::new(Limits::default(), PREFACE.len());
-            assert_eq!(watch.feed(PREFACE, account), None);
-            assert_eq!(watch.feed(prelude, account), None);
-            (0..most)
-                .take_while(|_| one.chunks(cut).all(|piece| watch.feed(piece, account).is_none()))
-                .count()
-        });
-        counts.sort_unstable();
-        assert_eq!(counts[0], counts[2], "the cuts must not matter");
-        counts[0]
-    }
-
-    #[test]
-    fn floods_are_counted_as_envoy_does() {
-        let account = Account::default();
-        assert_eq!(passes(&frame(DATA, 0, 1, 0), 10, &[], &account), 1);
-        assert_eq!(passes(&frame(PRIORITY, 0, 1, 5), 1000, &[], &account), 100);
-        assert_eq!(passes(&frame(WINDOW_UPDATE, 0, 0, 4), 1000, &[], &account), 5);
-        let stream = frame(HEADERS, 4, 1, 30);
-        assert_eq!(passes(&frame(PRIORITY, 0, 1, 5), 1000, &stream, &account), 200);
-        assert_eq!(passes(&frame(WINDOW_UPDATE, 0, 0, 4), 1000, &stream, &account), 7);
-        account.data_sent.set(3);
-        assert_eq!(passes(&frame(WINDOW_UPDATE, 0, 0, 4), 1000, &[], &account), 65);
-    }
-
-    #[test]
-    fn control_frames_are_paid_for_by_work() {
-        let account = Account::default();
-        for kind in [PING, SETTINGS, 3, 0x77] {
-            assert_eq!(passes(&frame(kind, 0, 1, 8), 2000, &[], &account), 1000, "{kind}");
-        }
-        // Acknowledgements are asked for by us.
-        assert_eq!(passes(&frame(PING, FLAG_1, 0, 8), 2000, &[], &account), 2000);
-        let mut work = Vec::new();
-        for _ in 0..50 {
-            work.extend(frame(DATA, 0, 1, 100));
-        }
-        assert_eq!(passes(&frame(PING, 0, 0, 8), 2000, &work, &account), 1050);
-    }
-
-    #[test]
-    fn half_a_head_shows() {
-        let account = Account::default();
-        let mut watch = Watch::new(Limits::default(), 0);
-        let mut fed = |bytes: &[u8]| {
-            assert_eq!(watch.feed(bytes, &account), None);
-            account.half.get()
-        };
-        let whole = frame(HEADERS, END_HEADERS, 1, 30);
-        assert!(!fed(&whole));
-        assert!(fed(&whole[..5]));
-        assert!(fed(&whole[5..20]));
-        assert!(!fed(&whole[20..]));
-        assert!(fed(&frame(HEADERS, 0, 3, 30)), "CONTINUATION is to come");
-        assert!(!fed(&frame(CONTINUATION, END_HEADERS, 3, 30)));
-        assert!(!fed(&frame(DATA, 0, 3, 100)[..50]), "a body may be slow");
-    }
-
-    #[test]
-    fn work_is_never_a_flood() {
-        let account = Account::default();
-        let mut pair = frame(HEADERS, 4, 1, 30);
-        pair.extend(frame(DATA, FLAG_1, 1, 0));
-        assert_eq!(passes(&pair, 5000, &[], &account), 5000);
-    }
-
-    #[test]
-    fn time_forgives() {
-        let account = Account::default();
-        let mut watch = Watch::new(Limits::default(), 0);
-        let ping = frame(PING, 0, 0, 8);
-        while watch.feed(&ping, &account).is_none() {}
-        // A second later a hundred more may come.
-        watch.since = watch.since.map(|since| since - std::time::Duration::from_secs(1));
-        let more = (0..1000).take_while(|_| watch.feed(&ping, &account).is_none()).count();
-        assert!((90..=101).contains(&more), "{more}");
     }
 }

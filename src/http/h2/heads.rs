@@ -84,6 +84,12 @@ pub fn request(
     if !authority.is_empty() && check_authority(authority).is_err() {
         return Err(Bad::Malformed("http2.invalid_authority"));
     }
+    if authority.is_empty() && parts.method == Method::CONNECT {
+        return Err(Bad::Malformed("http2.no_authority"));
+    }
+    if parts.uri.scheme_str().is_some_and(str::is_empty) {
+        return Err(Bad::Malformed("http2.no_scheme"));
+    }
     let upgrade = connect_protocol.is_some();
     let method = if upgrade { b"GET" } else { method };
     let method = fields.store(method);
@@ -130,7 +136,11 @@ pub fn request(
                 }
             }
         }
-        fields.push(name, value.trim_ascii());
+        // RFC 9113 §8.2.1.
+        if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value {
+            return Err(Bad::Malformed("http2.space_around_value"));
+        }
+        fields.push(name, value);
     }
     if let Some(cookies) = cookies {
         fields.push_known(Known::Cookie, &cookies);

@@ -1,6 +1,7 @@
 //! HTTP/2 (RFC 9113), spoken by the `h2` crate on the worker's thread.
 //!
-//! `guard` watches the frames that pass below the crate, `heads` translates between its heads and ours,
+//! `guard` stands below the crate: `watch` looks at the frames that come, `screen` at their header blocks, `outbound`
+//! at the frames that go. `heads` translates between its heads and ours,
 //! `body` moves DATA without copying it, `server` serves the streams of a client's connection, `client`
 //! is the stream of a request upstream. Connections to hosts are kept by [`crate::upstream::multiplex`].
 
@@ -8,8 +9,12 @@ pub mod body;
 pub mod client;
 pub mod guard;
 pub mod heads;
+mod huffman;
+mod outbound;
 pub mod ping;
+mod screen;
 pub mod server;
+mod watch;
 
 use std::io;
 use std::time::Duration;
@@ -18,6 +23,7 @@ use crate::config::cluster::UpstreamHttp;
 
 pub use body::{Incoming, Outgoing, Piece};
 pub use guard::{Account, Flood, Guarded, Limits, PREFACE};
+pub use watch::HeadLimits;
 
 /// `Http2ProtocolOptions`, as far as both directions have a use for them. Defaults are Envoy's
 /// (`config/core/v3/protocol.proto`).

@@ -13,10 +13,10 @@ use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
 
 use super::body::{Incoming, Outgoing};
-use super::guard::{Account, Flood, Guarded};
+use super::guard::{Account, Broken, Flood, Guarded};
 use super::heads::{self, Bad, Parsed};
 use super::ping::Pinger;
-use super::{Options, ERROR_RESETS, PENDING_RESETS, RESETS_KEPT, SEND_BUFFER};
+use super::{HeadLimits, Options, ERROR_RESETS, PENDING_RESETS, RESETS_KEPT, SEND_BUFFER};
 use crate::config::http::HttpConnectionManager;
 use crate::http::client::Client;
 use crate::http::connection::Downstream;
@@ -204,6 +204,8 @@ enum Event {
     /// The peer or the socket ended it.
     Ended(Option<h2::Error>),
     Flood(Flood),
+    /// Frames that are wrong in themselves.
+    Broken(Broken),
     /// Streams opened only to be reset.
     Abuse,
     Idle,
@@ -248,7 +250,9 @@ pub async fn serve(
     let _http2 = Held::new(&stats.downstream_cx_http2_active);
     let account: Rc<Account> = Rc::default();
     let options = &manager.http2;
-    let socket = Guarded::server(stream, prefix, options.limits, account.clone());
+    let heads = HeadLimits { bytes: manager.limits.max_head, fields: manager.limits.max_fields };
+    let table = options.header_table_size;
+    let socket = Guarded::server(stream, prefix, options.limits, table, heads, account.clone());
     let handshake = builder(options, &manager).handshake::<_, Bytes>(socket);
     let mut connection = match tokio::time::timeout(PATIENCE, handshake).await {
         Ok(Ok(connection)) => connection,
@@ -299,6 +303,9 @@ pub async fn serve(
             if let Some(flood) = shared.account.flood.get() {
                 return Poll::Ready(Event::Flood(flood));
             }
+            if let Some(broken) = shared.account.broken.get() {
+                return Poll::Ready(Event::Broken(broken));
+            }
             match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     return Poll::Ready(Event::Request(request, respond))
@@ -326,8 +333,10 @@ pub async fn serve(
             })
         })
         .await;
+        count_refused(&shared.account, &manager);
         match event {
             Event::Request(request, respond) => {
+                shared.account.accepted.set(respond.stream_id().as_u32());
                 requests = requests.saturating_add(1);
                 let limit = manager.max_requests_per_connection;
                 if limit != 0 && requests >= limit && !shared.drain.replace(true) {
@@ -377,6 +386,15 @@ pub async fn serve(
                 finish(&mut connection).await;
                 break;
             }
+            Event::Broken(broken) => {
+                if broken.overflow {
+                    codec.header_overflow.increment(1);
+                }
+                stats.downstream_cx_protocol_error.increment(1);
+                connection.abrupt_shutdown(broken.reason);
+                finish(&mut connection).await;
+                break;
+            }
             Event::Abuse => {
                 manager.stats.downstream_rq_too_many_premature_resets.increment(1);
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -384,12 +402,43 @@ pub async fn serve(
                 break;
             }
             Event::Ended(error) => {
-                if error.is_some_and(|error| !error.is_io() && !error.is_remote()) {
+                if let Some(error) = error.filter(|error| !error.is_io() && !error.is_remote()) {
                     stats.downstream_cx_protocol_error.increment(1);
+                    count_ended(&error, &manager);
                 }
                 break;
             }
         }
+    }
+}
+
+/// Counts what the crate answered by itself.
+fn count_refused(account: &Account, manager: &HttpConnectionManager) {
+    let codec = &manager.http2_stats;
+    let (malformed, overflows, refused) =
+        (account.malformed.take(), account.overflows.take(), account.refused.take());
+    if malformed + overflows + refused == 0 {
+        return;
+    }
+    codec.rx_messaging_error.increment(malformed);
+    codec.header_overflow.increment(overflows);
+    codec.tx_reset.increment(refused);
+    manager.stats.downstream_rq_tx_reset.increment(refused);
+}
+
+/// Counts why the crate ended a connection. It says so in words only.
+fn count_ended(error: &h2::Error, manager: &HttpConnectionManager) {
+    if error.reason() != Some(Reason::ENHANCE_YOUR_CALM) {
+        return;
+    }
+    let codec = &manager.http2_stats;
+    let words = error.to_string();
+    if words.contains("resets") {
+        manager.stats.downstream_rq_too_many_premature_resets.increment(1);
+    } else if words.contains("data_frames") {
+        codec.inbound_empty_frames_flood.increment(1);
+    } else {
+        codec.header_overflow.increment(1);
     }
 }
 
@@ -434,7 +483,7 @@ async fn serve_stream(
             manager.stats.downstream_rq_tx_reset.increment(1);
             respond.send_reset(Reason::PROTOCOL_ERROR);
             drop((body, respond));
-            connection.stream_ended(LazyTimer::default(), false, Duration::ZERO);
+            connection.stream_ended(LazyTimer::default(), true, Duration::ZERO);
             return;
         }
     };
