@@ -197,6 +197,11 @@ impl Fields {
         })
     }
 
+    /// Bytes that they and what is stored beside them take.
+    pub fn size(&self) -> usize {
+        self.buf.len()
+    }
+
     /// How many fields there are.
     pub fn len(&self) -> usize {
         self.list.len()

@@ -7,7 +7,7 @@
 //! a message or control the connection are held back until they are complete (`watch` looks at them, `screen` at
 //! header blocks); bodies pass as they come.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -94,6 +94,13 @@ pub struct Account {
     pub refused: Cell<u64>,
     /// The last stream of the peer that is served.
     pub accepted: Cell<u32>,
+    /// PINGs and SETTINGS of ours that were not answered.
+    pub(super) pings: Cell<u32>,
+    pub(super) settings: Cell<u32>,
+    /// What the crate's last GOAWAY said, its numbers before its words.
+    pub(super) farewell: RefCell<Vec<u8>>,
+    /// Bytes of heads that are held for streams.
+    pub(super) held: Cell<usize>,
     /// What kinds of frames the crate has been given since it last asked for bytes.
     given: Cell<u8>,
 }
@@ -103,10 +110,8 @@ impl Account {
     pub(super) const OPENS: u8 = 1;
     /// HEADERS of a stream that was there before.
     pub(super) const GOES_ON: u8 = 2;
-    /// HEADERS of a stream that was left out.
-    pub(super) const UNEXPECTED: u8 = 4;
     /// DATA.
-    pub(super) const DATA: u8 = 8;
+    pub(super) const DATA: u8 = 4;
 
     pub(super) fn note(&self, kind: u8) {
         self.given.set(self.given.get() | kind);
@@ -116,9 +121,7 @@ impl Account {
     /// over, and header blocks that do not decode.
     pub(super) fn code(&self) -> Option<Reason> {
         let given = self.given.get();
-        if given & Self::UNEXPECTED != 0 {
-            None
-        } else if given & (Self::GOES_ON | Self::DATA) != 0 {
+        if given & (Self::GOES_ON | Self::DATA) != 0 {
             Some(Reason::STREAM_CLOSED)
         } else if given & Self::OPENS != 0 {
             Some(Reason::COMPRESSION_ERROR)
@@ -367,11 +370,7 @@ impl AsyncWrite for Guarded {
 }
 
 impl Guarded {
-    fn write(
-        &mut self,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn write(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         // An error code to be made exact goes out by itself.
         let exact = self.account.code().and_then(|code| {
             let first = slices.iter().find(|slice| !slice.is_empty())?;

@@ -3,11 +3,16 @@
 
 use h2::Reason;
 
-use super::guard::Account;
+use super::guard::{Account, PREFACE};
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const ACK: u8 = 1;
+/// Of what a GOAWAY says, so many bytes are looked at.
+const FAREWELL: usize = 64;
 const FRAME_HEAD: usize = 9;
 /// Where the last byte of the code is in a GOAWAY's payload.
 const CODE: usize = 7;
@@ -43,7 +48,9 @@ impl Exact<'_> {
 
 impl Outbound {
     pub(super) fn new(serves: bool) -> Self {
-        Self { serves, head: [0; FRAME_HEAD], have: 0, left: 0, passed: 0 }
+        // A client says its preface first; it is passed over like a payload.
+        let (have, left) = if serves { (0, 0) } else { (FRAME_HEAD, PREFACE.len()) };
+        Self { serves, head: [0; FRAME_HEAD], have, left, passed: 0 }
     }
 
     /// These bytes were written.
@@ -51,6 +58,11 @@ impl Outbound {
         while !bytes.is_empty() {
             if self.have == FRAME_HEAD {
                 let over = bytes.len().min(self.left);
+                if self.head[3] == GOAWAY {
+                    let mut farewell = account.farewell.borrow_mut();
+                    let room = FAREWELL.saturating_sub(farewell.len()).min(over);
+                    farewell.extend_from_slice(bytes.get(..room).unwrap_or_default());
+                }
                 self.left -= over;
                 self.passed += over;
                 bytes = bytes.get(over..).unwrap_or_default();
@@ -72,7 +84,13 @@ impl Outbound {
     }
 
     fn begin(&mut self, account: &Account) {
-        let [l0, l1, l2, kind, _, s0, s1, s2, s3] = self.head;
+        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.head;
+        match kind {
+            PING if flags & ACK == 0 => account.pings.set(account.pings.get().saturating_add(1)),
+            SETTINGS if flags & ACK == 0 => account.settings.set(account.settings.get().saturating_add(1)),
+            GOAWAY => account.farewell.borrow_mut().clear(),
+            _ => {}
+        }
         self.left = u32::from_be_bytes([0, l0, l1, l2]) as usize;
         self.passed = 0;
         // An answer on a stream that nobody here has seen: the crate found the head too large.
@@ -150,6 +168,15 @@ mod tests {
             *expected.last_mut().unwrap() = 9;
             assert_eq!(written, expected, "{most} at a time");
         }
+    }
+
+    #[test]
+    fn a_preface_is_no_frame() {
+        let account = Account::default();
+        let mut outbound = Outbound::new(false);
+        outbound.follow(PREFACE, &account);
+        outbound.follow(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0], &account);
+        assert_eq!(account.settings.get(), 1);
     }
 
     #[test]

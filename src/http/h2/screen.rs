@@ -49,7 +49,9 @@ impl Name {
             b":method" => Self::Method,
             b":scheme" | b":authority" | b":path" | b":protocol" => Self::Visible,
             b":status" => Self::Status,
-            name if !name.is_empty() && name.iter().all(|byte| is_token(*byte) && !byte.is_ascii_uppercase()) => {
+            name if !name.is_empty()
+                && name.iter().all(|byte| is_token(*byte) && !byte.is_ascii_uppercase()) =>
+            {
                 Self::Regular
             }
             _ => Self::Bad,
@@ -80,6 +82,8 @@ pub enum Why {
     Malformed,
     /// More fields than allowed.
     TooMany,
+    /// Trailers that are a request: of a stream that is over.
+    Request,
 }
 
 /// A field that the crate answers with a stream error: `connection: x`, entering no table.
@@ -160,7 +164,7 @@ impl Screen {
     /// Looks through a block. `trailers` says that it is certain that it has trailers.
     pub fn look(&mut self, block: &[u8], trailers: bool) -> Verdict {
         let mut rest = block;
-        let (mut fields, mut bad) = (0, false);
+        let (mut fields, mut bad, mut method) = (0, false, false);
         let before = self.entries.len();
         let mut inserted = 0;
         while !rest.is_empty() {
@@ -172,6 +176,7 @@ impl Screen {
                 Coded::Indexed(index) => {
                     fields += 1;
                     let Some(name) = self.name(index) else { return Verdict::Broken };
+                    method |= name == Name::Method;
                     bad |= self.is_bad(name, trailers);
                 }
                 Coded::Literal { inserts, name, value } => {
@@ -182,6 +187,7 @@ impl Screen {
                     };
                     let Some(name) = name else { return Verdict::Broken };
                     let Some(good) = value.is_good(name) else { return Verdict::Broken };
+                    method |= name == Name::Method;
                     bad |= !good || self.is_bad(name, trailers);
                     if inserts {
                         inserted += 1;
@@ -192,13 +198,18 @@ impl Screen {
                 }
             }
         }
-        let why = if fields > self.max_fields { Why::TooMany } else { Why::Malformed };
+        let why = match fields {
+            fields if fields > self.max_fields => Why::TooMany,
+            _ if method && trailers => Why::Request,
+            _ => Why::Malformed,
+        };
         if !bad && why == Why::Malformed {
             return Verdict::Good;
         }
         // As it was when the block began.
         let begun = self.entries.iter().skip(inserted).copied().take(before).collect();
-        exchange(block, begun, self.most_entries).map_or(Verdict::Broken, |block| Verdict::Exchanged(block, why))
+        exchange(block, begun, self.most_entries)
+            .map_or(Verdict::Broken, |block| Verdict::Exchanged(block, why))
     }
 
     fn name(&self, index: u64) -> Option<Name> {
@@ -387,11 +398,14 @@ mod tests {
         // RFC 7541 C.4.1 to C.4.3, one after another.
         let mut screen = screen();
         let blocks: [&[u8]; 3] = [
-            &[0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff],
+            &[
+                0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90,
+                0xf4, 0xff,
+            ],
             &[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf],
             &[
-                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89, 0x25, 0xa8,
-                0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
+                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89,
+                0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
             ],
         ];
         for block in blocks {
@@ -429,7 +443,8 @@ mod tests {
     #[test]
     fn the_table_changes_as_it_would_have() {
         let mut screen = screen();
-        let block = [literal(0x40, b"good", b"1"), literal(0x40, b"BAD", b"\0\0"), literal(0, b"gone", b"2")].concat();
+        let block = [literal(0x40, b"good", b"1"), literal(0x40, b"BAD", b"\0\0"), literal(0, b"gone", b"2")]
+            .concat();
         let expected = [literal(0x40, b"good", b"1"), literal(0x40, b"xxx", b"xx"), POISON.to_vec()].concat();
         assert_eq!(screen.look(&block, false), Verdict::Exchanged(expected, Why::Malformed));
         // The newest entry is the bad one: who refers to it is refused, by its name too.
@@ -454,7 +469,15 @@ mod tests {
     fn broken_compression_is_found() {
         let mut late = literal(0, b"a", b"b");
         late.push(0x20);
-        for block in [&[0x80][..], &[0xff, 0x60], &late, &[0x3f, 0xe1, 0xff, 0x03], &[0, 5, b'a'], &[0, 1, b'a', 0x82, 0x1f, 0xff], &[0xff; 9]] {
+        for block in [
+            &[0x80][..],
+            &[0xff, 0x60],
+            &late,
+            &[0x3f, 0xe1, 0xff, 0x03],
+            &[0, 5, b'a'],
+            &[0, 1, b'a', 0x82, 0x1f, 0xff],
+            &[0xff; 9],
+        ] {
             assert_eq!(screen().look(block, false), Verdict::Broken, "{block:?}");
         }
     }

@@ -300,6 +300,7 @@ pub async fn serve(
                 return Poll::Ready(Event::Abuse);
             }
             let accepted = connection.poll_accept(context);
+            count_refused(&shared.account, &manager);
             if let Some(flood) = shared.account.flood.get() {
                 return Poll::Ready(Event::Flood(flood));
             }
@@ -333,7 +334,6 @@ pub async fn serve(
             })
         })
         .await;
-        count_refused(&shared.account, &manager);
         match event {
             Event::Request(request, respond) => {
                 shared.account.accepted.set(respond.stream_id().as_u32());
@@ -404,7 +404,7 @@ pub async fn serve(
             Event::Ended(error) => {
                 if let Some(error) = error.filter(|error| !error.is_io() && !error.is_remote()) {
                     stats.downstream_cx_protocol_error.increment(1);
-                    count_ended(&error, &manager);
+                    count_ended(&error, &shared.account, &manager);
                 }
                 break;
             }
@@ -414,25 +414,26 @@ pub async fn serve(
 
 /// Counts what the crate answered by itself.
 fn count_refused(account: &Account, manager: &HttpConnectionManager) {
+    if account.malformed.get() + account.overflows.get() + account.refused.get() == 0 {
+        return;
+    }
     let codec = &manager.http2_stats;
     let (malformed, overflows, refused) =
         (account.malformed.take(), account.overflows.take(), account.refused.take());
-    if malformed + overflows + refused == 0 {
-        return;
-    }
     codec.rx_messaging_error.increment(malformed);
     codec.header_overflow.increment(overflows);
     codec.tx_reset.increment(refused);
     manager.stats.downstream_rq_tx_reset.increment(refused);
 }
 
-/// Counts why the crate ended a connection. It says so in words only.
-fn count_ended(error: &h2::Error, manager: &HttpConnectionManager) {
+/// Counts why the crate ended a connection. It says so in words only, and to the client only.
+fn count_ended(error: &h2::Error, account: &Account, manager: &HttpConnectionManager) {
     if error.reason() != Some(Reason::ENHANCE_YOUR_CALM) {
         return;
     }
     let codec = &manager.http2_stats;
-    let words = error.to_string();
+    let farewell = account.farewell.borrow();
+    let words = String::from_utf8_lossy(&farewell);
     if words.contains("resets") {
         manager.stats.downstream_rq_too_many_premature_resets.increment(1);
     } else if words.contains("data_frames") {
@@ -446,6 +447,32 @@ fn count_ended(error: &h2::Error, manager: &HttpConnectionManager) {
 async fn finish(connection: &mut h2::server::Connection<Guarded, Bytes>) {
     let closed = poll_fn(|context| connection.poll_closed(context));
     let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+}
+
+/// Heads of all streams of a connection may take so much. A client that opens many streams with large heads, and
+/// lets none of them end, gets no more of them.
+const HEADS_HELD: usize = 8 << 20;
+/// A head below this is never too much.
+const SMALL_HEAD: usize = 4 * 1024;
+
+/// What a head takes.
+struct HeadRoom(Rc<Account>, usize);
+
+impl HeadRoom {
+    fn take(account: &Rc<Account>, size: usize) -> Option<Self> {
+        let held = account.held.get() + size;
+        if held > HEADS_HELD && size > SMALL_HEAD {
+            return None;
+        }
+        account.held.set(held);
+        Some(Self(account.clone(), size))
+    }
+}
+
+impl Drop for HeadRoom {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get().saturating_sub(self.1));
+    }
 }
 
 /// A request that has just come.
@@ -487,8 +514,16 @@ async fn serve_stream(
             return;
         }
     };
-    let _active = Held::new(&codec.streams_active);
     let Parsed { head, framing, expects_continue, dropped } = parsed;
+    let Some(_room) = HeadRoom::take(&connection.account, head.fields.size()) else {
+        codec.header_overflow.increment(1);
+        codec.tx_reset.increment(1);
+        respond.send_reset(Reason::REFUSED_STREAM);
+        drop((body, respond));
+        connection.stream_ended(LazyTimer::default(), true, Duration::ZERO);
+        return;
+    };
+    let _active = Held::new(&codec.streams_active);
     if dropped > 0 {
         codec.dropped_headers_with_underscores.increment(dropped);
     }

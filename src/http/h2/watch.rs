@@ -101,7 +101,13 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(limits: Limits, side: Side, table_size: usize, heads: HeadLimits, preface: usize) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        side: Side,
+        table_size: usize,
+        heads: HeadLimits,
+        preface: usize,
+    ) -> Self {
         Self {
             limits,
             side,
@@ -196,14 +202,18 @@ impl Watch {
         }
         let mut fragment = frame.payload;
         if frame.flags & PADDED != 0 {
-            let Some((padding, inner)) = fragment.split_first() else { return broken(Reason::FRAME_SIZE_ERROR) };
+            let Some((padding, inner)) = fragment.split_first() else {
+                return broken(Reason::FRAME_SIZE_ERROR);
+            };
             let Some(length) = inner.len().checked_sub(usize::from(*padding)) else {
                 return broken(Reason::PROTOCOL_ERROR);
             };
             fragment = inner.get(..length).unwrap_or_default();
         }
         if frame.flags & WITH_PRIORITY != 0 {
-            let Some((_, inner)) = fragment.split_at_checked(5) else { return broken(Reason::FRAME_SIZE_ERROR) };
+            let Some((_, inner)) = fragment.split_at_checked(5) else {
+                return broken(Reason::FRAME_SIZE_ERROR);
+            };
             fragment = inner;
         }
         let mut whole = FRAME_HEAD + frame.payload.len();
@@ -233,7 +243,9 @@ impl Watch {
                 if count > MAX_CONTINUATIONS || gathered.len() + length > self.max_block {
                     return Err(Stop::Broken(Broken { reason: Reason::ENHANCE_YOUR_CALM, overflow: true }));
                 }
-                let Some(payload) = payload.get(..length) else { return Ok(Err(whole + FRAME_HEAD + length)) };
+                let Some(payload) = payload.get(..length) else {
+                    return Ok(Err(whole + FRAME_HEAD + length));
+                };
                 gathered.extend_from_slice(payload);
                 whole += FRAME_HEAD + length;
                 if ends {
@@ -249,9 +261,7 @@ impl Watch {
             self.opened += 1;
             account.note(Account::OPENS);
         } else if server {
-            // Trailers, or a stream that is over. One that was left out is unexpected, not closed.
-            let left_out = self.opened != u64::from(self.last_stream / 2 + 1);
-            account.note(if left_out { Account::UNEXPECTED } else { Account::GOES_ON });
+            account.note(Account::GOES_ON);
         } else {
             account.note(Account::OPENS);
         }
@@ -267,6 +277,11 @@ impl Watch {
             Verdict::Broken => broken(Reason::COMPRESSION_ERROR),
             Verdict::Exchanged(block, why) => {
                 match why {
+                    Why::Request => {
+                        // One that was left out is unexpected, not closed.
+                        let left_out = self.opened != u64::from(self.last_stream / 2 + 1);
+                        return broken(if left_out { Reason::PROTOCOL_ERROR } else { Reason::STREAM_CLOSED });
+                    }
                     Why::Malformed => account.malformed.set(account.malformed.get() + 1),
                     Why::TooMany => account.overflows.set(account.overflows.get() + 1),
                 }
@@ -294,6 +309,12 @@ impl Watch {
                 }
                 account.note(Account::DATA);
                 let padding = payload.first().map_or(0, |padding| 1 + usize::from(*padding));
+                if padding > length {
+                    return broken(Reason::PROTOCOL_ERROR);
+                }
+                if flags & PADDED != 0 && length == 0 {
+                    return broken(Reason::FRAME_SIZE_ERROR);
+                }
                 if length > padding || flags & FLAG_1 != 0 {
                     self.data_received += 1;
                     self.empty_in_a_row = 0;
@@ -339,13 +360,19 @@ impl Watch {
                     return Ok(Step::Exchange(headers(stream, FLAG_1, POISON)));
                 }
             }
-            _ => self.control(frame, length, idle, account)?,
+            _ => return self.control(frame, length, idle, account),
         }
         Ok(Step::Pass)
     }
 
     /// Frames that ask for an answer, end something, or mean nothing.
-    fn control(&mut self, frame: &Frame<'_>, length: usize, idle: bool, account: &Account) -> Result<(), Stop> {
+    fn control(
+        &mut self,
+        frame: &Frame<'_>,
+        length: usize,
+        idle: bool,
+        account: &Account,
+    ) -> Result<Step, Stop> {
         let Frame { kind, flags, stream, payload } = *frame;
         let size = match kind {
             RST_STREAM => length == 4,
@@ -368,13 +395,28 @@ impl Watch {
         if !size {
             return broken(Reason::FRAME_SIZE_ERROR);
         }
+        let acknowledges = matches!(kind, SETTINGS | PING) && flags & FLAG_1 != 0;
+        let mut step = Step::Pass;
         match kind {
+            SETTINGS if acknowledges => match account.settings.get().checked_sub(1) {
+                Some(left) => account.settings.set(left),
+                None => return broken(Reason::PROTOCOL_ERROR),
+            },
+            PING if acknowledges => match account.pings.get().checked_sub(1) {
+                Some(left) => account.pings.set(left),
+                // The crate would write a line about each.
+                None => step = Step::Exchange(Vec::new()),
+            },
             SETTINGS => {
                 for setting in payload.chunks_exact(6) {
-                    if let [0, 4, value @ ..] = setting {
-                        if <[u8; 4]>::try_from(value).is_ok_and(|value| u32::from_be_bytes(value) > MAX_WINDOW) {
-                            return broken(Reason::FLOW_CONTROL_ERROR);
-                        }
+                    let [0, id, v0, v1, v2, v3] = *setting else { continue };
+                    let value = u32::from_be_bytes([v0, v1, v2, v3]);
+                    match id {
+                        // RFC 9113 §6.5.2, RFC 8441 §3.
+                        2 | 8 if value > 1 => return broken(Reason::PROTOCOL_ERROR),
+                        4 if value > MAX_WINDOW => return broken(Reason::FLOW_CONTROL_ERROR),
+                        5 if !(16_384..1 << 24).contains(&value) => return broken(Reason::PROTOCOL_ERROR),
+                        _ => {}
                     }
                 }
                 // Each is a little work, however many share a frame.
@@ -383,17 +425,15 @@ impl Watch {
             GOAWAY => account.going_away.set(true),
             _ => {}
         }
-        self.controls += 1;
-        let mut paid = self.streams(account) + self.data_received + self.forgiven;
-        if matches!(kind, SETTINGS | PING) && flags & FLAG_1 != 0 {
-            // Answers to what we sent: PINGs are few, SETTINGS fewer.
-            paid += u64::from(self.limits.control);
+        if !acknowledges || matches!(step, Step::Exchange(_)) {
+            self.controls += 1;
         }
+        let paid = self.streams(account) + self.data_received + self.forgiven;
         let allowed = u64::from(self.limits.control) + paid;
         if self.controls > allowed && !self.forgive(allowed) {
             return Err(Stop::Flood(Flood::Control));
         }
-        Ok(())
+        Ok(step)
     }
 
     fn streams(&self, account: &Account) -> u64 {

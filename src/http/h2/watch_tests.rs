@@ -8,7 +8,8 @@ fn frame(kind: u8, flags: u8, stream: u32, length: usize) -> Vec<u8> {
 }
 
 fn watch() -> Watch {
-    let mut watch = Watch::new(Limits::default(), Side::Server, 4096, HeadLimits { bytes: 60 * 1024, fields: 100 }, 0);
+    let mut watch =
+        Watch::new(Limits::default(), Side::Server, 4096, HeadLimits { bytes: 60 * 1024, fields: 100 }, 0);
     watch.greeted = true;
     watch
 }
@@ -81,8 +82,10 @@ fn control_frames_are_paid_for_by_work() {
     for (kind, stream, length) in [(PING, 0, 8), (SETTINGS, 0, 0), (RST_STREAM, 1, 4), (0x77, 1, 8)] {
         assert_eq!(passes(&frame(kind, 0, stream, length), 2000, &[], &account), 1000, "{kind}");
     }
-    // Acknowledgements are asked for by us, but not for ever.
-    assert_eq!(passes(&frame(PING, FLAG_1, 0, 8), 3000, &[], &account), 2000);
+    // Acknowledgements are asked for by us.
+    assert_eq!(passes(&frame(PING, FLAG_1, 0, 8), 2000, &[], &account), 1000);
+    account.pings.set(10_000);
+    assert_eq!(passes(&frame(PING, FLAG_1, 0, 8), 2000, &[], &account), 2000);
     let mut work = Vec::new();
     for _ in 0..50 {
         work.extend(frame(DATA, 0, 1, 100));
@@ -128,6 +131,11 @@ fn wrong_frames_have_their_codes() {
         (frame(RST_STREAM, 0, 3, 4), R::PROTOCOL_ERROR),
         (frame(SETTINGS, 0, 0, 5), R::FRAME_SIZE_ERROR),
         (frame(SETTINGS, FLAG_1, 0, 6), R::FRAME_SIZE_ERROR),
+        (frame(SETTINGS, FLAG_1, 0, 0), R::PROTOCOL_ERROR),
+        (frame(DATA, PADDED, 1, 0), R::FRAME_SIZE_ERROR),
+        (frame(DATA, PADDED, 1, 5), R::PROTOCOL_ERROR),
+        ([head(END_HEADERS, 9), head(END_HEADERS, 5)].concat(), R::PROTOCOL_ERROR),
+        (head(END_HEADERS, 1), R::STREAM_CLOSED),
         (frame(SETTINGS, 0, 1, 0), R::PROTOCOL_ERROR),
         (window, R::FLOW_CONTROL_ERROR),
         (frame(PUSH_PROMISE, 4, 1, 9), R::PROTOCOL_ERROR),
@@ -169,9 +177,13 @@ fn wrong_streams_are_exchanged_for_what_resets_them() {
 #[test]
 fn work_is_never_a_flood() {
     let account = Account::default();
-    let mut pair = head(END_HEADERS, 1);
-    pair.extend(frame(DATA, FLAG_1, 1, 0));
-    assert_eq!(passes(&pair, 5000, &[], &account), 5000);
+    let mut watch = watch();
+    let mut feeder = Feeder::default();
+    for stream in 0..5000 {
+        let mut pair = head(END_HEADERS, 2 * stream + 1);
+        pair.extend(frame(DATA, FLAG_1, 2 * stream + 1, 0));
+        assert_eq!(feeder.feed(&mut watch, &pair, &account), None, "{stream}");
+    }
 }
 
 #[test]

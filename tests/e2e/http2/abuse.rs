@@ -75,45 +75,266 @@ const PREMATURE: &str = "downstream_rq_too_many_premature_resets";
 fn floods() -> Vec<Flood> {
     let open = || post(1, "/");
     vec![
-        Flood { name: "PING", before: vec![], unit: |_| ping(), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "SETTINGS", before: vec![], unit: |_| frame(SETTINGS, 0, 0, b""), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "SETTINGS that resize the table", before: vec![], unit: |i| frame(SETTINGS, 0, 0, &setting(1, i % 2 * 65_536)), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "SETTINGS of many settings", before: vec![], unit: |_| frame(SETTINGS, 0, 0, &setting(4, 70_000).repeat(2700)), most: 5_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "acknowledged PINGs nobody sent", before: vec![], unit: |_| frame(PING, ACK, 0, b"12345678"), most: 200_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "acknowledged SETTINGS nobody sent", before: vec![], unit: |_| frame(SETTINGS, ACK, 0, b""), most: 200_000, codes: &[CALM, PROTOCOL], stat: "downstream_cx_protocol_error" },
-        Flood { name: "PRIORITY", before: open(), unit: |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 7]), most: 100_000, codes: &[CALM], stat: "http2.inbound_priority_frames_flood" },
-        Flood { name: "PRIORITY of idle streams", before: vec![], unit: |i| frame(PRIORITY, 0, 2 * i + 1, &[0, 0, 0, 0, 7]), most: 100_000, codes: &[CALM], stat: "http2.inbound_priority_frames_flood" },
-        Flood { name: "WINDOW_UPDATE of the connection", before: vec![], unit: |_| window_update(0, 1), most: 100_000, codes: &[CALM], stat: "http2.inbound_window_update_frames_flood" },
-        Flood { name: "WINDOW_UPDATE of a stream", before: open(), unit: |_| window_update(1, 1), most: 100_000, codes: &[CALM], stat: "http2.inbound_window_update_frames_flood" },
-        Flood { name: "RST_STREAM of a closed stream", before: [open(), rst(1, CANCEL)].concat(), unit: |_| rst(1, CANCEL), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "unknown frames", before: vec![], unit: |_| frame(0x99, 0, 0, b""), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "large unknown frames", before: vec![], unit: |_| frame(0x99, 0, 0, &[0; 16_000]), most: 10_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "GOAWAY", before: open(), unit: |_| frame(GOAWAY, 0, 0, &[0; 8]), most: 100_000, codes: &[CALM], stat: "http2.outbound_control_flood" },
-        Flood { name: "empty DATA", before: open(), unit: |_| frame(DATA, 0, 1, b""), most: 100_000, codes: &[CALM], stat: "http2.inbound_empty_frames_flood" },
-        Flood { name: "DATA of padding", before: open(), unit: |_| frame(DATA, PADDED, 1, &[0]), most: 1_000_000, codes: &[CALM], stat: "http2.inbound_empty_frames_flood" },
-        Flood { name: "DATA of a lot of padding", before: open(), unit: |_| { let mut padding = vec![255]; padding.extend([0; 255]); frame(DATA, PADDED, 1, &padding) }, most: 500_000, codes: &[CALM], stat: "http2.inbound_empty_frames_flood" },
-        Flood { name: "CONTINUATION without payload", before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")), unit: |_| frame(CONTINUATION, 0, 1, b""), most: 100_000, codes: &[CALM], stat: "http2.inbound_empty_frames_flood" },
-        Flood { name: "small CONTINUATION", before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")), unit: |_| frame(CONTINUATION, 0, 1, &literal(b"a", b"b")), most: 100_000, codes: &[CALM, COMPRESSION, PROTOCOL], stat: "http2.header_overflow" },
-        Flood { name: "large CONTINUATION", before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")), unit: |_| frame(CONTINUATION, 0, 1, &literal(b"a", &[b'b'; 16_000])), most: 5_000, codes: &[CALM, COMPRESSION, PROTOCOL], stat: "http2.header_overflow" },
-        Flood { name: "CONTINUATION of one string", before: frame(HEADERS, END_STREAM, 1, &[0, 1, b'a', 0x7f, 0x81, 0xff, 0xff, 0x7f]), unit: |_| frame(CONTINUATION, 0, 1, &[b'b'; 16_000]), most: 5_000, codes: &[CALM, COMPRESSION, PROTOCOL], stat: "http2.header_overflow" },
-        Flood { name: "rapid reset", before: vec![], unit: |i| [get(2 * i + 1, "/"), rst(2 * i + 1, CANCEL)].concat(), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "rapid reset of uploads", before: vec![], unit: |i| [post(2 * i + 1, "/"), rst(2 * i + 1, CANCEL)].concat(), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "window overflow after each request", before: vec![], unit: |i| [get(2 * i + 1, "/"), window_update(2 * i + 1, 0x7fff_ffff)].concat(), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "an empty WINDOW_UPDATE after each request", before: vec![], unit: |i| [get(2 * i + 1, "/"), window_update(2 * i + 1, 0)].concat(), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "DATA after each request", before: vec![], unit: |i| [get(2 * i + 1, "/"), frame(DATA, 0, 2 * i + 1, b"x")].concat(), most: 20_000, codes: &[CALM, STREAM_CLOSED], stat: "downstream_cx_protocol_error" },
-        Flood { name: "more DATA than said, each time", before: vec![], unit: |i| {
-            let mut block = request("POST", "/", "t.test");
-            block.extend(literal(b"content-length", b"1"));
-            [frame(HEADERS, END_HEADERS, 2 * i + 1, &block), frame(DATA, 0, 2 * i + 1, b"xx")].concat()
-        }, most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "malformed requests", before: vec![], unit: |i| {
-            let mut block = request("GET", "/", "t.test");
-            block.extend(literal(b"Upper", b"case"));
-            frame(HEADERS, 5, 2 * i + 1, &block)
-        }, most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "requests only we find malformed", before: vec![], unit: |i| frame(HEADERS, 5, 2 * i + 1, &request("get", "/", "t.test")), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "trailers that do not end the stream", before: vec![], unit: |i| [post(2 * i + 1, "/"), frame(HEADERS, 4, 2 * i + 1, &literal(b"a", b"b"))].concat(), most: 20_000, codes: &[CALM], stat: PREMATURE },
-        Flood { name: "more streams than allowed", before: vec![], unit: |i| post(2 * i + 1, "/"), most: 100_000, codes: &[CALM], stat: PREMATURE },
+        Flood {
+            name: "PING",
+            before: vec![],
+            unit: |_| ping(),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "SETTINGS",
+            before: vec![],
+            unit: |_| frame(SETTINGS, 0, 0, b""),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "SETTINGS that resize the table",
+            before: vec![],
+            unit: |i| frame(SETTINGS, 0, 0, &setting(1, i % 2 * 65_536)),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "SETTINGS of many settings",
+            before: vec![],
+            unit: |_| frame(SETTINGS, 0, 0, &setting(4, 70_000).repeat(2700)),
+            most: 5_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "acknowledged PINGs nobody sent",
+            before: vec![],
+            unit: |_| frame(PING, ACK, 0, b"12345678"),
+            most: 200_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "acknowledged SETTINGS nobody sent",
+            before: vec![],
+            unit: |_| frame(SETTINGS, ACK, 0, b""),
+            most: 200_000,
+            codes: &[CALM, PROTOCOL],
+            stat: "downstream_cx_protocol_error",
+        },
+        Flood {
+            name: "PRIORITY",
+            before: open(),
+            unit: |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 7]),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_priority_frames_flood",
+        },
+        Flood {
+            name: "PRIORITY of idle streams",
+            before: vec![],
+            unit: |i| frame(PRIORITY, 0, 2 * i + 1, &[0, 0, 0, 0, 7]),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_priority_frames_flood",
+        },
+        Flood {
+            name: "WINDOW_UPDATE of the connection",
+            before: vec![],
+            unit: |_| window_update(0, 1),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_window_update_frames_flood",
+        },
+        Flood {
+            name: "WINDOW_UPDATE of a stream",
+            before: open(),
+            unit: |_| window_update(1, 1),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_window_update_frames_flood",
+        },
+        Flood {
+            name: "RST_STREAM of a closed stream",
+            before: [open(), rst(1, CANCEL)].concat(),
+            unit: |_| rst(1, CANCEL),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "unknown frames",
+            before: vec![],
+            unit: |_| frame(0x99, 0, 0, b""),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "large unknown frames",
+            before: vec![],
+            unit: |_| frame(0x99, 0, 0, &[0; 16_000]),
+            most: 10_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "GOAWAY",
+            before: open(),
+            unit: |_| frame(GOAWAY, 0, 0, &[0; 8]),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.outbound_control_flood",
+        },
+        Flood {
+            name: "empty DATA",
+            before: open(),
+            unit: |_| frame(DATA, 0, 1, b""),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_empty_frames_flood",
+        },
+        Flood {
+            name: "DATA of padding",
+            before: open(),
+            unit: |_| frame(DATA, PADDED, 1, &[0]),
+            most: 1_000_000,
+            codes: &[CALM],
+            stat: "http2.inbound_empty_frames_flood",
+        },
+        Flood {
+            name: "DATA of a lot of padding",
+            before: open(),
+            unit: |_| {
+                let mut padding = vec![255];
+                padding.extend([0; 255]);
+                frame(DATA, PADDED, 1, &padding)
+            },
+            most: 500_000,
+            codes: &[CALM],
+            stat: "http2.inbound_empty_frames_flood",
+        },
+        Flood {
+            name: "CONTINUATION without payload",
+            before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")),
+            unit: |_| frame(CONTINUATION, 0, 1, b""),
+            most: 100_000,
+            codes: &[CALM],
+            stat: "http2.inbound_empty_frames_flood",
+        },
+        Flood {
+            name: "small CONTINUATION",
+            before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")),
+            unit: |_| frame(CONTINUATION, 0, 1, &literal(b"a", b"b")),
+            most: 100_000,
+            codes: &[CALM, COMPRESSION, PROTOCOL],
+            stat: "http2.header_overflow",
+        },
+        Flood {
+            name: "large CONTINUATION",
+            before: frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test")),
+            unit: |_| frame(CONTINUATION, 0, 1, &literal(b"a", &[b'b'; 16_000])),
+            most: 5_000,
+            codes: &[CALM, COMPRESSION, PROTOCOL],
+            stat: "http2.header_overflow",
+        },
+        Flood {
+            name: "CONTINUATION of one string",
+            before: frame(HEADERS, END_STREAM, 1, &[0, 1, b'a', 0x7f, 0x81, 0xff, 0xff, 0x7f]),
+            unit: |_| frame(CONTINUATION, 0, 1, &[b'b'; 16_000]),
+            most: 5_000,
+            codes: &[CALM, COMPRESSION, PROTOCOL],
+            stat: "http2.header_overflow",
+        },
+        Flood {
+            name: "rapid reset",
+            before: vec![],
+            unit: |i| [get(2 * i + 1, "/"), rst(2 * i + 1, CANCEL)].concat(),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "rapid reset of uploads",
+            before: vec![],
+            unit: |i| [post(2 * i + 1, "/"), rst(2 * i + 1, CANCEL)].concat(),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "window overflow after each request",
+            before: vec![],
+            unit: |i| [get(2 * i + 1, "/"), window_update(2 * i + 1, 0x7fff_ffff)].concat(),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "an empty WINDOW_UPDATE after each request",
+            before: vec![],
+            unit: |i| [get(2 * i + 1, "/"), window_update(2 * i + 1, 0)].concat(),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "DATA after each request",
+            before: vec![],
+            unit: |i| [get(2 * i + 1, "/"), frame(DATA, 0, 2 * i + 1, b"x")].concat(),
+            most: 20_000,
+            codes: &[CALM, STREAM_CLOSED],
+            stat: "downstream_cx_protocol_error",
+        },
+        Flood {
+            name: "more DATA than said, each time",
+            before: vec![],
+            unit: |i| {
+                let mut block = request("POST", "/", "t.test");
+                block.extend(literal(b"content-length", b"1"));
+                [frame(HEADERS, END_HEADERS, 2 * i + 1, &block), frame(DATA, 0, 2 * i + 1, b"xx")].concat()
+            },
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "malformed requests",
+            before: vec![],
+            unit: |i| {
+                let mut block = request("GET", "/", "t.test");
+                block.extend(literal(b"Upper", b"case"));
+                frame(HEADERS, 5, 2 * i + 1, &block)
+            },
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "requests only we find malformed",
+            before: vec![],
+            unit: |i| frame(HEADERS, 5, 2 * i + 1, &request("get", "/", "t.test")),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "trailers that do not end the stream",
+            before: vec![],
+            unit: |i| [post(2 * i + 1, "/"), frame(HEADERS, 4, 2 * i + 1, &literal(b"a", b"b"))].concat(),
+            most: 20_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
+        Flood {
+            name: "more streams than allowed",
+            before: vec![],
+            unit: |i| post(2 * i + 1, "/"),
+            most: 100_000,
+            codes: &[CALM],
+            stat: PREMATURE,
+        },
     ]
 }
 
@@ -297,7 +518,11 @@ async fn streams_without_a_window_cost_little() {
             raw
         };
         let (mut raw, cost) = beside_a_neighbour(&proxy, attack).await;
-        assert!(cost <= STREAMS as usize * EACH, "window {window}: {} KiB a stream", cost / STREAMS as usize >> 10);
+        assert!(
+            cost <= STREAMS as usize * EACH,
+            "window {window}: {} KiB a stream",
+            cost / STREAMS as usize >> 10
+        );
         // One that gets room is served: a MiB of it.
         let mut got = 0;
         raw.send(&[window_update(0, 8 << 20), window_update(1, 1 << 20)].concat()).await.expect("sent");
@@ -346,7 +571,11 @@ async fn half_heads_are_ended_in_time() {
     let head = get(1, "/");
     let open = frame(HEADERS, END_STREAM, 1, &request("GET", "/", "t.test"));
     for port in ["main", "auto"] {
-        for (name, bytes) in [("half a frame", &head[..20]), ("half a frame's head", &head[..4]), ("no CONTINUATION", &open[..])] {
+        for (name, bytes) in [
+            ("half a frame", &head[..20]),
+            ("half a frame's head", &head[..4]),
+            ("no CONTINUATION", &open[..]),
+        ] {
             let before = stat(&proxy, "downstream_rq_header_timeout").await;
             let mut raw = Raw::open(proxy.port(port)).await;
             raw.send(bytes).await.expect("sent");
@@ -360,7 +589,9 @@ async fn half_heads_are_ended_in_time() {
         let mut raw = Raw::open(proxy.port(port)).await;
         let begun = Instant::now();
         for byte in &head {
-            if !raw.try_send(&[*byte], Duration::from_secs(1)).await || raw.next(Duration::from_millis(50)).await.is_some_and(|frame| frame.kind == GOAWAY) {
+            if !raw.try_send(&[*byte], Duration::from_secs(1)).await
+                || raw.next(Duration::from_millis(50)).await.is_some_and(|frame| frame.kind == GOAWAY)
+            {
                 break;
             }
         }

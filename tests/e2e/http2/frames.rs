@@ -39,11 +39,8 @@ fn probe() -> Vec<u8> {
 
 /// Plays a case; `patience` is how long is waited for a result of the stream after the probe.
 async fn play(port: u16, case: &Case, patience: Duration) -> Seen {
-    let mut raw = if case.bare {
-        Raw::bare(port).await.expect("a connection")
-    } else {
-        Raw::open(port).await
-    };
+    let mut raw =
+        if case.bare { Raw::bare(port).await.expect("a connection") } else { Raw::open(port).await };
     let mut seen = Seen::default();
     for step in &case.steps {
         match step {
@@ -84,7 +81,9 @@ async fn play(port: u16, case: &Case, patience: Duration) -> Seen {
         }
         if seen.probed {
             let enough = match case.expect {
-                Expect::Status(_) | Expect::Refused | Expect::Last(_) => seen.status.is_some() || seen.reset.is_some(),
+                Expect::Status(_) | Expect::Refused | Expect::Last(_) => {
+                    seen.status.is_some() || seen.reset.is_some()
+                }
                 Expect::Stream(_) | Expect::Either(_) => seen.reset.is_some(),
                 Expect::Ignored => true,
                 Expect::Connection(_) => false,

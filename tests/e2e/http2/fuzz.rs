@@ -45,7 +45,12 @@ fn some_frame(random: &mut Random, next: &mut u32) -> Vec<u8> {
         2 => window_update(stream, random.below(70_000) as u32),
         3 => rst(stream, random.below(14) as u32),
         4 => ping(),
-        5 => frame(SETTINGS, random.below(2) as u8, 0, &setting(random.below(9) as u16, random.next() as u32 >> random.below(32))),
+        5 => frame(
+            SETTINGS,
+            random.below(2) as u8,
+            0,
+            &setting(random.below(9) as u16, random.next() as u32 >> random.below(32)),
+        ),
         6 => frame(CONTINUATION, (random.below(2) * 4) as u8, stream, &random.bytes(60)),
         7 => frame(HEADERS, random.next() as u8 & 0x2d, stream, &random.bytes(100)),
         kind => {

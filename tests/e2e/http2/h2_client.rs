@@ -28,7 +28,8 @@ async fn python_h2_is_satisfied() {
             let size = 1 << 20;
             Answer::raw(format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n")).flood(size)
         }
-        "/chunked" => Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").piece("6\r\n world\r\n0\r\n\r\n"),
+        "/chunked" => Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            .piece("6\r\n world\r\n0\r\n\r\n"),
         "/empty" => Answer::raw("HTTP/1.1 204 No Content\r\n\r\n"),
         "/echo" => Answer::ok(&request.header("x-echo").unwrap_or("nothing").to_string()),
         _ => Answer::ok("ok"),
@@ -41,8 +42,10 @@ async fn python_h2_is_satisfied() {
             .arg(proxy.port(listener).to_string())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it ends").expect("it runs");
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output =
+            tokio::time::timeout(Duration::from_secs(60), run).await.expect("it ends").expect("it runs");
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{listener}:\n{said}");
         let passed = said.lines().filter(|line| line.starts_with("ok ")).count();
         assert!(passed >= 14, "only {passed} checks:\n{said}");

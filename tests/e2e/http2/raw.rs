@@ -204,6 +204,8 @@ pub struct Raw {
     buffer: Vec<u8>,
     /// Frames of the peer's SETTINGS and window are not shown unless asked for.
     pub settings: Vec<u8>,
+    /// The code of the last GOAWAY, seen or passed over.
+    pub goaway: Option<u32>,
 }
 
 impl Raw {
@@ -211,13 +213,13 @@ impl Raw {
     pub async fn bare(port: u16) -> io::Result<Raw> {
         let stream = timeout(DEADLINE, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await??;
         stream.set_nodelay(true)?;
-        Ok(Raw { stream, buffer: Vec::new(), settings: Vec::new() })
+        Ok(Raw { stream, buffer: Vec::new(), settings: Vec::new(), goaway: None })
     }
 
     /// The other end of an accepted connection.
     pub fn of(stream: TcpStream) -> Raw {
         let _ = stream.set_nodelay(true);
-        Raw { stream, buffer: Vec::new(), settings: Vec::new() }
+        Raw { stream, buffer: Vec::new(), settings: Vec::new(), goaway: None }
     }
 
     /// Connects with small buffers in the kernel, so that what does not fit stays with the proxy.
@@ -266,9 +268,15 @@ impl Raw {
         if preface != PREFACE {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut hello = frame(SETTINGS, 0, 0, settings);
-        hello.extend(frame(SETTINGS, ACK, 0, b""));
-        self.send(&hello).await
+        self.send(&frame(SETTINGS, 0, 0, settings)).await?;
+        loop {
+            match self.next(DEADLINE).await {
+                Some(got) if got.kind == SETTINGS => break,
+                Some(_) => {}
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        self.send(&frame(SETTINGS, ACK, 0, b"")).await
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -308,22 +316,24 @@ impl Raw {
         let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
         let payload = self.buffer.get(9..9 + length)?.to_vec();
         self.buffer.drain(..9 + length);
-        Some(Frame { kind, flags, stream, payload })
+        let frame = Frame { kind, flags, stream, payload };
+        if frame.kind == GOAWAY {
+            self.goaway = Some(frame.number(4));
+        }
+        Some(frame)
     }
 
-    /// Whether the peer ends the connection in time; frames on the way are dropped. Some of its GOAWAYs' codes.
+    /// Whether the peer ends the connection in time; frames on the way are dropped. The code of its last
+    /// GOAWAY.
     pub async fn ended(&mut self, within: Duration) -> (bool, Option<u32>) {
         let end = tokio::time::Instant::now() + within;
-        let mut code = None;
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
             if left.is_zero() {
-                return (false, code);
+                return (false, self.goaway);
             }
-            match self.next(left).await {
-                Some(frame) if frame.kind == GOAWAY => code = Some(frame.number(4)),
-                Some(_) => {}
-                None => return (tokio::time::Instant::now() < end, code),
+            if self.next(left).await.is_none() {
+                return (tokio::time::Instant::now() < end, self.goaway);
             }
         }
     }

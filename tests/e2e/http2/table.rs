@@ -152,10 +152,22 @@ pub fn framing() -> Vec<Case> {
     prioritised.extend(request("GET", "/", "t.test"));
     vec![
         case("3.4", "another preface", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(), Connection(P)).bare(),
-        case("3.4", "HTTP/1 in place of a preface", b"GET / HTTP/1.1\r\nhost: t.test\r\n\r\n".to_vec(), Connection(P)).bare(),
+        case(
+            "3.4",
+            "HTTP/1 in place of a preface",
+            b"GET / HTTP/1.1\r\nhost: t.test\r\n\r\n".to_vec(),
+            Connection(P),
+        )
+        .bare(),
         case("3.4", "HEADERS before SETTINGS", hello(&get(1, "/")), Connection(P)).bare(),
         case("3.4", "PING before SETTINGS", hello(&ping()), Connection(P)).bare(),
-        case("3.4", "an acknowledgement before SETTINGS", hello(&frame(SETTINGS, ACK, 0, b"")), Connection(P)).bare(),
+        case(
+            "3.4",
+            "an acknowledgement before SETTINGS",
+            hello(&frame(SETTINGS, ACK, 0, b"")),
+            Connection(P),
+        )
+        .bare(),
         // §4
         case("4.1", "an unknown type is ignored", frame(0x77, 0xff, 1, b"whatever"), Ignored),
         case("4.1", "an unknown type on stream 0 is ignored", frame(0xfe, 0, 0, b""), Ignored),
@@ -163,66 +175,212 @@ pub fn framing() -> Vec<Case> {
         case("4.1", "unknown flags are ignored", frame(PING, 0xfe, 0, b"12345678"), Ignored),
         case("4.2", "DATA over the largest size", all(&[post(1, "/"), data(1, 0, 16_385)]), Either(SIZE)),
         case("4.2", "HEADERS over the largest size", frame(HEADERS, 5, 1, &[0; 16_385]), Connection(SIZE)),
-        case("4.2", "an unknown type over the largest size", frame(0x77, 0, 0, &[0; 16_385]), Connection(SIZE)),
-        case("4.3", "PRIORITY inside a header block", all(&[begun(), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]), frame(CONTINUATION, 4, 1, rest)]), Connection(P)),
-        case("4.3", "another stream's HEADERS inside a header block", all(&[begun(), get(3, "/")]), Connection(P)),
-        case("5.5", "an unknown type inside a header block", all(&[begun(), frame(0x77, 0, 1, b""), frame(CONTINUATION, 4, 1, rest)]), Connection(P)),
+        case(
+            "4.2",
+            "an unknown type over the largest size",
+            frame(0x77, 0, 0, &[0; 16_385]),
+            Connection(SIZE),
+        ),
+        case(
+            "4.3",
+            "PRIORITY inside a header block",
+            all(&[begun(), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]), frame(CONTINUATION, 4, 1, rest)]),
+            Connection(P),
+        ),
+        case(
+            "4.3",
+            "another stream's HEADERS inside a header block",
+            all(&[begun(), get(3, "/")]),
+            Connection(P),
+        ),
+        case(
+            "5.5",
+            "an unknown type inside a header block",
+            all(&[begun(), frame(0x77, 0, 1, b""), frame(CONTINUATION, 4, 1, rest)]),
+            Connection(P),
+        ),
         // §5
         case("5.1", "idle: DATA", data(1, END_STREAM, 3), Connection(P)),
         case("5.1", "idle: RST_STREAM", rst(1, CANCEL), Connection(P)).envoy(ENDED),
         case("5.1", "idle: WINDOW_UPDATE", window_update(1, 10), Connection(P)).envoy(ENDED),
         case("5.1", "idle: CONTINUATION", frame(CONTINUATION, 4, 1, first), Connection(P)),
         case("5.1", "idle: PRIORITY is allowed", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 15]), Ignored),
-        case("5.1", "half-closed: DATA", all(&[post(1, "/"), data(1, END_STREAM, 3), data(1, END_STREAM, 3)]), Either(CLOSED)),
-        case("5.1", "half-closed: HEADERS", all(&[post(1, "/"), data(1, END_STREAM, 3), frame(HEADERS, 5, 1, &literal(b"a", b"b"))]), Either(CLOSED)).envoy(ENDED),
-        case("5.1", "half-closed: CONTINUATION", all(&[get(1, "/"), frame(CONTINUATION, 4, 1, b"")]), Connection(&[PROTOCOL, STREAM_CLOSED])),
-        case("5.1", "half-closed: WINDOW_UPDATE is allowed", all(&[get(1, "/"), window_update(1, 10)]), Status(200)),
-        case("5.1", "half-closed: PRIORITY is allowed", all(&[get(1, "/"), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])]), Status(200)),
-        case("5.1", "closed: DATA", get(1, "/")  , Either(CLOSED)).end(1).then(data(1, END_STREAM, 3)).envoy(Envoy::Ignores),
-        case("5.1", "closed: HEADERS", get(1, "/"), Either(CLOSED)).end(1).then(get(1, "/")).envoy(Envoy::Ignores),
-        case("5.1", "closed: WINDOW_UPDATE is ignored", get(1, "/"), Ignored).end(1).then(window_update(1, 10)),
+        case(
+            "5.1",
+            "half-closed: DATA",
+            all(&[post(1, "/"), data(1, END_STREAM, 3), data(1, END_STREAM, 3)]),
+            Either(CLOSED),
+        ),
+        case(
+            "5.1",
+            "half-closed: HEADERS",
+            all(&[post(1, "/"), data(1, END_STREAM, 3), frame(HEADERS, 5, 1, &literal(b"a", b"b"))]),
+            Either(CLOSED),
+        )
+        .envoy(ENDED),
+        case(
+            "5.1",
+            "half-closed: CONTINUATION",
+            all(&[get(1, "/"), frame(CONTINUATION, 4, 1, b"")]),
+            Connection(&[PROTOCOL, STREAM_CLOSED]),
+        ),
+        case(
+            "5.1",
+            "half-closed: WINDOW_UPDATE is allowed",
+            all(&[get(1, "/"), window_update(1, 10)]),
+            Status(200),
+        ),
+        case(
+            "5.1",
+            "half-closed: PRIORITY is allowed",
+            all(&[get(1, "/"), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])]),
+            Status(200),
+        ),
+        case("5.1", "closed: DATA", get(1, "/"), Either(CLOSED))
+            .end(1)
+            .then(data(1, END_STREAM, 3))
+            .envoy(Envoy::Ignores),
+        case("5.1", "closed: HEADERS", get(1, "/"), Either(CLOSED))
+            .end(1)
+            .then(get(1, "/"))
+            .envoy(Envoy::Ignores),
+        case("5.1", "closed: WINDOW_UPDATE is ignored", get(1, "/"), Ignored)
+            .end(1)
+            .then(window_update(1, 10)),
         case("5.1", "closed: RST_STREAM is ignored", get(1, "/"), Ignored).end(1).then(rst(1, CANCEL)),
-        case("5.1", "closed: PRIORITY is ignored", get(1, "/"), Ignored).end(1).then(frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
-        case("5.1", "reset by the client: DATA", all(&[post(1, "/"), rst(1, CANCEL), data(1, END_STREAM, 3)]), Either(CLOSED)).envoy(Envoy::Ignores),
-        case("5.1", "reset by the client: HEADERS", all(&[post(1, "/"), rst(1, CANCEL), frame(HEADERS, 5, 1, &request("GET", "/", "t.test"))]), Either(CLOSED)).envoy(Envoy::Ignores),
+        case("5.1", "closed: PRIORITY is ignored", get(1, "/"), Ignored).end(1).then(frame(
+            PRIORITY,
+            0,
+            1,
+            &[0, 0, 0, 0, 1],
+        )),
+        case(
+            "5.1",
+            "reset by the client: DATA",
+            all(&[post(1, "/"), rst(1, CANCEL), data(1, END_STREAM, 3)]),
+            Either(CLOSED),
+        )
+        .envoy(Envoy::Ignores),
+        case(
+            "5.1",
+            "reset by the client: HEADERS",
+            all(&[post(1, "/"), rst(1, CANCEL), frame(HEADERS, 5, 1, &request("GET", "/", "t.test"))]),
+            Either(CLOSED),
+        )
+        .envoy(Envoy::Ignores),
         case("5.1.1", "an even stream", frame(HEADERS, 5, 2, &split), Connection(P)).stream(2).envoy(ENDED),
-        case("5.1.1", "a lower stream than before", all(&[get(5, "/"), get(3, "/")]), Connection(P)).stream(3).envoy(Envoy::Ignores),
+        case("5.1.1", "a lower stream than before", all(&[get(5, "/"), get(3, "/")]), Connection(P))
+            .stream(3)
+            .envoy(Envoy::Ignores),
         case("5.1.1", "streams may be left out", all(&[get(7, "/")]), Status(200)).stream(7),
-        case("5.1.2", "more streams than allowed", all(&[post(1, "/"), post(3, "/"), post(5, "/"), post(7, "/"), rst(1, CANCEL)]), Stream(&[REFUSED, PROTOCOL])).stream(7).on("few").envoy(ENDED),
+        case(
+            "5.1.2",
+            "more streams than allowed",
+            all(&[post(1, "/"), post(3, "/"), post(5, "/"), post(7, "/"), rst(1, CANCEL)]),
+            Stream(&[REFUSED, PROTOCOL]),
+        )
+        .stream(7)
+        .on("few")
+        .envoy(ENDED),
         // Of RFC 7540; RFC 9113 says no more than that priorities may be ignored.
-        case("5.3.1", "HEADERS that depend on themselves", frame(HEADERS, 0x25, 1, &prioritised), Stream(P)).envoy(ENDED),
-        case("5.3.1", "PRIORITY that depends on itself", all(&[post(1, "/"), frame(PRIORITY, 0, 1, &depends_on_itself)]), Stream(P)),
+        case("5.3.1", "HEADERS that depend on themselves", frame(HEADERS, 0x25, 1, &prioritised), Stream(P))
+            .envoy(ENDED),
+        case(
+            "5.3.1",
+            "PRIORITY that depends on itself",
+            all(&[post(1, "/"), frame(PRIORITY, 0, 1, &depends_on_itself)]),
+            Stream(P),
+        )
+        .envoy(Envoy::Ignores),
         // §6.1
         case("6.1", "DATA on stream 0", data(0, 0, 3), Connection(P)),
-        case("6.1", "DATA with more padding than payload", all(&[post(1, "/"), frame(DATA, PADDED | END_STREAM, 1, &[5, b'd'])]), Connection(P)),
-        case("6.1", "DATA with padding as long as the payload", all(&[post(1, "/"), frame(DATA, PADDED, 1, &[1])]), Connection(P)),
-        case("6.1", "padded DATA without payload", all(&[post(1, "/"), frame(DATA, PADDED, 1, b"")]), Connection(&[PROTOCOL, FRAME_SIZE])),
-        case("6.1", "padded DATA", all(&[post(1, "/"), frame(DATA, PADDED | END_STREAM, 1, &[2, b'd', 0, 0])]), Status(200)),
+        case(
+            "6.1",
+            "DATA with more padding than payload",
+            all(&[post(1, "/"), frame(DATA, PADDED | END_STREAM, 1, &[5, b'd'])]),
+            Connection(P),
+        ),
+        case(
+            "6.1",
+            "DATA with padding as long as the payload",
+            all(&[post(1, "/"), frame(DATA, PADDED, 1, &[1])]),
+            Connection(P),
+        ),
+        case(
+            "6.1",
+            "padded DATA without payload",
+            all(&[post(1, "/"), frame(DATA, PADDED, 1, b"")]),
+            Connection(&[PROTOCOL, FRAME_SIZE]),
+        ),
+        case(
+            "6.1",
+            "padded DATA",
+            all(&[post(1, "/"), frame(DATA, PADDED | END_STREAM, 1, &[2, b'd', 0, 0])]),
+            Status(200),
+        ),
         // §6.2
         case("6.2", "HEADERS on stream 0", frame(HEADERS, 5, 0, &split), Connection(P)).envoy(ENDED),
-        case("6.2", "HEADERS with more padding than payload", frame(HEADERS, 5 | PADDED, 1, &[200, 0x82]), Connection(P)),
-        case("6.2", "padded HEADERS without payload", frame(HEADERS, 5 | PADDED, 1, b""), Connection(&[PROTOCOL, FRAME_SIZE])),
-        case("6.2", "HEADERS with half a priority", frame(HEADERS, 5 | WITH_PRIORITY, 1, &[0, 0, 0]), Connection(&[PROTOCOL, FRAME_SIZE])),
+        case(
+            "6.2",
+            "HEADERS with more padding than payload",
+            frame(HEADERS, 5 | PADDED, 1, &[200, 0x82]),
+            Connection(P),
+        ),
+        case(
+            "6.2",
+            "padded HEADERS without payload",
+            frame(HEADERS, 5 | PADDED, 1, b""),
+            Connection(&[PROTOCOL, FRAME_SIZE]),
+        ),
+        case(
+            "6.2",
+            "HEADERS with half a priority",
+            frame(HEADERS, 5 | WITH_PRIORITY, 1, &[0, 0, 0]),
+            Connection(&[PROTOCOL, FRAME_SIZE]),
+        ),
         case("6.2", "padded HEADERS", frame(HEADERS, 5 | PADDED, 1, &padded), Status(200)),
         // §6.3
-        case("6.3", "PRIORITY on stream 0", frame(PRIORITY, 0, 0, &[0, 0, 0, 1, 1]), Connection(P)).envoy(Envoy::Ignores),
-        case("6.3", "PRIORITY of another size", all(&[post(1, "/"), frame(PRIORITY, 0, 1, &[0, 0, 0, 0])]), Either(SIZE)),
+        case("6.3", "PRIORITY on stream 0", frame(PRIORITY, 0, 0, &[0, 0, 0, 1, 1]), Connection(P))
+            .envoy(Envoy::Ignores),
+        case(
+            "6.3",
+            "PRIORITY of another size",
+            all(&[post(1, "/"), frame(PRIORITY, 0, 1, &[0, 0, 0, 0])]),
+            Either(SIZE),
+        ),
         // §6.4
         case("6.4", "RST_STREAM on stream 0", rst(0, CANCEL), Connection(P)).envoy(ENDED),
-        case("6.4", "RST_STREAM of another size", all(&[post(1, "/"), frame(RST_STREAM, 0, 1, &[0, 0, 8])]), Connection(SIZE)),
+        case(
+            "6.4",
+            "RST_STREAM of another size",
+            all(&[post(1, "/"), frame(RST_STREAM, 0, 1, &[0, 0, 8])]),
+            Connection(SIZE),
+        ),
         // §6.5
         case("6.5", "SETTINGS on a stream", frame(SETTINGS, 0, 1, b""), Connection(P)).envoy(ENDED),
         case("6.5", "SETTINGS of another size", frame(SETTINGS, 0, 0, &[0, 3, 0]), Connection(SIZE)),
-        case("6.5", "an acknowledgement with payload", frame(SETTINGS, ACK, 0, &setting(3, 1)), Connection(SIZE)),
+        case(
+            "6.5",
+            "an acknowledgement with payload",
+            frame(SETTINGS, ACK, 0, &setting(3, 1)),
+            Connection(SIZE),
+        ),
         case("6.5", "one acknowledgement too many", frame(SETTINGS, ACK, 0, b""), Connection(P)).envoy(ENDED),
         case("6.5.2", "ENABLE_PUSH of 2", settings(2, 2), Connection(P)).envoy(ENDED),
-        case("6.5.2", "INITIAL_WINDOW_SIZE of 2^31", settings(4, 1 << 31), Connection(&[FLOW_CONTROL])).envoy(ENDED),
+        case("6.5.2", "INITIAL_WINDOW_SIZE of 2^31", settings(4, 1 << 31), Connection(&[FLOW_CONTROL]))
+            .envoy(ENDED),
         case("6.5.2", "MAX_FRAME_SIZE of 16383", settings(5, 16_383), Connection(P)).envoy(ENDED),
         case("6.5.2", "MAX_FRAME_SIZE of 2^24", settings(5, 1 << 24), Connection(P)).envoy(ENDED),
         case("6.5.2", "an unknown setting is ignored", settings(0x7777, 7), Ignored),
         case("8441 3", "ENABLE_CONNECT_PROTOCOL of 2", settings(8, 2), Connection(P)).envoy(ENDED),
         // §6.6
-        case("6.6", "PUSH_PROMISE of a client", all(&[post(1, "/"), frame(PUSH_PROMISE, 4, 1, &[&[0, 0, 0, 2], &split[..]].concat())]), Connection(P)).envoy(ENDED),
+        case(
+            "6.6",
+            "PUSH_PROMISE of a client",
+            all(&[post(1, "/"), frame(PUSH_PROMISE, 4, 1, &[&[0, 0, 0, 2], &split[..]].concat())]),
+            Connection(P),
+        )
+        .envoy(ENDED),
         // §6.7
         case("6.7", "PING on a stream", frame(PING, 0, 1, b"12345678"), Connection(P)).envoy(ENDED),
         case("6.7", "PING of another size", frame(PING, 0, 0, b"123456"), Connection(SIZE)),
@@ -230,20 +388,82 @@ pub fn framing() -> Vec<Case> {
         // §6.8
         case("6.8", "GOAWAY on a stream", frame(GOAWAY, 0, 1, &[0; 8]), Connection(P)).envoy(ENDED),
         case("6.8", "GOAWAY of another size", frame(GOAWAY, 0, 0, &[0; 7]), Connection(SIZE)),
-        case("6.8", "GOAWAY lets open streams end", all(&[post(1, "/"), frame(GOAWAY, 0, 0, &[0; 8]), data(1, END_STREAM, 3)]), Last(200)),
+        case(
+            "6.8",
+            "GOAWAY lets open streams end",
+            all(&[post(1, "/"), frame(GOAWAY, 0, 0, &[0; 8]), data(1, END_STREAM, 3)]),
+            Last(200),
+        ),
         // §6.9
         case("6.9", "WINDOW_UPDATE of 0 on the connection", window_update(0, 0), Connection(P)).envoy(ENDED),
-        case("6.9", "WINDOW_UPDATE of 0 on a stream", all(&[post(1, "/"), window_update(1, 0)]), Stream(P)).envoy(ENDED),
-        case("6.9", "WINDOW_UPDATE of another size", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 1]), Connection(SIZE)),
-        case("6.9.1", "the connection's window overflows", all(&[window_update(0, 0x7fff_ffff)]), Connection(&[FLOW_CONTROL])).envoy(ENDED),
-        case("6.9.1", "a stream's window overflows", all(&[post(1, "/"), window_update(1, 0x7fff_ffff)]), Stream(&[FLOW_CONTROL])).envoy(ENDED),
-        case("6.9.2", "INITIAL_WINDOW_SIZE makes a stream's window overflow", all(&[post(1, "/"), window_update(1, 0x7fff_0000), settings(4, 0x7fff_ffff)]), Connection(&[FLOW_CONTROL])).envoy(Envoy::Stream(3)),
-        case("6.9", "more DATA than a stream's window", all(&[post(1, "/"), data(1, 0, 16_384), data(1, 0, 16_384), data(1, 0, 16_384), data(1, 0, 16_384)]), Either(&[FLOW_CONTROL])).on("few").envoy(Envoy::Ignores),
+        case("6.9", "WINDOW_UPDATE of 0 on a stream", all(&[post(1, "/"), window_update(1, 0)]), Stream(P))
+            .envoy(ENDED),
+        case(
+            "6.9",
+            "WINDOW_UPDATE of another size",
+            frame(WINDOW_UPDATE, 0, 0, &[0, 0, 1]),
+            Connection(SIZE),
+        ),
+        case(
+            "6.9.1",
+            "the connection's window overflows",
+            all(&[window_update(0, 0x7fff_ffff)]),
+            Connection(&[FLOW_CONTROL]),
+        )
+        .envoy(ENDED),
+        case(
+            "6.9.1",
+            "a stream's window overflows",
+            all(&[post(1, "/"), window_update(1, 0x7fff_ffff)]),
+            Stream(&[FLOW_CONTROL]),
+        )
+        .envoy(ENDED),
+        case(
+            "6.9.2",
+            "INITIAL_WINDOW_SIZE makes a stream's window overflow",
+            all(&[post(1, "/"), window_update(1, 0x7fff_0000), settings(4, 0x7fff_ffff)]),
+            Connection(&[FLOW_CONTROL]),
+        )
+        .envoy(Envoy::Stream(3)),
+        case(
+            "6.9",
+            "more DATA than a stream's window",
+            all(&[
+                post(1, "/"),
+                data(1, 0, 16_384),
+                data(1, 0, 16_384),
+                data(1, 0, 16_384),
+                data(1, 0, 16_384),
+            ]),
+            Either(&[FLOW_CONTROL]),
+        )
+        .on("few")
+        .envoy(Envoy::Ignores),
         // §6.10
-        case("6.10", "CONTINUATION of another stream", all(&[begun(), frame(CONTINUATION, 4, 3, rest)]), Connection(P)),
-        case("6.10", "CONTINUATION on stream 0", all(&[begun(), frame(CONTINUATION, 4, 0, rest)]), Connection(P)),
-        case("6.10", "CONTINUATION after the end of a block", all(&[get(1, "/"), frame(CONTINUATION, 4, 1, rest)]), Connection(P)),
-        case("6.10", "a block of three frames", all(&[begun(), frame(CONTINUATION, 0, 1, &rest[..9]), frame(CONTINUATION, 4, 1, &rest[9..])]), Status(200)),
+        case(
+            "6.10",
+            "CONTINUATION of another stream",
+            all(&[begun(), frame(CONTINUATION, 4, 3, rest)]),
+            Connection(P),
+        ),
+        case(
+            "6.10",
+            "CONTINUATION on stream 0",
+            all(&[begun(), frame(CONTINUATION, 4, 0, rest)]),
+            Connection(P),
+        ),
+        case(
+            "6.10",
+            "CONTINUATION after the end of a block",
+            all(&[get(1, "/"), frame(CONTINUATION, 4, 1, rest)]),
+            Connection(P),
+        ),
+        case(
+            "6.10",
+            "a block of three frames",
+            all(&[begun(), frame(CONTINUATION, 0, 1, &rest[..9]), frame(CONTINUATION, 4, 1, &rest[9..])]),
+            Status(200),
+        ),
     ]
 }
 
@@ -258,14 +478,44 @@ pub fn compression() -> Vec<Case> {
         case("7541 2.3.3", "an index past the tables", with(&[0xff, 0x60]), Connection(HPACK)),
         case("7541 6.1", "index 0", with(&[0x80]), Connection(HPACK)),
         case("7541 4.2", "a table size update after a field", head(&late), Connection(HPACK)),
-        case("7541 6.3", "a table size update over the limit", head(&[&[0x3f, 0xe1, 0xff, 0x03], &request("GET", "/", "t.test")[..]].concat()), Connection(HPACK)),
-        case("7541 6.3", "a table size update within the limit", head(&[&[0x20], &request("GET", "/", "t.test")[..]].concat()), Status(200)),
-        case("7541 5.1", "an integer without end", with(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Connection(HPACK)),
+        case(
+            "7541 6.3",
+            "a table size update over the limit",
+            head(&[&[0x3f, 0xe1, 0xff, 0x03], &request("GET", "/", "t.test")[..]].concat()),
+            Connection(HPACK),
+        ),
+        case(
+            "7541 6.3",
+            "a table size update within the limit",
+            head(&[&[0x20], &request("GET", "/", "t.test")[..]].concat()),
+            Status(200),
+        ),
+        case(
+            "7541 5.1",
+            "an integer without end",
+            with(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
+            Connection(HPACK),
+        ),
         case("7541 5.2", "a string longer than its block", with(&[0, 5, b'a', b'b']), Connection(HPACK)),
-        case("7541 5.2", "Huffman padding of more than 7 bits", with(&[0, 1, b'a', 0x82, 0x1f, 0xff]), Connection(HPACK)),
+        case(
+            "7541 5.2",
+            "Huffman padding of more than 7 bits",
+            with(&[0, 1, b'a', 0x82, 0x1f, 0xff]),
+            Connection(HPACK),
+        ),
         case("7541 5.2", "Huffman padding of zeros", with(&[0, 1, b'a', 0x81, 0x18]), Connection(HPACK)),
-        case("7541 5.2", "Huffman code with the end of string", with(&[0, 1, b'a', 0x84, 0xff, 0xff, 0xff, 0xff]), Connection(HPACK)),
-        case("7541 2.3.3", "an index past the tables, in trailers", trailers, Connection(&[COMPRESSION, STREAM_CLOSED])),
+        case(
+            "7541 5.2",
+            "Huffman code with the end of string",
+            with(&[0, 1, b'a', 0x84, 0xff, 0xff, 0xff, 0xff]),
+            Connection(HPACK),
+        ),
+        case(
+            "7541 2.3.3",
+            "an index past the tables, in trailers",
+            trailers,
+            Connection(&[COMPRESSION, STREAM_CLOSED]),
+        ),
     ]
 }
 
@@ -274,10 +524,28 @@ pub fn messages() -> Vec<Case> {
     let r = |fields: &[(&[u8], &[u8])]| head(&block(fields));
     let (m, s, p, a): ((&[u8], &[u8]), (&[u8], &[u8]), (&[u8], &[u8]), (&[u8], &[u8])) =
         ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"t.test"));
-    let path = |path: &'static [u8]| head(&block(&[(b":method", b"GET"), (b":scheme", b"http"), (b":path", path), (b":authority", b"t.test")]));
-    let authority = |value: &'static [u8]| head(&block(&[(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", value)]));
-    let method = |value: &'static [u8]| head(&block(&[(b":method", value), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"t.test")]));
-    let trailers = |flags: u8, fields: &[(&[u8], &[u8])]| all(&[post(1, "/"), data(1, 0, 3), frame(HEADERS, flags, 1, &block(fields))]);
+    let path = |path: &'static [u8]| {
+        head(&block(&[
+            (b":method", b"GET"),
+            (b":scheme", b"http"),
+            (b":path", path),
+            (b":authority", b"t.test"),
+        ]))
+    };
+    let authority = |value: &'static [u8]| {
+        head(&block(&[(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", value)]))
+    };
+    let method = |value: &'static [u8]| {
+        head(&block(&[
+            (b":method", value),
+            (b":scheme", b"http"),
+            (b":path", b"/"),
+            (b":authority", b"t.test"),
+        ]))
+    };
+    let trailers = |flags: u8, fields: &[(&[u8], &[u8])]| {
+        all(&[post(1, "/"), data(1, 0, 3), frame(HEADERS, flags, 1, &block(fields))])
+    };
     let length = |value: &'static [u8], sizes: &[usize]| {
         let mut bytes = posted(&literal(b"content-length", value));
         for (i, size) in sizes.iter().enumerate() {
@@ -298,9 +566,12 @@ pub fn messages() -> Vec<Case> {
         case("8.2.1", "a value with NUL", field(b"foo", b"a\0b"), Stream(P)).envoy(ENDED),
         case("8.2.1", "a value with CR", field(b"foo", b"a\rb"), Stream(P)).envoy(ENDED),
         case("8.2.1", "a value with LF", field(b"foo", b"a\nb"), Stream(P)).envoy(ENDED),
-        case("8.2.1", "a value with CR LF and a field", field(b"foo", b"a\r\nx-evil: 1"), Stream(P)).envoy(ENDED),
-        case("8.2.1", "a value that begins with a space", field(b"foo", b" a"), Stream(P)).envoy(Envoy::Status(200)),
-        case("8.2.1", "a value that ends with a tab", field(b"foo", b"a\t"), Stream(P)).envoy(Envoy::Status(200)),
+        case("8.2.1", "a value with CR LF and a field", field(b"foo", b"a\r\nx-evil: 1"), Stream(P))
+            .envoy(ENDED),
+        case("8.2.1", "a value that begins with a space", field(b"foo", b" a"), Stream(P))
+            .envoy(Envoy::Status(200)),
+        case("8.2.1", "a value that ends with a tab", field(b"foo", b"a\t"), Stream(P))
+            .envoy(Envoy::Status(200)),
         case("8.2.2", "connection", field(b"connection", b"keep-alive"), Stream(P)).envoy(ENDED),
         case("8.2.2", "proxy-connection", field(b"proxy-connection", b"keep-alive"), Stream(P)).envoy(ENDED),
         case("8.2.2", "keep-alive", field(b"keep-alive", b"timeout=5"), Stream(P)).envoy(ENDED),
@@ -308,11 +579,13 @@ pub fn messages() -> Vec<Case> {
         case("8.2.2", "upgrade", field(b"upgrade", b"h2c"), Stream(P)).envoy(ENDED),
         case("8.2.2", "te other than trailers", field(b"te", b"gzip"), Stream(P)).envoy(ENDED),
         case("8.2.2", "te with trailers and more", field(b"te", b"trailers, gzip"), Stream(P)).envoy(ENDED),
-        case("-", "transfer_encoding", field(b"transfer_encoding", b"chunked"), Refused).envoy(Envoy::Status(200)),
+        case("-", "transfer_encoding", field(b"transfer_encoding", b"chunked"), Refused)
+            .envoy(Envoy::Status(200)),
         // §8.3
         case("8.3", "an unknown pseudo field", field(b":foo", b"bar"), Stream(P)).envoy(ENDED),
         case("8.3", ":status in a request", field(b":status", b"200"), Stream(P)).envoy(ENDED),
-        case("8.3", "a pseudo field after another", r(&[m, s, (b"foo", b"bar"), p, a]), Stream(P)).envoy(ENDED),
+        case("8.3", "a pseudo field after another", r(&[m, s, (b"foo", b"bar"), p, a]), Stream(P))
+            .envoy(ENDED),
         case("8.3", "a pseudo field in trailers", trailers(5, &[(b":path", b"/")]), Stream(P)).envoy(ENDED),
         case("8.3.1", "no :method", r(&[s, p, a]), Stream(P)).envoy(ENDED),
         case("8.3.1", "no :scheme", r(&[m, p, a]), Stream(P)).envoy(ENDED),
@@ -329,16 +602,20 @@ pub fn messages() -> Vec<Case> {
         case("8.3.1", "an empty :authority", authority(b""), Refused).envoy(ENDED),
         case("8.3.1", ":authority with user information", authority(b"user@t.test"), Refused).envoy(ENDED),
         case("8.3.1", ":authority with a path", authority(b"t.test/x"), Refused).envoy(ENDED),
-        case("8.3.1", ":authority with a comma", authority(b"t.test,u.test"), Refused).envoy(Envoy::Status(200)),
-        case("8.3.1", ":authority other than Host", field(b"host", b"other.test"), Refused).envoy(Envoy::Status(200)),
+        case("8.3.1", ":authority with a comma", authority(b"t.test,u.test"), Refused)
+            .envoy(Envoy::Status(200)),
+        case("8.3.1", ":authority other than Host", field(b"host", b"other.test"), Refused)
+            .envoy(Envoy::Status(200)),
         case("8.3.1", ":authority like Host", field(b"host", b"t.test"), Status(200)),
         case("8.3.1", "Host in place of :authority", r(&[m, s, p, (b"host", b"t.test")]), Status(200)),
-        case("8.3.1", "two Hosts", r(&[m, s, p, (b"host", b"t.test"), (b"host", b"t.test")]), Refused).envoy(ENDED),
+        case("8.3.1", "two Hosts", r(&[m, s, p, (b"host", b"t.test"), (b"host", b"t.test")]), Refused)
+            .envoy(ENDED),
         case("8.3.1", "* with GET", path(b"*"), Refused).envoy(ENDED),
         case("8.3.1", "a path without a slash", path(b"index"), Refused).envoy(ENDED),
         case("8.3.1", "a path that is a URI", path(b"http://u.test/"), Refused).envoy(ENDED),
         case("-", "a path with a space", path(b"/a b"), Refused).envoy(ENDED),
-        case("-", "a path with a request line in it", path(b"/ HTTP/1.1\r\nx-evil: 1\r\n\r\n"), Refused).envoy(ENDED),
+        case("-", "a path with a request line in it", path(b"/ HTTP/1.1\r\nx-evil: 1\r\n\r\n"), Refused)
+            .envoy(ENDED),
         case("-", "a path with NUL", path(b"/\0"), Refused).envoy(ENDED),
         case("-", "a path with CR", path(b"/\r"), Refused).envoy(ENDED),
         case("-", "a path with LF", path(b"/\n"), Refused).envoy(ENDED),
@@ -355,14 +632,33 @@ pub fn messages() -> Vec<Case> {
         case("-", "a scheme with CR LF", r(&[m, (b":scheme", b"http\r\n"), p, a]), Refused).envoy(ENDED),
         case("-", "a scheme with a colon", r(&[m, (b":scheme", b"http://x"), p, a]), Refused).envoy(ENDED),
         // §8.5
-        case("8.5", "CONNECT with :scheme and :path", r(&[(b":method", b"CONNECT"), s, p, a]), Stream(P)).envoy(ENDED),
+        case("8.5", "CONNECT with :scheme and :path", r(&[(b":method", b"CONNECT"), s, p, a]), Stream(P))
+            .envoy(ENDED),
         case("8.5", "CONNECT with :path", r(&[(b":method", b"CONNECT"), p, a]), Stream(P)).envoy(ENDED),
         case("8.5", "CONNECT without :authority", r(&[(b":method", b"CONNECT")]), Refused).envoy(ENDED),
-        case("8.5", "CONNECT that no route takes", r(&[(b":method", b"CONNECT"), (b":authority", b"t.test:80")]), Status(404)),
-        case("8441 4", ":protocol that was not allowed", r(&[(b":method", b"CONNECT"), (b":protocol", b"websocket"), s, p, a]), Stream(P)).envoy(ENDED),
-        case("8441 4", ":protocol with GET", r(&[m, (b":protocol", b"websocket"), s, p, a]), Stream(P)).envoy(ENDED),
+        case(
+            "8.5",
+            "CONNECT that no route takes",
+            r(&[(b":method", b"CONNECT"), (b":authority", b"t.test:80")]),
+            Status(404),
+        ),
+        case(
+            "8441 4",
+            ":protocol that was not allowed",
+            r(&[(b":method", b"CONNECT"), (b":protocol", b"websocket"), s, p, a]),
+            Stream(P),
+        )
+        .envoy(ENDED),
+        case("8441 4", ":protocol with GET", r(&[m, (b":protocol", b"websocket"), s, p, a]), Stream(P))
+            .envoy(ENDED),
         case("8.1.1", "a length and no body", field(b"content-length", b"5"), Stream(P)).envoy(ENDED),
-        case("8.1.1", "two lengths", with(&block(&[(b"content-length", b"0"), (b"content-length", b"1")])), Stream(P)).envoy(ENDED),
+        case(
+            "8.1.1",
+            "two lengths",
+            with(&block(&[(b"content-length", b"0"), (b"content-length", b"1")])),
+            Stream(P),
+        )
+        .envoy(ENDED),
         case("8.1.1", "a length that is no number", field(b"content-length", b"0x0"), Stream(P)).envoy(ENDED),
         case("8.1.1", "a negative length", field(b"content-length", b"-1"), Stream(P)).envoy(ENDED),
         case("8.1.1", "a signed length", field(b"content-length", b"+0"), Stream(P)).envoy(ENDED),
@@ -377,16 +673,41 @@ pub fn messages() -> Vec<Case> {
     cases.extend([
         case("8.1.1", "more DATA than the length", length(b"3", &[3, 3]), Stream(P)),
         case("8.1.1", "less DATA than the length", length(b"5", &[3]), Stream(P)),
-        case("8.1.1", "less DATA than the length before trailers", all(&[length(b"5", &[]), data(1, 0, 3), frame(HEADERS, 5, 1, &literal(b"a", b"b"))]), Stream(P)).envoy(ENDED),
+        case(
+            "8.1.1",
+            "less DATA than the length before trailers",
+            all(&[length(b"5", &[]), data(1, 0, 3), frame(HEADERS, 5, 1, &literal(b"a", b"b"))]),
+            Stream(P),
+        )
+        .envoy(ENDED),
         case("8.1.1", "DATA as long as the length", length(b"6", &[3, 3]), Status(200)),
-        case("8.1", "trailers without the end of the stream", trailers(END_HEADERS, &[(b"a", b"b")]), Stream(P)).envoy(ENDED),
+        case(
+            "8.1",
+            "trailers without the end of the stream",
+            trailers(END_HEADERS, &[(b"a", b"b")]),
+            Stream(P),
+        )
+        .envoy(ENDED),
         case("8.1", "trailers", trailers(5, &[(b"a", b"b")]), Status(200)),
-        case("8.2.1", "trailers with CR LF in a value", trailers(5, &[(b"a", b"b\r\nc: d")]), Stream(P)).envoy(ENDED),
-        case("8.2.1", "trailers with an upper-case name", trailers(5, &[(b"A", b"b")]), Stream(P)).envoy(ENDED),
-        case("8.2.2", "trailers with transfer-encoding", trailers(5, &[(b"transfer-encoding", b"chunked")]), Stream(P)).envoy(ENDED),
+        case("8.2.1", "trailers with CR LF in a value", trailers(5, &[(b"a", b"b\r\nc: d")]), Stream(P))
+            .envoy(ENDED),
+        case("8.2.1", "trailers with an upper-case name", trailers(5, &[(b"A", b"b")]), Stream(P))
+            .envoy(ENDED),
+        case(
+            "8.2.2",
+            "trailers with transfer-encoding",
+            trailers(5, &[(b"transfer-encoding", b"chunked")]),
+            Stream(P),
+        )
+        .envoy(ENDED),
         case("8.2.1", "a value with 0xff is allowed", field(b"foo", b"a\xff"), Status(200)),
         case("8.2.2", "te: trailers is allowed", field(b"te", b"trailers"), Status(200)),
-        case("8.2.3", "a cookie in crumbs", with(&block(&[(b"cookie", b"a=1"), (b"cookie", b"b=2")])), Status(200)),
+        case(
+            "8.2.3",
+            "a cookie in crumbs",
+            with(&block(&[(b"cookie", b"a=1"), (b"cookie", b"b=2")])),
+            Status(200),
+        ),
     ]);
     cases
 }
