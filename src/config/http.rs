@@ -162,7 +162,14 @@ pub enum Codec {
 
 /// An HTTP filter before the router.
 #[derive(Debug, Clone)]
-pub enum HttpFilter {}
+pub enum HttpFilter {
+    /// `envoy.filters.http.grpc_stats`.
+    GrpcStats(crate::http::filters::grpc_stats::Config),
+    /// `envoy.filters.http.grpc_web`.
+    GrpcWeb,
+    /// `envoy.filters.http.grpc_http1_bridge`.
+    GrpcHttp1Bridge,
+}
 
 /// `envoy.extensions.filters.http.router.v3.Router`.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::client::{Client, Wire};
 use super::connection::Downstream;
 use super::fields::Fields;
-use super::grpc;
+use super::{filters, grpc};
 use super::h1::{self, Framing, ParsedRequest, Refusal};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
@@ -56,6 +56,8 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
+    /// What filters do to it.
+    pub(super) filters: filters::Active,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -103,6 +105,7 @@ impl<'a> Exchange<'a> {
             info,
             request: None,
             response: None,
+            filters: filters::Active::default(),
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -280,6 +283,9 @@ impl<'a> Exchange<'a> {
                 return self.reply(reply).await;
             }
         }
+        if !self.manager.filters.is_empty() {
+            filters::on_request(self);
+        }
         self.route().await
     }
 
@@ -456,6 +462,9 @@ impl<'a> Exchange<'a> {
                 self.request.as_ref().map(|r| r as _),
             );
         }
+        if !self.manager.filters.is_empty() {
+            filters::on_reply(self, &mut head.fields);
+        }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
         let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         let empty = to_head || body.is_empty();
@@ -582,6 +591,10 @@ impl<'a> Exchange<'a> {
             }
             End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
         }
+        if !self.manager.filters.is_empty() {
+            filters::on_end(self);
+        }
+        let stats = &self.manager.stats;
         stats.downstream_rq_completed.increment(1);
         match self.info.response_code / 100 {
             1 => stats.downstream_rq_1xx.increment(1),

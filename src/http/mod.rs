@@ -10,6 +10,7 @@ pub mod client;
 pub mod connection;
 pub mod exchange;
 pub mod fields;
+pub mod filters;
 mod grpc;
 pub mod h1;
 pub mod h2;

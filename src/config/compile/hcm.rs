@@ -15,7 +15,9 @@ use super::discovery::config_source;
 use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
-use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
+use super::{
+    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, u32_or, Environment,
+};
 use crate::config::discovery::Source;
 use crate::config::http::{
     Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
@@ -227,7 +229,7 @@ const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 /// The filters before the router, and the router's options.
 fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>, Option<RouterOptions>) {
     use pb::http_filter::ConfigType;
-    let filters = Vec::new();
+    let mut filters = Vec::new();
     let mut router = None;
     let mut unsupported = false;
     for (index, filter) in list.iter().enumerate() {
@@ -254,6 +256,11 @@ fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>
                     }
                     router = problems.at("typed_config", |problems| router_options(any, problems));
                     unsupported |= router.is_none();
+                }
+                found if http_filters::knows(found) => {
+                    let compiled = problems.at("typed_config", |problems| http_filters::compile(any, problems));
+                    unsupported |= compiled.is_none();
+                    filters.extend(compiled.filter(|_| !filter.disabled));
                 }
                 found => {
                     unsupported = true;

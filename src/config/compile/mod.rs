@@ -19,6 +19,7 @@ mod discovery;
 mod dns;
 mod endpoints;
 pub mod hcm;
+mod http_filters;
 mod http_options;
 mod known_clusters;
 pub mod listener;

@@ -34,6 +34,7 @@ use self::request::prepare;
 use self::retry::Retries;
 use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
+use super::filters;
 use super::h1::{Framing, Refusal};
 use super::h2::StreamError;
 use crate::config::cluster::{HostShared, UpstreamProtocol};
@@ -124,6 +125,10 @@ pub(in crate::http) async fn forward(
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
+    if !ex.manager.filters.is_empty() {
+        filters::on_cluster(ex);
+    }
+    let Some(request) = &ex.request else { return End::Gone };
     let mut terminate = false;
     let upgrade = match request.upgrade() {
         None => false,

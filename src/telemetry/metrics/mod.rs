@@ -184,6 +184,15 @@ impl Scope {
         Self::open(format!("{}{part}.{value}.", node.prefix), format!("{}{part}.", node.family), tags)
     }
 
+    /// The scope `<value>.` below this one, shown to Prometheus as a tag alone.
+    pub fn named(&self, tag: &'static str, value: &str) -> Self {
+        let node = &*self.0;
+        let value = sanitized(value);
+        let mut tags = vec![(Cow::Borrowed(tag), value.as_ref().into())];
+        tags.extend(node.tags.iter().cloned());
+        Self::open(format!("{}{value}.", node.prefix), node.family.clone(), tags)
+    }
+
     /// `worker_<id>.` below this one (listeners), tag `envoy_worker_id`.
     pub fn worker(&self, id: usize) -> Self {
         let node = &*self.0;
