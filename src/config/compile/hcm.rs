@@ -15,9 +15,7 @@ use super::discovery::config_source;
 use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
-use super::{
-    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, u32_or, Environment,
-};
+use super::{bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, u32_or, Environment};
 use crate::config::discovery::Source;
 use crate::config::http::{
     Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
@@ -258,7 +256,8 @@ fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>
                     unsupported |= router.is_none();
                 }
                 found if http_filters::knows(found) => {
-                    let compiled = problems.at("typed_config", |problems| http_filters::compile(any, problems));
+                    let compiled =
+                        problems.at("typed_config", |problems| http_filters::compile(any, problems));
                     unsupported |= compiled.is_none();
                     filters.extend(compiled.filter(|_| !filter.disabled));
                 }

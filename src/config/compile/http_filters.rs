@@ -43,9 +43,10 @@ fn grpc_stats(config: &stats::FilterConfig) -> Config {
     let by_method = match &config.per_method_stat_specifier {
         Some(PerMethodStatSpecifier::IndividualMethodStatsAllowlist(list)) => {
             let path = |service: &str, method: &str| format!("/{service}/{method}").into_bytes().into();
-            let paths = list.services.iter().flat_map(|service| {
-                service.method_names.iter().map(|method| path(&service.name, method))
-            });
+            let paths = list
+                .services
+                .iter()
+                .flat_map(|service| service.method_names.iter().map(|method| path(&service.name, method)));
             ByMethod::These(Arc::new(paths.collect()))
         }
         Some(PerMethodStatSpecifier::StatsForAllMethods(all)) if bool_or(Some(*all), false) => ByMethod::All,

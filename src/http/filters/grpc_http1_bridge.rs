@@ -2,10 +2,10 @@
 //! gRPC's status in the head of a response that is complete before it begins.
 
 use crate::config::Known;
+use crate::config::RequestView;
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::telemetry::stream_info::Protocol;
-use crate::config::RequestView;
 
 /// Whether the request is one of gRPC over HTTP/1.
 pub(super) fn concerns(request: &RequestHead) -> bool {
@@ -55,7 +55,10 @@ mod tests {
             trailers.push(b"x-other", b"1");
             let mut head = head();
             complete(&mut head, Some(&trailers), 12);
-            assert_eq!((head.status, head.fields.get(Known::GrpcStatus)), (expected, Some(status.as_bytes())));
+            assert_eq!(
+                (head.status, head.fields.get(Known::GrpcStatus)),
+                (expected, Some(status.as_bytes()))
+            );
             assert_eq!(head.fields.get(Known::GrpcMessage), Some(&b"why"[..]));
             assert_eq!((head.fields.get(Known::ContentLength), head.fields.len()), (Some(&b"12"[..]), 3));
         }

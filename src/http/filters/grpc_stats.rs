@@ -57,9 +57,9 @@ impl MethodStats {
     fn new(cluster: &str, method: Option<(&str, &str)>) -> Self {
         let grpc = Scope::cluster(cluster).sub("grpc");
         let scope = match method {
-            Some((service, method)) => grpc
-                .named("envoy_grpc_bridge_service", service)
-                .named("envoy_grpc_bridge_method", method),
+            Some((service, method)) => {
+                grpc.named("envoy_grpc_bridge_service", service).named("envoy_grpc_bridge_method", method)
+            }
             None => grpc,
         };
         Self {

@@ -16,8 +16,8 @@ use crate::http::filters;
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::h2::StreamError;
 use crate::http::head::ResponseHead;
-use crate::http::manager;
 use crate::http::io::OutBuf;
+use crate::http::manager;
 use crate::http::pump::{Out, Pump, PumpError, Seen};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
@@ -203,7 +203,9 @@ impl Attempts<'_> {
             }
             match polled {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(PumpError::SourceReset(error))) => return Poll::Ready(Err(Failure::Reset(error))),
+                Poll::Ready(Err(PumpError::SourceReset(error))) => {
+                    return Poll::Ready(Err(Failure::Reset(error)))
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending if !shelf.is_empty() => {
                     // It held as much as it may; there is room again.
