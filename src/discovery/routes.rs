@@ -30,9 +30,21 @@ pub(super) type RouteKey = (StreamId, Arc<str>);
 pub(super) struct Routes {
     compiler: Arc<Compiler>,
     tables: HashMap<RouteKey, Table>,
+    /// Tables that requests may ask for.
+    offered: HashMap<RouteKey, Offer>,
+    /// The keys of those, by their slots.
+    by_slot: HashMap<usize, RouteKey>,
     /// Tables that were replaced, until no request is looked up in them: to free a large one takes time,
     /// which a worker does not have.
     replaced: Vec<Arc<RouteTable>>,
+}
+
+/// A table that requests may ask for.
+struct Offer {
+    need: RouteNeed,
+    users: usize,
+    /// A request has asked for it; that makes it one more user of the table.
+    wanted: bool,
 }
 
 /// One table.
@@ -57,7 +69,13 @@ impl Table {
 
 impl Routes {
     pub(super) fn new(compiler: Arc<Compiler>) -> Self {
-        Self { compiler, tables: HashMap::new(), replaced: Vec::new() }
+        Self {
+            compiler,
+            tables: HashMap::new(),
+            offered: HashMap::new(),
+            by_slot: HashMap::new(),
+            replaced: Vec::new(),
+        }
     }
 
     /// One listener more needs the table.
@@ -94,6 +112,44 @@ impl Routes {
             self.tables.remove(key);
             effects.unsubscribe(key.0, RDS, &key.1);
         }
+    }
+
+    /// Requests may ask for the table; one user more.
+    pub(super) fn offer(&mut self, key: &RouteKey, need: &RouteNeed) {
+        let new = || Offer { need: need.clone(), users: 0, wanted: false };
+        self.offered.entry(key.clone()).or_insert_with(new).users += 1;
+        self.by_slot.insert(need.slot.index(), key.clone());
+    }
+
+    /// One user less lets requests ask for it.
+    pub(super) fn withdraw(&mut self, key: &RouteKey, effects: &mut Effects) {
+        let Some(offer) = self.offered.get_mut(key) else { return };
+        offer.users -= 1;
+        if offer.users > 0 {
+            return;
+        }
+        if let Some(offer) = self.offered.remove(key) {
+            self.by_slot.remove(&offer.need.slot.index());
+            if offer.wanted {
+                self.release(key, effects);
+            }
+        }
+    }
+
+    /// A request wants the table of this slot. `None` if it is not offered.
+    pub(super) fn demand(&mut self, slot: &Slot<RouteTable>, effects: &mut Effects) -> Option<RouteKey> {
+        let key = self.by_slot.get(&slot.index())?.clone();
+        let offer = self.offered.get_mut(&key)?;
+        if !std::mem::replace(&mut offer.wanted, true) {
+            let need = offer.need.clone();
+            self.want(&key, &need, effects);
+        }
+        Some(key)
+    }
+
+    /// Whether anybody has asked for the table.
+    pub(super) fn is_wanted(&self, key: &RouteKey) -> bool {
+        self.tables.contains_key(key)
     }
 
     /// Whether nothing is to be waited for that could come at once: the table is there, late, or does not

@@ -14,6 +14,7 @@ pub mod h1;
 pub mod head;
 pub mod io;
 pub mod manager;
+mod on_demand;
 pub mod path;
 pub mod pump;
 mod reply;

@@ -202,6 +202,7 @@ fn table(
         sleeping: sleeping.map(Arc::new),
         ignore_port: config.ignore_port_in_host_matching,
         ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+        has_more: config.vhds.is_some(),
     }
 }
 

@@ -40,6 +40,9 @@ pub const ROUTE: &[MessageSupport] = &[
             ("route_specifiers", EXTENSIONS),
         ],
     },
+    all("envoy.config.route.v3.ScopedRouteConfiguration"),
+    all("envoy.config.route.v3.ScopedRouteConfiguration.Key"),
+    all("envoy.config.route.v3.ScopedRouteConfiguration.Key.Fragment"),
     MessageSupport {
         message: "envoy.config.route.v3.VirtualHost",
         implemented: &[

@@ -9,6 +9,7 @@ mod loss;
 mod mesh;
 mod misbehaviour;
 mod scale;
+mod scopes;
 mod scripted;
 mod secure;
 mod sources;
