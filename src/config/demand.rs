@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use outrigger_control_api::pb::envoy::extensions::filters::http::on_demand::v3 as pb;
+
 use super::discovery::ConfigSource;
 use super::route::RouteTable;
 use super::Slot;
@@ -56,6 +58,27 @@ pub struct OnDemandClusters {
     pub timeout: Duration,
 }
 
+/// `PerRouteConfig`: what a route says instead of the filter of that name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteOnDemand {
+    /// The filter's name.
+    pub filter: Box<str>,
+    /// Where to ask for clusters, as it was written and checked; `None` = nowhere. The source is made of
+    /// it when it is first asked.
+    pub clusters: Option<pb::OnDemandCds>,
+    /// How long a request waits. Default 5 s.
+    pub timeout: Duration,
+}
+
+/// Where a cluster is asked for.
+#[derive(Debug, Clone)]
+pub enum ClusterSource {
+    /// Where the filter says.
+    Filter(Arc<OnDemandClusters>),
+    /// Where the route says.
+    Route(Arc<RouteOnDemand>),
+}
+
 /// What a request lacks.
 #[derive(Debug)]
 pub enum Want {
@@ -71,7 +94,7 @@ pub enum Want {
     /// A cluster.
     Cluster {
         /// Whom to ask.
-        from: Arc<OnDemandClusters>,
+        from: ClusterSource,
         /// Its name.
         name: Box<str>,
     },

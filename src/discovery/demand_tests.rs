@@ -8,12 +8,12 @@ use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use serde_json::{json, Value};
 use tokio::sync::{mpsc, oneshot};
 
-use super::effects::{Effect, LDS, RDS, SRDS};
+use super::effects::{Effect, CDS, LDS, RDS, SRDS, VHDS};
 use super::manager::Manager;
 use super::sources::StreamId;
 use super::Serving;
 use crate::config::compile::resource::Compiler;
-use crate::config::demand::{Ask, Want};
+use crate::config::demand::{Ask, ClusterSource, OnDemandClusters, Want, CLUSTER_PATIENCE};
 use crate::config::discovery::{ConfigSource, DiscoveryConfig, Source};
 use crate::config::http::{HttpConnectionManager, Routes};
 use crate::config::listener::{Listener, Terminal};
@@ -286,4 +286,125 @@ fn a_request_for_a_table_that_does_not_exist_is_answered_too() {
     assert!(answer.try_recv().is_err());
     world.good(RDS, &[], &["n"]);
     assert_eq!((answer.try_recv(), world.find("2")), (Ok(()), found("none", false)));
+}
+
+fn by_rds() -> Value {
+    json!({"rds": {"route_config_name": "t", "config_source": {"resource_api_version": "V3", "ads": {}}}})
+}
+
+fn host(name: &str, domain: &str) -> Resource {
+    let route = json!({"match": {"prefix": "/"}, "direct_response": {"status": 200}});
+    resource(name, "route.v3.VirtualHost", json!({"name": name, "domains": [domain], "routes": [route]}))
+}
+
+fn table_with_hosts(hosts: &[&str]) -> Resource {
+    let route = json!({"match": {"prefix": "/"}, "direct_response": {"status": 200}});
+    let own = |domain: &&str| json!({"name": domain, "domains": [domain], "routes": [route]});
+    let hosts: Vec<_> = hosts.iter().map(own).collect();
+    let source = json!({"resource_api_version": "V3", "ads": {}});
+    let value = json!({"name": "t", "virtual_hosts": hosts, "vhds": {"config_source": source}});
+    resource("t", "route.v3.RouteConfiguration", value)
+}
+
+impl World {
+    /// The names of the virtual hosts in force.
+    fn hosts(&self) -> Vec<String> {
+        let Routes::Table(slot) = &self.served.0.last().expect("one serves").routes else { panic!("scopes") };
+        slot.get().iter().flat_map(|table| table.virtual_hosts()).map(|host| host.name.to_string()).collect()
+    }
+
+    fn ask_host(&mut self, host: &str) -> oneshot::Receiver<()> {
+        let table = self.compiler.route_slot(&Source::Ads, "t");
+        self.ask(Want::VirtualHost { table, host: host.into() })
+    }
+}
+
+#[test]
+fn virtual_hosts_that_are_pushed_join_those_of_the_table() {
+    let mut world = World::new();
+    world.good(LDS, &[listener(&by_rds(), json!([]))], &[]);
+    world.good(RDS, &[table_with_hosts(&["own"])], &[]);
+    assert_eq!((world.wanted(VHDS), world.served.0.len()), (vec!["*"], 0), "the first ones are waited for");
+    // Those of another table, which may come later, are kept.
+    world.good(VHDS, &[host("t/b", "b"), host("other/c", "c"), host("t/d", "d")], &[]);
+    assert_eq!(world.hosts(), ["own", "t/b", "t/d"]);
+    world.good(VHDS, &[host("t/b", "b2")], &["t/d"]);
+    assert_eq!(world.hosts(), ["own", "t/b"]);
+    // One that takes the domain of another is refused, the others are taken.
+    let refused = world.update(VHDS, &[host("t/e", "own"), host("t/f", "f"), host("nowhere", "n")], &[]);
+    let text = |refused: &Rejection| (refused.name.clone(), refused.message.clone());
+    let refused: Vec<_> = refused.iter().map(text).collect();
+    assert_eq!(refused[0], ("nowhere".into(), "name: is not TABLE/HOST".into()));
+    assert!(refused[1].0 == "t/e" && refused[1].1.contains("\"own\" occurs twice"), "{refused:?}");
+    assert_eq!((refused.len(), world.hosts()), (2, vec!["own".into(), "t/b".into(), "t/f".into()]));
+    // A problem has the path within the virtual host.
+    let wrong = resource("t/w", "route.v3.VirtualHost", json!({"name": "t/w", "domains": []}));
+    assert_eq!(world.update(VHDS, &[wrong], &[])[0].message, "domains: is empty");
+    // They outlast a change of the table.
+    world.good(RDS, &[table_with_hosts(&["new"])], &[]);
+    assert_eq!(world.hosts(), ["new", "t/b", "t/f"]);
+    world.good(RDS, &[table("t")], &[]);
+    assert_eq!((world.hosts(), world.wanted(VHDS)), (vec![], vec![]));
+    world.good(RDS, &[table_with_hosts(&["new"])], &[]);
+    assert_eq!((world.hosts(), world.wanted(VHDS)), (vec!["new".into()], vec!["*"]));
+    world.good(LDS, &[], &["l"]);
+    assert_eq!((world.wanted(VHDS), world.wanted(RDS)), (vec![], vec![]));
+}
+
+#[test]
+fn a_virtual_host_is_asked_for_by_the_authority_of_a_request() {
+    let mut world = World::new();
+    world.good(LDS, &[listener(&by_rds(), on_demand())], &[]);
+    world.good(RDS, &[table_with_hosts(&["own"])], &[]);
+    world.manager.timed_out(world.stream, VHDS, None, &mut world.served);
+    assert_eq!(world.hosts(), ["own"], "it serves when the time is over");
+    let (mut one, mut two) = (world.ask_host("a.test"), world.ask_host("a.test"));
+    let mut other = world.ask_host("b.test");
+    assert_eq!(world.wanted(VHDS), ["*", "t/a.test", "t/b.test"], "once for two requests");
+    let mut found = host("t/all", "*.test");
+    found.aliases = vec!["t/a.test".into()];
+    world.good(VHDS, &[found], &[]);
+    assert_eq!(
+        (one.try_recv(), two.try_recv(), world.hosts()),
+        (Ok(()), Ok(()), vec!["own".into(), "t/all".into()])
+    );
+    assert!(other.try_recv().is_err());
+    // There is none: the next request asks again.
+    world.good(VHDS, &[], &["t/b.test"]);
+    assert_eq!((other.try_recv(), world.wanted(VHDS)), (Ok(()), vec!["*", "t/a.test"]));
+    let mut late = world.ask_host("late.test");
+    assert!(late.try_recv().is_err() && world.wanted(VHDS).contains(&"t/late.test"));
+    world.manager.timed_out(world.stream, VHDS, Some("t/late.test"), &mut world.served);
+    world.act();
+    assert_eq!((late.try_recv(), world.wanted(VHDS)), (Ok(()), vec!["*", "t/a.test"]));
+}
+
+#[test]
+fn a_cluster_is_asked_for_once_however_many_requests_wait() {
+    let mut world = World::new();
+    let source = ConfigSource { source: Source::Ads, initial_fetch_timeout: None };
+    let from = Arc::new(OnDemandClusters { source, timeout: CLUSTER_PATIENCE });
+    let want = |name: &str| Want::Cluster { from: ClusterSource::Filter(from.clone()), name: name.into() };
+    let cluster =
+        |name: &str, kind: &str| resource(name, "cluster.v3.Cluster", json!({"name": name, "type": kind}));
+    let (mut one, mut two, mut none) = (world.ask(want("c")), world.ask(want("c")), world.ask(want("n")));
+    let subscribed = world.wanted.iter().filter(|(kind, _)| *kind == CDS).count();
+    assert_eq!((subscribed, world.wanted(CDS)), (2, vec!["c", "n"]));
+    world.good(CDS, &[cluster("other", "STATIC")], &[]);
+    assert!(one.try_recv().is_err() && none.try_recv().is_err(), "that is another one");
+    world.good(CDS, &[cluster("c", "STATIC")], &[]);
+    assert_eq!((one.try_recv(), two.try_recv()), (Ok(()), Ok(())));
+    assert!(world.compiler.clusters.find("c").unwrap().is_filled() && none.try_recv().is_err());
+    world.good(CDS, &[], &["n"]);
+    assert_eq!((none.try_recv(), world.wanted(CDS)), (Ok(()), vec!["c"]), "asked for again by the next");
+    // One that is there needs no asking, and one that is no good is not waited for.
+    let mut there = world.ask(want("c"));
+    assert_eq!((there.try_recv(), world.wanted(CDS)), (Ok(()), vec!["c"]));
+    let mut bad = world.ask(want("bad"));
+    assert_eq!(world.update(CDS, &[cluster("bad", "ORIGINAL_DST")], &[]).len(), 1);
+    assert_eq!(bad.try_recv(), Ok(()));
+    let mut late = world.ask(want("late"));
+    world.manager.timed_out(world.stream, CDS, Some("late"), &mut world.served);
+    world.act();
+    assert_eq!((late.try_recv(), world.wanted(CDS)), (Ok(()), vec!["bad", "c"]));
 }

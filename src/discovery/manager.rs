@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use outrigger_control_api::client::{warming_order, Cause, Change, Rejection, Resource, Update};
 
+use super::called_clusters::CalledClusters;
 use super::clusters::Clusters;
 use super::demands::{Awaited, Demands};
-use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS, SRDS};
+use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS, SRDS, VHDS};
 use super::last_good::{Group, Kept};
 use super::listeners::{Listeners, World};
 use super::resource::Stored;
@@ -23,7 +24,7 @@ use super::stats::SubscriptionStats;
 use super::wanted::{Ground, Wanted};
 use super::Serving;
 use crate::config::compile::resource::{Compiler, Needs};
-use crate::config::demand::{Ask, Want};
+use crate::config::demand::{Ask, ClusterSource, Want};
 use crate::config::discovery::{ConfigSource, DiscoveryConfig};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ClusterManagerStats;
@@ -59,6 +60,7 @@ pub(super) struct Manager {
     fixed_needs: Vec<Wanted>,
     /// Requests that wait.
     demands: Demands,
+    called: CalledClusters,
     initialized: bool,
     /// What serves comes from an earlier run, and the control plane was not heard of all of it yet.
     restored: bool,
@@ -101,6 +103,7 @@ impl Manager {
             lds,
             fixed_needs: Vec::new(),
             demands: Demands::default(),
+            called: CalledClusters::default(),
             initialized: false,
             restored: false,
             dozes: 0,
@@ -128,7 +131,7 @@ impl Manager {
     ) -> Vec<Rejection> {
         let now = Instant::now();
         let Update { type_url, version, added, removed, flawed, .. } = update;
-        let Self { clusters, routes, scopes, listeners, sources, effects, .. } = self;
+        let Self { clusters, routes, scopes, listeners, called, sources, effects, .. } = self;
         let mut refused = Vec::new();
         let whole = match type_url.as_str() {
             CDS => {
@@ -139,7 +142,8 @@ impl Manager {
                 if !removed.is_empty() {
                     clusters.sweep(now, effects);
                 }
-                self.cds.as_mut()
+                called.update(stream, update, refused.is_empty() && !flawed, effects);
+                self.cds.as_mut().filter(|cds| cds.stream == stream)
             }
             EDS => {
                 for resource in added {
@@ -150,10 +154,16 @@ impl Manager {
             }
             RDS => {
                 for resource in added {
-                    refused
-                        .extend(routes.update(resource, stream, &|name| clusters.knows(name), effects).err());
+                    let known = |name: &str| clusters.knows(name);
+                    refused.extend(routes.update(resource, stream, &known, sources, effects).err());
                 }
                 removed.iter().for_each(|name| routes.missing(name, stream));
+                let ground = Ground { scopes, routes, sources, effects };
+                listeners.advance(&mut World { clusters, ground, serving });
+                None
+            }
+            VHDS => {
+                refused = routes.update_hosts(stream, update, &|name| clusters.knows(name), effects);
                 let ground = Ground { scopes, routes, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
@@ -221,6 +231,11 @@ impl Manager {
                 self.routes.absent(name, stream);
                 self.advance(serving);
             }
+            (CDS, Some(name)) => self.called.absent(name, stream, &mut self.effects),
+            (VHDS, name) => {
+                self.routes.hosts_absent(stream, name, &mut self.effects);
+                self.advance(serving);
+            }
             (SRDS, None) => {
                 self.scopes.absent(stream);
                 self.advance(serving);
@@ -241,7 +256,11 @@ impl Manager {
     pub(super) fn asked(&mut self, ask: Ask) {
         let awaited = match &ask.want {
             Want::Table(slot) => self.routes.demand(slot, &mut self.effects).map(Awaited::Table),
-            Want::VirtualHost { .. } | Want::Cluster { .. } => None,
+            Want::VirtualHost { table, host } => self
+                .routes
+                .demand_host(table, host, &mut self.effects)
+                .map(|(key, name)| Awaited::VirtualHost(key, name)),
+            Want::Cluster { from, name } => self.call(from, name),
         };
         match awaited {
             Some(awaited) => self.demands.push(awaited, ask),
@@ -251,12 +270,35 @@ impl Manager {
         self.answer();
     }
 
+    fn call(&mut self, from: &ClusterSource, name: &str) -> Option<Awaited> {
+        if self.clusters.serves(name).0 {
+            return None;
+        }
+        let source = match from {
+            ClusterSource::Filter(clusters) => clusters.source.clone(),
+            ClusterSource::Route(route) => match self.compiler.route_clusters(route) {
+                Ok(clusters) => clusters?.source,
+                // It was checked when the table came.
+                Err(problems) => {
+                    tracing::error!(cluster = name, "cannot be asked for: {:?}", problems.first());
+                    return None;
+                }
+            },
+        };
+        let stream = self.sources.stream(&source.source, None, CDS);
+        Some(Awaited::Cluster(self.called.call(name, stream, &source, &mut self.effects)))
+    }
+
     /// Answers requests that waited for what is there now, or will not come.
     fn answer(&mut self) {
-        let Self { demands, routes, .. } = self;
+        let Self { demands, routes, clusters, called, .. } = self;
         demands.settle(|awaited| match awaited {
             Awaited::Table(key) => routes.is_settled(key),
-            Awaited::VirtualHost(..) | Awaited::Cluster(_) => true,
+            Awaited::VirtualHost(key, name) => routes.is_host_settled(key, name),
+            Awaited::Cluster(name) => {
+                let (serves, warms) = clusters.serves(name);
+                serves || !warms && !called.is_awaited(name)
+            }
         });
     }
 
@@ -458,6 +500,11 @@ impl Manager {
         for (name, stream, table) in self.routes.tables() {
             if let Some(stored) = &table.stored {
                 put(stream, RDS, &stored.version, name, stored);
+            }
+        }
+        for (stream, feed) in self.routes.host_feeds() {
+            for (name, stored) in &feed.held {
+                put(stream, VHDS, &feed.version, name, stored);
             }
         }
         groups

@@ -8,6 +8,7 @@
 //! each resource to the room of its type: [`clusters`] (with their endpoints), [`routes`],
 //! [`listeners`]. What these want done comes back as [`effects`].
 
+mod called_clusters;
 mod clusters;
 mod demands;
 mod effects;
@@ -23,6 +24,7 @@ mod stats;
 mod streams;
 mod tls;
 pub mod view;
+mod virtual_hosts;
 mod wanted;
 mod watch;
 

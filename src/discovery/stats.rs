@@ -44,6 +44,15 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `http.<prefix>.vhds.<table>.`.
+    pub struct HostsStats {
+        counters { update_attempt, update_success, update_rejected, update_empty, config_reload }
+        gauges { update_time, version }
+        histograms {}
+    }
+}
+
+crate::stats! {
     /// `control_plane.`.
     pub struct ControlPlaneStats {
         counters { rate_limit_enforced, streams_opened, responses_ignored, responses_refused }
@@ -67,6 +76,20 @@ impl SubscriptionStats {
     pub(super) fn succeeded(&self, version: &str, at: SystemTime, took: Duration) {
         self.update_success.increment(1);
         self.update_duration.record(took.as_secs_f64() * 1000.0);
+        self.update_time.set(millis(at));
+        self.version.set(version_number(version));
+    }
+}
+
+impl HostsStats {
+    /// Those of the virtual hosts of `table` in connection managers that count under `stat_prefix`.
+    pub(super) fn of_hosts(stat_prefix: &str, table: &str) -> Self {
+        Self::new(&Scope::http_part(stat_prefix, "vhds", "envoy_vhds_route_config", table))
+    }
+
+    /// A response was taken whole.
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+        self.update_success.increment(1);
         self.update_time.set(millis(at));
         self.version.set(version_number(version));
     }

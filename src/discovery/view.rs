@@ -171,7 +171,9 @@ impl View {
             let mut all = Vec::new();
             for (name, _, table) in manager.routes.tables() {
                 if let Some(stored) = &table.stored {
-                    all.push((name.clone(), state(ROUTE, "route_config", stored, table.refused.as_ref())));
+                    let mut stored = stored.clone();
+                    stored.body = table.merged.clone().unwrap_or(stored.body);
+                    all.push((name.clone(), state(ROUTE, "route_config", &stored, table.refused.as_ref())));
                 }
             }
             vec![("dynamic_route_configs", sorted(all))]

@@ -6,16 +6,18 @@
 
 use std::future::{poll_fn, Future};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use super::io::{poll_read, FIRST_READ};
-use crate::config::demand::{Want, PATIENCE};
+use crate::config::demand::{ClusterSource, Want, PATIENCE};
 use crate::config::route::{Route, RouteTable};
 use crate::config::scopes::ScopedRoutes;
 use crate::config::{RequestView, Slot};
+use crate::upstream::ClusterLocal;
 
 /// Bytes of further requests that are taken in to see whether the client is there.
 const MAX_PIPELINED: usize = 64 << 10;
@@ -36,6 +38,9 @@ pub(super) enum Found {
     /// The client went away meanwhile.
     Gone,
 }
+
+/// Longest name of a cluster that is asked for.
+const MAX_CLUSTER: usize = 1024;
 
 /// The client went away while its request waited.
 pub(super) struct Gone;
@@ -77,6 +82,27 @@ impl Exchange<'_> {
             Ok(()) => self.find(slot, random),
             Err(Gone) => Found::Gone,
         }
+    }
+
+    /// The cluster of this name, which is not here: asked for where the route or the filter says so.
+    pub(super) async fn find_cluster(
+        &mut self,
+        route: &Route,
+        name: Option<Box<str>>,
+    ) -> Result<Option<Rc<ClusterLocal>>, Gone> {
+        let (Some(name), Some(on_demand)) = (name, &self.manager.on_demand) else { return Ok(None) };
+        if name.is_empty() || name.len() > MAX_CLUSTER {
+            return Ok(None);
+        }
+        let own = route.on_demand.as_ref().filter(|own| *own.filter == *on_demand.name);
+        let (from, patience) = match (own, &on_demand.clusters) {
+            (Some(own), _) if own.clusters.is_some() => (ClusterSource::Route(own.clone()), own.timeout),
+            (None, Some(clusters)) => (ClusterSource::Filter(clusters.clone()), clusters.timeout),
+            _ => return Ok(None),
+        };
+        self.await_answer(Want::Cluster { from, name: name.clone() }, patience).await?;
+        let slot = self.worker.clusters.find(&name);
+        Ok(slot.and_then(|slot| self.worker.upstreams.cluster(&slot)))
     }
 
     /// Waits until it is worth while to look again, or `patience` is over.

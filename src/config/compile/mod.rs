@@ -23,7 +23,7 @@ mod http_options;
 mod known_clusters;
 pub mod listener;
 mod local_reply;
-mod on_demand;
+pub(crate) mod on_demand;
 pub mod resource;
 mod rooms;
 pub mod runtime;

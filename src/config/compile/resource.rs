@@ -23,10 +23,11 @@ use outrigger_control_api::{pool, DynamicMessage};
 use prost::{Message, Name};
 
 use super::check::{self, merge, once_each};
+use super::discovery::config_source;
 use super::dns::Resolver;
 use super::runtime::Runtime;
 use super::scoped::{self, ScopeConfig};
-use super::{cluster, endpoints, known_clusters, listener};
+use super::{cluster, endpoints, known_clusters, listener, on_demand};
 use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
 use crate::config::listener::Listener;
@@ -100,6 +101,8 @@ pub struct Needs {
     pub lazy_tables: Vec<RouteNeed>,
     /// Scopes to ask for, each source once.
     pub scoped_routes: Vec<ScopesNeed>,
+    /// Where a route table has the virtual hosts that are not in it (VHDS).
+    pub virtual_hosts: Option<ConfigSource>,
     /// Requests may ask for more.
     pub on_demand: bool,
 }
@@ -107,8 +110,9 @@ pub struct Needs {
 impl Needs {
     /// Whether nothing is needed.
     pub fn is_empty(&self) -> bool {
-        let Self { route_tables, lazy_tables, scoped_routes, on_demand } = self;
-        route_tables.is_empty() && lazy_tables.is_empty() && scoped_routes.is_empty() && !on_demand
+        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, on_demand } = self;
+        let tables = route_tables.is_empty() && lazy_tables.is_empty() && scoped_routes.is_empty();
+        tables && virtual_hosts.is_none() && !on_demand
     }
 }
 
@@ -262,6 +266,18 @@ impl Compiler {
         if let Some(check) = &clusters {
             check.table(&config, &mut problems);
         }
+        on_demand::check(&config.typed_per_filter_config, self, &mut problems);
+        environment.needs.borrow_mut().virtual_hosts = config.vhds.as_ref().and_then(|vhds| {
+            problems.at("vhds.config_source", |problems| {
+                // Demanded by a field rule.
+                let parent = Some(&Source::SameAsParent);
+                let source = config_source(vhds.config_source.as_ref()?, parent, self, problems)?;
+                if !self.is_delta(&source.source) {
+                    problems.report("virtual hosts need a delta stream (DELTA_GRPC)");
+                }
+                Some(source)
+            })
+        });
         let look = &mut |bytes: &[u8], host: &VirtualHost, problems: &mut Problems| {
             if let Err(malformed) = found.check::<VirtualHost>(bytes, problems.path()) {
                 malformed.iter().for_each(|problem| problems.report(&problem.message));
@@ -269,6 +285,7 @@ impl Compiler {
             if let Some(check) = &clusters {
                 check.host(host, problems);
             }
+            on_demand::check_host(host, self, problems);
         };
         let table = route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
         found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)

@@ -207,9 +207,6 @@ pub(super) fn scope_config(
     let table = match (&config.route_configuration, name.is_empty()) {
         (Some(routes), true) => {
             let table = problems.at("route_configuration", |problems| {
-                if routes.vhds.is_some() {
-                    problems.report_at("vhds", "needs a table that comes by RDS");
-                }
                 rooms::route_table(routes, false, environment, problems)
             });
             table.map(|table| ScopeTableRef::Inline(Slot::anonymous(Arc::new(table))))

@@ -24,6 +24,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use self::domains::{without_port, Domains};
 use self::path::{matches, Conditions, RequestPath};
 use self::sleeping::{HostCell, Sleeping};
+use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, Known, RequestView};
 use super::{Cluster, Slot};
 
@@ -94,6 +95,8 @@ pub struct Route {
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
     pub metadata: Option<Box<Metadata>>,
+    /// What it says to the on-demand filter: its own, or its virtual host's or table's.
+    pub on_demand: Option<Arc<RouteOnDemand>>,
     /// Name for statistics.
     pub stat_prefix: Option<Arc<str>>,
 }

@@ -16,7 +16,7 @@ use crate::peers;
 /// One of the two.
 pub(super) struct Side {
     pub(super) proxy: Proxy,
-    node: &'static str,
+    pub(super) node: &'static str,
     pub(super) port: u16,
 }
 

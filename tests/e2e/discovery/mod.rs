@@ -8,6 +8,7 @@ mod groups;
 mod loss;
 mod mesh;
 mod misbehaviour;
+mod on_demand;
 mod scale;
 mod scopes;
 mod scripted;
