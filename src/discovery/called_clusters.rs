@@ -13,8 +13,12 @@ use outrigger_control_api::client::Update;
 use super::effects::{Effects, CDS};
 use super::sources::StreamId;
 use super::stats::SubscriptionStats;
+use crate::config::demand::PATIENCE;
 use crate::config::discovery::ConfigSource;
 use crate::telemetry::metrics::Scope;
+
+/// Most names that are subscribed to.
+const MAX_CALLED: usize = 1 << 14;
 
 /// All names that are subscribed to.
 #[derive(Default)]
@@ -30,24 +34,29 @@ struct Called {
 }
 
 impl CalledClusters {
-    /// A request wants this cluster.
+    /// A request wants this cluster. `None` if there are too many.
     pub(super) fn call(
         &mut self,
         name: &str,
         stream: StreamId,
         source: &ConfigSource,
         effects: &mut Effects,
-    ) -> Arc<str> {
+    ) -> Option<Arc<str>> {
         if let Some((name, _)) = self.names.get_key_value(name) {
-            return name.clone();
+            return Some(name.clone());
+        }
+        if self.names.len() >= MAX_CALLED {
+            return None;
         }
         let name: Arc<str> = name.into();
-        effects.subscribe(stream, CDS, &name, source.initial_fetch_timeout);
+        // A name that nobody knows must go some time.
+        let timeout = source.initial_fetch_timeout.unwrap_or(PATIENCE);
+        effects.subscribe(stream, CDS, &name, Some(timeout));
         self.names.insert(name.clone(), Called { stream, came: false });
         let stats =
             self.stats.get_or_insert_with(|| SubscriptionStats::new(&Scope::raw("cluster_manager.odcds")));
         stats.update_attempt.increment(1);
-        name
+        Some(name)
     }
 
     /// Clusters came or went; `good` if none was refused.

@@ -63,7 +63,7 @@ fn table(name: &str) -> Resource {
     resource(name, "route.v3.RouteConfiguration", json!({"name": name}))
 }
 
-fn listener(routes: &Value, filters: Value) -> Resource {
+fn listener(routes: &Value, filters: &Value) -> Resource {
     const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let mut list = vec![];
     list.extend(filters.as_array().unwrap().iter().cloned());
@@ -181,7 +181,7 @@ fn found(name: &str, there: bool) -> Option<(String, bool)> {
 #[test]
 fn a_listener_waits_for_its_scopes_and_their_tables() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), json!([]))], &[]);
+    world.good(LDS, &[listener(&scoped(), &json!([]))], &[]);
     assert_eq!((world.wanted(SRDS), world.served.0.len()), (vec!["*"], 0));
     world.good(SRDS, &[scope("one", "1", "t1", false), scope("lazy", "2", "t2", true)], &[]);
     assert_eq!(
@@ -210,11 +210,11 @@ fn a_listener_waits_for_its_scopes_and_their_tables() {
 #[test]
 fn without_scopes_or_tables_a_listener_serves_when_the_time_is_over() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), json!([]))], &[]);
+    world.good(LDS, &[listener(&scoped(), &json!([]))], &[]);
     world.manager.timed_out(world.stream, SRDS, None, &mut world.served);
     assert_eq!((world.served.0.len(), world.find("1")), (1, None));
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), json!([]))], &[]);
+    world.good(LDS, &[listener(&scoped(), &json!([]))], &[]);
     world.good(SRDS, &[scope("one", "1", "t1", false)], &[]);
     world.manager.timed_out(world.stream, RDS, Some("t1"), &mut world.served);
     assert_eq!((world.served.0.len(), world.find("1")), (1, found("one", false)));
@@ -223,7 +223,7 @@ fn without_scopes_or_tables_a_listener_serves_when_the_time_is_over() {
 #[test]
 fn two_scopes_with_one_key_are_refused_by_both_their_names() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), json!([]))], &[]);
+    world.good(LDS, &[listener(&scoped(), &json!([]))], &[]);
     let refused = world.update(
         SRDS,
         &[scope("a", "1", "t", false), scope("b", "1", "t", false), scope("c", "2", "t", false)],
@@ -262,7 +262,7 @@ fn two_scopes_with_one_key_are_refused_by_both_their_names() {
 #[test]
 fn the_table_of_a_scope_on_demand_is_asked_for_once_a_request_wants_it() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), on_demand())], &[]);
+    world.good(LDS, &[listener(&scoped(), &on_demand())], &[]);
     world.good(SRDS, &[scope("lazy", "1", "t", true), scope("none", "2", "n", true)], &[]);
     assert_eq!((world.served.0.len(), world.wanted(RDS)), (1, vec![]));
     let slot = |world: &World, name: &str| world.compiler.route_slot(&Source::Ads, name);
@@ -279,7 +279,7 @@ fn the_table_of_a_scope_on_demand_is_asked_for_once_a_request_wants_it() {
 #[test]
 fn a_request_for_a_table_that_does_not_exist_is_answered_too() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&scoped(), on_demand())], &[]);
+    world.good(LDS, &[listener(&scoped(), &on_demand())], &[]);
     world.good(SRDS, &[scope("none", "2", "n", true)], &[]);
     let slot = world.compiler.route_slot(&Source::Ads, "n");
     let mut answer = world.ask(Want::Table(slot));
@@ -322,7 +322,7 @@ impl World {
 #[test]
 fn virtual_hosts_that_are_pushed_join_those_of_the_table() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&by_rds(), json!([]))], &[]);
+    world.good(LDS, &[listener(&by_rds(), &json!([]))], &[]);
     world.good(RDS, &[table_with_hosts(&["own"])], &[]);
     assert_eq!((world.wanted(VHDS), world.served.0.len()), (vec!["*"], 0), "the first ones are waited for");
     // Those of another table, which may come later, are kept.
@@ -354,7 +354,7 @@ fn virtual_hosts_that_are_pushed_join_those_of_the_table() {
 #[test]
 fn a_virtual_host_is_asked_for_by_the_authority_of_a_request() {
     let mut world = World::new();
-    world.good(LDS, &[listener(&by_rds(), on_demand())], &[]);
+    world.good(LDS, &[listener(&by_rds(), &on_demand())], &[]);
     world.good(RDS, &[table_with_hosts(&["own"])], &[]);
     world.manager.timed_out(world.stream, VHDS, None, &mut world.served);
     assert_eq!(world.hosts(), ["own"], "it serves when the time is over");

@@ -286,7 +286,7 @@ impl Manager {
             },
         };
         let stream = self.sources.stream(&source.source, None, CDS);
-        Some(Awaited::Cluster(self.called.call(name, stream, &source, &mut self.effects)))
+        self.called.call(name, stream, &source, &mut self.effects).map(Awaited::Cluster)
     }
 
     /// Answers requests that waited for what is there now, or will not come.

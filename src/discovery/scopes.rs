@@ -4,7 +4,7 @@
 //! tables that are asked for (at once, or offered to requests that want them), and verdicts. Two scopes
 //! with the same key cannot be in force together: the one that came later is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -18,7 +18,7 @@ use super::stats::ScopesStats;
 use crate::config::compile::resource::{Compiler, RouteNeed, ScopesNeed};
 use crate::config::compile::scoped::{conflict_text, ScopeConfig, ScopeTableRef};
 use crate::config::discovery::ConfigSource;
-use crate::config::scopes::{conflict, Scope, ScopeTable};
+use crate::config::scopes::{Scope, ScopeKey, ScopeTable};
 use crate::config::{Problem, Slot};
 
 /// Refused scopes kept for the admin page of which no version was ever good.
@@ -26,6 +26,9 @@ const MAX_NEVER_GOOD: usize = 64;
 
 /// The scopes of a connection manager: the stream that brings them, and the one that brings their tables.
 pub(super) type ScopesKey = (StreamId, StreamId);
+
+/// Under which prefix, and by which name for its scopes, a connection manager counts.
+type User = (Arc<str>, Arc<str>);
 
 /// All scopes that connection managers need.
 pub(super) struct Scopes {
@@ -56,7 +59,7 @@ struct Group {
     tables: ConfigSource,
     slot: Arc<Slot<ScopeTable>>,
     users: usize,
-    stats: Vec<((Arc<str>, Arc<str>), ScopesStats)>,
+    stats: Vec<(User, ScopesStats)>,
     /// The tables of the scopes in force; the others are offered.
     wanted: Vec<RouteKey>,
     offered: Vec<RouteKey>,
@@ -144,7 +147,7 @@ impl Scopes {
         let began = Instant::now();
         let mut refused: BTreeMap<Arc<str>, Vec<Problem>> = BTreeMap::new();
         let mut next = feed.held.clone();
-        let mut changed = Vec::new();
+        let mut changed: BTreeSet<Arc<str>> = BTreeSet::new();
         for name in &update.removed {
             next.remove(name.as_str());
             feed.refused.remove(name.as_str());
@@ -161,7 +164,7 @@ impl Scopes {
                     effects.warn(&name, compiled.warnings);
                     let config = Arc::new(compiled.value);
                     next.insert(name.clone(), Held { stored: Stored::new(resource), config });
-                    changed.push(name);
+                    changed.insert(name);
                 }
                 Ok(compiled) => {
                     let other = &compiled.name;
@@ -171,18 +174,23 @@ impl Scopes {
                 Err(problems) => drop(refused.insert(name, problems)),
             }
         }
-        while let Some((one, other)) = conflicting(&next) {
-            // The one that is new goes; of two new ones the later.
-            let is_new = |name: &Arc<str>| changed.contains(name);
-            let loser = if is_new(&other) { other.clone() } else { one.clone() };
-            let winner = if loser == other { &one } else { &other };
-            let problem = Problem::new("key", conflict_text(winner, &loser));
-            match feed.held.get(&loser).filter(|_| is_new(&loser)) {
-                Some(before) => drop(next.insert(loser.clone(), before.clone())),
-                None => drop(next.remove(&loser)),
+        loop {
+            let conflicts = conflicting(&next);
+            if conflicts.is_empty() {
+                break;
             }
-            changed.retain(|name| *name != loser);
-            refused.insert(loser, vec![problem]);
+            for (one, other) in conflicts {
+                // The one that is new goes; of two new ones the later.
+                let is_new = |name: &Arc<str>| changed.contains(name);
+                let (winner, loser) = if is_new(&other) { (one, other) } else { (other, one) };
+                let problem = Problem::new("key", conflict_text(&winner, &loser));
+                match feed.held.get(&loser).filter(|_| is_new(&loser)) {
+                    Some(before) => drop(next.insert(loser.clone(), before.clone())),
+                    None => drop(next.remove(&loser)),
+                }
+                changed.remove(&loser);
+                refused.insert(loser, vec![problem]);
+            }
         }
         let gone = feed.held.keys().any(|name| !next.contains_key(name));
         let news = gone || !changed.is_empty();
@@ -272,10 +280,17 @@ impl Feed {
     }
 }
 
-/// Two scopes with one key, in the order of their names.
-fn conflicting(held: &BTreeMap<Arc<str>, Held>) -> Option<(Arc<str>, Arc<str>)> {
-    let keys = held.iter().map(|(name, held)| (name, &held.config.key));
-    conflict(keys).map(|(one, other)| (one.clone(), other.clone()))
+/// Scopes that have the key of another: that one, and they. In the order of their names.
+fn conflicting(held: &BTreeMap<Arc<str>, Held>) -> Vec<(Arc<str>, Arc<str>)> {
+    let mut first: HashMap<&ScopeKey, &Arc<str>> = HashMap::with_capacity(held.len());
+    let mut conflicts = Vec::new();
+    for (name, held) in held {
+        let holder = *first.entry(&held.config.key).or_insert(name);
+        if holder != name {
+            conflicts.push((holder.clone(), name.clone()));
+        }
+    }
+    conflicts
 }
 
 impl Group {

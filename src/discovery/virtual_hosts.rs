@@ -15,6 +15,7 @@ use super::resource::{Refused, Stored};
 use super::routes::{RouteKey, Routes};
 use super::sources::StreamId;
 use crate::config::compile::resource::Compiler;
+use crate::config::demand::PATIENCE;
 use crate::config::discovery::ConfigSource;
 use crate::config::route::RouteTable;
 use crate::config::{Problem, Slot};
@@ -30,6 +31,13 @@ pub(super) struct Feed {
     answered: bool,
     users: usize,
 }
+
+/// A virtual host that changes, and what it was.
+type Change = (Arc<str>, Option<Stored>);
+
+/// Names that requests may have asked for of one stream: a control plane that says yes to every name must
+/// not make memory grow without end.
+const MAX_ASKED: usize = 1 << 14;
 
 /// The virtual hosts of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +145,11 @@ impl Routes {
         let feed = self.hosts.get_mut(&source.stream)?;
         let name: Arc<str> = format!("{}/{host}", key.1).into();
         if !feed.asked.contains_key(&name) {
-            effects.subscribe(source.stream, VHDS, &name, source.source.initial_fetch_timeout);
+            if feed.asked.len() >= MAX_ASKED {
+                return None;
+            }
+            let timeout = source.source.initial_fetch_timeout.unwrap_or(PATIENCE);
+            effects.subscribe(source.stream, VHDS, &name, Some(timeout));
             feed.asked.insert(name.clone(), false);
         }
         Some((key, name))
@@ -161,7 +173,7 @@ impl Routes {
         let Some(feed) = self.hosts.get_mut(&stream) else { return Vec::new() };
         let mut rejections = Vec::new();
         // What each table had under the names that change.
-        let mut changed: BTreeMap<&str, Vec<(Arc<str>, Option<Stored>)>> = BTreeMap::new();
+        let mut changed: BTreeMap<&str, Vec<Change>> = BTreeMap::new();
         for resource in &update.added {
             let name: Arc<str> = resource.name.as_str().into();
             for asked in resource.aliases.iter().chain([&resource.name]) {

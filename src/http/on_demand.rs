@@ -110,7 +110,8 @@ impl Exchange<'_> {
         let manager = self.manager;
         let Some(on_demand) = &manager.on_demand else { return Ok(()) };
         let Some(answer) = on_demand.demand.ask(want) else { return Ok(()) };
-        let until = Instant::now() + patience;
+        // No longer than a stream may be idle.
+        let until = Instant::now() + manager.timeouts.stream_idle.map_or(patience, |idle| idle.min(patience));
         let mut answer = pin!(answer);
         let waited = poll_fn(|context| {
             if answer.as_mut().poll(context).is_ready() {

@@ -199,10 +199,8 @@ pub(super) fn scope_config(
     let before = problems.count();
     let fragments = config.key.iter().flat_map(|key| &key.fragments);
     // One without a type breaks a field rule.
-    let key = fragments.filter_map(|fragment| match &fragment.r#type {
-        Some(Type::StringKey(text)) => Some(text.as_bytes().into()),
-        None => None,
-    });
+    let types = fragments.filter_map(|fragment| fragment.r#type.as_ref());
+    let key = types.map(|Type::StringKey(text)| text.as_bytes().into());
     let name = config.route_configuration_name.as_str();
     let table = match (&config.route_configuration, name.is_empty()) {
         (Some(routes), true) => {

@@ -4,8 +4,11 @@ use outrigger_control_api::server::ResourceType;
 
 use super::beside::{Both, Side};
 use super::clients::named;
-use super::mesh::{snapshot, Mesh};
+use super::mesh::{bootstrap, snapshot, Mesh};
+use super::scripted::Scripted;
 use crate::harness::client::Client;
+use crate::harness::ports::free_port;
+use crate::harness::proxy::Proxy;
 use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 
@@ -217,4 +220,35 @@ async fn clusters_come_when_they_are_asked_for_as_in_envoy() {
         assert!(eventually(DEADLINE, same).await, "{what:?}: {}", cluster(side, "/", "lazy").await);
         assert_eq!(cluster(side, "/never", "later").await, "503 ", "{what:?}: the route says no");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_that_nobody_answers_for_is_waited_for_no_longer_than_the_filter_says() {
+    let origin = named("one").await;
+    let port = free_port();
+    let resources = |names: &[&str]| {
+        let origins: Vec<_> = names.iter().map(|name| (*name, origin.port())).collect();
+        let mut all = clusters(&origins);
+        all.extend([by_header(""), listener(port, &ODCDS.replace("2s", "0.5s"))]);
+        all
+    };
+    let control = Scripted::start(true, &Mesh::default()).await;
+    control.set_all(&resources(&["web"]));
+    let _proxy = Proxy::outrigger(&bootstrap(true), &[("control", control.port.to_string())]).await;
+    let ask = |name: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: t.test\r\nx-cluster: {name}\r\n\r\n");
+        async move { send(port, &request).await }
+    };
+    assert_eq!(ask("web").await, "200 one");
+    // It says nothing at all of names that it does not know.
+    let began = std::time::Instant::now();
+    assert_eq!(ask("silent").await, "503 ");
+    assert!(began.elapsed() >= std::time::Duration::from_millis(500), "{:?}", began.elapsed());
+    // A client that goes away does not matter, and what comes late is there for the next.
+    let mut gone = Client::connect(port).await.expect("a connection");
+    gone.send(b"GET / HTTP/1.1\r\nHost: t.test\r\nx-cluster: silent\r\n\r\n").await.expect("sent");
+    drop(gone);
+    control.set_all(&resources(&["web", "silent"]));
+    let there = || async { ask("silent").await == "200 one" };
+    assert!(eventually(DEADLINE, there).await, "{}", ask("silent").await);
 }
