@@ -92,7 +92,7 @@ pub(super) fn check_host(host: &route::VirtualHost, compiler: &Compiler, problem
 /// Checks options for the filter.
 pub(super) fn check(options: &HashMap<String, Any>, compiler: &Compiler, problems: &mut Problems) {
     for (name, any) in options.iter().filter(|(_, any)| type_of(any) == PER_ROUTE) {
-        problems.at(format_args!("{FIELD}[{name}]"), |problems| {
+        problems.at(format_args!("{FIELD}[{name:?}]"), |problems| {
             let config: pb::PerRouteConfig = match unpack(any) {
                 Ok(config) => config,
                 Err(error) => return problems.report(error),

@@ -162,7 +162,7 @@ fn the_filter_says_where_clusters_are_asked_for() {
         (
             true,
             json!({"source": ads(), "resources_locator": "xdstp://a"}),
-            format!("{AT}.resources_locator: not supported: xdstp collections are not supported"),
+            format!("{AT}.resources_locator: xdstp collections are not supported"),
         ),
     ] {
         let problems = compiled(delta, &filter(&odcds)).unwrap_err();
@@ -187,7 +187,7 @@ fn options_of_routes_are_checked_with_the_table() {
     let host = good.virtual_hosts().next().unwrap();
     let own = host.routes()[0].on_demand.clone().unwrap();
     assert_eq!((&*own.filter, own.timeout.as_secs(), own.clusters.is_some()), ("od", 3, true));
-    let at = "virtual_hosts[0].routes[0].typed_per_filter_config[od].odcds";
+    let at = "virtual_hosts[0].routes[0].typed_per_filter_config[\"od\"].odcds";
     let text = format!("{at}.source: clusters on demand need a delta stream (DELTA_GRPC)");
     assert_eq!(table(false, json!({"source": ads()})).unwrap_err(), text);
     assert_eq!(table(true, json!({})).unwrap_err(), format!("{at}.source: is required"));
