@@ -103,8 +103,14 @@ impl World {
         compiler.ads_is_delta = true;
         let compiler = Arc::new(compiler);
         let lds = ConfigSource { source: Source::Ads, initial_fetch_timeout: None };
-        let config =
-            DiscoveryConfig { node: Node::default(), ads: None, lds: Some(lds), cds: None, rtds: Vec::new() };
+        let config = DiscoveryConfig {
+            node: Node::default(),
+            ads: None,
+            lds: Some(lds),
+            cds: None,
+            rtds: Vec::new(),
+            load_stats: None,
+        };
         let manager = Manager::new(&compiler, &config, &[]);
         let stream = manager.lds.as_ref().unwrap().stream;
         let asks = compiler.demand.take_asks().unwrap();

@@ -5,6 +5,7 @@ mod blocking;
 mod churn;
 mod clients;
 mod groups;
+mod loads;
 mod loss;
 mod mesh;
 mod misbehaviour;
