@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::demand::OnDemand;
+use super::scopes::ScopedRoutes;
 use super::Slot;
 use crate::config::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
@@ -18,8 +20,10 @@ pub struct HttpConnectionManager {
     pub stats: HcmStats,
     /// `codec_type`.
     pub codec: Codec,
-    /// The route table: inline, or a slot that RDS fills.
-    pub routes: Arc<Slot<RouteTable>>,
+    /// Where route tables are.
+    pub routes: Routes,
+    /// Requests wait for what a control plane has and is not here yet.
+    pub on_demand: Option<Box<OnDemand>>,
     /// The filter chain without its terminal router.
     pub filters: Vec<HttpFilter>,
     /// Options of the router filter.
@@ -91,6 +95,15 @@ pub struct HttpConnectionManager {
     pub local_reply: Option<LocalReplyRules>,
     /// `forward_client_cert_details`; without TLS the header is removed unless this says always.
     pub always_forward_client_cert: bool,
+}
+
+/// Where a connection manager's route tables are.
+#[derive(Debug)]
+pub enum Routes {
+    /// One table for all requests: inline, or a slot that RDS fills.
+    Table(Arc<Slot<RouteTable>>),
+    /// One for each scope.
+    Scoped(Box<ScopedRoutes>),
 }
 
 /// What a request head may be.

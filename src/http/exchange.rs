@@ -16,14 +16,15 @@ use super::h1::{self, Framing, ParsedRequest, Refusal};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
 use super::manager::{self, Stop};
+use super::on_demand::Found;
 use super::pump::Pump;
 pub(super) use super::reply::Reply;
 use super::router::{self, End};
 use super::worker::Worker;
 use super::{filters, grpc};
-use crate::config::http::HttpConnectionManager;
-use crate::config::route::{Action, Route, Selection};
-use crate::config::{Known, RequestView};
+use crate::config::http::{HttpConnectionManager, Routes};
+use crate::config::route::{Action, Route, RouteTable, Selection};
+use crate::config::{Known, RequestView, Slot};
 use crate::runtime::{buffer, Counted};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
@@ -291,38 +292,47 @@ impl<'a> Exchange<'a> {
 
     async fn route(&mut self) -> End {
         self.manager.stats.rq_total.increment(1);
-        let table = self.manager.routes.load();
         let random = self.worker.random();
-        let Some(request) = &mut self.request else { return End::Gone };
-        let selection = match table.as_ref() {
-            Some(table) => {
-                for key in &table.internal_only_headers {
-                    if !request.fields.has(Known::XEnvoyInternal) {
-                        crate::config::HeaderMutate::remove(request, key);
-                    }
-                }
-                table.select(&*request, random)
-            }
-            None => Selection::NotFound,
+        let manager = self.manager;
+        let mut found = match &manager.routes {
+            Routes::Table(slot) => self.find(slot, random),
+            Routes::Scoped(scoped) => self.find_scoped(scoped, random).await,
         };
-        match selection {
-            Selection::NotFound => {
+        if let (Found::NoHost, Routes::Table(slot)) = (&found, &manager.routes) {
+            found = Box::pin(self.find_host(slot, random)).await;
+        }
+        match found {
+            Found::Nothing | Found::NoHost => {
                 self.manager.stats.no_route.increment(1);
                 self.info.flags.insert(ResponseFlags::NR);
                 self.reply(Reply::new(404, "route_not_found")).await
             }
-            Selection::RequireTls(_) => {
-                let location = crate::config::route::tls_location(&*request);
+            Found::RequireTls(location) => {
                 self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
-            Selection::Found { route, .. } => {
-                let route = route.clone();
-                // A request may last; the table, which may be large and replaced meanwhile, need not.
-                drop(table);
+            Found::Route(route) => {
                 self.info.route_name.clone_from(&route.name);
                 self.act(&route, random).await
             }
+            Found::Gone => End::Gone,
+        }
+    }
+
+    /// Looks the request up. It may last; the table, which may be large and replaced meanwhile, need not.
+    pub(super) fn find(&mut self, slot: &Slot<RouteTable>, random: u64) -> Found {
+        let table = slot.load();
+        let (Some(request), Some(table)) = (&mut self.request, table.as_ref()) else { return Found::Nothing };
+        for key in &table.internal_only_headers {
+            if !request.fields.has(Known::XEnvoyInternal) {
+                crate::config::HeaderMutate::remove(request, key);
+            }
+        }
+        match table.select(&*request, random) {
+            Selection::NotFound => Found::Nothing,
+            Selection::NoHost => Found::NoHost,
+            Selection::RequireTls(_) => Found::RequireTls(crate::config::route::tls_location(&*request)),
+            Selection::Found { route, .. } => Found::Route(route.clone()),
         }
     }
 

@@ -17,6 +17,7 @@ pub mod h2;
 pub mod head;
 pub mod io;
 pub mod manager;
+mod on_demand;
 pub mod path;
 pub mod pump;
 mod reply;

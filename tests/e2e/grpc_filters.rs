@@ -200,7 +200,10 @@ async fn clients_without_trailers_get_what_envoy_gives_them() {
         assert_eq!(seen, expected);
     }
     let grpc = |stats: BTreeMap<String, u64>| -> BTreeMap<String, u64> {
-        stats.into_iter().filter(|(name, value)| name.starts_with("cluster.origin.grpc.") && *value > 0).collect()
+        stats
+            .into_iter()
+            .filter(|(name, value)| name.starts_with("cluster.origin.grpc.") && *value > 0)
+            .collect()
     };
     assert_eq!(grpc(ours.stats().await), grpc(theirs.stats().await));
 }

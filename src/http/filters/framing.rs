@@ -56,7 +56,7 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::{self, Scope};
+    use crate::telemetry::metrics::{snapshot, Scope};
 
     #[test]
     fn messages_are_counted_however_they_are_cut() {
@@ -68,9 +68,10 @@ mod tests {
         }
         for cut in [1, 4, 5, 1000, body.len()] {
             let name = format!("test_messages_{cut}");
-            let mut messages = Messages::new(Scope::raw(&name).counter("n"));
+            let counter = Scope::raw(&name).counter("n");
+            let mut messages = Messages::new(counter.clone());
             body.chunks(cut).for_each(|piece| messages.feed(piece));
-            assert_eq!(metrics::value_of(&format!("{name}.n")), Some(5), "{cut}");
+            assert_eq!(snapshot().number(&format!("{name}.n")), Some(5), "{cut}");
         }
     }
 }
