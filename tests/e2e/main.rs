@@ -9,6 +9,7 @@ mod examples;
 mod flags;
 mod harness;
 mod hostile;
+mod http2;
 mod inputs;
 mod instructions;
 mod licences;

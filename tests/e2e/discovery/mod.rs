@@ -3,10 +3,10 @@
 mod beside;
 mod blocking;
 mod churn;
-mod clients;
+pub mod clients;
 mod groups;
 mod loss;
-mod mesh;
+pub mod mesh;
 mod misbehaviour;
 mod scale;
 mod scripted;
