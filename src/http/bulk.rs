@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::http::h1::Framing;
     use crate::http::io::OutBuf;
-    use crate::http::pump::{Pump, PumpError};
+    use crate::http::pump::{Pump, PumpError, Sink, Source};
 
     async fn pair() -> (TcpStream, Stream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

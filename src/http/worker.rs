@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::h2::server::Registry;
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
 use crate::telemetry::stream_info::WallClock;
@@ -18,6 +19,8 @@ pub struct Worker {
     pub clusters: Arc<Directory<Cluster>>,
     /// Whether the process is draining.
     pub drain: Arc<Drain>,
+    /// Connections that carry several requests.
+    pub multiplexed: Registry,
     /// Random numbers for routing, ids and back-off.
     pub rng: RefCell<fastrand::Rng>,
     /// Wall clock.
@@ -37,6 +40,7 @@ impl Worker {
             upstreams: Upstreams::default(),
             clusters,
             drain,
+            multiplexed: Registry::default(),
             rng: RefCell::new(fastrand::Rng::new()),
             clock: Clock::new(),
             active_requests: Cell::new(0),

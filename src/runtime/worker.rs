@@ -131,6 +131,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
             last_sweep = now;
             worker.clock.tick();
             worker.upstreams.sweep(now);
+            worker.multiplexed.sweep(&worker, now);
         }
         status.connections.store(census.connections.get(), Ordering::Relaxed);
         status.busy.store(worker.active_requests.get() + census.relays.get(), Ordering::Relaxed);

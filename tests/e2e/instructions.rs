@@ -31,6 +31,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A rise by more than this many percent fails.
 const LIMIT: f64 = 3.0;
@@ -50,7 +52,9 @@ struct Scenario {
     name: &'static str,
     /// The name of its listener in `TEMPLATE`.
     listener: &'static str,
-    request: String,
+    request: Vec<u8>,
+    /// The request is the header block of an HTTP/2 stream, without state: the same bytes each time.
+    http2: bool,
 }
 
 /// Headers of a usual client.
@@ -61,17 +65,90 @@ fn scenarios() -> Vec<Scenario> {
     let get = format!("GET /items/42?view=full HTTP/1.1\r\n{HEADERS}\r\n");
     let body = "x".repeat(1024);
     let post = format!("POST /items HTTP/1.1\r\n{HEADERS}Content-Length: {}\r\n\r\n{body}", body.len());
-    let scenario = |name, listener, request: &str| Scenario { name, listener, request: request.to_string() };
+    let scenario =
+        |name, listener, request: &str| Scenario { name, listener, request: request.into(), http2: false };
     vec![
         scenario("http1_get", "plain", &get),
         scenario("http1_post_1k", "plain", &post),
         scenario("http1_get_logged_and_edited", "full", &get),
         scenario("http1_direct_response", "direct", &get),
+        Scenario { name: "http2_get", listener: "plain", request: header_block(), http2: true },
+        Scenario {
+            name: "http2_get_to_http2",
+            listener: "multiplexed",
+            request: header_block(),
+            http2: true,
+        },
     ]
 }
 
-/// Scenarios that are to come, so that nobody takes their absence for a good figure.
-const NOT_YET: &[(&str, &str)] = &[("http2_get", "not supported yet")];
+/// The fields of a GET, each a literal that is not indexed (RFC 7541 §6.2.2).
+fn header_block() -> Vec<u8> {
+    // :method GET and :scheme http stand in the static table.
+    let mut block = vec![0x82, 0x86];
+    let fields = [
+        (":path", "/items/42?view=full"),
+        (":authority", "shop.test"),
+        ("user-agent", "client/1.0"),
+        ("accept", "*/*"),
+        ("accept-encoding", "gzip, deflate"),
+    ];
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).expect("a short text"));
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// A client of one stream at a time that says only what it must.
+struct Http2 {
+    stream: TcpStream,
+    id: u32,
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+
+impl Http2 {
+    async fn connect(port: u16) -> Http2 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+        let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        // Room for all that will come.
+        hello.extend_from_slice(b"\0\0\x04\x08\0\0\0\0\0\x40\0\0\0");
+        stream.write_all(&hello).await.expect("the preface is taken");
+        Http2 { stream, id: 1 }
+    }
+
+    /// Sends the request and reads its answer to the end.
+    async fn exchange(&mut self, block: &[u8]) {
+        let mut frame =
+            vec![0, 0, u8::try_from(block.len()).expect("a short block"), HEADERS, END_STREAM | 4];
+        frame.extend_from_slice(&self.id.to_be_bytes());
+        frame.extend_from_slice(block);
+        self.stream.write_all(&frame).await.expect("the request is taken");
+        loop {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head).await.expect("a frame");
+            let mut payload = vec![0; usize::from(head[1]) * 256 + usize::from(head[2])];
+            self.stream.read_exact(&mut payload).await.expect("a payload");
+            match head[3] {
+                SETTINGS if head[4] & ACK == 0 => {
+                    self.stream.write_all(b"\0\0\0\x04\x01\0\0\0\0").await.expect("settings are taken");
+                }
+                HEADERS => assert!(payload.first() == Some(&0x88) || self.id > 1, "the status is not 200"),
+                DATA if head[4] & END_STREAM != 0 => break,
+                kind => assert!(matches!(kind, DATA | 4 | 6 | 8), "frame {kind}"),
+            }
+        }
+        self.id += 2;
+    }
+}
 
 const MANAGER: &str = r#"  - name: @name@
     address: { socket_address: { address: 127.0.0.1, port_value: @port:@name@@ } }
@@ -129,16 +206,27 @@ const CLUSTERS: &str = r#"  clusters:
     load_assignment:
       cluster_name: origin
       endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }] }]
+  - name: multiplexed
+    type: STATIC
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }
+    load_assignment:
+      cluster_name: multiplexed
+      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @multiplexed@ } } } }] }]
 "#;
 
 fn template() -> String {
     let listener = |name: &str, more: &str| format!("{}{more}", MANAGER.replace("@name@", name));
     format!(
         "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
-         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{CLUSTERS}",
+         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{CLUSTERS}",
         listener("plain", PLAIN),
         listener("full", FULL),
-        listener("direct", DIRECT)
+        listener("direct", DIRECT),
+        listener("multiplexed", &PLAIN.replace("cluster: origin", "cluster: multiplexed")),
     )
 }
 
@@ -162,7 +250,8 @@ async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u6
     })
     .await;
     let template = template();
-    let values = [("origin", origin.port().to_string())];
+    let multiplexed = http2_origin(process.clone()).await;
+    let values = [("origin", origin.port().to_string()), ("multiplexed", multiplexed.to_string())];
     let mut plan = Plan::new(Kind::Outrigger, &template, &values);
     plan.kind = Kind::Outrigger;
     // The files of access logs are written by the control thread's clock: seldom, so that it does not show.
@@ -172,16 +261,53 @@ async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u6
     process.store(proxy.pid(), Ordering::Relaxed);
     for scenario in scenarios {
         let requests = WARM + if more == Some(scenario.name) { MEASURED } else { 0 };
-        let mut client = Client::connect(proxy.port(scenario.listener)).await.expect("a connection");
+        let port = proxy.port(scenario.listener);
+        if scenario.http2 {
+            let mut client = Http2::connect(port).await;
+            for _ in 0..requests {
+                wait_for_sleep(proxy.pid());
+                client.exchange(&scenario.request).await;
+            }
+            continue;
+        }
+        let mut client = Client::connect(port).await.expect("a connection");
         for _ in 0..requests {
             wait_for_sleep(proxy.pid());
-            let answer = client.exchange(scenario.request.as_bytes()).await.expect("an answer");
+            let answer = client.exchange(&scenario.request).await.expect("an answer");
             assert_eq!(answer.status(), 200, "{}", scenario.name);
         }
     }
     proxy.signal(libc::SIGTERM);
     assert!(proxy.exit(STOP).await.is_some(), "the proxy does not stop");
     worker_total(&counts)
+}
+
+/// An origin that answers as the other does, over HTTP/2, on a port of its own.
+async fn http2_origin(process: Arc<AtomicU32>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let process = process.clone();
+            tokio::spawn(async move {
+                let mut builder = h2::server::Builder::new();
+                builder.initial_connection_window_size(1 << 30);
+                let mut connection = builder.handshake::<_, bytes::Bytes>(stream).await.expect("the preface");
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    wait_for_sleep(process.load(Ordering::Relaxed));
+                    let head = http::Response::builder()
+                        .header("server", "origin/1")
+                        .header("date", "Fri, 01 Jan 2027 00:00:00 GMT")
+                        .header("content-type", "text/plain")
+                        .header("content-length", "92");
+                    let head = head.body(()).expect("a head");
+                    let mut body = respond.send_response(head, false).expect("the head is taken");
+                    body.send_data(bytes::Bytes::from("b".repeat(92)), true).expect("the body is taken");
+                }
+            });
+        }
+    });
+    port
 }
 
 /// Waits until all threads of a process wait for something. Nothing else is to happen meanwhile in this process, so the
@@ -272,7 +398,6 @@ fn read_baseline() -> Value {
 fn write_baseline(figures: &BTreeMap<&str, u64>) {
     let mut per_request = Map::new();
     per_request.extend(figures.iter().map(|(name, count)| (name.to_string(), json!(count))));
-    per_request.extend(NOT_YET.iter().map(|(name, why)| (name.to_string(), json!(why))));
     let baseline = json!({
         "what": "user-space instructions per request; written by OUTRIGGER_UPDATE_BASELINE=1, see tests/e2e/instructions.rs",
         "valid_for": surroundings(),

@@ -1,7 +1,7 @@
 //! Clusters of control planes: what a `GrpcService` of the bootstrap needs of the static cluster that
 //! it names. In: the cluster. Out: the way to the control plane.
 //!
-//! Such a cluster may speak HTTP/2 and TLS, which requests to other clusters cannot yet.
+//! Such a cluster may speak TLS, which requests to other clusters cannot yet.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

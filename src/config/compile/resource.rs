@@ -136,7 +136,7 @@ impl<'a> Environment<'a> {
         let reserved = !self.dynamic && self.compiler.discovery_only.contains(cluster);
         if reserved {
             let message = format!(
-                "the cluster {cluster:?} serves discovery only: HTTP/2 and TLS upstream are not supported yet"
+                "the cluster {cluster:?} serves discovery only: TLS to upstreams is not supported yet"
             );
             problems.report_at(field, message);
         }

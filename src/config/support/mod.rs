@@ -78,7 +78,7 @@ pub fn markdown() -> String {
          warned about once when it is set. One that is *refused* makes the configuration invalid, and the \
          error names its path. A message that is not listed is refused.\n\n{}\n\
          ## Clusters of control planes\n\n\
-         A cluster of the bootstrap that a gRPC service names, and that needs HTTP/2 or TLS, serves \
+         A cluster of the bootstrap that a gRPC service names, and that needs TLS, serves \
          discovery only; a route of the bootstrap to it is refused. For such a cluster these entries \
          stand instead.\n\n{}",
         table().to_markdown(),

@@ -125,6 +125,7 @@ impl Watch {
     }
 
     fn feed(&mut self, mut bytes: &[u8], account: &Account) -> Option<Flood> {
+        let mut flood = None;
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let over = bytes.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
@@ -140,13 +141,10 @@ impl Watch {
             bytes = rest;
             if self.have == FRAME_HEAD {
                 self.have = 0;
-                let flood = self.frame(account);
-                if flood.is_some() {
-                    return flood;
-                }
+                flood = self.frame(account).or(flood);
             }
         }
-        None
+        flood
     }
 
     /// A frame begins.

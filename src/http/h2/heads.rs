@@ -52,11 +52,17 @@ pub struct Parsed {
     pub dropped: u64,
 }
 
-/// A request's head. `ended` says that no body follows.
+/// A request's head. `ended` says that no body follows; `random` makes the key of a WebSocket, which over HTTP/2
+/// has none and without which no HTTP/1 server accepts one (RFC 8441 §5).
 ///
 /// # Errors
 /// [`Bad`] when it must not be served.
-pub fn request(parts: &http::request::Parts, ended: bool, limits: &RequestLimits) -> Result<Parsed, Bad> {
+pub fn request(
+    parts: &http::request::Parts,
+    ended: bool,
+    limits: &RequestLimits,
+    random: impl Fn() -> u64,
+) -> Result<Parsed, Bad> {
     let mut fields = Fields::recycled();
     let connect_protocol = parts.extensions.get::<ConnectProtocol>();
     let method = parts.method.as_str().as_bytes();
@@ -138,6 +144,9 @@ pub fn request(parts: &http::request::Parts, ended: bool, limits: &RequestLimits
     if let Some(protocol) = connect_protocol {
         fields.push_known(Known::Upgrade, protocol.as_str().as_bytes());
         fields.push_known(Known::Connection, b"upgrade");
+        if protocol.as_str() == "websocket" && !parts.headers.contains_key(http::header::SEC_WEBSOCKET_KEY) {
+            fields.push(b"sec-websocket-key", &websocket_key(random(), random()));
+        }
     }
     let mut head = RequestHead::new(fields, Protocol::Http2, method, path, authority);
     if let Some(scheme) = parts.uri.scheme_str() {
@@ -149,6 +158,20 @@ pub fn request(parts: &http::request::Parts, ended: bool, limits: &RequestLimits
         head.set_upgrade(b"connect");
     }
     Ok(Parsed { head, framing, expects_continue, dropped })
+}
+
+/// Sixteen random bytes in base64 (RFC 6455 §4.1).
+fn websocket_key(one: u64, two: u64) -> [u8; 24] {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    // 128 bits in groups of six, the last of which has two and four zeros.
+    let bits = (u128::from(one) << 64) | u128::from(two);
+    let mut key = [b'='; 24];
+    for (place, letter) in key.iter_mut().take(22).enumerate() {
+        let group = if place < 21 { bits >> (122 - 6 * place) } else { bits << 4 };
+        // Six bits are an index into 64 letters.
+        *letter = ALPHABET[(group & 63) as usize];
+    }
+    key
 }
 
 /// The body's length by its field.
@@ -240,7 +263,9 @@ pub fn map_of(fields: &Fields) -> HeaderMap {
                 Err(_) => continue,
             },
         };
-        if let Ok(value) = HeaderValue::from_maybe_shared(bytes.slice(value)) {
+        if let Ok(mut value) = HeaderValue::from_maybe_shared(bytes.slice(value)) {
+            // Never the same twice: not worth a place in a table of names and values.
+            value.set_sensitive(known == Known::XRequestId);
             map.append(name, value);
         }
     }

@@ -6,11 +6,11 @@ fn request_of(build: impl FnOnce(http::request::Builder) -> http::request::Build
 }
 
 fn parsed(parts: &http::request::Parts) -> Parsed {
-    request(parts, true, &RequestLimits::default()).unwrap()
+    request(parts, true, &RequestLimits::default(), || 0).unwrap()
 }
 
 fn bad(parts: &http::request::Parts) -> Bad {
-    request(parts, true, &RequestLimits::default()).unwrap_err()
+    request(parts, true, &RequestLimits::default(), || 0).unwrap_err()
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn what_two_readers_could_read_differently_is_refused() {
 fn names_with_underscores_follow_the_config() {
     let parts = request_of(|r| r.header("a_b", "1"));
     let with =
-        |underscores| request(&parts, true, &RequestLimits { underscores, ..RequestLimits::default() });
+        |underscores| request(&parts, true, &RequestLimits { underscores, ..RequestLimits::default() }, || 0);
     assert_eq!(with(Underscores::Allow).unwrap().head.fields.len(), 1);
     let dropped = with(Underscores::Drop).unwrap();
     assert_eq!((dropped.head.fields.len(), dropped.dropped), (0, 1));
@@ -132,4 +132,14 @@ fn framing_of_responses() {
     assert_eq!(of(200, Some("5"), false, true), Ok(Framing::Empty));
     assert_eq!(of(200, None, true, false), Ok(Framing::Empty));
     assert_eq!(of(200, Some("x"), true, false), Err(()));
+}
+
+#[test]
+fn a_websocket_gets_the_key_that_http_1_needs() {
+    let mut parts = request_of(|r| r.method("CONNECT"));
+    parts.extensions.insert(ConnectProtocol::from_static("websocket"));
+    let head = request(&parts, false, &RequestLimits::default(), || 0x0001_0203_0405_0607).unwrap().head;
+    let key = head.fields.first(&crate::config::HeaderKey::new("sec-websocket-key")).unwrap();
+    assert_eq!(key, b"AAECAwQFBgcAAQIDBAUGBw==");
+    assert!(!to_upstream(&head).unwrap().headers().contains_key("sec-websocket-key"));
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{ready, Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -120,6 +120,32 @@ struct Connection {
     premature: Cell<u64>,
     waker: RefCell<Option<Waker>>,
     timers: RefCell<Vec<LazyTimer>>,
+    info: Rc<ConnectionInfo>,
+}
+
+/// The HTTP/2 connections of one worker. Over HTTP/1 a response says that the connection will close; one that
+/// carries none for now must be told to leave by itself, or its client's next request comes too late.
+#[derive(Debug, Default)]
+pub struct Registry(RefCell<Vec<Weak<Connection>>>);
+
+impl Registry {
+    fn add(&self, connection: &Rc<Connection>) {
+        self.0.borrow_mut().push(Rc::downgrade(connection));
+    }
+
+    /// Tells those to leave whose time has come. Called about once a second.
+    pub fn sweep(&self, worker: &Worker, now: Instant) {
+        self.0.borrow_mut().retain(|connection| {
+            let Some(connection) = connection.upgrade() else { return false };
+            let info = &connection.info;
+            let leaving = worker.drain.announces_close(now, info.inbound, || worker.random())
+                || info.retirement.announces_close(now, || worker.random());
+            if leaving && !connection.drain.replace(true) {
+                connection.wake();
+            }
+            !leaving
+        });
+    }
 }
 
 impl Connection {
@@ -240,7 +266,9 @@ pub async fn serve(
         premature: Cell::new(0),
         waker: RefCell::default(),
         timers: RefCell::default(),
+        info: info.clone(),
     });
+    worker.multiplexed.add(&shared);
     let mut timer = LazyTimer::default();
     let mut pinger = Pinger::new(options.keepalive, connection.ping_pong(), worker.random());
     let mut requests = 0u32;
@@ -301,7 +329,8 @@ pub async fn serve(
                 let stream = Arriving { request, respond, buffer_limit, requests };
                 let (worker, manager) = (worker.clone(), manager.clone());
                 let (shared, info) = (shared.clone(), info.clone());
-                tokio::task::spawn_local(serve_stream(worker, manager, shared, info, stream));
+                // Boxed, because the runtime moves a task's future about when it begins and when it ends.
+                tokio::task::spawn_local(Box::pin(serve_stream(worker, manager, shared, info, stream)));
             }
             Event::Idle => {
                 stats.downstream_cx_idle_timeout.increment(1);
@@ -375,7 +404,7 @@ async fn serve_stream(
     let (parts, body) = request.into_parts();
     let start = Instant::now();
     let codec = &manager.http2_stats;
-    let parsed = heads::request(&parts, body.is_end_stream(), &manager.limits);
+    let parsed = heads::request(&parts, body.is_end_stream(), &manager.limits, || worker.random());
     drop(parts);
     let parsed = match parsed {
         Ok(parsed) => parsed,

@@ -28,6 +28,14 @@ fn xds_cluster() -> Value {
     })
 }
 
+/// The same over TLS, which requests to clusters cannot have yet.
+fn tls_cluster() -> Value {
+    let mut cluster = xds_cluster();
+    cluster["transport_socket"] = json!({"name": "tls", "typed_config": {
+        "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext"), "sni": "cp.test"}});
+    cluster
+}
+
 fn grpc(cluster: &str) -> Value {
     json!({"api_type": "DELTA_GRPC", "set_node_on_first_message_only": true, "transport_api_version": "V3",
         "grpc_services": [{"envoy_grpc": {"cluster_name": cluster}}]})
@@ -60,7 +68,7 @@ fn delta_ads_over_a_unix_socket() {
     assert_eq!((lds.source, lds.initial_fetch_timeout), (Source::Ads, None));
     assert_eq!((cds.source, cds.initial_fetch_timeout), (Source::Ads, Some(Duration::from_secs(15))));
     assert_eq!((&*discovery.node.id, &*discovery.node.user_agent_name), ("n", "outrigger"));
-    assert!(compiled.clusters.find("xds-grpc").is_none(), "no request can use it");
+    assert!(compiled.clusters.find("xds-grpc").is_some(), "requests can use it too");
     assert!(compiled.compiler.static_clusters.contains("xds-grpc"));
 }
 
@@ -70,30 +78,27 @@ fn a_route_to_a_cluster_for_discovery_is_refused() {
     let pointer = format!("{HCM}{route}");
     let changes = [
         ("/dynamic_resources", dynamic()),
-        (CLUSTERS, clusters(&[xds_cluster()])),
+        (CLUSTERS, clusters(&[tls_cluster()])),
         (&*pointer, "xds-grpc".into()),
     ];
-    let wrong =
-        "the cluster \"xds-grpc\" serves discovery only: HTTP/2 and TLS upstream are not supported yet";
+    let wrong = "the cluster \"xds-grpc\" serves discovery only: TLS to upstreams is not supported yet";
     refuses(&changes, &format!("{HCM_PATH}.route_config.virtual_hosts[0].routes[0].route.cluster: {wrong}"));
     let filters = "/static_resources/listeners/0/filter_chains/0/filters/0";
     refuses(
         &[changes[0].clone(), changes[1].clone(), (filters, tcp_proxy("xds-grpc"))],
         &format!("{HCM_PATH}.cluster: {wrong}"),
     );
-    // Without HTTP/2 the cluster serves requests too.
-    let mut plain = xds_cluster();
-    plain.as_object_mut().unwrap().shift_remove("typed_extension_protocol_options");
+    // Without TLS the cluster serves requests too.
+    let plain = xds_cluster();
     let compiled = compiled(&[changes[0].clone(), (CLUSTERS, clusters(&[plain])), changes[2].clone()]);
     assert!(compiled.clusters.find("xds-grpc").is_some_and(|slot| slot.get().is_some()));
 }
 
 #[test]
-fn http2_is_for_clusters_of_control_planes_only() {
+fn tls_is_for_clusters_of_control_planes_only() {
     refuses(
-        &[(CLUSTERS, clusters(&[xds_cluster()]))],
-        "static_resources.clusters[1].typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.\
-         HttpProtocolOptions\"].explicit_http_config.http2_protocol_options: HTTP/2 upstream is not supported yet",
+        &[(CLUSTERS, clusters(&[tls_cluster()]))],
+        "static_resources.clusters[1].transport_socket.typed_config: TLS to upstreams is not supported yet",
     );
 }
 
@@ -230,7 +235,7 @@ fn wrong_sources_are_refused() {
         "node.id: is required to ask a control plane (or --service-node and --service-cluster)",
     );
     // A cluster with problems of its own is not reported where it is named, too.
-    let mut cluster = xds_cluster();
+    let mut cluster = tls_cluster();
     cluster["type"] = "ORIGINAL_DST".into();
     refuses(
         &[("/dynamic_resources", dynamic()), (CLUSTERS, clusters(&[cluster]))],
