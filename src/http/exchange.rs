@@ -249,8 +249,9 @@ impl<'a> Exchange<'a> {
         let http1 = &self.manager.http1;
         // The body's framing upstream is decided by what is left of the head.
         let chunked = match framing {
-            Framing::Chunked => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked if !http2 => true,
+            Framing::Chunked | Framing::Length(_) => !head.fields.has(Known::ContentLength),
             _ => false,
         };
         let trailers = http2 || http1.enable_trailers;
@@ -428,6 +429,8 @@ impl<'a> Exchange<'a> {
             }
         }
         self.local_body = body.clone();
+        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        let may_have_body = status >= 200 && !matches!(status, 204 | 304);
         if grpc {
             let code = own.unwrap_or_else(|| grpc::status_of(status));
             let message = grpc::percent_encoded(&body);
@@ -437,14 +440,19 @@ impl<'a> Exchange<'a> {
             if !message.is_empty() {
                 head.fields.push_known(Known::GrpcMessage, &message);
             }
-            head.fields.push_known(Known::ContentLength, b"0");
+            if !self.down.client.is_http2() {
+                head.fields.push_known(Known::ContentLength, b"0");
+            }
             self.info.response_code = 200;
             body = Bytes::new();
         } else if matches!(status, 204 | 304) || status < 200 {
             body = Bytes::new();
         } else {
-            let mut digits = itoa::Buffer::new();
-            head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            // Without a body the end of the stream says so over HTTP/2, and the answer to HEAD has no length.
+            if !body.is_empty() || !(to_head || self.down.client.is_http2()) {
+                let mut digits = itoa::Buffer::new();
+                head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            }
             if !body.is_empty() && !head.fields.has(Known::ContentType) {
                 head.fields.push_known(Known::ContentType, &content_type);
             }
@@ -457,9 +465,9 @@ impl<'a> Exchange<'a> {
             );
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
-        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         let empty = to_head || body.is_empty();
-        self.start_response(head, None, empty, now);
+        let chunked = (to_head && !head.fields.has(Known::ContentLength) && may_have_body).then_some(true);
+        self.start_response(head, chunked, empty, now);
         if !empty {
             self.info.bytes_sent += body.len() as u64;
             self.down.client.push_all(body);
@@ -567,6 +575,11 @@ impl<'a> Exchange<'a> {
         stats.downstream_cx_tx_bytes_total.increment(self.info.response_headers_bytes + self.info.bytes_sent);
         match end {
             End::Done => {}
+            End::Gone if self.down.client.was_reset() => {
+                self.info.flags.insert(ResponseFlags::DR);
+                self.info.details = Cow::Borrowed("http2.remote_reset");
+                stats.downstream_rq_rx_reset.increment(1);
+            }
             End::Gone => {
                 self.info.flags.insert(ResponseFlags::DC);
                 self.info.details = Cow::Borrowed(match cut {
@@ -581,6 +594,9 @@ impl<'a> Exchange<'a> {
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
             }
             End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
+        }
+        if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
+            self.manager.http2_stats.trailers.increment(1);
         }
         stats.downstream_rq_completed.increment(1);
         match self.info.response_code / 100 {

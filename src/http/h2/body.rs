@@ -147,10 +147,10 @@ impl Outgoing {
         }
     }
 
-    /// Ready when the peer has ended the stream before its time.
-    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the peer has ended the stream before its time; false when it was the connection that ended.
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         match &mut self.stream {
-            Some(stream) => stream.poll_reset(context).map(|_| ()),
+            Some(stream) => stream.poll_reset(context).map(|reset| reset.is_ok()),
             None => Poll::Pending,
         }
     }

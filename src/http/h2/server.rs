@@ -55,13 +55,24 @@ pub struct ServerStream {
 impl ServerStream {
     /// Ready when the client has ended the stream before its time.
     pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        ready!(if self.begun {
-            self.outgoing.poll_reset(context)
-        } else {
-            self.respond.poll_reset(context).map(|_| ())
-        });
+        ready!(self.poll_end(context));
         self.reset = true;
         Poll::Ready(())
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.begun {
+            self.outgoing.poll_reset(context)
+        } else {
+            self.respond.poll_reset(context).map(|reset| reset.is_ok())
+        }
+    }
+
+    /// Whether the client has ended the stream before its time, while the connection goes on.
+    pub fn was_reset(&mut self) -> bool {
+        let reset = self.poll_end(&mut Context::from_waker(Waker::noop()));
+        self.reset |= reset.is_ready();
+        reset == Poll::Ready(true)
     }
 
     /// Passes a 1xx on.
@@ -99,11 +110,11 @@ impl ServerStream {
     }
 
     /// Ends the stream where its response broke off.
-    pub fn break_off(&mut self) {
+    pub fn break_off(&mut self, reason: Reason) {
         if self.begun {
-            self.outgoing.reset(Reason::INTERNAL_ERROR);
+            self.outgoing.reset(reason);
         } else {
-            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            self.respond.send_reset(reason);
         }
     }
 }
@@ -459,7 +470,7 @@ async fn serve_stream(
             // An answer that broke off, with a head or without one.
             Next::Reset => {
                 codec.tx_reset.increment(1);
-                stream.break_off();
+                stream.break_off(Reason::INTERNAL_ERROR);
             }
             // What the client was told is whole; the rest of its request is not waited for.
             Next::Close => {}

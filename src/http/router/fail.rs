@@ -89,13 +89,28 @@ impl Attempts<'_> {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
             Failure::Gone | Failure::Refused(_) => stats.upstream_rq_tx_reset.increment(1),
             Failure::Upstream(_) => {}
-            Failure::Closed | Failure::Reset(_) => stats.upstream_rq_rx_reset.increment(1),
+            Failure::Closed => stats.upstream_rq_rx_reset.increment(1),
+            Failure::Reset(error) => {
+                stats.upstream_rq_rx_reset.increment(1);
+                self.count_stream(*error);
+            }
             Failure::Protocol => {
                 stats.upstream_cx_protocol_error.increment(1);
                 stats.upstream_rq_rx_reset.increment(1);
             }
             // Over HTTP/1 this is a close, which Envoy does not count as a reset of the request.
             Failure::Timeout(expired) => self.count_timeout(ex, *expired),
+        }
+    }
+
+    /// Counts how an HTTP/2 stream ended before its time, for its codec.
+    pub(super) fn count_stream(&self, error: StreamError) {
+        match error {
+            StreamError::Reset(_) | StreamError::Refused => {
+                self.cluster.cluster.stats().http2().rx_reset.increment(1);
+            }
+            StreamError::Protocol(_) => self.cluster.cluster.stats().http2().rx_messaging_error.increment(1),
+            StreamError::Closed => {}
         }
     }
 
@@ -148,8 +163,12 @@ impl Attempts<'_> {
                 let (details, reason) = ("remote_refused_stream_reset", "remote refused stream reset");
                 Told::reset(ex, 503, ResponseFlags::UR, details, reason)
             }
-            Failure::Reset(_) => Told::reset(ex, 503, ResponseFlags::UR, "remote_reset", "remote reset"),
-            Failure::Protocol => Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error"),
+            Failure::Reset(error) if error != StreamError::Reset(h2::Reason::PROTOCOL_ERROR) => {
+                Told::reset(ex, 503, ResponseFlags::UR, "remote_reset", "remote reset")
+            }
+            Failure::Protocol | Failure::Reset(_) => {
+                Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error")
+            }
             Failure::Timeout(expired) => self.late(ex, expired),
         };
         ex.info.flags.insert(told.flag);

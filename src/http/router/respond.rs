@@ -83,8 +83,11 @@ impl Attempts<'_> {
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
-            Framing::Chunked | Framing::UntilClose => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked | Framing::UntilClose if !connection.is_http2() => true,
+            Framing::Chunked | Framing::UntilClose | Framing::Length(_) => {
+                !head.fields.has(Known::ContentLength)
+            }
             Framing::Empty => {
                 to_head && !head.fields.has(Known::ContentLength) && head.status != 204 && head.status != 304
             }
@@ -109,6 +112,9 @@ impl Attempts<'_> {
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         ex.trailers = download.received_trailers.take();
+        if connection.is_http2() && ex.trailers.is_some() {
+            self.cluster.cluster.stats().http2().trailers.increment(1);
+        }
         drop(request_permit);
         match result {
             Ok(()) => {
@@ -141,9 +147,11 @@ impl Attempts<'_> {
             Err(Failure::Reset(error)) => {
                 let stats = self.cluster.cluster.stats();
                 stats.upstream_rq_rx_reset.increment(1);
+                self.count_stream(error);
                 let (flag, details) = match error {
                     StreamError::Closed => (ResponseFlags::UC, "connection_termination"),
                     StreamError::Refused => (ResponseFlags::UR, "remote_refused_stream_reset"),
+                    StreamError::Reset(h2::Reason::PROTOCOL_ERROR) => (ResponseFlags::UPE, "protocol_error"),
                     StreamError::Reset(_) => (ResponseFlags::UR, "remote_reset"),
                     StreamError::Protocol(_) => (ResponseFlags::UPE, "protocol_error"),
                 };
@@ -183,6 +191,11 @@ impl Attempts<'_> {
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending => {}
+            }
+            // A client that has gone is not noticed by writing while the upstream says nothing.
+            let down = &mut *ex.down;
+            if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+                return Poll::Ready(Err(Failure::Gone));
             }
             if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
                 return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));

@@ -63,7 +63,8 @@ impl Observation {
         Some(text)
     }
 
-    fn get(&self, key: &str) -> Option<&str> {
+    /// The first value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.lines.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 

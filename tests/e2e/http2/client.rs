@@ -132,6 +132,7 @@ pub async fn http2(port: u16, ask: &Ask, origin: &Origin) -> Heard {
     let request = request(ask);
     let ends = ask.body == Body::None
         && ask.trailers.is_empty()
+        && ask.client != Client::Hold
         && !matches!(ask.client, Client::Tunnel(_) | Client::BreakTunnel(_));
     requests = requests.ready().await.expect("a connection");
     let (response, stream) = requests.send_request(request, ends).expect("a request");
@@ -294,10 +295,12 @@ async fn take_all(
                     Poll::Pending => {}
                 }
             }
-            std::pin::Pin::new(&mut *response).poll(context).map(|answer| answer.map_err(|error| {
-                lines.push(("response.end".to_string(), told(&error)));
-                None
-            }))
+            std::pin::Pin::new(&mut *response).poll(context).map(|answer| {
+                answer.map_err(|error| {
+                    lines.push(("response.end".to_string(), told(&error)));
+                    None
+                })
+            })
         })
         .await;
         match next {
@@ -425,7 +428,7 @@ async fn give_http1(
         _ => {}
     }
     text += "\r\n";
-    let _ = stream.write_all(text.as_bytes()).await;
+    let mut text = text.into_bytes();
     let framed = |pieces: &[Bytes], last: bool| {
         let mut out = Vec::new();
         for piece in pieces {
@@ -453,13 +456,17 @@ async fn give_http1(
     let (first, rest) = halves(&ask.body);
     let mut all = first.clone();
     all.extend(rest.iter().cloned());
+    if matches!(ask.client, Client::Whole | Client::BreakResponse) {
+        // In one go, so that what a proxy has of it at a time is not left to chance.
+        text.extend(framed(&all, true));
+    }
+    let _ = stream.write_all(&text).await;
     match ask.client {
-        Client::Whole | Client::Expect => {
-            if ask.client == Client::Expect {
-                until(&mut progress, Progress::Continue).await;
-                if *progress.borrow() >= Progress::Head {
-                    return Some("not wanted".to_string());
-                }
+        Client::Whole => {}
+        Client::Expect => {
+            until(&mut progress, Progress::Continue).await;
+            if *progress.borrow() >= Progress::Head {
+                return Some("not wanted".to_string());
             }
             let _ = stream.write_all(&framed(&all, true)).await;
         }
@@ -474,7 +481,6 @@ async fn give_http1(
             reset(stream);
         }
         Client::BreakResponse => {
-            let _ = stream.write_all(&framed(&all, true)).await;
             until(&mut progress, Progress::Data).await;
             reset(stream);
         }

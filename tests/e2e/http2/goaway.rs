@@ -92,8 +92,11 @@ async fn serve(mut stream: TcpStream, farewell: Farewell, asked: Asked) -> Optio
             payload.extend([0; 4]);
             let goodbye = frame(GOAWAY, 0, 0, &payload);
             let answers: Vec<u8> = complete[..farewell.begun].iter().flat_map(answer).collect();
-            let bytes =
-                if farewell.answers_first { [answers, goodbye].concat() } else { [goodbye, answers].concat() };
+            let bytes = if farewell.answers_first {
+                [answers, goodbye].concat()
+            } else {
+                [goodbye, answers].concat()
+            };
             stream.write_all(&bytes).await.ok()?;
             complete.clear();
             if farewell.closes {
@@ -146,7 +149,11 @@ async fn no_request_is_lost(farewell: Farewell, request: &'static str) {
     let asked = asked.lock().expect("asked").clone();
     assert_eq!(asked[0].len(), REQUESTS, "{asked:?}");
     let again: usize = asked[1..].iter().map(Vec::len).sum();
-    assert_eq!(again, REQUESTS - farewell.begun, "each that was not begun with goes out once more: {asked:?}");
+    assert_eq!(
+        again,
+        REQUESTS - farewell.begun,
+        "each that was not begun with goes out once more: {asked:?}"
+    );
     assert_eq!(asked.len(), if again > 0 { 2 } else { 1 }, "one new connection: {asked:?}");
     let stats = proxy.stats().await;
     assert_eq!(stats["cluster.h2.upstream_cx_close_notify"], 1);

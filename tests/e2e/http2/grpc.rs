@@ -18,7 +18,8 @@ fn file(name: &str) -> PathBuf {
 async fn run(script: &str, arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(python().expect("a Python with grpcio"));
     command.arg(file(script)).args(arguments).kill_on_drop(true);
-    let output = tokio::time::timeout(DEADLINE * 12, command.output()).await.expect("in time").expect("python");
+    let output =
+        tokio::time::timeout(DEADLINE * 12, command.output()).await.expect("in time").expect("python");
     let said = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
@@ -96,7 +97,8 @@ fn the_example_is_accepted_by_both() {
         return;
     }
     let example = file("examples/grpc/sidecar.yaml");
-    let envoy = Kind::Envoy.command().args(["--mode", "validate", "-l", "error", "-c"]).arg(&example).output();
+    let envoy =
+        Kind::Envoy.command().args(["--mode", "validate", "-l", "error", "-c"]).arg(&example).output();
     let mut ours = std::process::Command::new(env!("CARGO_BIN_EXE_outrigger"));
     let ours = ours.args(["validate", "-c"]).arg(&example).output();
     for output in [envoy, ours] {

@@ -120,13 +120,18 @@ impl State {
         }
     }
 
-    fn over(&self) {
-        *self.busy.lock().expect("busy") -= 1;
-    }
-
     async fn wait_for_client(&self) {
         let go = self.go.lock().expect("go").clone();
         let _ = tokio::time::timeout(DEADLINE / 3, go.notified()).await;
+    }
+}
+
+/// A request that is not over.
+struct Busy<'a>(&'a State);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        *self.0.busy.lock().expect("busy") -= 1;
     }
 }
 
@@ -290,8 +295,8 @@ async fn serve_stream(
     let path = uri.path_and_query().map_or("-", |path| path.as_str());
     let line = format!("{} {path}", parts.method);
     let slot = state.record(Seen { line, headers, ..Seen::default() });
+    let _busy = Busy(&state);
     answer(&state, slot, body, respond, &close).await;
-    state.over();
 }
 
 async fn read_body(state: &State, slot: usize, body: &mut RecvStream) -> Result<(), ()> {
@@ -372,7 +377,7 @@ async fn answer(
                 state.wait_for_client().await;
             }
             match (how, &mut stream) {
-                (Break::Close, _) => close.notify_one(),
+                (Break::Close, _) => return gone(close).await,
                 (Break::Reset(reason), Some(stream)) => stream.send_reset(reason),
                 (Break::Reset(reason), None) => respond.send_reset(reason),
             }
@@ -398,7 +403,7 @@ async fn answer(
             let _ = body.data().await;
             state.update(slot, |seen| seen.end = "broken off".to_string());
             match how {
-                Break::Close => close.notify_one(),
+                Break::Close => gone(close).await,
                 Break::Reset(reason) => stream.send_reset(reason),
             }
         }
@@ -406,6 +411,12 @@ async fn answer(
     if plan.at_head {
         let _ = read_body(state, slot, &mut body).await;
     }
+}
+
+/// Ends the connection, and this stream with it: not before, which would be a reset.
+async fn gone(close: &Notify) {
+    close.notify_one();
+    std::future::pending::<()>().await;
 }
 
 /// A head and so many bytes of a body that is longer.
@@ -459,9 +470,8 @@ async fn serve_http1(stream: TcpStream, state: Arc<State>) {
         seen.headers = headers.collect();
         let slot = state.record(seen);
         let plan = state.plan.lock().expect("plan").clone();
-        let more = answer_http1(&state, slot, &plan, (&mut reader, &mut write), &mut message).await;
-        state.over();
-        if !more {
+        let _busy = Busy(&state);
+        if !answer_http1(&state, slot, &plan, (&mut reader, &mut write), &mut message).await {
             return;
         }
     }

@@ -154,8 +154,7 @@ async fn a_thousand_sockets_outlive_changes_of_listener_and_routes() {
     assert_eq!(active, 2 * EACH as u64);
     drop(sockets);
     drop(tasks);
-    let over =
-        || async { proxy.stats().await.get("http.main.downstream_cx_upgrades_active") == Some(&0) };
+    let over = || async { proxy.stats().await.get("http.main.downstream_cx_upgrades_active") == Some(&0) };
     assert!(eventually(DEADLINE, over).await, "sockets are left");
     assert_eq!(control.refused(), [], "{}", proxy.output());
 }
