@@ -217,7 +217,12 @@ const ASIDE: [&str; 9] = [
 ];
 
 /// Services and packages kept all the same.
-const KEPT: [&str; 3] = ["envoy.service.discovery.v3", "envoy.service.runtime.v3", "google.protobuf"];
+const KEPT: [&str; 4] = [
+    "envoy.service.discovery.v3",
+    "envoy.service.load_stats.v3",
+    "envoy.service.runtime.v3",
+    "google.protobuf",
+];
 
 /// Drops what reflection does not need. Every message costs memory as long as the process runs.
 fn prune(set: &mut FileDescriptorSet) {

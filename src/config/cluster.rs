@@ -46,6 +46,8 @@ pub struct Cluster {
     pub socket: SocketTuning,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
+    /// Requests that a circuit breaker refused, for load reports.
+    pub dropped: Arc<AtomicU64>,
     /// The current hosts.
     pub hosts: ArcSwap<HostSet>,
     /// Statistics, made on first use so that an unused cluster costs no series.
@@ -78,6 +80,8 @@ pub enum Discovery {
     Eds {
         /// The `ClusterLoadAssignment` to ask for.
         service_name: Arc<str>,
+        /// The name is one that config gives, not the cluster's for want of it.
+        named: bool,
         /// Where to ask for it.
         source: Source,
         /// How long the cluster waits for its first assignment. Default 15 s; `None` = for ever.
@@ -331,7 +335,7 @@ pub struct HostTemplate {
 }
 
 /// `envoy.config.core.v3.Locality`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct Locality {
     pub region: Box<str>,

@@ -31,6 +31,8 @@ pub struct DiscoveryConfig {
     pub cds: Option<ConfigSource>,
     /// Runtime layers from a control plane, in the order of the bootstrap.
     pub rtds: Vec<RtdsLayer>,
+    /// Who is told of loads (`cluster_manager.load_stats_config`).
+    pub load_stats: Option<Arc<ApiSource>>,
 }
 
 /// A runtime layer that a control plane fills.
@@ -117,7 +119,7 @@ pub struct RateLimit {
 pub struct GrpcTarget {
     /// The cluster's name, or the target URI: for logs.
     pub name: Arc<str>,
-    /// Where it listens; tried in order. Never empty.
+    /// Where it listens; all are tried. Never empty.
     pub addresses: Vec<TargetAddress>,
     /// `:authority` of the requests.
     pub authority: Arc<str>,

@@ -1,6 +1,6 @@
 //! A compiled cluster for the tests of other rooms.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -45,6 +45,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         },
         socket: SocketTuning::default(),
         added_via_api: false,
+        dropped: Arc::default(),
         hosts: ArcSwap::default(),
         stats: OnceLock::new(),
     }

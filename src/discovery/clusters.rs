@@ -1,19 +1,21 @@
-//! Clusters and their endpoints: CDS and EDS.
+//! Clusters: CDS. Their endpoints are in [`endpoints`].
 //!
 //! In: encoded clusters and assignments. Out: filled slots, subscriptions to endpoints, and verdicts.
 //! A cluster is checked when it comes and then sleeps until a request needs it
 //! ([`Slot::wake`](crate::config::Slot::wake)). What warms and what serves are kept apart: a cluster
 //! that works serves on until its successor has endpoints.
 
+mod endpoints;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_control_api::client::{Rejection, Resource};
-use smallvec::SmallVec;
 
-use super::effects::{Effects, EDS};
-use super::resource::{Assignment, Refused, SleepingCluster, Stored};
+use self::endpoints::Endpoints;
+use super::effects::Effects;
+use super::resource::{Refused, SleepingCluster, Stored};
 use super::sources::{Sources, StreamId};
 use crate::config::cluster::Discovery;
 use crate::config::compile::canonical;
@@ -21,7 +23,6 @@ use crate::config::compile::resource::Compiler;
 use crate::config::slot::Dormant;
 use crate::config::{Cluster, Problem, Slot};
 use crate::telemetry::process::ClusterManagerStats;
-use crate::upstream::dns;
 
 const TYPE_NAME: &str = "envoy.config.cluster.v3.Cluster";
 
@@ -63,24 +64,11 @@ pub(super) struct Entry {
 pub(super) struct Version {
     pub(super) stored: Stored,
     eds: Option<EdsKey>,
+    /// The name in `eds` is one that the cluster gives.
+    named: bool,
     /// A DNS cluster is never asleep: its names are followed from the start.
     resolving: Option<Arc<Cluster>>,
     generation: u64,
-}
-
-/// The endpoints of one name.
-pub(super) struct Endpoints {
-    pub(super) stored: Option<Stored>,
-    pub(super) refused: Option<Box<Refused>>,
-    assignment: Arc<Assignment>,
-    users: SmallVec<[Arc<str>; 1]>,
-    /// The control plane does not know the name, or did not say so in time.
-    absent: bool,
-    /// `endpoint_stale_after`, and when it runs out.
-    stale_after: Option<Duration>,
-    stale_at: Option<Instant>,
-    /// When the control plane last said that they are as they are.
-    confirmed: Instant,
 }
 
 impl Clusters {
@@ -104,8 +92,14 @@ impl Clusters {
         for slot in self.compiler.clusters.all() {
             let Some(cluster) = slot.get() else { continue };
             let Some(key) = self.want(&cluster, None, sources, effects) else { continue };
-            let version =
-                Version { stored: Stored::none(), eds: Some(key), resolving: Some(cluster), generation: 0 };
+            let named = is_named(&cluster);
+            let version = Version {
+                stored: Stored::none(),
+                eds: Some(key),
+                named,
+                resolving: Some(cluster),
+                generation: 0,
+            };
             let name = slot.name().clone();
             let entry = Entry { slot, active: Some(version), warming: None, refused: None, removed: None };
             self.entries.insert(name, entry);
@@ -172,13 +166,14 @@ impl Clusters {
         }
         self.next_generation += 1;
         let generation = self.next_generation;
+        let named = is_named(&compiled.value);
         let eds = self.want(&compiled.value, Some(stream), sources, effects);
         let resolves = matches!(compiled.value.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         let resolving = resolves.then(|| Arc::new(compiled.value));
         if let Some(cluster) = &resolving {
             effects.follow_dns(name, generation, cluster.clone());
         }
-        let version = Version { stored, eds, resolving, generation };
+        let version = Version { stored, eds, named, resolving, generation };
         let endpoints = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
         let Some(entry) = self.entries.get_mut(name) else { return Ok(()) };
         let ready = match endpoints {
@@ -219,143 +214,6 @@ impl Clusters {
             self.retire(name, *version, effects);
         }
         self.changed = true;
-    }
-
-    /// Endpoints that came by EDS.
-    pub(super) fn update_endpoints(
-        &mut self,
-        resource: &Resource,
-        stream: StreamId,
-        now: Instant,
-        effects: &mut Effects,
-    ) -> Result<(), Rejection> {
-        let key = (stream, Arc::from(resource.name.as_str()));
-        // Nobody waits for it any more.
-        let Some(endpoints) = self.endpoints.get_mut(&key) else { return Ok(()) };
-        if let Some(stored) = endpoints.stored.as_mut().filter(|stored| stored.is(resource)) {
-            stored.confirm(resource);
-            endpoints.refused = None;
-            endpoints.confirmed = now;
-            endpoints.stale_at = endpoints.stale_after.map(|after| now + after);
-            if endpoints.stale_at.is_some() {
-                self.timed.insert(key);
-            }
-            for cluster in endpoints.users.iter().filter_map(|user| self.entries.get(user)?.slot.get()) {
-                cluster.stats().update_attempt.increment(1);
-                cluster.stats().update_success.increment(1);
-                cluster.stats().update_no_rebuild.increment(1);
-            }
-            return Ok(());
-        }
-        let checked = match self.compiler.check_assignment(&resource.body) {
-            Ok(checked) if *checked.cluster_name == *resource.name => checked,
-            Ok(checked) => {
-                let message =
-                    format!("the resource is called {:?} and this {:?}", resource.name, checked.cluster_name);
-                return Err(endpoints.refuse(resource, &[Problem::new("cluster_name", message)]));
-            }
-            Err(problems) => {
-                for cluster in endpoints.users.iter().filter_map(|user| self.entries.get(user)?.slot.get()) {
-                    cluster.stats().update_attempt.increment(1);
-                    cluster.stats().update_failure.increment(1);
-                }
-                return Err(endpoints.refuse(resource, &problems));
-            }
-        };
-        effects.warn(&resource.name, checked.warnings);
-        let stored = Stored::new(resource);
-        endpoints.stale_after = checked.endpoint_stale_after;
-        endpoints.stale_at = checked.endpoint_stale_after.map(|after| now + after);
-        endpoints.refused = None;
-        endpoints.absent = false;
-        endpoints.confirmed = now;
-        endpoints.assignment.set(Some(stored.body.clone()));
-        let body = stored.body.clone();
-        endpoints.stored = Some(stored);
-        let timed = endpoints.stale_after.is_some();
-        if timed {
-            self.timed.insert(key.clone());
-        }
-        let users = self.endpoints.get(&key).map(Endpoints::each_user).unwrap_or_default();
-        for user in users {
-            self.endpoints_changed(&user, &key, Some(&body), timed, effects);
-        }
-        Ok(())
-    }
-
-    /// The control plane does not have these endpoints, or has not given them in time. Those known stay.
-    pub(super) fn endpoints_absent(&mut self, name: &str, stream: StreamId, effects: &mut Effects) {
-        let key = (stream, Arc::from(name));
-        let Some(endpoints) = self.endpoints.get_mut(&key) else { return };
-        endpoints.absent = true;
-        for user in endpoints.each_user() {
-            let Some(entry) = self.entries.get(&user) else { continue };
-            let waits = entry.warming.as_ref().is_some_and(|version| version.eds.as_ref() == Some(&key));
-            if !waits {
-                continue;
-            }
-            // A cluster that works is not replaced by one without endpoints.
-            let works = entry.active.is_some()
-                && entry.slot.wake().is_some_and(|now| !now.hosts.load().all.is_empty());
-            if works {
-                tracing::warn!(
-                    cluster = &*user,
-                    endpoints = name,
-                    "no endpoints for the new version; the old one serves on"
-                );
-            } else {
-                self.activate(&user, effects);
-            }
-        }
-    }
-
-    fn endpoints_changed(
-        &mut self,
-        user: &str,
-        key: &EdsKey,
-        body: Option<&Arc<[u8]>>,
-        timed: bool,
-        effects: &mut Effects,
-    ) {
-        let Some(entry) = self.entries.get(user) else { return };
-        let uses = |version: Option<&Version>| version.is_some_and(|v| v.eds.as_ref() == Some(key));
-        let (active, warming) = (uses(entry.active.as_ref()), uses(entry.warming.as_deref()));
-        if active {
-            entry.slot.while_held(|cluster| {
-                let Some(cluster) = cluster else { return };
-                let stats = cluster.stats();
-                stats.update_attempt.increment(1);
-                if timed {
-                    stats.assignment_timeout_received.increment(1);
-                }
-                let present = cluster.hosts.load_full();
-                let hosts = match body {
-                    Some(body) => self.compiler.hosts(cluster, body, &present.all),
-                    None => Ok(Default::default()),
-                };
-                match hosts {
-                    Ok(hosts) => {
-                        stats.update_success.increment(1);
-                        let same = same_hosts(&present.all, &hosts.all);
-                        if same {
-                            stats.update_no_rebuild.increment(1);
-                        } else {
-                            stats.membership_change.increment(1);
-                            cluster.hosts.store(Arc::new(hosts));
-                        }
-                        dns::publish_membership(cluster);
-                    }
-                    // It passed the same checks when it came.
-                    Err(problems) => {
-                        stats.update_failure.increment(1);
-                        tracing::error!(cluster = user, "endpoints not taken: {:?}", problems.first());
-                    }
-                }
-            });
-        }
-        if warming && body.is_some() {
-            self.activate(user, effects);
-        }
     }
 
     /// The names of a DNS cluster were answered once.
@@ -406,48 +264,6 @@ impl Clusters {
         }
     }
 
-    /// The endpoints that `cluster` needs are wanted from now on.
-    fn want(
-        &mut self,
-        cluster: &Cluster,
-        parent: Option<StreamId>,
-        sources: &mut Sources,
-        effects: &mut Effects,
-    ) -> Option<EdsKey> {
-        let Discovery::Eds { service_name, source, initial_fetch_timeout } = &cluster.discovery else {
-            return None;
-        };
-        let key = (sources.stream(source, parent, EDS), service_name.clone());
-        let endpoints = self.endpoints.entry(key.clone()).or_insert_with(|| {
-            effects.subscribe(key.0, EDS, service_name, *initial_fetch_timeout);
-            Endpoints {
-                stored: None,
-                refused: None,
-                assignment: Arc::default(),
-                users: SmallVec::new(),
-                absent: false,
-                stale_after: None,
-                stale_at: None,
-                confirmed: Instant::now(),
-            }
-        });
-        // Once for each version that uses it.
-        endpoints.users.push(cluster.name.clone());
-        Some(key)
-    }
-
-    /// One version less of `user` needs these endpoints.
-    fn release(&mut self, user: &str, key: &EdsKey, effects: &mut Effects) {
-        let Some(endpoints) = self.endpoints.get_mut(key) else { return };
-        if let Some(index) = endpoints.users.iter().position(|name| **name == *user) {
-            endpoints.users.swap_remove(index);
-        }
-        if endpoints.users.is_empty() {
-            self.endpoints.remove(key);
-            effects.unsubscribe(key.0, EDS, &key.1);
-        }
-    }
-
     /// Drops removed clusters whose time has come, and endpoints that are stale. True if there are
     /// removed ones left.
     pub(super) fn sweep(&mut self, now: Instant, effects: &mut Effects) -> bool {
@@ -472,28 +288,7 @@ impl Clusters {
             }
             self.changed = true;
         }
-        let mut stale = Vec::new();
-        self.timed.retain(|key| {
-            let Some(endpoints) = self.endpoints.get_mut(key) else { return false };
-            let Some(at) = endpoints.stale_at else { return false };
-            if at > now {
-                return true;
-            }
-            endpoints.stale_at = None;
-            endpoints.stored = None;
-            endpoints.assignment.set(None);
-            stale.push(key.clone());
-            false
-        });
-        for key in stale {
-            let users = self.endpoints.get(&key).map(Endpoints::each_user);
-            for user in users.unwrap_or_default() {
-                if let Some(cluster) = self.entries.get(&user).and_then(|entry| entry.slot.get()) {
-                    cluster.stats().assignment_stale.increment(1);
-                }
-                self.endpoints_changed(&user, &key, None, false, effects);
-            }
-        }
+        self.sweep_endpoints(now, effects);
         !self.leaving.is_empty()
     }
 
@@ -524,18 +319,6 @@ impl Clusters {
         self.entries.len() - self.entries.values().filter(asleep).count()
     }
 
-    /// The stream could not be opened, or broke.
-    pub(super) fn failed(&self, stream: StreamId) {
-        let of_stream = self.endpoints.iter().filter(|((own, _), _)| *own == stream);
-        for user in of_stream.flat_map(|(_, endpoints)| &endpoints.users) {
-            let awake = self.entries.get(user).and_then(|entry| entry.slot.get());
-            if let Some(stats) = awake.as_ref().and_then(|cluster| cluster.stats.get()) {
-                stats.update_attempt.increment(1);
-                stats.update_failure.increment(1);
-            }
-        }
-    }
-
     /// Whether no cluster waits for its first endpoints.
     pub(super) fn is_warm(&self) -> bool {
         self.entries.iter().all(|(name, entry)| match &entry.active {
@@ -549,30 +332,19 @@ impl Clusters {
         })
     }
 
-    /// Sets the gauges of time of clusters that are awake.
-    pub(super) fn publish_ages(&self, now: Instant) {
-        for endpoints in self.endpoints.values().filter(|endpoints| endpoints.stored.is_some()) {
-            let age = now.saturating_duration_since(endpoints.confirmed).as_millis() as f64;
-            for user in &endpoints.users {
-                let awake = self.entries.get(user).and_then(|entry| entry.slot.get());
-                if let Some(stats) = awake.as_ref().and_then(|cluster| cluster.stats.get()) {
-                    stats.content_age_ms.set(age);
-                }
-            }
-        }
-    }
-
     /// Whether there is a cluster of this name, warm or not.
     pub(super) fn knows(&self, name: &str) -> bool {
         self.fixed.contains(name) || self.entries.contains_key(name)
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&Arc<str>, &Entry)> {
-        self.entries.iter().filter(|(name, _)| !self.fixed.contains(*name))
+    /// The name that a cluster gives for its endpoints, if it gives one.
+    pub(super) fn service_name(&self, cluster: &str) -> Option<Arc<str>> {
+        let version = self.entries.get(cluster)?.active.as_ref().filter(|version| version.named)?;
+        version.eds.as_ref().map(|(_, name)| name.clone())
     }
 
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = (&Arc<str>, StreamId, &Endpoints)> {
-        self.endpoints.iter().map(|((stream, name), endpoints)| (name, *stream, endpoints))
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Arc<str>, &Entry)> {
+        self.entries.iter().filter(|(name, _)| !self.fixed.contains(*name))
     }
 
     /// Sets the gauges to what there is now.
@@ -588,23 +360,7 @@ impl Clusters {
     }
 }
 
-impl Endpoints {
-    /// Every cluster that uses them, once.
-    fn each_user(&self) -> SmallVec<[Arc<str>; 1]> {
-        let mut users = self.users.clone();
-        users.sort();
-        users.dedup();
-        users
-    }
-
-    fn refuse(&mut self, resource: &Resource, problems: &[Problem]) -> Rejection {
-        let refused = Refused::new(resource, problems);
-        let rejection = refused.rejection(&resource.name);
-        self.refused = Some(Box::new(refused));
-        rejection
-    }
-}
-
-fn same_hosts(one: &[Arc<crate::config::Host>], other: &[Arc<crate::config::Host>]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
+/// Whether the cluster gives a name for its endpoints.
+fn is_named(cluster: &Cluster) -> bool {
+    matches!(cluster.discovery, Discovery::Eds { named: true, .. })
 }

@@ -403,6 +403,11 @@ impl Manager {
         groups
     }
 
+    /// The name that a cluster gives for its endpoints, if it gives one.
+    pub(super) fn service_name(&self, cluster: &str) -> Option<Arc<str>> {
+        self.clusters.service_name(cluster)
+    }
+
     /// For `/ready?verbose`.
     pub(super) fn readiness(&self) -> Vec<String> {
         let mut lines = Vec::new();

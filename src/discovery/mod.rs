@@ -6,12 +6,13 @@
 //!
 //! An update goes through [`streams`], the client of one control plane, to the [`manager`], which gives
 //! each resource to the room of its type: [`clusters`] (with their endpoints), [`routes`],
-//! [`listeners`]. What these want done comes back as [`effects`].
+//! [`listeners`]. What these want done comes back as [`effects`]. The other way go load reports ([`loads`]).
 
 mod clusters;
 mod effects;
 mod last_good;
 mod listeners;
+mod loads;
 mod manager;
 mod resource;
 mod routes;
@@ -33,7 +34,8 @@ use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use self::effects::Effect;
+use self::effects::{Effect, CDS};
+use self::loads::LoadReporting;
 use self::manager::Manager;
 use self::sources::StreamId;
 use self::stats::ControlPlaneStats;
@@ -112,6 +114,7 @@ pub struct Discovery {
     stats: Arc<ControlPlaneStats>,
     watch: Watch,
     keeper: Option<Keeper>,
+    loads: Option<LoadReporting>,
 }
 
 /// Writes the last good configuration.
@@ -150,11 +153,16 @@ impl Discovery {
                 node: config.node.clone(),
                 writing: None,
             }),
+            loads: None,
         };
         discovery.stats.connected_state.set(0.0);
         discovery.restore(serving);
         discovery.manager().settle(serving);
         discovery.act(serving);
+        discovery.loads = config.load_stats.as_ref().and_then(|source| {
+            let started = LoadReporting::start(source, &config.node, compiler, &discovery.manager);
+            started.map_err(|error| tracing::error!("loads are not reported: {error}")).ok()
+        });
         discovery
     }
 
@@ -231,6 +239,7 @@ impl Discovery {
                 self.manager().tick(now, serving);
                 if now.duration_since(self.last_doze) >= DOZE {
                     self.last_doze = now;
+                    self.count_loads();
                     self.manager().doze();
                 }
                 for stream in self.watch.open_for(now, CONFIRMED_AFTER) {
@@ -252,6 +261,9 @@ impl Discovery {
     fn event(&mut self, stream: StreamId, event: Event, serving: &mut dyn Serving) {
         match event {
             Event::Update(update) => {
+                if update.type_url == CDS {
+                    self.count_loads();
+                }
                 let refused = self.manager().update(stream, &update, serving);
                 if refused.is_empty() && !update.flawed {
                     self.confirmed(stream, Some(&update.type_url));
@@ -287,6 +299,13 @@ impl Discovery {
             Event::Unsupported { .. } | Event::Odd { .. } => {}
             // The client acts on these itself.
             Event::Connect | Event::Abandon { .. } => {}
+        }
+    }
+
+    /// Clusters are about to sleep or to be replaced, and their counts to go.
+    fn count_loads(&self) {
+        if let Some(loads) = &self.loads {
+            loads.count();
         }
     }
 

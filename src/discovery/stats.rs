@@ -48,6 +48,16 @@ crate::stats! {
     }
 }
 
+crate::stats! {
+    /// `load_reporter.`: what came from whom loads are reported to, what was sent, and streams that failed or were
+    /// tried anew.
+    pub struct LoadReporterStats {
+        counters { requests, responses, errors, retries }
+        gauges {}
+        histograms {}
+    }
+}
+
 impl SubscriptionStats {
     /// A response was taken whole.
     pub(super) fn succeeded(&self, version: &str, at: SystemTime, took: Duration) {

@@ -91,31 +91,8 @@ impl Streams {
                 return Ok(self.join(stream, file_client(file, Settings::new(self.node.clone()))));
             }
         };
-        // The compiler gives at least one.
-        let target = source.targets.first().ok_or(DiscoveryError::NoAds)?;
-        let others = source.targets.len() + target.addresses.len() - 2;
-        if others > 0 {
-            tracing::warn!("{}: {others} other addresses of the control plane are not tried", target.name);
-        }
-        let mut settings = Settings::new(self.node.clone());
-        settings.set_node_on_first_message_only = source.set_node_on_first_message_only;
-        settings.rate_limit = source.rate_limit.map(|limit| RateLimit {
-            max_tokens: limit.max_tokens,
-            fill_rate: 1.0 / limit.fill_interval.as_secs_f64().max(f64::MIN_POSITIVE),
-        });
-        if let Some((base, cap)) = target.back_off {
-            settings.backoff_base = base;
-            settings.backoff_cap = cap;
-        }
+        let (mut endpoint, mut settings) = way(source, &self.node)?;
         settings.single_type.clone_from(&single_type);
-        let mut endpoint = endpoint(target)?;
-        if let Some(Keepalive { interval, timeout }) = endpoint.keepalive {
-            // Two answers missing are no accident.
-            let doubt = (interval + timeout) * 2;
-            settings.doubt_after = Some(doubt);
-            settings.answer_after = settings.answer_after.min(doubt);
-            endpoint.halt_after = endpoint.halt_after.map(|halt| halt.min(doubt));
-        }
         endpoint.single_type = single_type;
         Ok(match source.kind {
             ApiKind::Rest { refresh_delay, request_timeout } => {
@@ -148,15 +125,44 @@ impl Streams {
     }
 }
 
+/// How to reach a control plane, and how to behave towards it.
+///
+/// # Errors
+/// What the bootstrap says of it cannot be used.
+pub(super) fn way(source: &ApiSource, node: &Node) -> Result<(Endpoint, Settings), DiscoveryError> {
+    // The compiler gives at least one.
+    let target = source.targets.first().ok_or(DiscoveryError::NoAds)?;
+    let mut settings = Settings::new(node.clone());
+    settings.set_node_on_first_message_only = source.set_node_on_first_message_only;
+    settings.rate_limit = source.rate_limit.map(|limit| RateLimit {
+        max_tokens: limit.max_tokens,
+        fill_rate: 1.0 / limit.fill_interval.as_secs_f64().max(f64::MIN_POSITIVE),
+    });
+    if let Some((base, cap)) = target.back_off {
+        settings.backoff_base = base;
+        settings.backoff_cap = cap;
+    }
+    let mut endpoint = endpoint(target)?;
+    if let Some(Keepalive { interval, timeout }) = endpoint.keepalive {
+        // Two answers missing are no accident.
+        let doubt = (interval + timeout) * 2;
+        settings.doubt_after = Some(doubt);
+        settings.answer_after = settings.answer_after.min(doubt);
+        endpoint.halt_after = endpoint.halt_after.map(|halt| halt.min(doubt));
+    }
+    Ok((endpoint, settings))
+}
+
 fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
-    let address = match target.addresses.first().ok_or(DiscoveryError::NoAds)? {
+    let mut addresses = target.addresses.iter().map(|address| match address {
         TargetAddress::Fixed(Address::Ip(address)) => {
             client::Address::Tcp(address.ip().to_string(), address.port())
         }
         TargetAddress::Fixed(Address::Pipe(path)) => client::Address::Unix(kernel_path(path)),
         TargetAddress::Name { host, port, .. } => client::Address::Tcp(host.to_string(), *port),
-    };
-    let mut endpoint = Endpoint::new(address);
+    });
+    let mut endpoint = Endpoint::new(addresses.next().ok_or(DiscoveryError::NoAds)?);
+    endpoint.others = addresses.collect();
     if !target.authority.is_empty() {
         endpoint.authority = target.authority.to_string();
     }

@@ -71,8 +71,14 @@ fn many(count: usize) -> (Arc<Compiler>, Manager, StreamId) {
     compiler.has_ads = true;
     let compiler = Arc::new(compiler);
     let cds = ConfigSource { source: Source::Ads, initial_fetch_timeout: None };
-    let config =
-        DiscoveryConfig { node: Node::default(), ads: None, lds: None, cds: Some(cds), rtds: Vec::new() };
+    let config = DiscoveryConfig {
+        node: Node::default(),
+        ads: None,
+        lds: None,
+        cds: Some(cds),
+        rtds: Vec::new(),
+        load_stats: None,
+    };
     let mut manager = Manager::new(&compiler, &config, &[]);
     let stream = manager.cds.as_ref().unwrap().stream;
     let clusters: Vec<_> = (0..count).map(cluster).collect();

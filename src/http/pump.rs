@@ -75,6 +75,7 @@ impl Out {
 }
 
 /// A piece of a body, for who keeps copies.
+#[derive(Clone, Copy)]
 pub enum Seen<'a> {
     /// In a buffer that is about to change.
     Bytes(&'a [u8]),
@@ -219,9 +220,7 @@ impl Pump {
             (source, Sink::Wire(sink, out)) => {
                 self.poll_shelf(source, out, |out, context| out.poll_flush(sink, context), each, context)
             }
-            (source, Sink::Frames(out)) => {
-                self.poll_shelf(source, out, |out, context| out.poll_flush(context), each, context)
-            }
+            (source, Sink::Frames(out)) => self.poll_shelf(source, out, Outgoing::poll_flush, each, context),
         }
     }
 

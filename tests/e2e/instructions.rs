@@ -110,7 +110,7 @@ struct Http2 {
 }
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+const HEADERS_FRAME: u8 = 1;
 const SETTINGS: u8 = 4;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
@@ -128,7 +128,7 @@ impl Http2 {
     /// Sends the request and reads its answer to the end.
     async fn exchange(&mut self, block: &[u8]) {
         let mut frame =
-            vec![0, 0, u8::try_from(block.len()).expect("a short block"), HEADERS, END_STREAM | 4];
+            vec![0, 0, u8::try_from(block.len()).expect("a short block"), HEADERS_FRAME, END_STREAM | 4];
         frame.extend_from_slice(&self.id.to_be_bytes());
         frame.extend_from_slice(block);
         self.stream.write_all(&frame).await.expect("the request is taken");
@@ -141,7 +141,9 @@ impl Http2 {
                 SETTINGS if head[4] & ACK == 0 => {
                     self.stream.write_all(b"\0\0\0\x04\x01\0\0\0\0").await.expect("settings are taken");
                 }
-                HEADERS => assert!(payload.first() == Some(&0x88) || self.id > 1, "the status is not 200"),
+                HEADERS_FRAME => {
+                    assert!(payload.first() == Some(&0x88) || self.id > 1, "the status is not 200");
+                }
                 DATA if head[4] & END_STREAM != 0 => break,
                 kind => assert!(matches!(kind, DATA | 4 | 6 | 8), "frame {kind}"),
             }

@@ -37,6 +37,10 @@ struct Options {
     #[arg(long, value_name = "NAME")]
     client_cluster: Vec<String>,
 
+    /// How often clients with load_stats_config report their load, in seconds; the status page shows it. 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    load_interval: u32,
+
     /// Says only what goes wrong with files and clients.
     #[arg(long, short)]
     quiet: bool,
@@ -99,6 +103,8 @@ fn main() -> ExitCode {
     };
     settings.client_clusters.clone_from(&options.client_cluster);
     settings.quiet = options.quiet;
+    let load_interval = std::time::Duration::from_secs(options.load_interval.into());
+    settings.load_interval = Some(load_interval).filter(|interval| !interval.is_zero());
     let control = Control::open(settings, |line| {
         // Nobody may be listening.
         let _ = writeln!(std::io::stdout().lock(), "{line}");

@@ -1,12 +1,15 @@
 //! Joins a state machine with a transport: the only part of the client that knows of tasks and clocks.
 
 use std::collections::VecDeque;
-use std::future::{pending, Future};
+use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, Instant};
 
+use super::addresses::Addresses;
+use super::exchange::{or_never, Exchange, Happening};
 use super::machine::{Machine, Settings, Variant};
 use super::quiet::Quiet;
 use super::transport::{serve, Endpoint, Heard, Inbound, TransportError};
@@ -35,7 +38,7 @@ where
     if settings.single_type.is_none() {
         settings.single_type.clone_from(&endpoint.single_type);
     }
-    run::<V, Endpoint>(endpoint, settings, seed)
+    run::<V, Grpc>(Grpc::new(endpoint, seed), settings, seed)
 }
 
 /// What carries requests and responses.
@@ -52,7 +55,20 @@ pub(super) trait Transport<V: Variant>: Send + 'static {
     fn address(&self) -> String;
 }
 
-impl<V: Variant> Transport<V> for Endpoint
+/// A gRPC stream.
+struct Grpc {
+    endpoint: Endpoint,
+    addresses: Arc<Addresses>,
+}
+
+impl Grpc {
+    fn new(endpoint: Endpoint, seed: u64) -> Self {
+        let addresses = Arc::new(Addresses::new(&endpoint, seed));
+        Self { endpoint, addresses }
+    }
+}
+
+impl<V: Variant> Transport<V> for Grpc
 where
     V::Request: Send + Sync,
     V::Response: Send + Sync,
@@ -63,11 +79,17 @@ where
         requests: mpsc::Receiver<V::Request>,
         inbound: mpsc::Sender<Inbound<V::Response>>,
     ) -> Pin<Box<dyn Future<Output = TransportError> + Send>> {
-        Box::pin(serve::<V>(self.clone(), heard, requests, inbound))
+        match self.endpoint.method(V::METHOD) {
+            Ok(path) => {
+                let (endpoint, addresses) = (self.endpoint.clone(), self.addresses.clone());
+                Box::pin(serve(endpoint, addresses, path, heard, requests, inbound))
+            }
+            Err(error) => Box::pin(std::future::ready(error)),
+        }
     }
 
     fn address(&self) -> String {
-        self.address.to_string()
+        self.addresses.current()
     }
 }
 
@@ -160,33 +182,11 @@ impl Events {
     }
 }
 
-/// A stream, from the attempt to open it to its end.
-struct Exchange<V: Variant> {
-    task: Pin<Box<dyn Future<Output = TransportError> + Send>>,
-    requests: mpsc::Sender<V::Request>,
-    inbound: mpsc::Receiver<Inbound<V::Response>>,
-}
-
-enum Happening<R> {
-    Inbound(Inbound<R>),
-    Ended(TransportError),
-}
-
-impl<V: Variant> Exchange<V> {
-    async fn next(&mut self, read: bool) -> Happening<V::Response> {
-        tokio::select! {
-            biased;
-            Some(inbound) = self.inbound.recv(), if read => Happening::Inbound(inbound),
-            error = &mut self.task => Happening::Ended(error),
-        }
-    }
-}
-
 struct Driver<V: Variant, T> {
     transport: T,
     machine: Machine<V>,
     heard: Heard,
-    exchange: Option<Exchange<V>>,
+    exchange: Option<Exchange<V::Request, V::Response>>,
     outbox: VecDeque<Event>,
     quiet: Quiet,
 }
@@ -252,10 +252,8 @@ where
         let address = self.transport.address();
         match &event {
             Event::Connect => {
-                let (requests, request_queue) = mpsc::channel(1);
-                let (inbound_queue, inbound) = mpsc::channel(1);
-                let task = self.transport.open(self.heard.clone(), request_queue, inbound_queue);
-                self.exchange = Some(Exchange { task, requests, inbound });
+                let open = |requests, inbound| self.transport.open(self.heard.clone(), requests, inbound);
+                self.exchange = Some(Exchange::new(open));
                 return;
             }
             Event::Abandon { reason } => {
@@ -334,12 +332,5 @@ where
             Inbound::Response(response) => self.machine.response(now, response),
             Inbound::Unreadable { type_url, message } => self.machine.unreadable(&type_url, message),
         }
-    }
-}
-
-async fn or_never<F: Future>(future: Option<F>) -> F::Output {
-    match future {
-        Some(future) => future.await,
-        None => pending().await,
     }
 }

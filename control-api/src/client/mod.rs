@@ -22,17 +22,20 @@
 //! ```
 //!
 //! [`file_client`] and [`rest_client`] are used in the same way, for resources in a file and for a control
-//! plane that is polled.
+//! plane that is polled. [`load_reports`] goes the other way: it tells a control plane what load there is.
 //!
 //! What the user may rely on: each update is delivered once and in order within its type; what was
 //! refused stays at its last good version and is reported so on the next stream; nothing is removed but
 //! by the control plane's word, an expired time to live, or the user's own change.
 
+mod addresses;
 mod delta;
 mod driver;
+mod exchange;
 mod file;
 mod guard;
 mod link;
+mod load_report;
 mod machine;
 mod pace;
 mod quiet;
@@ -48,6 +51,7 @@ mod types;
 pub use delta::{Delta, Incremental};
 pub use driver::{client, Events, Subscriptions};
 pub use file::{file_client, File};
+pub use load_report::{load_reports, LoadEvent, LoadReporter, Loads};
 pub use machine::{Machine, Settings, Variant};
 pub use pace::{Backoff, Bucket, RateLimit};
 pub use rest::{rest_client, Rest};

@@ -5,6 +5,7 @@
 
 use std::future::{poll_fn, Future};
 use std::pin::{pin, Pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Body;
@@ -14,11 +15,12 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use super::addresses::Addresses;
 use super::driver::{run, Events, Subscriptions, Transport};
 use super::machine::Settings;
 use super::services;
 use super::sotw::StateOfTheWorld;
-use super::transport::{dial, with_sources, Endpoint, Heard, Inbound, TransportError};
+use super::transport::{dial, reach, with_sources, Endpoint, Heard, Inbound, TransportError, Watched};
 use crate::json::message_to_json;
 use crate::load::load;
 use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -53,30 +55,38 @@ pub fn rest_client(
     settings.single_type.clone_from(&rest.endpoint.single_type);
     // A response that says nothing new is a sign of life, but none of keepalive.
     settings.doubt_after = None;
-    run::<StateOfTheWorld, Rest>(rest, settings, seed)
+    let addresses = Arc::new(Addresses::new(&rest.endpoint, seed));
+    run::<StateOfTheWorld, Polled>(Polled { rest, addresses }, settings, seed)
 }
 
-impl Transport<StateOfTheWorld> for Rest {
+/// One control plane and the address of it that answered last.
+struct Polled {
+    rest: Rest,
+    addresses: Arc<Addresses>,
+}
+
+impl Transport<StateOfTheWorld> for Polled {
     fn open(
         &self,
         heard: Heard,
         requests: mpsc::Receiver<DiscoveryRequest>,
         inbound: mpsc::Sender<Inbound<DiscoveryResponse>>,
     ) -> Pin<Box<dyn Future<Output = TransportError> + Send>> {
-        let rest = self.clone();
+        let (rest, addresses) = (self.rest.clone(), self.addresses.clone());
         Box::pin(async move {
-            let error = poll(&rest, heard, requests, inbound).await.err();
+            let error = poll(&rest, &addresses, heard, requests, inbound).await.err();
             error.unwrap_or_else(|| TransportError::Ended { address: rest.endpoint.address.to_string() })
         })
     }
 
     fn address(&self) -> String {
-        self.endpoint.address.to_string()
+        self.addresses.current()
     }
 }
 
 async fn poll(
     rest: &Rest,
+    addresses: &Addresses,
     heard: Heard,
     mut requests: mpsc::Receiver<DiscoveryRequest>,
     inbound: mpsc::Sender<Inbound<DiscoveryResponse>>,
@@ -91,7 +101,7 @@ async fn poll(
     let mut nonce = 0_u64;
     loop {
         let address = || rest.endpoint.address.to_string();
-        let asked = timeout(rest.request_timeout, ask(rest, path, &request, heard.clone())).await;
+        let asked = timeout(rest.request_timeout, ask(rest, addresses, path, &request, heard.clone())).await;
         let limit = rest.request_timeout;
         let answer = asked.map_err(|_| {
             let message = format!("no response within request_timeout of {limit:?}");
@@ -147,14 +157,34 @@ enum Answer {
 /// One request.
 async fn ask(
     rest: &Rest,
+    addresses: &Addresses,
     path: &'static str,
     request: &DiscoveryRequest,
     heard: Heard,
 ) -> Result<Answer, TransportError> {
-    let address = || rest.endpoint.address.to_string();
+    let reached = reach(&rest.endpoint, addresses, rest.endpoint.connect_timeout, |endpoint| {
+        let heard = heard.clone();
+        async move { dial(&endpoint, heard, b"http/1.1").await }
+    });
+    let (endpoint, io) = reached.await?;
+    let answer = exchange(rest, &endpoint, io, path, request).await;
+    if answer.is_err() {
+        // Another may do better.
+        addresses.leave(&endpoint.address);
+    }
+    answer
+}
+
+async fn exchange(
+    rest: &Rest,
+    endpoint: &Endpoint,
+    io: Watched,
+    path: &'static str,
+    request: &DiscoveryRequest,
+) -> Result<Answer, TransportError> {
+    let address = || endpoint.address.to_string();
     let failed = |message: String| TransportError::Rest { address: address(), message };
     let broken = |error: hyper::Error| failed(with_sources(&error));
-    let io = dial(&rest.endpoint, heard, b"http/1.1").await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     let mut post = Request::post(path)
         .header(header::HOST, &rest.endpoint.authority)

@@ -13,6 +13,7 @@ use hyper::client::conn::http2;
 use hyper::http::uri::PathAndQuery;
 use hyper::http::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -24,9 +25,10 @@ use tonic::client::{Grpc, GrpcService};
 use tonic::codec::ProstCodec;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
+use super::addresses::Addresses;
 use super::guard::{Guarded, Halted};
-use super::machine::Variant;
-use super::{services, Tls};
+use super::services::{self, Method};
+use super::Tls;
 
 /// Why a stream could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,14 @@ pub enum TransportError {
         address: String,
         /// [`Endpoint::connect_timeout`].
         limit: Duration,
+    },
+    /// None of several addresses could be reached.
+    #[error("none of {count} addresses of the control plane can be reached: {errors}")]
+    Unreachable {
+        /// How many there are.
+        count: usize,
+        /// What is wrong with each.
+        errors: String,
     },
     /// The TLS handshake failed.
     #[error("TLS handshake with control plane {address} failed: {error}")]
@@ -137,7 +147,7 @@ pub enum TransportError {
 }
 
 /// Where the control plane listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// Host, resolved at each attempt, and port.
     Tcp(String, u16),
@@ -176,6 +186,9 @@ impl Default for Keepalive {
 pub struct Endpoint {
     /// Where.
     pub address: Address,
+    /// Where else: more addresses of the same control plane. All of them, and all that their names resolve to,
+    /// are tried in an order of this client's own; the one that is reached is kept while it works.
+    pub others: Vec<Address>,
     /// TLS, if any.
     pub tls: Option<Tls>,
     /// The `:authority` of requests.
@@ -206,6 +219,7 @@ impl Endpoint {
         };
         Self {
             address,
+            others: Vec::new(),
             tls: None,
             authority,
             connect_timeout: Duration::from_secs(5),
@@ -214,6 +228,18 @@ impl Endpoint {
             halt_after: Some(Duration::from_secs(60)),
             metadata: Vec::new(),
             single_type: None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// The method that serves its types.
+    pub(super) fn method(&self, method: Method) -> Result<PathAndQuery, TransportError> {
+        match &self.single_type {
+            None => Ok(PathAndQuery::from_static(services::aggregated(method))),
+            Some(url) => services::of_type(url, method)
+                .and_then(|path| PathAndQuery::try_from(path).ok())
+                .ok_or_else(|| TransportError::NoService { type_url: url.clone() }),
         }
     }
 }
@@ -229,32 +255,81 @@ pub(super) enum Inbound<R> {
     },
 }
 
-/// Opens a stream and serves it to its end.
-pub(super) async fn serve<V: Variant>(
+/// Opens a stream of the method at `path` and serves it to its end.
+pub(super) async fn serve<Q, R>(
     endpoint: Endpoint,
+    addresses: Arc<Addresses>,
+    path: PathAndQuery,
     heard: Heard,
-    requests: mpsc::Receiver<V::Request>,
-    inbound: mpsc::Sender<Inbound<V::Response>>,
+    requests: mpsc::Receiver<Q>,
+    inbound: mpsc::Sender<Inbound<R>>,
 ) -> TransportError
 where
-    V::Request: Send + Sync,
-    V::Response: Send + Sync,
+    Q: Message + Send + Sync + 'static,
+    R: Message + Default + Send + Sync + 'static,
 {
-    let address = endpoint.address.to_string();
     let limit = endpoint.connect_timeout;
-    match timeout(limit, connect(&endpoint, heard)).await {
-        Err(_) => TransportError::ConnectTimeout { address, limit },
-        Ok(Err(error)) => error,
-        Ok(Ok((sender, connection))) => {
-            let talk = talk::<V>(&endpoint, sender, requests, inbound);
-            tokio::select! {
-                biased;
-                error = talk => error.err().unwrap_or(TransportError::Ended { address }),
-                result = connection => TransportError::Http2 {
-                    error: result.err().map_or_else(|| "closed".to_owned(), |e| with_sources(&e)),
-                    address,
-                },
+    let reached = reach(&endpoint, &addresses, limit, |endpoint| {
+        let heard = heard.clone();
+        async move { connect(&endpoint, heard).await }
+    });
+    let (endpoint, (sender, connection)) = match reached.await {
+        Ok(reached) => reached,
+        Err(error) => return error,
+    };
+    let address = endpoint.address.to_string();
+    let mut brought = false;
+    let talk = talk(&endpoint, path, sender, requests, inbound, &mut brought);
+    let error = tokio::select! {
+        biased;
+        error = talk => error.err().unwrap_or(TransportError::Ended { address }),
+        result = connection => TransportError::Http2 {
+            error: result.err().map_or_else(|| "closed".to_owned(), |e| with_sources(&e)),
+            address,
+        },
+    };
+    if !brought {
+        // Another may do better.
+        addresses.leave(&endpoint.address);
+    }
+    error
+}
+
+/// Opens a connection to the first address that can be reached, beginning with the one that was last. What was
+/// opened comes with the endpoint at that address.
+pub(super) async fn reach<T, F>(
+    endpoint: &Endpoint,
+    addresses: &Addresses,
+    limit: Duration,
+    mut open: impl FnMut(Endpoint) -> F,
+) -> Result<(Endpoint, T), TransportError>
+where
+    F: Future<Output = Result<T, TransportError>>,
+{
+    let mut errors = Vec::new();
+    let mut round = addresses.round(limit).await;
+    errors.append(&mut round.errors);
+    for candidate in round.addresses {
+        // Who is dropped while it waits goes on with the next.
+        addresses.leave(&candidate);
+        let at = Endpoint { address: candidate.clone(), others: Vec::new(), ..endpoint.clone() };
+        match timeout(limit, open(at.clone())).await {
+            Ok(Ok(opened)) => {
+                addresses.stay(&candidate);
+                return Ok((at, opened));
             }
+            Ok(Err(error)) => errors.push(error),
+            Err(_) => {
+                errors.push(TransportError::ConnectTimeout { address: candidate.to_string(), limit });
+            }
+        }
+    }
+    let count = errors.len();
+    match errors.pop() {
+        Some(only) if count == 1 => Err(only),
+        last => {
+            let texts = errors.iter().chain(&last).map(ToString::to_string);
+            Err(TransportError::Unreachable { count, errors: texts.collect::<Vec<_>>().join("; ") })
         }
     }
 }
@@ -311,22 +386,18 @@ async fn connect(endpoint: &Endpoint, heard: Heard) -> Result<(Sender, Connectio
     Ok((Sender { sender, halt_after: endpoint.halt_after }, connection))
 }
 
-async fn talk<V: Variant>(
+async fn talk<Q, R>(
     endpoint: &Endpoint,
+    path: PathAndQuery,
     sender: Sender,
-    requests: mpsc::Receiver<V::Request>,
-    inbound: mpsc::Sender<Inbound<V::Response>>,
+    requests: mpsc::Receiver<Q>,
+    inbound: mpsc::Sender<Inbound<R>>,
+    brought: &mut bool,
 ) -> Result<(), TransportError>
 where
-    V::Request: Send + Sync,
-    V::Response: Send + Sync,
+    Q: Message + Send + Sync + 'static,
+    R: Message + Default + Send + Sync + 'static,
 {
-    let path = match &endpoint.single_type {
-        None => PathAndQuery::from_static(services::aggregated(V::METHOD)),
-        Some(url) => services::of_type(url, V::METHOD)
-            .and_then(|path| PathAndQuery::try_from(path).ok())
-            .ok_or_else(|| TransportError::NoService { type_url: url.clone() })?,
-    };
     let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
     let origin = Uri::try_from(format!("{scheme}://{}", endpoint.authority))
         .map_err(|_| TransportError::Unsendable { what: "authority", value: endpoint.authority.clone() })?;
@@ -347,10 +418,11 @@ where
     if inbound.send(Inbound::Opened).await.is_err() {
         return Ok(());
     }
-    let codec = ProstCodec::<V::Request, V::Response>::default();
+    let codec = ProstCodec::<Q, R>::default();
     let refused = |status| ended(endpoint, &status);
     let mut responses = grpc.streaming(request, path, codec).await.map_err(refused)?.into_inner();
     while let Some(response) = responses.message().await.map_err(refused)? {
+        *brought = true;
         if inbound.send(Inbound::Response(response)).await.is_err() {
             break;
         }

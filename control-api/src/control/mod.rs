@@ -2,7 +2,7 @@
 //!
 //! In: a directory with Envoy's resources in YAML or JSON, or services in a [short form](services). Out:
 //! a [`SnapshotCache`] that follows the directory, lines that say what was loaded and which client
-//! accepted or refused what, and a status page.
+//! accepted or refused what, and a status page, which also shows the load that clients report.
 //!
 //! The files at the top of the directory are for everybody. Those in a subdirectory are for the nodes
 //! whose key (their id, or their cluster) is its name, beside those at the top; of two resources with the
@@ -18,6 +18,7 @@
 //! and is not meant to replace Istio or another real control plane.
 
 mod files;
+mod load_page;
 mod page;
 mod references;
 pub mod services;
@@ -30,7 +31,10 @@ use std::time::{Duration, SystemTime};
 
 pub use files::{load_directory, FileProblem};
 
-use crate::server::{Event, Protocol, ResourceType, Server, Snapshot, SnapshotCache, StreamStatus};
+use crate::server::{
+    Event, LatestLoads, LoadQuery, LoadReports, Protocol, ResourceType, Server, Snapshot, SnapshotCache,
+    StreamStatus,
+};
 use crate::watch::DirectoryWatch;
 use tree::{Change, Scan, Tree};
 
@@ -56,13 +60,24 @@ pub struct Settings {
     pub client_clusters: Vec<String>,
     /// Leaves out lines about clients that come, accept and go.
     pub quiet: bool,
+    /// Between two load reports of a client that offers them; `None` = they are not asked for.
+    pub load_interval: Option<Duration>,
 }
 
+/// [`Settings::load_interval`] unless it is set.
+const LOAD_INTERVAL: Duration = Duration::from_secs(10);
+
 impl Settings {
-    /// A subdirectory for each node cluster, every cluster here, and all lines.
+    /// A subdirectory for each node cluster, every cluster here, all lines, and load reports every 10 s.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         let directory = directory.into();
-        Self { directory, node_key: NodeKey::default(), client_clusters: Vec::new(), quiet: false }
+        Self {
+            directory,
+            node_key: NodeKey::default(),
+            client_clusters: Vec::new(),
+            quiet: false,
+            load_interval: Some(LOAD_INTERVAL),
+        }
     }
 }
 
@@ -77,6 +92,7 @@ pub struct Control {
 struct Shared {
     settings: Settings,
     cache: SnapshotCache,
+    loads: Option<LoadReports>,
     print: Box<Print>,
     tree: Mutex<Tree>,
     started: SystemTime,
@@ -89,9 +105,10 @@ impl Control {
             NodeKey::Id => SnapshotCache::by_node_id(),
             NodeKey::Cluster => SnapshotCache::by_node_cluster(),
         };
+        let loads = settings.load_interval.map(|interval| LoadReports::new(LoadQuery::all(interval)));
         let tree = Tree { elsewhere: settings.client_clusters.clone(), ..Tree::default() };
         let (tree, print, started) = (Mutex::new(tree), Box::new(print), SystemTime::now());
-        let control = Self { shared: Arc::new(Shared { settings, cache, print, tree, started }) };
+        let control = Self { shared: Arc::new(Shared { settings, cache, loads, print, tree, started }) };
         control.reload();
         control
     }
@@ -106,7 +123,18 @@ impl Control {
     #[must_use]
     pub fn server(&self) -> Server {
         let control = self.clone();
-        Server::new(self.shared.cache.clone()).on_event(move |stream, event| control.tell(stream, event))
+        let server = Server::new(self.shared.cache.clone());
+        let server = server.on_event(move |stream, event| control.tell(stream, event));
+        match &self.shared.loads {
+            Some(loads) => server.with_load_reports(loads.clone()),
+            None => server,
+        }
+    }
+
+    /// The last load report of each client that sends them.
+    #[must_use]
+    pub fn loads(&self) -> Vec<LatestLoads> {
+        self.shared.loads.as_ref().map(LoadReports::latest).unwrap_or_default()
     }
 
     /// Every mistake in the files as they are.

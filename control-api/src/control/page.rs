@@ -1,4 +1,5 @@
-//! The status page: what is served, what is wrong with the files, and what each client has made of it.
+//! The status page: what is served, what is wrong with the files, and what each client has made of it
+//! and how much load it reports.
 //!
 //! In: HTTP requests. Out: `/` for people, `/status.json` for programs, and the gRPC services of
 //! discovery are elsewhere.
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::tree::Scope;
-use super::{time_of_day, Control};
+use super::{load_page, time_of_day, Control};
 use crate::server::{Protocol, Snapshot, StreamStatus};
 
 /// Status connections at a time; more wait.
@@ -91,6 +92,7 @@ impl Control {
             "started": seconds(self.shared.started),
             "snapshots": scopes,
             "clients": clients,
+            "loads": self.loads().iter().map(load_page::loads).collect::<Vec<_>>(),
         })
     }
 
@@ -160,6 +162,7 @@ impl Control {
                 ]
             });
         }
+        load_page::html(&mut page, list(&status["loads"]));
         page.push_str("</html>\n");
         page
     }
@@ -216,15 +219,15 @@ fn client(stream: &StreamStatus) -> Value {
 }
 
 /// Since 1970.
-fn seconds(at: SystemTime) -> f64 {
+pub(super) fn seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-fn rows(page: &mut String, heads: &[&str], rows: &[Value], cells: impl Fn(&Value) -> Vec<String>) {
+pub(super) fn rows(page: &mut String, heads: &[&str], rows: &[Value], cells: impl Fn(&Value) -> Vec<String>) {
     if rows.is_empty() {
         return;
     }
@@ -240,7 +243,7 @@ fn code(escaped: &str) -> String {
 }
 
 /// Text as it stands in HTML: names come from files, messages from clients.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -67,7 +67,7 @@
 //! What else there is: [`Snapshot::set_ttl`] for resources that clients drop when they hear nothing,
 //! [`Snapshot::serve_by_name_only`] for listeners that only gRPC asks for, virtual hosts that are found by
 //! the host name that a proxy asks for on demand (VHDS), [`Server::fetch`] and REST on the same port,
-//! [`Server::serve_unix`], [`Server::serve_connection`] for TLS, [`Limits`]. [`crate::control`] is a control
+//! [`Server::serve_unix`], [`Server::serve_connection`] for TLS, [`Limits`], load reports ([`LoadReports`]). [`crate::control`] is a control
 //! plane made of this that serves files.
 //!
 //! # What is sent, and when
@@ -91,6 +91,7 @@
 mod cache;
 mod chunks;
 mod kind;
+mod load_report;
 mod reference;
 mod response;
 mod rest;
@@ -104,6 +105,7 @@ mod wire;
 
 pub use cache::SnapshotCache;
 pub use kind::ResourceType;
+pub use load_report::{LatestLoads, LoadQuery, LoadReport, LoadReports};
 pub use response::Response;
 pub use rest::FetchError;
 pub use snapshot::{Dangling, Resource, ResourceError, Snapshot, TypedResource};

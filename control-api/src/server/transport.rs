@@ -26,6 +26,7 @@ use tracing::debug;
 
 use super::cache::{Entry, SnapshotCache};
 use super::kind::ResourceType;
+use super::load_report::{self, LoadReports};
 use super::response::Response;
 use super::rest;
 use super::status::{Event, StreamStatus};
@@ -48,6 +49,7 @@ pub struct Server {
     limits: Limits,
     on_event: Arc<Listener>,
     connections: Arc<Semaphore>,
+    loads: Option<LoadReports>,
 }
 
 impl Server {
@@ -56,7 +58,7 @@ impl Server {
     pub fn new(cache: SnapshotCache) -> Self {
         let limits = Limits::default();
         let connections = Arc::new(Semaphore::new(limits.connections));
-        Self { cache, limits, on_event: Arc::new(|_, _| ()), connections }
+        Self { cache, limits, on_event: Arc::new(|_, _| ()), connections, loads: None }
     }
 
     /// The snapshots that it serves.
@@ -81,6 +83,13 @@ impl Server {
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&StreamStatus, &Event) + Send + Sync + 'static) -> Self {
         self.on_event = Arc::new(listener);
+        self
+    }
+
+    /// Takes load reports as well (LRS).
+    #[must_use]
+    pub fn with_load_reports(mut self, loads: LoadReports) -> Self {
+        self.loads = Some(loads);
         self
     }
 
@@ -170,6 +179,9 @@ impl Server {
         if request.version() != http::Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; there is also POST /v3/discovery:clusters and the like\n";
             return rest::answer(http::StatusCode::NOT_FOUND, message.to_owned());
+        }
+        if let Some(loads) = self.loads.as_ref().filter(|_| request.uri().path() == load_report::METHOD) {
+            return loads.call(request).await;
         }
         match method(request.uri().path()) {
             Some((Protocol::Delta, only)) => self.run::<DeltaDiscoveryRequest, B>(only, request).await,

@@ -267,6 +267,20 @@ fn compile(
     compiler.refused_control = refused;
     let discovery =
         discovery_config(&message.dynamic_resources, message.layered_runtime.as_ref(), &compiler, problems);
+    let load_stats = message.cluster_manager.as_ref().and_then(|manager| manager.load_stats_config.as_ref());
+    let load_stats = load_stats.and_then(|config| {
+        problems.at("cluster_manager.load_stats_config", |problems| {
+            let source = discovery::api_source(config, &compiler, problems)?;
+            if source.kind != ApiKind::Grpc {
+                problems.report_at("api_type", "load reporting needs gRPC");
+            }
+            Some(Arc::new(source))
+        })
+    });
+    let discovery = match load_stats {
+        Some(_) => Some(DiscoveryConfig { load_stats, ..discovery.unwrap_or_else(no_sources) }),
+        None => discovery,
+    };
     if let Some(discovery) = &discovery {
         compiler.lds = discovery.lds.as_ref().map(|lds| lds.source.clone());
         compiler.cds = discovery.cds.as_ref().map(|cds| cds.source.clone());
@@ -338,7 +352,14 @@ fn control_targets(
 }
 
 fn no_sources() -> DiscoveryConfig {
-    DiscoveryConfig { node: core::Node::default(), ads: None, lds: None, cds: None, rtds: Vec::new() }
+    DiscoveryConfig {
+        node: core::Node::default(),
+        ads: None,
+        lds: None,
+        cds: None,
+        rtds: Vec::new(),
+        load_stats: None,
+    }
 }
 
 /// The sources that the bootstrap names, without the node. `None` if it names none.

@@ -91,6 +91,7 @@ pub fn compile(
         http,
         socket,
         added_via_api: environment.dynamic,
+        dropped: Arc::default(),
         hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
         stats: OnceLock::new(),
     })
@@ -199,6 +200,7 @@ fn eds(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Prob
         }
         Some(Discovery::Eds {
             service_name: service_name.into(),
+            named: config.is_some_and(|config| !config.service_name.is_empty()),
             source: source.source,
             initial_fetch_timeout: source.initial_fetch_timeout,
         })

@@ -150,6 +150,10 @@ pub(super) fn api_source(
             let target = problems
                 .at_index("grpc_services", index, |problems| grpc_target(service, compiler, problems));
             targets.extend(target);
+            if index > 0 {
+                let why = "is not tried: the addresses of the first service are";
+                problems.note(format_args!("grpc_services[{index}]"), why);
+            }
         }
         ApiKind::Grpc
     };

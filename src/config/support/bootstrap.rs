@@ -67,13 +67,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.ClusterManager",
-        implemented: &["upstream_bind_config"],
+        implemented: &["upstream_bind_config", "load_stats_config"],
         observe: &[
             ("local_cluster_name", "zone-aware load balancing is not supported yet"),
             ("outlier_detection", "outlier detection is not supported yet"),
             ("enable_deferred_cluster_creation", "what a cluster costs is always made on first use"),
         ],
-        rejected: &[("load_stats_config", "load reporting is not supported")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.Admin",

@@ -6,6 +6,7 @@ use super::{observed, refused, whole};
 
 const CREDENTIALS: &str = "only ssl_credentials and local_credentials are supported";
 const CONNECTION: &str = "the connection to a control plane has fixed limits";
+const ENDPOINTS: &str = "all addresses are tried in an order of this process, and one that works is kept";
 const FIRST: &str = "a control plane is asked again with a back-off, whatever failed";
 const CHANNEL: &str = "there is no gRPC library to tune";
 const TLS: &str = "it is not supported towards a control plane";
@@ -157,11 +158,11 @@ pub(super) const CONTROL: &[MessageSupport] = &[
         observe: &[
             ("alt_stat_name", "a control plane has statistics of its own"),
             ("per_connection_buffer_limit_bytes", CONNECTION),
-            ("lb_policy", "endpoints are tried in order"),
-            ("load_balancing_policy", "endpoints are tried in order"),
-            ("round_robin_lb_config", "endpoints are tried in order"),
-            ("least_request_lb_config", "endpoints are tried in order"),
-            ("common_lb_config", "endpoints are tried in order"),
+            ("lb_policy", ENDPOINTS),
+            ("load_balancing_policy", ENDPOINTS),
+            ("round_robin_lb_config", ENDPOINTS),
+            ("least_request_lb_config", ENDPOINTS),
+            ("common_lb_config", ENDPOINTS),
             ("circuit_breakers", CONNECTION),
             ("max_requests_per_connection", CONNECTION),
             ("common_http_protocol_options", CONNECTION),

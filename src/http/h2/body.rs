@@ -71,10 +71,9 @@ impl Incoming {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Ending {
     /// More may come.
-    #[default]
     Open,
     /// What waits is the rest, with these trailers.
     Last(Option<HeaderMap>),
@@ -82,14 +81,33 @@ enum Ending {
     Sent,
 }
 
+/// So much of a body is handed over without asking for room first: most bodies are smaller, and asking takes two
+/// more locks. It waits in the crate, where there is no room for it.
+const UNASKED: usize = 16 * 1024;
+
 /// A body on its way to the peer: pieces that wait for a stream, or for room in its window.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outgoing {
     stream: Option<SendStream<Bytes>>,
     waiting: VecDeque<Bytes>,
     length: usize,
+    /// What may still go without asking.
+    unasked: usize,
     ending: Ending,
     account: Option<Rc<Account>>,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            stream: None,
+            waiting: VecDeque::new(),
+            length: 0,
+            unasked: UNASKED,
+            ending: Ending::Open,
+            account: None,
+        }
+    }
 }
 
 impl Outgoing {
@@ -157,28 +175,35 @@ impl Outgoing {
 
     /// Hands over what waits, as far as the peer's window has room. Without a stream, waits.
     pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, waiting, length, ending, account } = self;
+        let Self { stream, waiting, length, unasked, ending, account } = self;
         let Some(stream) = stream else {
             return if *length == 0 { Poll::Ready(Ok(())) } else { Poll::Pending };
         };
         while let Some(front) = waiting.front_mut() {
-            stream.reserve_capacity(*length);
-            let mut room = stream.capacity();
-            if room == 0 {
-                room = match ready!(stream.poll_capacity(context)) {
-                    Some(Ok(room)) => room,
-                    Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error).into())),
-                    None => return Poll::Ready(Err(StreamError::Closed.into())),
-                };
+            let piece = if front.len() <= *unasked {
+                *unasked -= front.len();
+                waiting.pop_front().unwrap_or_default()
+            } else {
+                *unasked = 0;
+                stream.reserve_capacity(*length);
+                let mut room = stream.capacity();
                 if room == 0 {
-                    continue;
+                    room = match ready!(stream.poll_capacity(context)) {
+                        Some(Ok(room)) => room,
+                        Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error).into())),
+                        None => return Poll::Ready(Err(StreamError::Closed.into())),
+                    };
+                    if room == 0 {
+                        continue;
+                    }
                 }
-            }
-            let piece = front.split_to(room.min(front.len()));
+                let piece = front.split_to(room.min(front.len()));
+                if front.is_empty() {
+                    waiting.pop_front();
+                }
+                piece
+            };
             *length -= piece.len();
-            if front.is_empty() {
-                waiting.pop_front();
-            }
             let last = waiting.is_empty() && matches!(ending, Ending::Last(None));
             if let Some(account) = account {
                 account.data_sent.set(account.data_sent.get() + 1);

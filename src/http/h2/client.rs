@@ -146,7 +146,7 @@ impl ClientStream {
         let Asked { to_head, connect, upgrade } = &self.asked;
         let ended = body.is_end_stream();
         let (head, framing) =
-            heads::response(&parts, ended, *to_head, *connect, upgrade.as_deref()).map_err(|()| BROKEN)?;
+            heads::response(&parts, ended, *to_head, *connect, upgrade.as_deref()).map_err(|_| BROKEN)?;
         // Nobody asked for another protocol.
         if framing != Framing::Tunnel && head.status == 101 {
             return Err(BROKEN);

@@ -64,7 +64,9 @@ pub struct Account {
     pub flood: Cell<Option<Flood>>,
     /// The peer said GOAWAY.
     pub going_away: Cell<bool>,
-    /// Bytes read and written.
+    /// A head has begun and is not complete.
+    pub half: Cell<bool>,
+    /// Bytes read.
     pub received: Cell<u64>,
     /// Bytes written.
     pub sent: Cell<u64>,
@@ -80,6 +82,8 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 /// END_STREAM of DATA and HEADERS, ACK of SETTINGS and PING.
 const FLAG_1: u8 = 1;
+/// END_HEADERS of HEADERS and CONTINUATION.
+const END_HEADERS: u8 = 4;
 const FRAME_HEAD: usize = 9;
 /// What a client sends before its first frame (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -92,6 +96,9 @@ struct Watch {
     have: usize,
     /// Bytes to pass over: the preface, the rest of a payload.
     skip: u64,
+    /// A header block goes on in the next frame.
+    open_block: bool,
+    kind: u8,
     empty_in_a_row: u32,
     priorities: u64,
     window_updates: u64,
@@ -112,6 +119,8 @@ impl Watch {
             head: [0; FRAME_HEAD],
             have: 0,
             skip: preface as u64,
+            open_block: false,
+            kind: DATA,
             empty_in_a_row: 0,
             priorities: 0,
             window_updates: 0,
@@ -144,6 +153,9 @@ impl Watch {
                 flood = self.frame(account).or(flood);
             }
         }
+        // The rest of a body may take as long as its stream does.
+        let inside = self.have > 0 || (self.skip > 0 && self.kind != DATA);
+        account.half.set(inside || self.open_block);
         flood
     }
 
@@ -153,11 +165,15 @@ impl Watch {
         let length = u32::from_be_bytes([0, l0, l1, l2]);
         let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
         self.skip = length.into();
+        self.kind = kind;
         match kind {
             DATA | HEADERS | CONTINUATION => {
                 if kind == HEADERS && stream > self.last_stream {
                     self.last_stream = stream;
                     self.opened += 1;
+                }
+                if kind != DATA {
+                    self.open_block = flags & END_HEADERS == 0;
                 }
                 if length > 0 || flags & FLAG_1 != 0 {
                     self.data_received += 1;
@@ -389,6 +405,24 @@ mod tests {
             work.extend(frame(DATA, 0, 1, 100));
         }
         assert_eq!(passes(&frame(PING, 0, 0, 8), 2000, &work, &account), 1050);
+    }
+
+    #[test]
+    fn half_a_head_shows() {
+        let account = Account::default();
+        let mut watch = Watch::new(Limits::default(), 0);
+        let mut fed = |bytes: &[u8]| {
+            assert_eq!(watch.feed(bytes, &account), None);
+            account.half.get()
+        };
+        let whole = frame(HEADERS, END_HEADERS, 1, 30);
+        assert!(!fed(&whole));
+        assert!(fed(&whole[..5]));
+        assert!(fed(&whole[5..20]));
+        assert!(!fed(&whole[20..]));
+        assert!(fed(&frame(HEADERS, 0, 3, 30)), "CONTINUATION is to come");
+        assert!(!fed(&frame(CONTINUATION, END_HEADERS, 3, 30)));
+        assert!(!fed(&frame(DATA, 0, 3, 100)[..50]), "a body may be slow");
     }
 
     #[test]

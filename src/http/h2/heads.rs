@@ -135,7 +135,7 @@ pub fn request(
     if let Some(cookies) = cookies {
         fields.push_known(Known::Cookie, &cookies);
     }
-    let length = content_length(&parts.headers).map_err(|()| Bad::Malformed("http2.content_length"))?;
+    let length = content_length(&parts.headers)?;
     let connect = !upgrade && parts.method == Method::CONNECT;
     // What follows a CONNECT is no body of it.
     let framing = framing(ended || connect || upgrade, length);
@@ -175,17 +175,18 @@ fn websocket_key(one: u64, two: u64) -> [u8; 24] {
 }
 
 /// The body's length by its field.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Bad> {
+    const BAD: Bad = Bad::Malformed("http2.content_length");
     let mut all = headers.get_all(http::header::CONTENT_LENGTH).iter();
     let Some(first) = all.next() else { return Ok(None) };
     if all.any(|other| other != first) {
-        return Err(());
+        return Err(BAD);
     }
     let digits = first.as_bytes();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(());
+        return Err(BAD);
     }
-    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).map(Some).ok_or(())
+    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).map(Some).ok_or(BAD)
 }
 
 fn framing(ended: bool, length: Option<u64>) -> Framing {
@@ -200,14 +201,14 @@ fn framing(ended: bool, length: Option<u64>) -> Framing {
 /// success opens a tunnel, `to_upgrade` that it accepts the upgrade which the extended CONNECT was.
 ///
 /// # Errors
-/// When the length is no length.
+/// [`Bad`] when the length is no length.
 pub fn response(
     parts: &http::response::Parts,
     ended: bool,
     to_head: bool,
     to_connect: bool,
     upgrade: Option<&[u8]>,
-) -> Result<(ResponseHead, Framing), ()> {
+) -> Result<(ResponseHead, Framing), Bad> {
     let mut status = parts.status.as_u16();
     let mut fields = fields_of(&parts.headers);
     let length = content_length(&parts.headers)?;

@@ -209,6 +209,7 @@ impl Connection {
 }
 
 /// What comes next on a connection.
+#[allow(clippy::large_enum_variant)] // Most are requests.
 enum Event {
     Request(Request<RecvStream>, SendResponse<Bytes>),
     /// The peer or the socket ended it.
@@ -220,6 +221,8 @@ enum Event {
     TooOld,
     /// The time to leave is over.
     Late,
+    /// A head that does not come to its end.
+    Half,
     /// No answer to a PING.
     Dead,
 }
@@ -286,6 +289,9 @@ pub async fn serve(
     // When it is cut, once it was told to leave and has no streams.
     let mut leaving: Option<Instant> = None;
     let mut told = false;
+    // When the head must be complete whose first bytes are here.
+    let mut half: Option<Instant> = None;
+    let head_patience = manager.timeouts.request_headers.unwrap_or(PATIENCE);
     let codec = &manager.http2_stats;
     loop {
         let idle = manager.timeouts.idle;
@@ -315,16 +321,18 @@ pub async fn serve(
             if pinger.poll(context).is_ready() {
                 return Poll::Ready(Event::Dead);
             }
+            half = shared.account.half.get().then(|| half.unwrap_or_else(|| Instant::now() + head_patience));
             let quiet = shared.active.get() == 0;
             let idle_end = idle.filter(|_| quiet && !told).map(|idle| shared.idle_since.get() + idle);
             let old = oldest.filter(|_| !told);
             let late = leaving.filter(|_| quiet);
-            let nearest = [idle_end, old, late].into_iter().flatten().min();
+            let nearest = [idle_end, old, late, half].into_iter().flatten().min();
             ready!(timer.poll(nearest, context));
             let now = Instant::now();
-            Poll::Ready(match (late, old) {
-                (Some(late), _) if late <= now => Event::Late,
-                (_, Some(old)) if old <= now => Event::TooOld,
+            Poll::Ready(match (half, late, old) {
+                (Some(half), ..) if half <= now => Event::Half,
+                (_, Some(late), _) if late <= now => Event::Late,
+                (_, _, Some(old)) if old <= now => Event::TooOld,
                 _ => Event::Idle,
             })
         })
@@ -355,6 +363,12 @@ pub async fn serve(
             }
             Event::Late => {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
+                finish(&mut connection).await;
+                break;
+            }
+            Event::Half => {
+                stats.downstream_rq_header_timeout.increment(1);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 finish(&mut connection).await;
                 break;
             }

@@ -133,6 +133,9 @@ impl Attempts<'_> {
 
     /// Tells the client that there is no answer.
     pub(super) async fn fail(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> End {
+        // Envoy refuses who would have to wait before it looks at a host.
+        let reached_host =
+            !matches!(failure, Failure::Upstream(UpstreamError::Overflow("max_pending_requests")));
         let told = match failure {
             Failure::Gone => return End::Gone,
             Failure::Refused(refusal) => return ex.refuse(refusal).await,
@@ -140,6 +143,7 @@ impl Attempts<'_> {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
+                self.cluster.cluster.dropped.fetch_add(1, Ordering::Relaxed);
                 Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
@@ -178,7 +182,8 @@ impl Attempts<'_> {
             let stats = self.cluster.cluster.stats();
             stats.responses.count(told.status);
             stats.upstream_rq_completed.increment(1);
-            if let Some(host) = ex.info.host.as_ref().filter(|_| told.flag != ResponseFlags::UH) {
+            let host = ex.info.host.as_ref().filter(|_| told.flag != ResponseFlags::UH && reached_host);
+            if let Some(host) = host {
                 host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -95,3 +95,37 @@ async fn without_its_control_plane_a_proxy_serves_what_it_last_knew() {
     let told = || std::future::ready(third.output().contains("last good configuration not used"));
     assert!(eventually(DEADLINE, told).await, "{}", third.output());
 }
+
+#[tokio::test]
+async fn a_control_plane_of_several_addresses_is_found_where_it_is() {
+    let (one, two) = (named("one").await, named("two").await);
+    let port = free_port();
+    let mut mesh = Mesh::simple(port, &[one.port()]);
+    let mut planes = [ControlPlane::start(&mesh).await, ControlPlane::start(&mesh).await];
+    let endpoint = |port: &str| {
+        format!(
+            "        - endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }}\n"
+        )
+    };
+    let several = bootstrap(true)
+        .replace(&endpoint("@control@"), &["@port:nobody@", "@one@", "@two@"].map(&endpoint).concat());
+    let values = [("one", planes[0].port.to_string()), ("two", planes[1].port.to_string())];
+    let proxy = Proxy::outrigger(&several, &values).await;
+    assert_eq!(ask(port).await.as_deref(), Ok("one"));
+    // The one that it is at goes; the other knows something new.
+    if planes[0].cache.streams().is_empty() {
+        planes.swap(0, 1);
+    }
+    let [at, other] = planes;
+    assert!(other.cache.streams().is_empty(), "one stream is enough");
+    mesh.services.insert("web".into(), vec![two.port()]);
+    other.set(&mesh);
+    drop(at);
+    let moved = || async { ask(port).await.as_deref() == Ok("two") };
+    assert!(eventually(DEADLINE, moved).await, "{}", proxy.output());
+    // With nobody left, all of them are named.
+    drop(other);
+    let named =
+        || async { proxy.output().contains("none of 3 addresses of the control plane can be reached") };
+    assert!(eventually(DEADLINE, named).await, "{}", proxy.output());
+}

@@ -5,6 +5,7 @@ mod blocking;
 mod churn;
 pub mod clients;
 mod groups;
+mod loads;
 mod loss;
 pub mod mesh;
 mod misbehaviour;

@@ -3,6 +3,7 @@
 mod elsewhere;
 mod grpc;
 mod script;
+mod several;
 mod sim;
 
 use prost::Message as _;

@@ -73,6 +73,37 @@ fn delta_ads_over_a_unix_socket() {
 }
 
 #[test]
+fn loads_are_reported_where_the_bootstrap_says() {
+    let field = "/cluster_manager";
+    let compiled = compiled(&[
+        (field, json!({"load_stats_config": grpc("xds-grpc")})),
+        (CLUSTERS, clusters(&[xds_cluster()])),
+    ]);
+    let discovery = compiled.discovery.unwrap();
+    let source = discovery.load_stats.unwrap();
+    assert_eq!(source.targets[0].addresses, [TargetAddress::Fixed(Address::Pipe("/run/xds".into()))]);
+    assert_eq!(&*discovery.node.id, "n");
+    assert!(discovery.ads.is_none() && discovery.cds.is_none());
+    assert!(!compiled.warnings.iter().any(|note| note.path.contains("load_stats_config")));
+    // A second service is not tried, and that is said.
+    let mut two = grpc("xds-grpc");
+    let service = two["grpc_services"][0].clone();
+    two["grpc_services"].as_array_mut().unwrap().push(service);
+    let compiled = super::compiled(&[
+        (field, json!({"load_stats_config": two})),
+        (CLUSTERS, clusters(&[xds_cluster()])),
+    ]);
+    let path = "cluster_manager.load_stats_config.grpc_services[1]";
+    assert!(compiled.warnings.iter().any(|note| note.path == path), "{:?}", compiled.warnings);
+    let rest = json!({"api_type": "REST", "transport_api_version": "V3", "cluster_names": ["xds-grpc"],
+        "refresh_delay": "1s"});
+    refuses(
+        &[(field, json!({"load_stats_config": rest})), (CLUSTERS, clusters(&[xds_cluster()]))],
+        "cluster_manager.load_stats_config.api_type: load reporting needs gRPC",
+    );
+}
+
+#[test]
 fn a_route_to_a_cluster_for_discovery_is_refused() {
     let route = "/route_config/virtual_hosts/0/routes/0/route/cluster";
     let pointer = format!("{HCM}{route}");

@@ -43,6 +43,7 @@ fn an_eds_cluster_names_its_source() {
         compiled.value.discovery,
         Discovery::Eds {
             service_name: "c".into(),
+            named: false,
             source: Source::Ads,
             initial_fetch_timeout: Some(INITIAL_FETCH_TIMEOUT)
         }
@@ -59,6 +60,7 @@ fn an_eds_cluster_names_its_source() {
         compiled.value.discovery,
         Discovery::Eds {
             service_name: "s".into(),
+            named: true,
             source: Source::Path { path: "/a".into(), watched_directory: Some("/b".into()) },
             initial_fetch_timeout: None
         }
