@@ -593,12 +593,19 @@ impl<'a> Exchange<'a> {
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
             }
-            End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
+            // A reset of ours counts as one that was received, too.
+            End::Cut | End::Broken => {
+                stats.downstream_rq_tx_reset.increment(1);
+                stats.downstream_rq_rx_reset.increment(1);
+            }
         }
         if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
             self.manager.http2_stats.trailers.increment(1);
         }
-        stats.downstream_rq_completed.increment(1);
+        // A client that left before any answer has no completed request.
+        if end != End::Gone || cut || self.info.response_code != 0 {
+            stats.downstream_rq_completed.increment(1);
+        }
         match self.info.response_code / 100 {
             1 => stats.downstream_rq_1xx.increment(1),
             2 => stats.downstream_rq_2xx.increment(1),

@@ -34,7 +34,7 @@ pub struct ClientStream {
 impl Drop for ClientStream {
     fn drop(&mut self) {
         // The crate resets a stream whose handles are gone.
-        if !self.headed || !self.incoming.is_end() {
+        if !self.headed || !self.incoming.is_over() {
             self.connection().codec().tx_reset.increment(1);
         }
     }

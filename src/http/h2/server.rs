@@ -98,7 +98,7 @@ impl ServerStream {
                 self.begun = true;
             }
             // The stream has ended; so has the request.
-            Err(_) => self.outgoing.clear(),
+            Err(_) => self.outgoing.fail(),
         }
     }
 
@@ -245,7 +245,8 @@ fn builder(options: &Options, manager: &HttpConnectionManager) -> h2::server::Bu
     builder
 }
 
-/// Serves a connection whose protocol is known. `prefix` was read before; `buffer_limit` is the listener's.
+/// Serves a connection whose protocol is known. `prefix` was read before; `buffer_limit` is the listener's. Says
+/// whether it was the client that ended it.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
@@ -253,7 +254,7 @@ pub async fn serve(
     prefix: BytesMut,
     buffer_limit: usize,
     info: Rc<ConnectionInfo>,
-) {
+) -> bool {
     let stats = &manager.stats;
     stats.downstream_cx_http2_total.increment(1);
     let _http2 = Held::new(&stats.downstream_cx_http2_active);
@@ -267,9 +268,9 @@ pub async fn serve(
             if !error.is_io() {
                 stats.downstream_cx_protocol_error.increment(1);
             }
-            return;
+            return error.is_io();
         }
-        Err(_) => return,
+        Err(_) => return false,
     };
     let shared = Rc::new(Connection {
         account,
@@ -395,13 +396,15 @@ pub async fn serve(
                 break;
             }
             Event::Ended(error) => {
-                if error.is_some_and(|error| !error.is_io() && !error.is_remote()) {
+                let ours = error.is_some_and(|error| !error.is_io() && !error.is_remote());
+                if ours {
                     stats.downstream_cx_protocol_error.increment(1);
                 }
-                break;
+                return !ours;
             }
         }
     }
+    false
 }
 
 /// Lets the last frames go.

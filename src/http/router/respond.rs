@@ -112,9 +112,6 @@ impl Attempts<'_> {
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         ex.trailers = download.received_trailers.take();
-        if connection.is_http2() && ex.trailers.is_some() {
-            self.cluster.cluster.stats().http2().trailers.increment(1);
-        }
         drop(request_permit);
         match result {
             Ok(()) => {
@@ -124,7 +121,10 @@ impl Attempts<'_> {
                 connection.give_back(keep_alive && request_sent, end);
                 End::Done
             }
-            Err(Failure::Gone) => End::Gone,
+            Err(Failure::Gone) => {
+                self.count_given_up(ex);
+                End::Gone
+            }
             Err(Failure::Timeout(expired)) => {
                 match expired {
                     Expired::Idle => ex.info.flags.insert(ResponseFlags::SI),
@@ -136,7 +136,7 @@ impl Attempts<'_> {
                 }
                 ex.info.details = Cow::Borrowed(timeout_details(expired));
                 self.count_timeout(ex, expired);
-                self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+                self.count_given_up(ex);
                 cut_off(ex, self_delimiting).await
             }
             Err(Failure::Refused(refusal)) => {
@@ -145,8 +145,6 @@ impl Attempts<'_> {
                 End::Broken
             }
             Err(Failure::Reset(error)) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
                 self.count_stream(error);
                 let (flag, details) = match error {
                     StreamError::Closed => (ResponseFlags::UC, "connection_termination"),
@@ -159,9 +157,11 @@ impl Attempts<'_> {
                 ex.info.details = Cow::Owned(format!("upstream_reset_after_response_started{{{details}}}"));
                 cut_off(ex, self_delimiting).await
             }
-            Err(_) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
+            Err(failure) => {
+                self.cluster.cluster.stats().upstream_cx_protocol_error.increment(1);
+                if let (Failure::Closed, Lent::Http1(connection)) = (&failure, &connection) {
+                    connection.note_remote_close();
+                }
                 ex.info.flags.insert(ResponseFlags::UPE);
                 ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
                 cut_off(ex, self_delimiting).await
@@ -189,7 +189,10 @@ impl Attempts<'_> {
                 Poll::Ready(Err(PumpError::SourceReset(error))) => {
                     return Poll::Ready(Err(Failure::Reset(error)))
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(PumpError::SourceClosed | PumpError::SourceIo(_))) => {
+                    return Poll::Ready(Err(Failure::Closed))
+                }
+                Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending => {}
             }
             // A client that has gone is not noticed by writing while the upstream says nothing.

@@ -114,7 +114,9 @@ pub(super) async fn run(
         end = End::Cut;
     }
     if let Some((flag, details)) = broken.filter(|_| end != End::Gone) {
-        attempts.cluster.cluster.stats().upstream_rq_rx_reset.increment(1);
+        if flag == ResponseFlags::UR {
+            attempts.count_stream(StreamError::Reset(Reason::INTERNAL_ERROR));
+        }
         ex.info.flags.insert(flag);
         ex.info.details = Cow::Owned(format!("upstream_reset_after_response_started{{{details}}}"));
         if end == End::Cut {

@@ -121,7 +121,10 @@ async fn traffic(end: &End) -> BTreeMap<String, u64> {
 }
 
 /// Names that may differ, with the reason.
-const DIFFERENT: &[(&str, &str)] = &[];
+const DIFFERENT: &[(&str, &str)] = &[
+    // Over HTTP/2 the request of a tunnel has no body of its own, and is complete with its head.
+    ("downstream_rq_response_before_rq_complete", "tunnels"),
+];
 
 #[tokio::test]
 async fn counters_after_the_same_traffic() {

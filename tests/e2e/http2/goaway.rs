@@ -6,7 +6,7 @@ use super::matrix::{hosts, speaks};
 use crate::differential::bootstrap::Bootstrap;
 use crate::harness::client::Client;
 use crate::harness::proxy::Proxy;
-use crate::harness::DEADLINE;
+use crate::harness::{eventually, DEADLINE};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -155,9 +155,9 @@ async fn no_request_is_lost(farewell: Farewell, request: &'static str) {
         "each that was not begun with goes out once more: {asked:?}"
     );
     assert_eq!(asked.len(), if again > 0 { 2 } else { 1 }, "one new connection: {asked:?}");
-    let stats = proxy.stats().await;
-    assert_eq!(stats["cluster.h2.upstream_cx_close_notify"], 1);
-    assert_eq!(stats["http.main.downstream_rq_2xx"], REQUESTS as u64);
+    let counted = || async { proxy.stats().await["http.main.downstream_rq_2xx"] == REQUESTS as u64 };
+    assert!(eventually(DEADLINE, counted).await, "not all answers are counted");
+    assert_eq!(proxy.stats().await["cluster.h2.upstream_cx_close_notify"], 1);
     task.abort();
 }
 

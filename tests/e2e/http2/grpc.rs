@@ -83,7 +83,7 @@ async fn the_example_says_hello() {
     let address = format!("127.0.0.1:{listen}");
     let (good, said) = run("examples/grpc/client.py", &["Ada", &address]).await;
     assert!(good && said == "Hello, Ada!\n", "{said}");
-    let line = "/helloworld.Greeter/SayHello HTTP/2 grpc-status=0 ";
+    let line = "/helloworld.Greeter/SayHello HTTP/2 grpc-status=OK ";
     let logged = || async { proxy.output().contains(line) };
     assert!(eventually(DEADLINE, logged).await, "{}", proxy.output());
     drop(server);

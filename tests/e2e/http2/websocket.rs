@@ -112,7 +112,7 @@ async fn a_thousand_sockets_outlive_changes_of_listener_and_routes() {
 
     let mut tasks = JoinSet::new();
     let mut sockets = Vec::new();
-    let path = |nth: usize| if nth % 2 == 0 { "/one" } else { "/two" };
+    let path = |nth: usize| if nth.is_multiple_of(2) { "/one" } else { "/two" };
     for nth in 0..EACH {
         sockets.push(over_http1(port, path(nth)).await);
     }
