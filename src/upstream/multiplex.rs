@@ -398,7 +398,9 @@ impl HostPool {
                 }
             }
             driven.close();
-            driven.pool.connections().call_all();
+            let connections = driven.pool.connections();
+            connections.open.borrow_mut().retain(|other| !Rc::ptr_eq(other, &driven));
+            connections.call_all();
         });
         self.connections().open.borrow_mut().push(connection.clone());
         Ok(connection)

@@ -7,6 +7,7 @@ mod differential;
 mod discovery;
 mod examples;
 mod flags;
+mod grpc_filters;
 mod harness;
 mod hostile;
 mod http2;
