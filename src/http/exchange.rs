@@ -253,8 +253,9 @@ impl<'a> Exchange<'a> {
         let http1 = &self.manager.http1;
         // The body's framing upstream is decided by what is left of the head.
         let chunked = match framing {
-            Framing::Chunked => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked if !http2 => true,
+            Framing::Chunked | Framing::Length(_) => !head.fields.has(Known::ContentLength),
             _ => false,
         };
         let trailers = http2 || http1.enable_trailers;
@@ -460,6 +461,11 @@ impl<'a> Exchange<'a> {
         stats.downstream_cx_tx_bytes_total.increment(self.info.response_headers_bytes + self.info.bytes_sent);
         match end {
             End::Done => {}
+            End::Gone if self.down.client.was_reset() => {
+                self.info.flags.insert(ResponseFlags::DR);
+                self.info.details = Cow::Borrowed("http2.remote_reset");
+                stats.downstream_rq_rx_reset.increment(1);
+            }
             End::Gone => {
                 self.info.flags.insert(ResponseFlags::DC);
                 self.info.details = Cow::Borrowed(match cut {
@@ -473,13 +479,23 @@ impl<'a> Exchange<'a> {
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
             }
-            End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
+            // A reset of ours counts as one that was received, too.
+            End::Cut | End::Broken => {
+                stats.downstream_rq_tx_reset.increment(1);
+                stats.downstream_rq_rx_reset.increment(1);
+            }
+        }
+        if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
+            self.manager.http2_stats.trailers.increment(1);
         }
         if !self.manager.filters.is_empty() {
             filters::on_end(self);
         }
         let stats = &self.manager.stats;
-        stats.downstream_rq_completed.increment(1);
+        // A client that left before any answer has no completed request.
+        if end != End::Gone || cut || self.info.response_code != 0 {
+            stats.downstream_rq_completed.increment(1);
+        }
         match self.info.response_code / 100 {
             1 => stats.downstream_rq_1xx.increment(1),
             2 => stats.downstream_rq_2xx.increment(1),

@@ -160,6 +160,8 @@ impl Exchange<'_> {
             }
         }
         self.local_body = body.clone();
+        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        let may_have_body = status >= 200 && !matches!(status, 204 | 304);
         if grpc {
             let code = own.unwrap_or_else(|| grpc::status_of(status));
             let message = grpc::percent_encoded(&body);
@@ -169,14 +171,19 @@ impl Exchange<'_> {
             if !message.is_empty() {
                 head.fields.push_known(Known::GrpcMessage, &message);
             }
-            head.fields.push_known(Known::ContentLength, b"0");
+            if !self.down.client.is_http2() {
+                head.fields.push_known(Known::ContentLength, b"0");
+            }
             self.info.response_code = 200;
             body = Bytes::new();
         } else if matches!(status, 204 | 304) || status < 200 {
             body = Bytes::new();
         } else {
-            let mut digits = itoa::Buffer::new();
-            head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            // Without a body the end of the stream says so over HTTP/2, and the answer to HEAD has no length.
+            if !body.is_empty() || !(to_head || self.down.client.is_http2()) {
+                let mut digits = itoa::Buffer::new();
+                head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            }
             if !body.is_empty() && !head.fields.has(Known::ContentType) {
                 head.fields.push_known(Known::ContentType, &content_type);
             }
@@ -192,9 +199,9 @@ impl Exchange<'_> {
             filters::on_reply(self, &mut head.fields);
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
-        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         let empty = to_head || body.is_empty();
-        self.start_response(head, None, empty, now);
+        let chunked = (to_head && !head.fields.has(Known::ContentLength) && may_have_body).then_some(true);
+        self.start_response(head, chunked, empty, now);
         if !empty {
             self.info.bytes_sent += body.len() as u64;
             self.down.client.push_all(body);

@@ -10,6 +10,7 @@ mod flags;
 mod grpc_filters;
 mod harness;
 mod hostile;
+mod http2;
 mod inputs;
 mod instructions;
 mod licences;

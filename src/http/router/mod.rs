@@ -235,7 +235,8 @@ impl Attempts<'_> {
                     // may be repeated: the client must not see it (the keep-alive race).
                     let refused = matches!(failed.failure, Failure::Reset(StreamError::Refused));
                     let most = if refused { MAX_REPLAYS } else { 1 };
-                    if failed.unprocessed && replays < most && self.can_replay(ex) {
+                    let by_policy = refused && self.policy_covers(ex, &failed);
+                    if failed.unprocessed && !by_policy && replays < most && self.can_replay(ex) {
                         replays += 1;
                         ex.info.attempts -= 1;
                         self.deadlines.try_ended();

@@ -92,8 +92,11 @@ impl Attempts<'_> {
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
-            Framing::Chunked | Framing::UntilClose => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked | Framing::UntilClose if !connection.is_http2() => true,
+            Framing::Chunked | Framing::UntilClose | Framing::Length(_) => {
+                !head.fields.has(Known::ContentLength)
+            }
             Framing::Empty => {
                 to_head && !head.fields.has(Known::ContentLength) && head.status != 204 && head.status != 304
             }
@@ -130,7 +133,10 @@ impl Attempts<'_> {
                 connection.give_back(keep_alive && request_sent, end);
                 End::Done
             }
-            Err(Failure::Gone) => End::Gone,
+            Err(Failure::Gone) => {
+                self.count_given_up(ex);
+                End::Gone
+            }
             Err(Failure::Timeout(expired)) => {
                 match expired {
                     Expired::Idle => ex.info.flags.insert(ResponseFlags::SI),
@@ -142,7 +148,7 @@ impl Attempts<'_> {
                 }
                 ex.info.details = Cow::Borrowed(timeout_details(expired));
                 self.count_timeout(ex, expired);
-                self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+                self.count_given_up(ex);
                 cut_off(ex, self_delimiting).await
             }
             Err(Failure::Refused(refusal)) => {
@@ -151,11 +157,11 @@ impl Attempts<'_> {
                 End::Broken
             }
             Err(Failure::Reset(error)) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
+                self.count_stream(error);
                 let (flag, details) = match error {
                     StreamError::Closed => (ResponseFlags::UC, "connection_termination"),
                     StreamError::Refused => (ResponseFlags::UR, "remote_refused_stream_reset"),
+                    StreamError::Reset(h2::Reason::PROTOCOL_ERROR) => (ResponseFlags::UPE, "protocol_error"),
                     StreamError::Reset(_) => (ResponseFlags::UR, "remote_reset"),
                     StreamError::Protocol(_) => (ResponseFlags::UPE, "protocol_error"),
                 };
@@ -163,9 +169,11 @@ impl Attempts<'_> {
                 ex.info.details = Cow::Owned(format!("upstream_reset_after_response_started{{{details}}}"));
                 cut_off(ex, self_delimiting).await
             }
-            Err(_) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
+            Err(failure) => {
+                self.cluster.cluster.stats().upstream_cx_protocol_error.increment(1);
+                if let (Failure::Closed, Lent::Http1(connection)) = (&failure, &connection) {
+                    connection.note_remote_close();
+                }
                 ex.info.flags.insert(ResponseFlags::UPE);
                 ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
                 cut_off(ex, self_delimiting).await
@@ -255,8 +263,16 @@ impl Attempts<'_> {
                 Poll::Ready(Err(PumpError::SourceReset(error))) => {
                     return Poll::Ready(Err(Failure::Reset(error)))
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(PumpError::SourceClosed | PumpError::SourceIo(_))) => {
+                    return Poll::Ready(Err(Failure::Closed))
+                }
+                Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending => {}
+            }
+            // A client that has gone is not noticed by writing while the upstream says nothing.
+            let down = &mut *ex.down;
+            if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+                return Poll::Ready(Err(Failure::Gone));
             }
             if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
                 return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));
