@@ -165,7 +165,11 @@ impl Exchange<'_> {
         if grpc {
             let code = own.unwrap_or_else(|| grpc::status_of(status));
             let message = grpc::percent_encoded(&body);
-            head.set_status(200);
+            // As in Envoy, a client of gRPC-Web sees the status of HTTP too.
+            if !self.filters.is_web() {
+                head.set_status(200);
+                self.info.response_code = 200;
+            }
             head.fields.push_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
             if !message.is_empty() {

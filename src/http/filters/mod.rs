@@ -28,6 +28,13 @@ pub struct Active {
     call: Option<Call>,
 }
 
+impl Active {
+    /// Whether the client speaks gRPC-Web.
+    pub(super) fn is_web(&self) -> bool {
+        self.web.is_some()
+    }
+}
+
 /// Filters see a request's head.
 pub(super) fn on_request(ex: &mut Exchange<'_>) {
     for filter in &ex.manager.filters {
