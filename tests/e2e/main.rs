@@ -7,7 +7,6 @@ mod differential;
 mod discovery;
 mod examples;
 mod flags;
-mod grpc_filters;
 mod harness;
 mod hostile;
 mod http2;

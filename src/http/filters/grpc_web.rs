@@ -30,12 +30,11 @@ fn kind(value: &[u8]) -> Option<(bool, &[u8])> {
 impl Web {
     /// Turns a request of gRPC-Web into one of gRPC. `None` when it is none.
     pub(super) fn of(request: &mut RequestHead) -> Option<Self> {
-        let (text_request, rest) = kind(request.fields.get(Known::ContentType)?)?;
-        let content_type = [b"application/grpc", rest].concat();
+        let (text_request, _) = kind(request.fields.get(Known::ContentType)?)?;
         let accept = request.first(&HeaderKey::new("accept")).and_then(kind);
         let web = Self { text_request, text_response: accept.is_some_and(|(text, _)| text) };
         request.fields.remove_known(Known::ContentLength);
-        request.set_grpc_type(&content_type);
+        request.set_grpc_type(b"application/grpc");
         request.fields.set_known(Known::Te, b"trailers");
         crate::config::HeaderMutate::set(
             request,

@@ -40,6 +40,8 @@ pub(super) fn on_request(ex: &mut Exchange<'_>) {
                     ex.filters.web = Some(web);
                 }
             }
+            // A client of gRPC-Web reads trailers in its own way.
+            HttpFilter::GrpcHttp1Bridge if ex.filters.web.is_some() => {}
             HttpFilter::GrpcHttp1Bridge => ex.filters.bridged |= grpc_http1_bridge::concerns(request),
         }
     }
