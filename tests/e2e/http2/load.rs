@@ -65,6 +65,9 @@ async fn h2load_sees_no_failed_stream() {
     assert_eq!(stats["http.first.downstream_cx_http2_total"], 108);
     assert!(stats["http.first.downstream_rq_2xx"] >= done);
     assert_eq!(stats["http.first.downstream_rq_5xx"], 0);
+    // What its clients leave behind does not cost a connection that others share.
+    assert_eq!(stats["cluster.h2.upstream_cx_destroy_remote"], 0);
+    assert_eq!(stats["cluster.h2.upstream_cx_protocol_error"], 0);
     assert!(stats["http.second.downstream_rq_http2_total"] >= done);
     let between = stats["cluster.h2.upstream_cx_http2_total"];
     assert!(between <= 16, "{between} connections between the hops");
