@@ -18,8 +18,16 @@ const RESOURCES: &[(&str, &str, &str)] = &[
     ("EndpointsConfigDump", "dynamic_endpoint_configs", "EndpointsConfigDump.DynamicEndpointConfig"),
     ("ListenersConfigDump", "static_listeners", "ListenersConfigDump.StaticListener"),
     ("ListenersConfigDump", "dynamic_listeners", "ListenersConfigDump.DynamicListener"),
-    ("ScopedRoutesConfigDump", "inline_scoped_route_configs", ""),
-    ("ScopedRoutesConfigDump", "dynamic_scoped_route_configs", ""),
+    (
+        "ScopedRoutesConfigDump",
+        "inline_scoped_route_configs",
+        "ScopedRoutesConfigDump.InlineScopedRouteConfigs",
+    ),
+    (
+        "ScopedRoutesConfigDump",
+        "dynamic_scoped_route_configs",
+        "ScopedRoutesConfigDump.DynamicScopedRouteConfigs",
+    ),
     ("RoutesConfigDump", "static_route_configs", "RoutesConfigDump.StaticRouteConfig"),
     ("RoutesConfigDump", "dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig"),
     ("SecretsConfigDump", "static_secrets", "SecretsConfigDump.StaticSecret"),
@@ -122,7 +130,8 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
         version,
         dynamic,
     ));
-    dump.push(message("ScopedRoutesConfigDump", []));
+    let scopes = discovery.map(View::scopes).unwrap_or_default();
+    dump.push(extended(message("ScopedRoutesConfigDump", []), String::new(), scopes));
     let dynamic = discovery.map(View::routes).unwrap_or_default();
     dump.push(extended(
         listed(

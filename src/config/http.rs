@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::demand::OnDemand;
+use super::scopes::ScopedRoutes;
 use super::Slot;
 use crate::config::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
@@ -18,8 +20,10 @@ pub struct HttpConnectionManager {
     pub stats: HcmStats,
     /// `codec_type`.
     pub codec: Codec,
-    /// The route table: inline, or a slot that RDS fills.
-    pub routes: Arc<Slot<RouteTable>>,
+    /// Where route tables are.
+    pub routes: Routes,
+    /// Requests wait for what a control plane has and is not here yet.
+    pub on_demand: Option<Box<OnDemand>>,
     /// The filter chain without its terminal router.
     pub filters: Vec<HttpFilter>,
     /// Options of the router filter.
@@ -93,6 +97,15 @@ pub struct HttpConnectionManager {
     pub always_forward_client_cert: bool,
 }
 
+/// Where a connection manager's route tables are.
+#[derive(Debug)]
+pub enum Routes {
+    /// One table for all requests: inline, or a slot that RDS fills.
+    Table(Arc<Slot<RouteTable>>),
+    /// One for each scope.
+    Scoped(Box<ScopedRoutes>),
+}
+
 /// What a request head may be.
 #[derive(Debug, Clone)]
 pub struct RequestLimits {
@@ -162,7 +175,14 @@ pub enum Codec {
 
 /// An HTTP filter before the router.
 #[derive(Debug, Clone)]
-pub enum HttpFilter {}
+pub enum HttpFilter {
+    /// `envoy.filters.http.grpc_stats`.
+    GrpcStats(crate::http::filters::grpc_stats::Config),
+    /// `envoy.filters.http.grpc_web`.
+    GrpcWeb,
+    /// `envoy.filters.http.grpc_http1_bridge`.
+    GrpcHttp1Bridge,
+}
 
 /// `envoy.extensions.filters.http.router.v3.Router`.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;
+pub mod demand;
 pub mod discovery;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -19,6 +20,7 @@ pub mod problems;
 pub mod regex;
 pub mod retirement;
 pub mod route;
+pub mod scopes;
 pub mod slot;
 #[cfg(test)]
 mod slot_tests;

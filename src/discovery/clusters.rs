@@ -332,6 +332,12 @@ impl Clusters {
         })
     }
 
+    /// Whether requests to the cluster can be served, or it waits for its endpoints.
+    pub(super) fn serves(&self, name: &str) -> (bool, bool) {
+        let Some(entry) = self.entries.get(name) else { return (self.fixed.contains(name), false) };
+        (entry.active.is_some() && entry.removed.is_none(), entry.warming.is_some())
+    }
+
     /// Whether there is a cluster of this name, warm or not.
     pub(super) fn knows(&self, name: &str) -> bool {
         self.fixed.contains(name) || self.entries.contains_key(name)

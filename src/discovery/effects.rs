@@ -12,7 +12,9 @@ use crate::config::{Cluster, Problem};
 pub(super) const CDS: &str = type_url::CLUSTER;
 pub(super) const EDS: &str = type_url::ENDPOINTS;
 pub(super) const LDS: &str = type_url::LISTENER;
+pub(super) const SRDS: &str = type_url::SCOPED_ROUTE;
 pub(super) const RDS: &str = type_url::ROUTE;
+pub(super) const VHDS: &str = type_url::VIRTUAL_HOST;
 pub(super) const RTDS: &str = type_url::RUNTIME;
 
 /// Kinds of warnings remembered.
@@ -25,6 +27,8 @@ pub(super) enum Effect {
     SubscribeAll { stream: StreamId, type_url: &'static str, timeout: Option<Duration> },
     /// Ask for a resource.
     Subscribe { stream: StreamId, type_url: &'static str, name: Arc<str>, timeout: Option<Duration> },
+    /// Ask for everything of a type no longer.
+    UnsubscribeAll { stream: StreamId, type_url: &'static str },
     /// Ask for it no longer.
     Unsubscribe { stream: StreamId, type_url: &'static str, name: Arc<str> },
     /// Follow the names of a cluster, and say when all were answered.
@@ -50,6 +54,19 @@ impl Effects {
         timeout: Option<Duration>,
     ) {
         self.list.push(Effect::Subscribe { stream, type_url, name: name.clone(), timeout });
+    }
+
+    pub(super) fn subscribe_all(
+        &mut self,
+        stream: StreamId,
+        type_url: &'static str,
+        timeout: Option<Duration>,
+    ) {
+        self.list.push(Effect::SubscribeAll { stream, type_url, timeout });
+    }
+
+    pub(super) fn unsubscribe_all(&mut self, stream: StreamId, type_url: &'static str) {
+        self.list.push(Effect::UnsubscribeAll { stream, type_url });
     }
 
     pub(super) fn unsubscribe(&mut self, stream: StreamId, type_url: &'static str, name: &Arc<str>) {

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use outrigger_control_api::client::{Rejection, Resource};
 
 use super::clusters::Clusters;
-use super::effects::{Effects, RDS};
 use super::resource::{Refused, Stored};
-use super::routes::{RouteKey, Routes};
-use super::sources::{Sources, StreamId};
+use super::sources::StreamId;
+use super::wanted::{Ground, Wanted};
 use super::Serving;
-use crate::config::compile::resource::{Compiler, Needs};
+use crate::config::compile::resource::Compiler;
 use crate::config::listener::Listener;
 use crate::config::Problem;
 
@@ -38,7 +37,7 @@ pub(super) struct Entry {
 /// One version of a listener.
 pub(super) struct Version {
     pub(super) stored: Stored,
-    needs: Vec<RouteKey>,
+    wanted: Wanted,
 }
 
 impl Listeners {
@@ -65,9 +64,7 @@ impl Listeners {
                 gone.push(name);
             }
             let versions = entry.active.into_iter().chain(entry.warming.map(|(version, _)| version));
-            for key in versions.flat_map(|version| version.needs) {
-                world.routes.release(&key, world.effects);
-            }
+            versions.for_each(|version| version.wanted.release(&mut world.ground));
         }
         for (name, error) in self.serve_ready(&gone, world) {
             match added.iter().find(|resource| *resource.name == *name) {
@@ -108,13 +105,13 @@ impl Listeners {
             }
             Err(problems) => return Err(self.refuse(resource, &problems)),
         };
-        world.effects.warn(name, compiled.warnings);
-        let needs = want(&compiled.needs, stream, world);
-        let version = Version { stored: Stored::new(resource), needs };
+        world.ground.effects.warn(name, compiled.warnings);
+        let wanted = Wanted::ask(&compiled.needs, Some(stream), &mut world.ground);
+        let version = Version { stored: Stored::new(resource), wanted };
         let entry = self.entries.entry(compiled.name).or_default();
         entry.refused = None;
         if let Some((superseded, _)) = entry.warming.replace((version, compiled.value)) {
-            superseded.needs.iter().for_each(|key| world.routes.release(key, world.effects));
+            superseded.wanted.release(&mut world.ground);
         }
         Ok(())
     }
@@ -154,10 +151,7 @@ impl Listeners {
             // One that serves is not replaced by one whose routes do not exist.
             let replaces = entry.active.is_some();
             let is_ready = |(version, _): &mut (Version, Listener)| {
-                version.needs.iter().all(|key| match replaces {
-                    true => world.routes.is_answered(key),
-                    false => world.routes.is_settled(key),
-                })
+                version.wanted.is_met(replaces, world.ground.scopes, world.ground.routes)
             };
             if let Some((version, listener)) = entry.warming.take_if(is_ready) {
                 versions.push((name.clone(), version));
@@ -176,8 +170,8 @@ impl Listeners {
                     Some(version)
                 }
             };
-            for key in superseded.into_iter().flat_map(|version| version.needs) {
-                world.routes.release(&key, world.effects);
+            if let Some(version) = superseded {
+                version.wanted.release(&mut world.ground);
             }
         }
         failed
@@ -201,18 +195,6 @@ impl Listeners {
 /// What a listener's update touches besides the listeners.
 pub(super) struct World<'a> {
     pub(super) clusters: &'a Clusters,
-    pub(super) routes: &'a mut Routes,
-    pub(super) sources: &'a mut Sources,
-    pub(super) effects: &'a mut Effects,
+    pub(super) ground: Ground<'a>,
     pub(super) serving: &'a mut dyn Serving,
-}
-
-fn want(needs: &Needs, stream: StreamId, world: &mut World<'_>) -> Vec<RouteKey> {
-    let mut keys = Vec::new();
-    for need in &needs.route_tables {
-        let key = (world.sources.stream(&need.source.source, Some(stream), RDS), need.name.clone());
-        world.routes.want(&key, need, world.effects);
-        keys.push(key);
-    }
-    keys
 }

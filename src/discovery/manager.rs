@@ -9,17 +9,22 @@ use std::time::{Duration, Instant};
 
 use outrigger_control_api::client::{warming_order, Cause, Change, Rejection, Resource, Update};
 
+use super::called_clusters::CalledClusters;
 use super::clusters::Clusters;
-use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS};
+use super::demands::{Awaited, Demands};
+use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS, SRDS, VHDS};
 use super::last_good::{Group, Kept};
 use super::listeners::{Listeners, World};
 use super::resource::Stored;
-use super::routes::{RouteKey, Routes};
+use super::routes::Routes;
 use super::runtime::Layers;
+use super::scopes::Scopes;
 use super::sources::{Origin, Sources, StreamId};
 use super::stats::SubscriptionStats;
+use super::wanted::{Ground, Wanted};
 use super::Serving;
 use crate::config::compile::resource::{Compiler, Needs};
+use crate::config::demand::{Ask, ClusterSource, Want};
 use crate::config::discovery::{ConfigSource, DiscoveryConfig};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ClusterManagerStats;
@@ -44,14 +49,18 @@ pub(super) struct Manager {
     compiler: Arc<Compiler>,
     pub(super) clusters: Clusters,
     pub(super) routes: Routes,
+    pub(super) scopes: Scopes,
     pub(super) listeners: Listeners,
     pub(super) layers: Layers,
     pub(super) sources: Sources,
     effects: Effects,
     pub(super) cds: Option<Whole>,
     pub(super) lds: Option<Whole>,
-    /// Route tables that the bootstrap's listeners need.
-    fixed_needs: Vec<RouteKey>,
+    /// What the bootstrap's listeners need.
+    fixed_needs: Vec<Wanted>,
+    /// Requests that wait.
+    demands: Demands,
+    called: CalledClusters,
     initialized: bool,
     /// What serves comes from an earlier run, and the control plane was not heard of all of it yet.
     restored: bool,
@@ -85,6 +94,7 @@ impl Manager {
             compiler: compiler.clone(),
             clusters: Clusters::new(compiler.clone(), stats),
             routes: Routes::new(compiler.clone()),
+            scopes: Scopes::new(compiler.clone()),
             listeners: Listeners::new(compiler.clone()),
             layers,
             sources,
@@ -92,17 +102,18 @@ impl Manager {
             cds,
             lds,
             fixed_needs: Vec::new(),
+            demands: Demands::default(),
+            called: CalledClusters::default(),
             initialized: false,
             restored: false,
             dozes: 0,
             changed: None,
         };
         manager.clusters.follow_fixed(&mut manager.sources, &mut manager.effects);
-        for need in needs.iter().flat_map(|needs| &needs.route_tables) {
-            let key = (manager.sources.stream(&need.source.source, None, RDS), need.name.clone());
-            manager.routes.want(&key, need, &mut manager.effects);
-            manager.fixed_needs.push(key);
-        }
+        let Self { scopes, routes, sources, effects, .. } = &mut manager;
+        let ground = &mut Ground { scopes, routes, sources, effects };
+        let wanted = needs.iter().map(|needs| Wanted::ask(needs, None, ground)).collect();
+        manager.fixed_needs = wanted;
         manager
     }
 
@@ -120,7 +131,7 @@ impl Manager {
     ) -> Vec<Rejection> {
         let now = Instant::now();
         let Update { type_url, version, added, removed, flawed, .. } = update;
-        let Self { clusters, routes, listeners, sources, effects, .. } = self;
+        let Self { clusters, routes, scopes, listeners, called, sources, effects, .. } = self;
         let mut refused = Vec::new();
         let whole = match type_url.as_str() {
             CDS => {
@@ -131,7 +142,8 @@ impl Manager {
                 if !removed.is_empty() {
                     clusters.sweep(now, effects);
                 }
-                self.cds.as_mut()
+                called.update(stream, update, refused.is_empty() && !flawed, effects);
+                self.cds.as_mut().filter(|cds| cds.stream == stream)
             }
             EDS => {
                 for resource in added {
@@ -142,15 +154,29 @@ impl Manager {
             }
             RDS => {
                 for resource in added {
-                    refused
-                        .extend(routes.update(resource, stream, &|name| clusters.knows(name), effects).err());
+                    let known = |name: &str| clusters.knows(name);
+                    refused.extend(routes.update(resource, stream, &known, sources, effects).err());
                 }
                 removed.iter().for_each(|name| routes.missing(name, stream));
-                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
+                let ground = Ground { scopes, routes, sources, effects };
+                listeners.advance(&mut World { clusters, ground, serving });
+                None
+            }
+            VHDS => {
+                refused = routes.update_hosts(stream, update, &|name| clusters.knows(name), effects);
+                let ground = Ground { scopes, routes, sources, effects };
+                listeners.advance(&mut World { clusters, ground, serving });
+                None
+            }
+            SRDS => {
+                refused = scopes.update(stream, update, routes, effects);
+                let ground = Ground { scopes, routes, sources, effects };
+                listeners.advance(&mut World { clusters, ground, serving });
                 None
             }
             LDS => {
-                let world = &mut World { clusters, routes, sources, effects, serving };
+                let ground = Ground { scopes, routes, sources, effects };
+                let world = &mut World { clusters, ground, serving };
                 refused = listeners.update(added, removed, stream, world);
                 self.lds.as_mut()
             }
@@ -202,13 +228,78 @@ impl Manager {
                 self.layers.absent(name, stream, false);
             }
             (RDS, Some(name)) => {
-                let Self { clusters, routes, listeners, sources, effects, .. } = self;
-                routes.absent(name, stream);
-                listeners.advance(&mut World { clusters, routes, sources, effects, serving });
+                self.routes.absent(name, stream);
+                self.advance(serving);
+            }
+            (CDS, Some(name)) => self.called.absent(name, stream, &mut self.effects),
+            (VHDS, name) => {
+                self.routes.hosts_absent(stream, name, &mut self.effects);
+                self.advance(serving);
+            }
+            (SRDS, None) => {
+                self.scopes.absent(stream);
+                self.advance(serving);
             }
             _ => {}
         }
         self.settle(serving);
+    }
+
+    /// Lets listeners serve whose needs are met now.
+    fn advance(&mut self, serving: &mut dyn Serving) {
+        let Self { clusters, routes, scopes, listeners, sources, effects, .. } = self;
+        let ground = Ground { scopes, routes, sources, effects };
+        listeners.advance(&mut World { clusters, ground, serving });
+    }
+
+    /// A request waits for something.
+    pub(super) fn asked(&mut self, ask: Ask) {
+        let awaited = match &ask.want {
+            Want::Table(slot) => self.routes.demand(slot, &mut self.effects).map(Awaited::Table),
+            Want::VirtualHost { table, host } => self
+                .routes
+                .demand_host(table, host, &mut self.effects)
+                .map(|(key, name)| Awaited::VirtualHost(key, name)),
+            Want::Cluster { from, name } => self.call(from, name),
+        };
+        match awaited {
+            Some(awaited) => self.demands.push(awaited, ask),
+            // It was withdrawn since: the request looks again.
+            None => ask.answer(),
+        }
+        self.answer();
+    }
+
+    fn call(&mut self, from: &ClusterSource, name: &str) -> Option<Awaited> {
+        if self.clusters.serves(name).0 {
+            return None;
+        }
+        let source = match from {
+            ClusterSource::Filter(clusters) => clusters.source.clone(),
+            ClusterSource::Route(route) => match self.compiler.route_clusters(route) {
+                Ok(clusters) => clusters?.source,
+                // It was checked when the table came.
+                Err(problems) => {
+                    tracing::error!(cluster = name, "cannot be asked for: {:?}", problems.first());
+                    return None;
+                }
+            },
+        };
+        let stream = self.sources.stream(&source.source, None, CDS);
+        self.called.call(name, stream, &source, &mut self.effects).map(Awaited::Cluster)
+    }
+
+    /// Answers requests that waited for what is there now, or will not come.
+    fn answer(&mut self) {
+        let Self { demands, routes, clusters, called, .. } = self;
+        demands.settle(|awaited| match awaited {
+            Awaited::Table(key) => routes.is_settled(key),
+            Awaited::VirtualHost(key, name) => routes.is_host_settled(key, name),
+            Awaited::Cluster(name) => {
+                let (serves, warms) = clusters.serves(name);
+                serves || !warms && !called.is_awaited(name)
+            }
+        });
     }
 
     /// The names of a DNS cluster were answered once.
@@ -227,6 +318,7 @@ impl Manager {
         }
         self.clusters.failed(stream);
         self.routes.failed(stream);
+        self.scopes.failed(stream);
     }
 
     /// A response was refused, in part or whole.
@@ -246,6 +338,9 @@ impl Manager {
     pub(super) fn tick(&mut self, now: Instant, serving: &mut dyn Serving) -> bool {
         let soon = self.clusters.sweep(now, &mut self.effects);
         self.routes.sweep();
+        self.demands.sweep();
+        self.compiler.demand.publish();
+        self.scopes.publish(&self.routes);
         self.clusters.publish_ages(now);
         self.routes.publish_ages(now);
         self.settle(serving);
@@ -262,6 +357,7 @@ impl Manager {
         self.clusters.doze();
         self.compiler.clusters.forget_unused();
         self.compiler.routes.forget_unused();
+        self.compiler.scopes.forget_unused();
     }
 
     /// What becomes due after any change: listeners are asked for when all clusters are warm, as in
@@ -269,6 +365,7 @@ impl Manager {
     pub(super) fn settle(&mut self, serving: &mut dyn Serving) {
         self.clusters.publish();
         serving.set_warming(self.listeners.warming());
+        self.answer();
         if self.initialized {
             return;
         }
@@ -286,7 +383,7 @@ impl Manager {
             }
         }
         let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
-        let fixed = self.fixed_needs.iter().all(|key| self.routes.is_settled(key));
+        let fixed = self.fixed_needs.iter().all(|wanted| wanted.is_met(false, &self.scopes, &self.routes));
         self.initialized = clusters && listeners && fixed;
     }
 
@@ -395,9 +492,19 @@ impl Manager {
                 }
             }
         }
+        for (stream, feed) in self.scopes.feeds() {
+            for (name, held) in &feed.held {
+                put(stream, SRDS, &feed.version, name, &held.stored);
+            }
+        }
         for (name, stream, table) in self.routes.tables() {
             if let Some(stored) = &table.stored {
                 put(stream, RDS, &stored.version, name, stored);
+            }
+        }
+        for (stream, feed) in self.routes.host_feeds() {
+            for (name, stored) in &feed.held {
+                put(stream, VHDS, &feed.version, name, stored);
             }
         }
         groups

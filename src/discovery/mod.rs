@@ -8,7 +8,9 @@
 //! each resource to the room of its type: [`clusters`] (with their endpoints), [`routes`],
 //! [`listeners`]. What these want done comes back as [`effects`]. The other way go load reports ([`loads`]).
 
+mod called_clusters;
 mod clusters;
+mod demands;
 mod effects;
 mod last_good;
 mod listeners;
@@ -17,11 +19,14 @@ mod manager;
 mod resource;
 mod routes;
 mod runtime;
+mod scopes;
 mod sources;
 mod stats;
 mod streams;
 mod tls;
 pub mod view;
+mod virtual_hosts;
+mod wanted;
 mod watch;
 
 use std::collections::HashMap;
@@ -29,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::Event;
+use outrigger_control_api::client::{Change, Event};
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -43,6 +48,7 @@ use self::streams::Streams;
 use self::view::View;
 use self::watch::Watch;
 use crate::config::compile::resource::{Compiler, Needs};
+use crate::config::demand::Ask;
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::listener::Listener;
 use crate::config::Cluster;
@@ -84,6 +90,7 @@ pub struct Happening(What);
 enum What {
     Event(StreamId, Event),
     Resolved { cluster: Arc<str>, generation: u64 },
+    Asked(Ask),
     Tick,
 }
 
@@ -109,6 +116,8 @@ pub struct Discovery {
     events: mpsc::Receiver<(StreamId, Event)>,
     lookups: HashMap<u64, AbortHandle>,
     resolved: (mpsc::UnboundedSender<Resolved>, mpsc::UnboundedReceiver<Resolved>),
+    /// What requests wait for.
+    asks: mpsc::UnboundedReceiver<Ask>,
     ticks: tokio::time::Interval,
     last_doze: Instant,
     stats: Arc<ControlPlaneStats>,
@@ -144,6 +153,8 @@ impl Discovery {
             events,
             lookups: HashMap::new(),
             resolved: mpsc::unbounded_channel(),
+            // Taken once in the life of a process; another one would have nobody to serve.
+            asks: compiler.demand.take_asks().unwrap_or_else(|| mpsc::unbounded_channel().1),
             ticks,
             last_doze: Instant::now(),
             watch: Watch::new(stats.clone()),
@@ -225,6 +236,7 @@ impl Discovery {
             // First, because a control plane that never pauses must not keep time from passing.
             _ = self.ticks.tick() => Happening(What::Tick),
             Some((cluster, generation)) = self.resolved.1.recv() => Happening(What::Resolved { cluster, generation }),
+            Some(ask) = self.asks.recv() => Happening(What::Asked(ask)),
             Some((stream, event)) = self.events.recv() => Happening(What::Event(stream, event)),
         }
     }
@@ -233,6 +245,7 @@ impl Discovery {
     pub fn handle(&mut self, happening: Happening, serving: &mut dyn Serving) {
         match happening.0 {
             What::Event(stream, event) => self.event(stream, event, serving),
+            What::Asked(ask) => self.manager().asked(ask),
             What::Resolved { cluster, generation } => self.manager().resolved(&cluster, generation, serving),
             What::Tick => {
                 let now = Instant::now();
@@ -360,6 +373,11 @@ impl Discovery {
                             }
                         }
                     }
+                    Effect::UnsubscribeAll { stream, type_url } => {
+                        if let Some(subscriptions) = self.streams.get(stream) {
+                            subscriptions.change(Change::UnsubscribeAll { type_url: type_url.to_owned() });
+                        }
+                    }
                     Effect::FollowDns { name, generation, cluster } => {
                         self.follow_dns(name, generation, cluster);
                     }
@@ -417,5 +435,7 @@ impl std::fmt::Debug for Discovery {
     }
 }
 
+#[cfg(test)]
+mod demand_tests;
 #[cfg(test)]
 mod tests;

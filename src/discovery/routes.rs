@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use outrigger_control_api::client::{Rejection, Resource};
+use outrigger_control_api::client::{Rejection, Resource, Update};
 
-use super::effects::{Effects, RDS};
+use super::effects::{Effects, RDS, VHDS};
 use super::resource::{Refused, Stored};
-use super::sources::StreamId;
-use super::stats::RdsStats;
+use super::sources::{Sources, StreamId};
+use super::stats::{HostsStats, RdsStats};
+use super::virtual_hosts::{Feed, HostSource};
 use crate::config::compile::canonical;
 use crate::config::compile::resource::{Compiler, RouteNeed};
 use crate::config::route::RouteTable;
@@ -30,9 +31,23 @@ pub(super) type RouteKey = (StreamId, Arc<str>);
 pub(super) struct Routes {
     compiler: Arc<Compiler>,
     tables: HashMap<RouteKey, Table>,
+    /// Tables that requests may ask for.
+    offered: HashMap<RouteKey, Offer>,
+    /// The keys of all of both, by their slots.
+    by_slot: HashMap<usize, RouteKey>,
+    /// Virtual hosts that came one by one, by their streams.
+    pub(super) hosts: HashMap<StreamId, Feed>,
     /// Tables that were replaced, until no request is looked up in them: to free a large one takes time,
     /// which a worker does not have.
     replaced: Vec<Arc<RouteTable>>,
+}
+
+/// A table that requests may ask for.
+struct Offer {
+    need: RouteNeed,
+    users: usize,
+    /// A request has asked for it; that makes it one more user of the table.
+    wanted: bool,
 }
 
 /// One table.
@@ -40,6 +55,10 @@ pub(super) struct Table {
     slot: Arc<Slot<RouteTable>>,
     users: usize,
     pub(super) stored: Option<Stored>,
+    /// The table as it is in force, where virtual hosts came one by one.
+    pub(super) merged: Option<Arc<[u8]>>,
+    hosts: Option<HostSource>,
+    host_stats: Vec<HostsStats>,
     pub(super) refused: Option<Refused>,
     absent: bool,
     /// The control plane says that there is no such table.
@@ -57,7 +76,14 @@ impl Table {
 
 impl Routes {
     pub(super) fn new(compiler: Arc<Compiler>) -> Self {
-        Self { compiler, tables: HashMap::new(), replaced: Vec::new() }
+        Self {
+            compiler,
+            tables: HashMap::new(),
+            offered: HashMap::new(),
+            by_slot: HashMap::new(),
+            hosts: HashMap::new(),
+            replaced: Vec::new(),
+        }
     }
 
     /// One listener more needs the table.
@@ -69,6 +95,9 @@ impl Routes {
                 slot,
                 users: 0,
                 stored: None,
+                merged: None,
+                hosts: None,
+                host_stats: Vec::new(),
                 refused: None,
                 absent: false,
                 missing: false,
@@ -77,6 +106,7 @@ impl Routes {
             }
         });
         table.users += 1;
+        self.by_slot.insert(need.slot.index(), key.clone());
         for prefix in &need.stat_prefixes {
             if !table.stats.iter().any(|(known, _)| known == prefix) {
                 let stats = RdsStats::of_route(prefix, &key.1);
@@ -90,10 +120,57 @@ impl Routes {
     pub(super) fn release(&mut self, key: &RouteKey, effects: &mut Effects) {
         let Some(table) = self.tables.get_mut(key) else { return };
         table.users -= 1;
-        if table.users == 0 {
-            self.tables.remove(key);
-            effects.unsubscribe(key.0, RDS, &key.1);
+        if table.users > 0 {
+            return;
         }
+        let Some(table) = self.tables.remove(key) else { return };
+        effects.unsubscribe(key.0, RDS, &key.1);
+        if !self.offered.contains_key(key) {
+            self.by_slot.remove(&table.slot.index());
+        }
+        if let Some(source) = &table.hosts {
+            self.leave_hosts(source, effects);
+        }
+    }
+
+    /// Requests may ask for the table; one user more.
+    pub(super) fn offer(&mut self, key: &RouteKey, need: &RouteNeed) {
+        let new = || Offer { need: need.clone(), users: 0, wanted: false };
+        self.offered.entry(key.clone()).or_insert_with(new).users += 1;
+        self.by_slot.insert(need.slot.index(), key.clone());
+    }
+
+    /// One user less lets requests ask for it.
+    pub(super) fn withdraw(&mut self, key: &RouteKey, effects: &mut Effects) {
+        let Some(offer) = self.offered.get_mut(key) else { return };
+        offer.users -= 1;
+        if offer.users > 0 {
+            return;
+        }
+        if let Some(offer) = self.offered.remove(key) {
+            if offer.wanted {
+                self.release(key, effects);
+            }
+            if !self.tables.contains_key(key) {
+                self.by_slot.remove(&offer.need.slot.index());
+            }
+        }
+    }
+
+    /// A request wants the table of this slot. `None` if it is not offered.
+    pub(super) fn demand(&mut self, slot: &Slot<RouteTable>, effects: &mut Effects) -> Option<RouteKey> {
+        let key = self.by_slot.get(&slot.index())?.clone();
+        let offer = self.offered.get_mut(&key)?;
+        if !std::mem::replace(&mut offer.wanted, true) {
+            let need = offer.need.clone();
+            self.want(&key, &need, effects);
+        }
+        Some(key)
+    }
+
+    /// Whether anybody has asked for the table.
+    pub(super) fn is_wanted(&self, key: &RouteKey) -> bool {
+        self.tables.contains_key(key)
     }
 
     /// Whether nothing is to be waited for that could come at once: the table is there, late, or does not
@@ -104,7 +181,9 @@ impl Routes {
 
     /// Whether a listener that needs the table may take the place of one that serves.
     pub(super) fn is_answered(&self, key: &RouteKey) -> bool {
-        self.tables.get(key).is_none_or(|table| table.absent || table.slot.is_filled())
+        self.tables.get(key).is_none_or(|table| {
+            table.absent || table.slot.is_filled() && self.has_hosts(table.hosts.as_ref())
+        })
     }
 
     /// A table that came.
@@ -113,9 +192,13 @@ impl Routes {
         resource: &Resource,
         stream: StreamId,
         known: &dyn Fn(&str) -> bool,
+        sources: &mut Sources,
         effects: &mut Effects,
     ) -> Result<(), Rejection> {
         let key = (stream, Arc::from(resource.name.as_str()));
+        let Some(table) = self.tables.get(&key) else { return Ok(()) };
+        let mut stored = Stored::new(resource);
+        let body = self.with_hosts(&key.1, table.hosts.as_ref(), &stored.body);
         let Some(table) = self.tables.get_mut(&key) else { return Ok(()) };
         let began = Instant::now();
         table.stats().for_each(|stats| stats.update_attempt.increment(1));
@@ -134,8 +217,7 @@ impl Routes {
             table.stats().for_each(|stats| stats.update_rejected.increment(1));
             Err(rejection)
         };
-        let mut stored = Stored::new(resource);
-        let compiled = match self.compiler.route_table(&stored.body, known) {
+        let compiled = match self.compiler.route_table(&body, known) {
             Ok(compiled) if *compiled.name == *resource.name => compiled,
             Ok(compiled) => {
                 let message =
@@ -168,7 +250,94 @@ impl Routes {
         (table.absent, table.missing) = (false, false);
         table.refused = None;
         table.stored = Some(stored);
+        table.merged = table.hosts.as_ref().map(|_| body);
+        let hosts = compiled.needs.virtual_hosts.map(|source| {
+            let stream = sources.stream(&source.source, Some(stream), VHDS);
+            HostSource { stream, source }
+        });
+        if table.hosts == hosts {
+            return Ok(());
+        }
+        let prefixes = table.stats.iter().map(|(prefix, _)| HostsStats::of_hosts(prefix, &key.1));
+        table.host_stats = if hosts.is_some() { prefixes.collect() } else { Vec::new() };
+        let before = std::mem::replace(&mut table.hosts, hosts.clone());
+        // What comes from the same stream stays.
+        if let Some(source) = &hosts {
+            self.follow_hosts(source, effects);
+        }
+        if let Some(source) = &before {
+            self.leave_hosts(source, effects);
+        }
+        // Those that are here already were not part of it, or are not any more.
+        if let Err(problems) = self.remake_table(&key, known, effects) {
+            tracing::error!(table = &*key.1, "virtual hosts not taken: {:?}", problems.first());
+        }
         Ok(())
+    }
+
+    /// Makes the table `name` anew with the virtual hosts from `stream`.
+    pub(super) fn remake(
+        &mut self,
+        stream: StreamId,
+        name: &str,
+        known: &dyn Fn(&str) -> bool,
+        effects: &mut Effects,
+    ) -> Result<(), Vec<Problem>> {
+        let own = |table: &Table| table.hosts.as_ref().is_some_and(|source| source.stream == stream);
+        // The same name may be that of tables from several streams.
+        let keys = self.tables.iter().filter(|(key, table)| *key.1 == *name && own(table));
+        let keys: Vec<_> = keys.map(|(key, _)| key.clone()).collect();
+        keys.iter().try_for_each(|key| self.remake_table(key, known, effects))
+    }
+
+    fn remake_table(
+        &mut self,
+        key: &RouteKey,
+        known: &dyn Fn(&str) -> bool,
+        effects: &mut Effects,
+    ) -> Result<(), Vec<Problem>> {
+        let Some(table) = self.tables.get(key) else { return Ok(()) };
+        let Some(stored) = &table.stored else { return Ok(()) };
+        let body = self.with_hosts(&key.1, table.hosts.as_ref(), &stored.body);
+        if body == *table.merged.as_ref().unwrap_or(&stored.body) {
+            return Ok(());
+        }
+        let compiled = self.compiler.route_table(&body, known)?;
+        effects.warn(&key.1, compiled.warnings);
+        let Some(table) = self.tables.get_mut(key) else { return Ok(()) };
+        self.replaced.extend(table.slot.set(Some(Arc::new(compiled.value))));
+        table.merged = table.hosts.as_ref().map(|_| body);
+        table.host_stats.iter().for_each(|stats| stats.config_reload.increment(1));
+        Ok(())
+    }
+
+    /// Counts a response with virtual hosts, for the tables that take theirs from the stream.
+    pub(super) fn count_hosts(&self, stream: StreamId, update: &Update, good: bool) {
+        let own = |table: &&Table| table.hosts.as_ref().is_some_and(|source| source.stream == stream);
+        for stats in self.tables.values().filter(own).flat_map(|table| &table.host_stats) {
+            stats.update_attempt.increment(1);
+            if update.added.is_empty() && update.removed.is_empty() {
+                stats.update_empty.increment(1);
+            }
+            match good {
+                true => stats.succeeded(&update.version, SystemTime::now()),
+                false => stats.update_rejected.increment(1),
+            }
+        }
+    }
+
+    /// The table of a slot, and where its virtual hosts come from.
+    pub(super) fn host_source(&self, slot: &Slot<RouteTable>) -> Option<(RouteKey, HostSource)> {
+        let key = self.by_slot.get(&slot.index())?;
+        Some((key.clone(), self.source_of(key)?.clone()))
+    }
+
+    pub(super) fn source_of(&self, key: &RouteKey) -> Option<&HostSource> {
+        self.tables.get(key)?.hosts.as_ref()
+    }
+
+    pub(super) fn compiler(&self) -> Arc<Compiler> {
+        self.compiler.clone()
     }
 
     /// The control plane has not given the table in time, or says that it will not. One that is known

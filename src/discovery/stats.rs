@@ -30,6 +30,29 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `http.<prefix>.scoped_rds.<name>.`.
+    pub struct ScopesStats {
+        counters {
+            update_attempt, update_success, update_failure, update_rejected, update_empty, config_reload,
+            init_fetch_timeout,
+        }
+        gauges {
+            update_time, version, config_reload_time_ms, all_scopes, active_scopes, on_demand_scopes,
+        }
+        histograms { update_duration: Milliseconds }
+    }
+}
+
+crate::stats! {
+    /// `http.<prefix>.vhds.<table>.`.
+    pub struct HostsStats {
+        counters { update_attempt, update_success, update_rejected, update_empty, config_reload }
+        gauges { update_time, version }
+        histograms {}
+    }
+}
+
+crate::stats! {
     /// `control_plane.`.
     pub struct ControlPlaneStats {
         counters { rate_limit_enforced, streams_opened, responses_ignored, responses_refused }
@@ -65,6 +88,41 @@ impl SubscriptionStats {
         self.update_duration.record(took.as_secs_f64() * 1000.0);
         self.update_time.set(millis(at));
         self.version.set(version_number(version));
+    }
+}
+
+impl HostsStats {
+    /// Those of the virtual hosts of `table` in connection managers that count under `stat_prefix`.
+    pub(super) fn of_hosts(stat_prefix: &str, table: &str) -> Self {
+        Self::new(&Scope::http_part(stat_prefix, "vhds", "envoy_vhds_route_config", table))
+    }
+
+    /// A response was taken whole.
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime) {
+        self.update_success.increment(1);
+        self.update_time.set(millis(at));
+        self.version.set(version_number(version));
+    }
+}
+
+impl ScopesStats {
+    /// Those of the scopes `name` in connection managers that count under `stat_prefix`.
+    pub(super) fn of_scopes(stat_prefix: &str, name: &str) -> Self {
+        Self::new(&Scope::http_part(stat_prefix, "scoped_rds", "envoy_scoped_rds_config", name))
+    }
+
+    /// A response was taken whole.
+    pub(super) fn succeeded(&self, version: &str, at: SystemTime, took: Duration) {
+        self.update_success.increment(1);
+        self.update_duration.record(took.as_secs_f64() * 1000.0);
+        self.update_time.set(millis(at));
+        self.version.set(version_number(version));
+    }
+
+    /// There were other scopes than before.
+    pub(super) fn reloaded(&self, at: SystemTime) {
+        self.config_reload.increment(1);
+        self.config_reload_time_ms.set(millis(at));
     }
 }
 

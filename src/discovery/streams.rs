@@ -12,7 +12,7 @@ use outrigger_control_api::client::{
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 
-use super::effects::{CDS, LDS};
+use super::effects::{CDS, LDS, SRDS, VHDS};
 use super::sources::{Origin, Sources, StreamId};
 use super::tls;
 use super::DiscoveryError;
@@ -186,7 +186,7 @@ fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
 
 /// Everything of a type.
 pub(super) fn subscribe_all(subscriptions: &Subscriptions, type_url: &str, timeout: Option<Duration>) {
-    debug_assert!(type_url == CDS || type_url == LDS);
+    debug_assert!([CDS, LDS, SRDS, VHDS].contains(&type_url));
     subscriptions.change(Change::SubscribeAll {
         type_url: type_url.to_owned(),
         wildcard: Wildcard::Legacy,

@@ -138,13 +138,42 @@ impl View {
         })
     }
 
+    /// `ScopedRoutesConfigDump`.
+    pub fn scopes(&self) -> Parts {
+        self.with(|manager| {
+            let mut all = Vec::new();
+            for (_, feed) in manager.scopes.feeds() {
+                let scopes: Vec<_> =
+                    feed.held.values().map(|held| decoded(SCOPE, &held.stored.body)).collect();
+                for name in feed.names() {
+                    let mut shown = Map::new();
+                    shown.insert("name".into(), (**name).into());
+                    shown.insert("version_info".into(), feed.version.clone().into());
+                    shown.insert("scoped_route_configs".into(), scopes.clone().into());
+                    if let Some(updated) = feed.updated {
+                        shown.insert("last_updated".into(), time(updated).into());
+                    }
+                    // Of several that were refused, one.
+                    if let Some(refused) = feed.refused.values().next() {
+                        shown.insert("error_state".into(), error(SCOPE, refused));
+                    }
+                    shown.insert("client_status".into(), status(!feed.refused.is_empty()).into());
+                    all.push((name.clone(), Value::from(shown)));
+                }
+            }
+            vec![("dynamic_scoped_route_configs", sorted(all))]
+        })
+    }
+
     /// `RoutesConfigDump`.
     pub fn routes(&self) -> Parts {
         self.with(|manager| {
             let mut all = Vec::new();
             for (name, _, table) in manager.routes.tables() {
                 if let Some(stored) = &table.stored {
-                    all.push((name.clone(), state(ROUTE, "route_config", stored, table.refused.as_ref())));
+                    let mut stored = stored.clone();
+                    stored.body = table.merged.clone().unwrap_or(stored.body);
+                    all.push((name.clone(), state(ROUTE, "route_config", &stored, table.refused.as_ref())));
                 }
             }
             vec![("dynamic_route_configs", sorted(all))]
@@ -185,6 +214,7 @@ pub struct StreamView {
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
+const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
 const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
 
 fn sorted(mut named: Vec<(Arc<str>, Value)>) -> Vec<Value> {

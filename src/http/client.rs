@@ -111,6 +111,21 @@ impl Client {
         }
     }
 
+    /// Whether the client has ended its stream before its time, and only that.
+    pub fn was_reset(&mut self) -> bool {
+        match self {
+            Client::Http1(_) => false,
+            Client::Http2(stream) => stream.was_reset(),
+        }
+    }
+
+    /// Ends a stream where its response broke off. Over HTTP/1 the close of the connection shows it.
+    pub fn break_off(&mut self, reason: h2::Reason) {
+        if let Client::Http2(stream) = self {
+            stream.break_off(reason);
+        }
+    }
+
     /// Passes a response on that is not the last (1xx).
     pub fn interim(&mut self, head: &ResponseHead, context: &mut Context<'_>) {
         match self {

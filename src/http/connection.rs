@@ -53,7 +53,8 @@ pub async fn serve(
     // Counts the end of the connection when it goes, even if that is while the connection waits.
     let mut ended = Ended { stats, start: info.start, remotely: false };
     if manager.codec == Codec::Http2 {
-        Box::pin(h2::server::serve(worker, manager.clone(), stream, prefix, buffer_limit, info)).await;
+        let served = h2::server::serve(worker, manager.clone(), stream, prefix, buffer_limit, info);
+        ended.remotely = Box::pin(served).await;
         return;
     }
     let start = info.start;
@@ -72,7 +73,7 @@ pub async fn serve(
                 let Downstream { client: Client::Http1(wire), info, .. } = down else { return };
                 let Wire { stream, input, .. } = wire;
                 let served = h2::server::serve(worker, manager.clone(), stream, input, buffer_limit, info);
-                Box::pin(served).await;
+                ended.remotely = Box::pin(served).await;
                 return;
             }
             None => return,

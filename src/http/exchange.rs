@@ -12,18 +12,19 @@ use bytes::Bytes;
 use super::client::{Client, Wire};
 use super::connection::Downstream;
 use super::fields::Fields;
-use super::grpc;
-use super::h1::{self, Framing, ParsedRequest, Refusal};
+use super::filters;
+use super::h1::{self, Framing, ParsedRequest};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
 use super::manager::{self, Stop};
+use super::on_demand::Found;
 use super::pump::Pump;
 pub(super) use super::reply::Reply;
 use super::router::{self, End};
 use super::worker::Worker;
-use crate::config::http::HttpConnectionManager;
-use crate::config::route::{Action, Route, Selection};
-use crate::config::{Known, RequestView};
+use crate::config::http::{HttpConnectionManager, Routes};
+use crate::config::route::{Action, Route, RouteTable, Selection};
+use crate::config::{Known, Slot};
 use crate::runtime::{buffer, Counted};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
@@ -56,6 +57,8 @@ pub struct Exchange<'a> {
     pub(super) upload: Pump,
     /// Whether the response announces the close.
     pub(super) close: bool,
+    /// What filters do to it.
+    pub(super) filters: filters::Active,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -103,6 +106,7 @@ impl<'a> Exchange<'a> {
             info,
             request: None,
             response: None,
+            filters: filters::Active::default(),
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -249,8 +253,9 @@ impl<'a> Exchange<'a> {
         let http1 = &self.manager.http1;
         // The body's framing upstream is decided by what is left of the head.
         let chunked = match framing {
-            Framing::Chunked => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked if !http2 => true,
+            Framing::Chunked | Framing::Length(_) => !head.fields.has(Known::ContentLength),
             _ => false,
         };
         let trailers = http2 || http1.enable_trailers;
@@ -280,43 +285,55 @@ impl<'a> Exchange<'a> {
                 return self.reply(reply).await;
             }
         }
+        if !self.manager.filters.is_empty() {
+            filters::on_request(self);
+        }
         self.route().await
     }
 
     async fn route(&mut self) -> End {
         self.manager.stats.rq_total.increment(1);
-        let table = self.manager.routes.load();
         let random = self.worker.random();
-        let Some(request) = &mut self.request else { return End::Gone };
-        let selection = match table.as_ref() {
-            Some(table) => {
-                for key in &table.internal_only_headers {
-                    if !request.fields.has(Known::XEnvoyInternal) {
-                        crate::config::HeaderMutate::remove(request, key);
-                    }
-                }
-                table.select(&*request, random)
-            }
-            None => Selection::NotFound,
+        let manager = self.manager;
+        let mut found = match &manager.routes {
+            Routes::Table(slot) => self.find(slot, random),
+            Routes::Scoped(scoped) => self.find_scoped(scoped, random).await,
         };
-        match selection {
-            Selection::NotFound => {
+        if let (Found::NoHost, Routes::Table(slot)) = (&found, &manager.routes) {
+            found = Box::pin(self.find_host(slot, random)).await;
+        }
+        match found {
+            Found::Nothing | Found::NoHost => {
                 self.manager.stats.no_route.increment(1);
                 self.info.flags.insert(ResponseFlags::NR);
                 self.reply(Reply::new(404, "route_not_found")).await
             }
-            Selection::RequireTls(_) => {
-                let location = crate::config::route::tls_location(&*request);
+            Found::RequireTls(location) => {
                 self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
-            Selection::Found { route, .. } => {
-                let route = route.clone();
-                // A request may last; the table, which may be large and replaced meanwhile, need not.
-                drop(table);
+            Found::Route(route) => {
                 self.info.route_name.clone_from(&route.name);
                 self.act(&route, random).await
             }
+            Found::Gone => End::Gone,
+        }
+    }
+
+    /// Looks the request up. It may last; the table, which may be large and replaced meanwhile, need not.
+    pub(super) fn find(&mut self, slot: &Slot<RouteTable>, random: u64) -> Found {
+        let table = slot.load();
+        let (Some(request), Some(table)) = (&mut self.request, table.as_ref()) else { return Found::Nothing };
+        for key in &table.internal_only_headers {
+            if !request.fields.has(Known::XEnvoyInternal) {
+                crate::config::HeaderMutate::remove(request, key);
+            }
+        }
+        match table.select(&*request, random) {
+            Selection::NotFound => Found::Nothing,
+            Selection::NoHost => Found::NoHost,
+            Selection::RequireTls(_) => Found::RequireTls(crate::config::route::tls_location(&*request)),
+            Selection::Found { route, .. } => Found::Route(route.clone()),
         }
     }
 
@@ -344,129 +361,6 @@ impl<'a> Exchange<'a> {
                 self.info.flags.insert(ResponseFlags::NR);
                 self.reply(Reply::new(404, "route_not_found")).await
             }
-        }
-    }
-
-    /// Answers a message that is not acceptable HTTP, and closes.
-    pub(super) async fn refuse(&mut self, refusal: Refusal) -> End {
-        self.manager.stats.downstream_cx_protocol_error.increment(1);
-        if refusal.status == 431 {
-            self.manager.stats.downstream_rq_too_large.increment(1);
-        }
-        self.info.flags.insert(ResponseFlags::DPE);
-        self.close = true;
-        if self.request.is_none() {
-            // Nothing of it was understood: the codec gives up on the stream.
-            self.manager.stats.downstream_rq_rx_reset.increment(1);
-            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
-        }
-        let body = super::head::reason(refusal.status).as_bytes();
-        self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
-    }
-
-    /// Sends an answer of our own.
-    pub(super) async fn reply(&mut self, reply: Reply) -> End {
-        let now = Instant::now();
-        self.now = now;
-        // What the client sends after it asked for another protocol is no further request.
-        self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
-        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
-            reply;
-        let mut fields = Fields::recycled();
-        let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
-        if overloaded && !self.manager.router.suppress_envoy_headers {
-            fields.push_known(Known::XEnvoyOverloaded, b"true");
-        }
-        if let Some(location) = location {
-            fields.push_known(Known::Location, &location);
-        }
-        if let Some(attempts) = attempts {
-            let mut digits = itoa::Buffer::new();
-            fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
-        }
-        self.info.details = details;
-        self.info.response_code = status;
-        let mut content_type: Bytes = Bytes::from_static(b"text/plain");
-        let mut head = ResponseHead::new(fields, status, Protocol::Http11);
-        if let Some(rules) = &self.manager.local_reply {
-            let mut format = rules.body_format.as_ref();
-            let context = FormatContext {
-                request: self.request.as_ref().map(|head| head as _),
-                local_reply_body: &body,
-                ..FormatContext::new(&self.info)
-            };
-            let mapper = rules.mappers.iter().find(|mapper| mapper.filter.matches(&context));
-            let mut new_body = None;
-            if let Some(mapper) = mapper {
-                status = mapper.status.unwrap_or(status);
-                new_body.clone_from(&mapper.body);
-                format = mapper.body_format.as_ref().or(format);
-                head.set_status(status);
-            }
-            if let Some(new_body) = new_body {
-                body = new_body;
-            }
-            self.info.response_code = status;
-            if let Some(mapper) = mapper {
-                mapper.headers.apply_to_response(
-                    &mut head,
-                    &self.info,
-                    self.request.as_ref().map(|r| r as _),
-                );
-            }
-            if let Some(format) = format.filter(|_| !grpc) {
-                let mut rendered = Vec::new();
-                let context = FormatContext {
-                    request: self.request.as_ref().map(|head| head as _),
-                    response: Some(&head),
-                    local_reply_body: &body,
-                    ..FormatContext::new(&self.info)
-                };
-                format.format.render(&mut rendered, &context);
-                body = rendered.into();
-                content_type.clone_from(&format.content_type);
-            }
-        }
-        self.local_body = body.clone();
-        if grpc {
-            let code = own.unwrap_or_else(|| grpc::status_of(status));
-            let message = grpc::percent_encoded(&body);
-            head.set_status(200);
-            head.fields.push_known(Known::ContentType, b"application/grpc");
-            head.fields.push_known(Known::GrpcStatus, code.as_bytes());
-            if !message.is_empty() {
-                head.fields.push_known(Known::GrpcMessage, &message);
-            }
-            head.fields.push_known(Known::ContentLength, b"0");
-            self.info.response_code = 200;
-            body = Bytes::new();
-        } else if matches!(status, 204 | 304) || status < 200 {
-            body = Bytes::new();
-        } else {
-            let mut digits = itoa::Buffer::new();
-            head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
-            if !body.is_empty() && !head.fields.has(Known::ContentType) {
-                head.fields.push_known(Known::ContentType, &content_type);
-            }
-        }
-        if let Some(route) = &route {
-            route.response_headers.apply_to_response(
-                &mut head,
-                &self.info,
-                self.request.as_ref().map(|r| r as _),
-            );
-        }
-        manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
-        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
-        let empty = to_head || body.is_empty();
-        self.start_response(head, None, empty, now);
-        if !empty {
-            self.info.bytes_sent += body.len() as u64;
-            self.down.client.push_all(body);
-        }
-        match self.flush().await {
-            Ok(()) => End::Done,
-            Err(()) => End::Gone,
         }
     }
 
@@ -567,6 +461,11 @@ impl<'a> Exchange<'a> {
         stats.downstream_cx_tx_bytes_total.increment(self.info.response_headers_bytes + self.info.bytes_sent);
         match end {
             End::Done => {}
+            End::Gone if self.down.client.was_reset() => {
+                self.info.flags.insert(ResponseFlags::DR);
+                self.info.details = Cow::Borrowed("http2.remote_reset");
+                stats.downstream_rq_rx_reset.increment(1);
+            }
             End::Gone => {
                 self.info.flags.insert(ResponseFlags::DC);
                 self.info.details = Cow::Borrowed(match cut {
@@ -580,9 +479,23 @@ impl<'a> Exchange<'a> {
                 stats.downstream_cx_destroy_active_rq.increment(1);
                 stats.downstream_cx_destroy_remote_active_rq.increment(1);
             }
-            End::Cut | End::Broken => stats.downstream_rq_tx_reset.increment(1),
+            // A reset of ours counts as one that was received, too.
+            End::Cut | End::Broken => {
+                stats.downstream_rq_tx_reset.increment(1);
+                stats.downstream_rq_rx_reset.increment(1);
+            }
         }
-        stats.downstream_rq_completed.increment(1);
+        if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
+            self.manager.http2_stats.trailers.increment(1);
+        }
+        if !self.manager.filters.is_empty() {
+            filters::on_end(self);
+        }
+        let stats = &self.manager.stats;
+        // A client that left before any answer has no completed request.
+        if end != End::Gone || cut || self.info.response_code != 0 {
+            stats.downstream_rq_completed.increment(1);
+        }
         match self.info.response_code / 100 {
             1 => stats.downstream_rq_1xx.increment(1),
             2 => stats.downstream_rq_2xx.increment(1),

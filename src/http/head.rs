@@ -66,6 +66,12 @@ impl RequestHead {
         self.scheme = self.fields.store(scheme);
     }
 
+    /// Replaces `content-type`, by which it is known whether this is gRPC.
+    pub fn set_grpc_type(&mut self, value: &[u8]) {
+        self.fields.set_known(Known::ContentType, value);
+        self.grpc = is_grpc_type(value);
+    }
+
     /// Marks the request as an upgrade to `protocol`.
     pub fn set_upgrade(&mut self, protocol: &[u8]) {
         self.upgrade = Some(self.fields.store(protocol));

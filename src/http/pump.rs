@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::bulk::{Bulk, Moved, WORTH};
 use super::fields::Fields;
+use super::filters::framing::Messages;
+use super::filters::grpc_web::Transform;
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h2::{Incoming, Outgoing, Piece, StreamError};
@@ -148,6 +150,15 @@ pub struct Pump {
     /// The kernel may move a large body: nobody here looks at its bytes.
     unseen: bool,
     bulk: Option<Bulk>,
+    /// What filters do to it.
+    filter: Option<Box<Filter>>,
+}
+
+/// What filters do to a body.
+#[derive(Debug, Default)]
+struct Filter {
+    transform: Option<Transform>,
+    messages: Option<Messages>,
 }
 
 impl Pump {
@@ -166,6 +177,7 @@ impl Pump {
             limit: usize::MAX,
             unseen: false,
             bulk: None,
+            filter: None,
         };
         pump.received = pump.decoder.is_done() && !chunked;
         pump
@@ -181,6 +193,19 @@ impl Pump {
     /// several limits counts. 64 KiB in memory are never exceeded.
     pub fn limit(&mut self, limit: usize) {
         self.limit = self.limit.min(limit);
+    }
+
+    /// Each piece goes through `transform`; its length is then not known beforehand.
+    pub fn transform(&mut self, transform: Option<Transform>) {
+        if transform.is_some() {
+            self.filter.get_or_insert_default().transform = transform;
+            self.chunked |= !self.received;
+        }
+    }
+
+    /// gRPC's messages in it are counted, as they are for the upstream.
+    pub fn count(&mut self, messages: Messages) {
+        self.filter.get_or_insert_default().messages = Some(messages);
     }
 
     /// Nothing more is read while this much waits to be written.
@@ -214,7 +239,7 @@ impl Pump {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PumpError>> {
         match (source, sink) {
-            (Source::Wire(source, input), Sink::Wire(sink, out)) => {
+            (Source::Wire(source, input), Sink::Wire(sink, out)) if self.filter.is_none() => {
                 self.poll_wires((source, input), (sink, out), each, context)
             }
             (source, Sink::Wire(sink, out)) => {
@@ -263,8 +288,7 @@ impl Pump {
                     Poll::Ready(Ok(Piece::Data(piece))) => {
                         self.progress = true;
                         self.bytes += piece.len() as u64;
-                        each(Seen::Shared(&piece));
-                        shelf.put(piece, self.chunked);
+                        self.put(piece, shelf, each)?;
                         if !incoming.is_end() {
                             continue;
                         }
@@ -283,8 +307,7 @@ impl Pump {
                         } else {
                             input.split_to(length).freeze()
                         };
-                        each(Seen::Shared(&piece));
-                        shelf.put(piece, self.chunked);
+                        self.put(piece, shelf, each)?;
                         if !self.decoder.is_done() {
                             continue;
                         }
@@ -310,10 +333,48 @@ impl Pump {
             };
             self.received = true;
             self.progress = true;
-            shelf.put_end(self.chunked, end.as_ref().filter(|_| self.trailers));
+            let mut passed = None;
+            let mut trailers = end.as_ref().filter(|_| self.trailers);
+            if let Some(transform) = self.filter.as_mut().and_then(|filter| filter.transform.as_mut()) {
+                let Some((piece, left)) = transform.end(end.clone()) else {
+                    return Err(PumpError::Source(Refusal::CODEC));
+                };
+                if !piece.is_empty() {
+                    each(Seen::Shared(&piece));
+                    shelf.put(piece, self.chunked);
+                }
+                passed = left;
+                trailers = passed.as_ref();
+            }
+            shelf.put_end(self.chunked, trailers);
+            drop(passed);
             self.received_trailers = end;
         }
         Ok(Poll::Ready(()))
+    }
+
+    /// A piece goes through the filters to the shelf.
+    fn put<S: Shelf>(
+        &mut self,
+        mut piece: Bytes,
+        shelf: &mut S,
+        each: &mut impl FnMut(Seen<'_>),
+    ) -> Result<(), PumpError> {
+        if let Some(filter) = &mut self.filter {
+            let web_response = matches!(filter.transform, Some(Transform::Web { .. }));
+            if let (Some(messages), true) = (&mut filter.messages, web_response) {
+                messages.feed(&piece);
+            }
+            if let Some(transform) = &mut filter.transform {
+                piece = transform.piece(&piece).ok_or(PumpError::Source(Refusal::CODEC))?;
+            }
+            if let (Some(messages), false) = (&mut filter.messages, web_response) {
+                messages.feed(&piece);
+            }
+        }
+        each(Seen::Shared(&piece));
+        shelf.put(piece, self.chunked);
+        Ok(())
     }
 
     fn poll_wires(

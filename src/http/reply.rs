@@ -1,11 +1,22 @@
-//! An answer of our own, before the connection manager's rules and its head are applied.
+//! Answers of our own: what they say, and how the connection manager's rules and filters change them
+//! (envoyproxy.io: http_conn_man/local_reply).
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::exchange::Exchange;
+use super::fields::Fields;
+use super::h1::Refusal;
+use super::head::ResponseHead;
+use super::router::End;
+use super::{filters, grpc, manager};
 use crate::config::route::Route;
+use crate::config::{Known, RequestView};
+use crate::telemetry::format::FormatContext;
+use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 /// An answer of our own.
 #[derive(Debug)]
@@ -64,5 +75,144 @@ impl Reply {
     pub(super) fn overloaded(mut self, overloaded: bool) -> Self {
         self.overloaded = overloaded;
         self
+    }
+}
+
+impl Exchange<'_> {
+    /// Answers a message that is not acceptable HTTP, and closes.
+    pub(super) async fn refuse(&mut self, refusal: Refusal) -> End {
+        self.manager.stats.downstream_cx_protocol_error.increment(1);
+        if refusal.status == 431 {
+            self.manager.stats.downstream_rq_too_large.increment(1);
+        }
+        self.info.flags.insert(ResponseFlags::DPE);
+        self.close = true;
+        if self.request.is_none() {
+            // Nothing of it was understood: the codec gives up on the stream.
+            self.manager.stats.downstream_rq_rx_reset.increment(1);
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
+        }
+        let body = super::head::reason(refusal.status).as_bytes();
+        self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
+    }
+
+    /// Sends an answer of our own.
+    pub(super) async fn reply(&mut self, reply: Reply) -> End {
+        let now = Instant::now();
+        self.now = now;
+        // What the client sends after it asked for another protocol is no further request.
+        self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
+        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
+            reply;
+        let mut fields = Fields::recycled();
+        let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
+        if overloaded && !self.manager.router.suppress_envoy_headers {
+            fields.push_known(Known::XEnvoyOverloaded, b"true");
+        }
+        if let Some(location) = location {
+            fields.push_known(Known::Location, &location);
+        }
+        if let Some(attempts) = attempts {
+            let mut digits = itoa::Buffer::new();
+            fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
+        }
+        self.info.details = details;
+        self.info.response_code = status;
+        let mut content_type: Bytes = Bytes::from_static(b"text/plain");
+        let mut head = ResponseHead::new(fields, status, Protocol::Http11);
+        if let Some(rules) = &self.manager.local_reply {
+            let mut format = rules.body_format.as_ref();
+            let context = FormatContext {
+                request: self.request.as_ref().map(|head| head as _),
+                local_reply_body: &body,
+                ..FormatContext::new(&self.info)
+            };
+            let mapper = rules.mappers.iter().find(|mapper| mapper.filter.matches(&context));
+            let mut new_body = None;
+            if let Some(mapper) = mapper {
+                status = mapper.status.unwrap_or(status);
+                new_body.clone_from(&mapper.body);
+                format = mapper.body_format.as_ref().or(format);
+                head.set_status(status);
+            }
+            if let Some(new_body) = new_body {
+                body = new_body;
+            }
+            self.info.response_code = status;
+            if let Some(mapper) = mapper {
+                mapper.headers.apply_to_response(
+                    &mut head,
+                    &self.info,
+                    self.request.as_ref().map(|r| r as _),
+                );
+            }
+            if let Some(format) = format.filter(|_| !grpc) {
+                let mut rendered = Vec::new();
+                let context = FormatContext {
+                    request: self.request.as_ref().map(|head| head as _),
+                    response: Some(&head),
+                    local_reply_body: &body,
+                    ..FormatContext::new(&self.info)
+                };
+                format.format.render(&mut rendered, &context);
+                body = rendered.into();
+                content_type.clone_from(&format.content_type);
+            }
+        }
+        self.local_body = body.clone();
+        let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
+        let may_have_body = status >= 200 && !matches!(status, 204 | 304);
+        if grpc {
+            let code = own.unwrap_or_else(|| grpc::status_of(status));
+            let message = grpc::percent_encoded(&body);
+            // As in Envoy, a client of gRPC-Web sees the status of HTTP too.
+            if !self.filters.is_web() {
+                head.set_status(200);
+                self.info.response_code = 200;
+            }
+            head.fields.push_known(Known::ContentType, b"application/grpc");
+            head.fields.push_known(Known::GrpcStatus, code.as_bytes());
+            if !message.is_empty() {
+                head.fields.push_known(Known::GrpcMessage, &message);
+            }
+            if !self.down.client.is_http2() {
+                head.fields.push_known(Known::ContentLength, b"0");
+            }
+            self.info.response_code = 200;
+            body = Bytes::new();
+        } else if matches!(status, 204 | 304) || status < 200 {
+            body = Bytes::new();
+        } else {
+            // Without a body the end of the stream says so over HTTP/2, and the answer to HEAD has no length.
+            if !body.is_empty() || !(to_head || self.down.client.is_http2()) {
+                let mut digits = itoa::Buffer::new();
+                head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            }
+            if !body.is_empty() && !head.fields.has(Known::ContentType) {
+                head.fields.push_known(Known::ContentType, &content_type);
+            }
+        }
+        if let Some(route) = &route {
+            route.response_headers.apply_to_response(
+                &mut head,
+                &self.info,
+                self.request.as_ref().map(|r| r as _),
+            );
+        }
+        if !self.manager.filters.is_empty() {
+            filters::on_reply(self, &mut head.fields);
+        }
+        manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
+        let empty = to_head || body.is_empty();
+        let chunked = (to_head && !head.fields.has(Known::ContentLength) && may_have_body).then_some(true);
+        self.start_response(head, chunked, empty, now);
+        if !empty {
+            self.info.bytes_sent += body.len() as u64;
+            self.down.client.push_all(body);
+        }
+        match self.flush().await {
+            Ok(()) => End::Done,
+            Err(()) => End::Gone,
+        }
     }
 }

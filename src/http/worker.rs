@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::filters::grpc_stats::Methods;
 use super::h2::server::Registry;
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
@@ -21,6 +22,8 @@ pub struct Worker {
     pub drain: Arc<Drain>,
     /// Connections that carry several requests.
     pub multiplexed: Registry,
+    /// Statistics of gRPC calls, by method.
+    pub grpc: Methods,
     /// Random numbers for routing, ids and back-off.
     pub rng: RefCell<fastrand::Rng>,
     /// Wall clock.
@@ -41,6 +44,7 @@ impl Worker {
             clusters,
             drain,
             multiplexed: Registry::default(),
+            grpc: Methods::default(),
             rng: RefCell::new(fastrand::Rng::new()),
             clock: Clock::new(),
             active_requests: Cell::new(0),

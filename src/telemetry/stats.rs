@@ -119,6 +119,8 @@ pub struct ClusterStats {
     pub breakers: [BreakerGauges; 2],
     /// What is left of the limits of priority DEFAULT and HIGH; only where that is tracked.
     pub remaining: [Option<RemainingGauges>; 2],
+    scope: Scope,
+    http2: OnceLock<Box<Http2Stats>>,
 }
 
 impl ClusterStats {
@@ -137,7 +139,14 @@ impl ClusterStats {
                 track_high.then(|| RemainingGauges::new(high)),
             ],
             breakers: [BreakerGauges::new(default), BreakerGauges::new(high)],
+            http2: OnceLock::new(),
+            scope,
         }
+    }
+
+    /// `cluster.<name>.http2.`, made when the cluster first has an HTTP/2 connection.
+    pub fn http2(&self) -> &Http2Stats {
+        self.http2.get_or_init(|| Box::new(Http2Stats::new(&self.scope.sub("http2"))))
     }
 }
 
@@ -280,6 +289,12 @@ impl Held {
     pub fn new(gauge: &Gauge) -> Self {
         gauge.increment(1.0);
         Self(gauge.clone())
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
     }
 }
 

@@ -20,10 +20,10 @@ use http::Request;
 use super::permit::{Kind, Permit};
 use super::pool::{ConnectionPermit, HostPool};
 use super::UpstreamError;
-use crate::http::h2::guard::{Account, Guarded};
+use crate::http::h2::guard::{Account, Flood, Guarded};
 use crate::http::h2::ping::Pinger;
 use crate::http::h2::{client_builder, HeadLimits, Options};
-use crate::telemetry::stats::Held;
+use crate::telemetry::stats::{Held, Http2Stats};
 
 /// The connections of a pool and who waits for them.
 #[derive(Debug, Default)]
@@ -77,6 +77,11 @@ impl Multiplexed {
     /// Our address on it.
     pub fn local(&self) -> Option<SocketAddr> {
         self.local
+    }
+
+    /// What its codec counts.
+    pub fn codec(&self) -> &Http2Stats {
+        self.pool.cluster().stats().http2()
     }
 
     /// What it has done so far.
@@ -383,11 +388,30 @@ impl HostPool {
                     driven.permit.note_remote_close(driven.is_open());
                     return Poll::Ready(());
                 }
-                pinger.poll(context)
+                let dead = pinger.poll(context);
+                if dead.is_ready() {
+                    driven.codec().keepalive_timeout.increment(1);
+                }
+                dead
             })
             .await;
+            if let Some(flood) = driven.account.flood.get() {
+                let codec = driven.codec();
+                match flood {
+                    Flood::Empty => codec.inbound_empty_frames_flood.increment(1),
+                    Flood::Priority => codec.inbound_priority_frames_flood.increment(1),
+                    Flood::WindowUpdate => codec.inbound_window_update_frames_flood.increment(1),
+                    Flood::Control => codec.outbound_control_flood.increment(1),
+                }
+            }
+            if let Some(broken) = driven.account.broken.get() {
+                driven.pool.cluster().stats().upstream_cx_protocol_error.increment(1);
+                driven.codec().header_overflow.increment(u64::from(broken.overflow));
+            }
             driven.close();
-            driven.pool.connections().call_all();
+            let connections = driven.pool.connections();
+            connections.open.borrow_mut().retain(|other| !Rc::ptr_eq(other, &driven));
+            connections.call_all();
         });
         self.connections().open.borrow_mut().push(connection.clone());
         Ok(connection)

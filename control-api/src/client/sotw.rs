@@ -1,5 +1,5 @@
-//! The state-of-the-world variant: each request names everything wanted, each response of listeners
-//! and clusters holds everything there is.
+//! The state-of-the-world variant: each request names everything wanted, each response of listeners,
+//! clusters and scoped routes holds everything there is.
 
 use bytes::{Buf, Bytes};
 use prost::encoding::{decode_key, decode_varint, skip_field, DecodeContext, WireType};

@@ -48,7 +48,7 @@ pub fn warming_order(type_url: &str) -> u8 {
 /// Whether a state-of-the-world response of this type always holds everything, so that absence deletes.
 #[must_use]
 pub fn absence_deletes(type_url: &str) -> bool {
-    matches!(type_url, type_url::CLUSTER | type_url::LISTENER)
+    matches!(type_url, type_url::CLUSTER | type_url::LISTENER | type_url::SCOPED_ROUTE)
 }
 
 /// One resource as it came, still encoded.

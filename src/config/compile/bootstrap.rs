@@ -259,6 +259,9 @@ fn compile(
         static_clusters: resources.clusters.iter().map(|cluster| cluster.name.clone()).collect(),
         discovery_only: reserved.map(|cluster| cluster.name.clone()).collect(),
         has_ads: dynamic.is_some_and(|dynamic| dynamic.ads_config.is_some()),
+        ads_is_delta: dynamic
+            .and_then(|dynamic| dynamic.ads_config.as_ref())
+            .is_some_and(discovery::names_delta),
         ..Compiler::default()
     };
     let (targets, refused) = problems
@@ -309,7 +312,7 @@ fn compile(
     if !problems.is_empty() {
         return None;
     }
-    let waits = needs.iter().any(|needs| !needs.route_tables.is_empty());
+    let waits = needs.iter().any(|needs| !needs.is_empty());
     let eds = |cluster: &Cluster| matches!(cluster.discovery, Discovery::Eds { .. });
     let waits = waits || compiler.clusters.all().iter().any(|slot| slot.get().is_some_and(|c| eds(&c)));
     let discovery = discovery

@@ -95,6 +95,12 @@ fn version(number: i32, field: &str, problems: &mut Problems) {
     problems.report_at(field, format!("is {name}, only V3 is supported: set {field}: V3"));
 }
 
+/// Whether a control plane is asked in the delta variant.
+pub(super) fn names_delta(api: &core::ApiConfigSource) -> bool {
+    use core::api_config_source::ApiType;
+    matches!(api.api_type(), ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc)
+}
+
 /// Compiles a control plane. `None` when a problem was reported.
 pub(super) fn api_source(
     api: &core::ApiConfigSource,
@@ -164,7 +170,7 @@ pub(super) fn api_source(
         RateLimit { max_tokens: u32_or(settings.max_tokens, 100), fill_interval }
     });
     (problems.count() == before).then_some(ApiSource {
-        delta: matches!(api_type, ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc),
+        delta: names_delta(api),
         aggregated: matches!(api_type, ApiType::AggregatedGrpc | ApiType::AggregatedDeltaGrpc),
         kind,
         targets,

@@ -15,11 +15,14 @@ use super::discovery::config_source;
 use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
-use super::{bool_or, cidr, duration_or, extension, idle, local_reply, u32_or, Environment};
-use crate::config::discovery::Source;
+use super::{
+    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, on_demand, scoped, u32_or,
+    Environment,
+};
+use crate::config::demand::OnDemand;
 use crate::config::http::{
     Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
-    RequestLimits, RouterOptions, ServerHeader, StripPort, Underscores, Upgrade,
+    RequestLimits, RouterOptions, Routes, ServerHeader, StripPort, Underscores, Upgrade,
 };
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -40,7 +43,8 @@ pub fn compile(
     problems: &mut Problems,
 ) -> Option<HttpConnectionManager> {
     let before = problems.count();
-    let (filters, router) = filters(&config.http_filters, problems);
+    let Filters { filters, on_demand, router } = filters(&config.http_filters, environment, problems);
+    environment.needs.borrow_mut().on_demand |= on_demand.is_some();
     let routes = routes(config, owner, environment, problems);
     let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
     let (internal_networks, internal_unix) = internal(config, problems);
@@ -74,6 +78,7 @@ pub fn compile(
             }
         },
         routes: routes?,
+        on_demand: on_demand.map(Box::new),
         filters,
         router: router?,
         access_logs,
@@ -160,7 +165,7 @@ fn routes(
     owner: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<Arc<Slot<RouteTable>>> {
+) -> Option<Routes> {
     use pb::http_connection_manager::RouteSpecifier;
     match config.route_specifier.as_ref()? {
         RouteSpecifier::RouteConfig(routes) => {
@@ -168,7 +173,7 @@ fn routes(
                 .at("route_config", |problems| rooms::route_table(routes, true, environment, problems))?;
             // A listener that comes again has a table of its own each time.
             if environment.dynamic {
-                return Some(Slot::anonymous(Arc::new(table)));
+                return Some(Routes::Table(Slot::anonymous(Arc::new(table))));
             }
             // Several connection managers may use the same name for different tables, so the listener and
             // a number are part of the slot's name.
@@ -180,13 +185,19 @@ fn routes(
                 .find(|name| environment.compiler.routes.find(name).is_none())
                 .map(|name| environment.compiler.routes.slot(&name))?;
             slot.set(Some(Arc::new(table)));
-            Some(slot)
+            Some(Routes::Table(slot))
         }
         RouteSpecifier::Rds(rds) => {
-            problems.at("rds", |problems| route_discovery(rds, &config.stat_prefix, environment, problems))
+            let slot = problems
+                .at("rds", |problems| route_discovery(rds, &config.stat_prefix, environment, problems));
+            slot.map(Routes::Table)
         }
-        // Refused by the support table.
-        RouteSpecifier::ScopedRoutes(_) => None,
+        RouteSpecifier::ScopedRoutes(scoped) => {
+            let scoped = problems.at("scoped_routes", |problems| {
+                scoped::routes(scoped, &config.stat_prefix, environment, problems)
+            });
+            scoped.map(|scoped| Routes::Scoped(Box::new(scoped)))
+        }
     }
 }
 
@@ -203,7 +214,7 @@ fn route_discovery(
         problems.report_at("route_config_name", message);
     }
     let compiler = environment.compiler;
-    let parent = environment.dynamic.then(|| compiler.lds.clone().unwrap_or(Source::SameAsParent));
+    let parent = environment.parent();
     let source = problems.at("config_source", |problems| {
         config_source(rds.config_source.as_ref()?, parent.as_ref(), compiler, problems)
     })?;
@@ -224,10 +235,20 @@ fn route_discovery(
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
-/// The filters before the router, and the router's options.
-fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>, Option<RouterOptions>) {
+/// What a list of filters becomes.
+struct Filters {
+    /// Those before the router.
+    filters: Vec<HttpFilter>,
+    /// The one that makes requests wait, which is no step of its own.
+    on_demand: Option<OnDemand>,
+    /// The router's options.
+    router: Option<RouterOptions>,
+}
+
+fn filters(list: &[pb::HttpFilter], environment: &Environment<'_>, problems: &mut Problems) -> Filters {
     use pb::http_filter::ConfigType;
-    let filters = Vec::new();
+    let mut filters = Vec::new();
+    let mut on_demand = None;
     let mut router = None;
     let mut unsupported = false;
     for (index, filter) in list.iter().enumerate() {
@@ -255,6 +276,24 @@ fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>
                     router = problems.at("typed_config", |problems| router_options(any, problems));
                     unsupported |= router.is_none();
                 }
+                found if http_filters::knows(found) => {
+                    let compiled =
+                        problems.at("typed_config", |problems| http_filters::compile(any, problems));
+                    unsupported |= compiled.is_none();
+                    filters.extend(compiled.filter(|_| !filter.disabled));
+                }
+                on_demand::TYPE => {
+                    if on_demand.is_some() {
+                        problems.report(format!("there are two filters of type {}", on_demand::TYPE));
+                    }
+                    let compiled = problems.at("typed_config", |problems| {
+                        on_demand::filter(&filter.name, any, environment, problems)
+                    });
+                    unsupported |= compiled.is_none();
+                    if !filter.disabled {
+                        on_demand = compiled;
+                    }
+                }
                 found => {
                     unsupported = true;
                     let message = format!("the HTTP filter {} ({found}) is not supported yet", filter.name);
@@ -269,7 +308,7 @@ fn filters(list: &[pb::HttpFilter], problems: &mut Problems) -> (Vec<HttpFilter>
     if !ends_with_router && !unsupported && router.is_none() {
         problems.report_at("http_filters", "must end with the router (envoy.filters.http.router)");
     }
-    (filters, router)
+    Filters { filters, on_demand, router }
 }
 
 fn router_options(

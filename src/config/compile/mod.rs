@@ -19,13 +19,16 @@ mod discovery;
 mod dns;
 mod endpoints;
 pub mod hcm;
+mod http_filters;
 mod http_options;
 mod known_clusters;
 pub mod listener;
 mod local_reply;
+pub(crate) mod on_demand;
 pub mod resource;
 mod rooms;
 pub mod runtime;
+pub mod scoped;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -37,7 +40,7 @@ use outrigger_control_api::{unpack, UnpackError};
 use prost::{Message, Name};
 
 pub use bootstrap::{bootstrap, CompiledBootstrap};
-pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed};
+pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed, ScopesNeed};
 
 use super::cluster::Keepalive;
 use super::problems::Problems;

@@ -16,18 +16,24 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
 use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
-use outrigger_control_api::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use outrigger_control_api::pb::envoy::config::route::v3::{
+    RouteConfiguration, ScopedRouteConfiguration, VirtualHost,
+};
 use outrigger_control_api::{pool, DynamicMessage};
 use prost::{Message, Name};
 
 use super::check::{self, merge, once_each};
+use super::discovery::config_source;
 use super::dns::Resolver;
 use super::runtime::Runtime;
-use super::{cluster, endpoints, known_clusters, listener};
+use super::scoped::{self, ScopeConfig};
+use super::{cluster, endpoints, known_clusters, listener, on_demand};
+use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
 use crate::config::listener::Listener;
 use crate::config::problems::{Problem, Problems};
 use crate::config::route::{self, RouteTable};
+use crate::config::scopes::ScopeTable;
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
 use crate::upstream::host_set::SplitOptions;
@@ -41,6 +47,10 @@ pub struct Compiler {
     /// Route tables: those of RDS as [`Compiler::route_slot`] names them, inline ones of the bootstrap's
     /// listeners as `LISTENER/TABLE`.
     pub routes: Arc<Directory<RouteTable>>,
+    /// Scopes of SRDS, as [`Compiler::scopes_slot`] names them.
+    pub scopes: Directory<ScopeTable>,
+    /// Where requests ask for what is not there yet.
+    pub demand: Arc<Demand>,
     /// Runtime values: those of the bootstrap and of RTDS.
     pub runtime: ArcSwap<Runtime>,
     /// This node's cluster and id, as `add_user_agent` sends them.
@@ -59,6 +69,8 @@ pub struct Compiler {
     pub(super) refused_control: HashSet<String>,
     /// Whether the bootstrap has an `ads_config`.
     pub has_ads: bool,
+    /// Whether that is a delta stream.
+    pub ads_is_delta: bool,
     /// Where listeners and clusters come from: what `self` means in them.
     pub lds: Option<Source>,
     /// As `lds`, for clusters.
@@ -85,6 +97,36 @@ pub struct Compiled<T> {
 pub struct Needs {
     /// Route tables to ask for, each once.
     pub route_tables: Vec<RouteNeed>,
+    /// Those to ask for when a request wants them, each once.
+    pub lazy_tables: Vec<RouteNeed>,
+    /// Scopes to ask for, each source once.
+    pub scoped_routes: Vec<ScopesNeed>,
+    /// Where a route table has the virtual hosts that are not in it (VHDS).
+    pub virtual_hosts: Option<ConfigSource>,
+    /// Requests may ask for more.
+    pub on_demand: bool,
+}
+
+impl Needs {
+    /// Whether nothing is needed.
+    pub fn is_empty(&self) -> bool {
+        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, on_demand } = self;
+        let tables = route_tables.is_empty() && lazy_tables.is_empty() && scoped_routes.is_empty();
+        tables && virtual_hosts.is_none() && !on_demand
+    }
+}
+
+/// The scopes of a connection manager.
+#[derive(Debug, Clone)]
+pub struct ScopesNeed {
+    /// Whom to ask for scopes, and how long to wait.
+    pub source: ConfigSource,
+    /// Whom to ask for their tables.
+    pub tables: ConfigSource,
+    /// Where they go.
+    pub slot: Arc<Slot<ScopeTable>>,
+    /// Under which prefixes and names the connection managers that use them count.
+    pub users: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// A route table to ask for.
@@ -147,18 +189,46 @@ impl<'a> Environment<'a> {
 impl Compiler {
     /// The slot of the route table `name` from `source`: the same each time.
     pub fn route_slot(&self, source: &Source, name: &str) -> Arc<Slot<RouteTable>> {
+        self.routes.slot(&format!("{}:{name}", self.label(source)))
+    }
+
+    /// The slot of the scopes from `source` whose tables come from `tables`: the same each time.
+    pub fn scopes_slot(&self, source: &Source, tables: &Source) -> Arc<Slot<ScopeTable>> {
+        self.scopes.slot(&format!("{} {}", self.label(source), self.label(tables)))
+    }
+
+    /// A text for each source.
+    fn label(&self, source: &Source) -> String {
+        let Source::Own(api) = source else { return source.to_string() };
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sources.iter().position(|known| known == api);
+        let number = known.unwrap_or_else(|| {
+            sources.push(api.clone());
+            sources.len() - 1
+        });
+        format!("{source}#{number}")
+    }
+
+    /// Whether resources can be asked for one by one, and be said not to exist. That of the resource
+    /// around, where it is not known, may turn out not to be: then nothing comes.
+    pub(super) fn is_delta(&self, source: &Source) -> bool {
         match source {
-            Source::Own(api) => {
-                let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-                let known = sources.iter().position(|known| known == api);
-                let number = known.unwrap_or_else(|| {
-                    sources.push(api.clone());
-                    sources.len() - 1
-                });
-                self.routes.slot(&format!("{source}#{number}:{name}"))
-            }
-            _ => self.routes.slot(&format!("{source}:{name}")),
+            Source::Ads => self.ads_is_delta || !self.has_ads,
+            Source::Own(api) => api.delta,
+            Source::SameAsParent => true,
+            Source::Path { .. } => false,
         }
+    }
+
+    /// Compiles an encoded `envoy.config.route.v3.ScopedRouteConfiguration`.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn scope(&self, body: &[u8]) -> Result<Compiled<ScopeConfig>, Vec<Problem>> {
+        self.compile(body, &|_| true, |config: &ScopedRouteConfiguration, environment, problems| {
+            let compiled = scoped::scope_config(config, environment, problems)?;
+            Some((compiled.name.clone(), compiled))
+        })
     }
 
     /// Compiles an encoded `envoy.config.cluster.v3.Cluster`.
@@ -196,6 +266,18 @@ impl Compiler {
         if let Some(check) = &clusters {
             check.table(&config, &mut problems);
         }
+        on_demand::check(&config.typed_per_filter_config, self, &mut problems);
+        environment.needs.borrow_mut().virtual_hosts = config.vhds.as_ref().and_then(|vhds| {
+            problems.at("vhds.config_source", |problems| {
+                // Demanded by a field rule.
+                let parent = Some(&Source::SameAsParent);
+                let source = config_source(vhds.config_source.as_ref()?, parent, self, problems)?;
+                if !self.is_delta(&source.source) {
+                    problems.report("virtual hosts need a delta stream (DELTA_GRPC)");
+                }
+                Some(source)
+            })
+        });
         let look = &mut |bytes: &[u8], host: &VirtualHost, problems: &mut Problems| {
             if let Err(malformed) = found.check::<VirtualHost>(bytes, problems.path()) {
                 malformed.iter().for_each(|problem| problems.report(&problem.message));
@@ -203,6 +285,7 @@ impl Compiler {
             if let Some(check) = &clusters {
                 check.host(host, problems);
             }
+            on_demand::check_host(host, self, problems);
         };
         let table = route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
         found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)

@@ -6,7 +6,7 @@ use outrigger_control_api::pb::envoy::config::{
 };
 use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 
-use super::{bool_or, known_clusters, Environment};
+use super::{bool_or, known_clusters, on_demand, Environment};
 use crate::config::chain_match::ChainIndex;
 use crate::config::problems::Problems;
 use crate::config::route::{HeaderOps, RouteTable};
@@ -39,6 +39,15 @@ pub(super) fn route_table(
     let unnamed = !environment.dynamic && (environment.known)("");
     let validate = bool_or(config.validate_clusters, validate) && !unnamed;
     known_clusters::check(config, validate, environment, problems);
+    if config.vhds.is_some() {
+        problems.report_at("vhds", "needs a table that comes by RDS");
+    }
+    on_demand::check(&config.typed_per_filter_config, environment.compiler, problems);
+    for (index, host) in config.virtual_hosts.iter().enumerate() {
+        problems.at_index("virtual_hosts", index, |problems| {
+            on_demand::check_host(host, environment.compiler, problems);
+        });
+    }
     crate::config::route::compile(config, &environment.compiler.clusters, problems)
 }
 

@@ -21,7 +21,8 @@ use super::retry::RetryPolicy;
 use super::rewrite::PathRewrite;
 use super::sleeping::{HostCell, Sleeping};
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
-use crate::config::compile::{bool_or, data_source, u32_or};
+use crate::config::compile::{bool_or, data_source, on_demand, u32_or};
+use crate::config::demand::RouteOnDemand;
 use crate::config::headers::{HeaderKey, Known};
 use crate::config::matcher::{
     regex, substitution, CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher,
@@ -71,6 +72,7 @@ pub(super) struct Scope {
     table_request: HeaderOps,
     table_response: HeaderOps,
     table_mirrors: Arc<[Mirror]>,
+    on_demand: Option<Arc<RouteOnDemand>>,
 }
 
 /// What the routes of one virtual host inherit from it.
@@ -80,6 +82,7 @@ pub(super) struct HostScope {
     pub(super) mirrors: Arc<[Mirror]>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
     buffer_limit: Option<u32>,
+    on_demand: Option<Arc<RouteOnDemand>>,
     pub(super) include_request_attempt_count: bool,
     pub(super) include_attempt_count_in_response: bool,
     pub(super) include_is_timeout_retry_header: bool,
@@ -175,6 +178,7 @@ fn scope(
         table_request: request,
         table_response: response,
         table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
+        on_demand: on_demand::of_route(&config.typed_per_filter_config),
     }
 }
 
@@ -202,6 +206,7 @@ fn table(
         sleeping: sleeping.map(Arc::new),
         ignore_port: config.ignore_port_in_host_matching,
         ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+        has_more: config.vhds.is_some(),
     }
 }
 
@@ -227,6 +232,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
             problems.at("retry_policy", |problems| RetryPolicy::compile(policy, problems)).map(Arc::new)
         }),
         buffer_limit: config.per_request_buffer_limit_bytes.map(|limit| limit.value),
+        on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| scope.on_demand.clone()),
         include_request_attempt_count: config.include_request_attempt_count,
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
@@ -293,6 +299,7 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         response_headers: order(&response, &host.response, &scope.table_response),
         buffer_limit: (config.per_request_buffer_limit_bytes.map(|limit| limit.value)).or(host.buffer_limit),
         metadata: config.metadata.clone().map(Box::new),
+        on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| host.on_demand.clone()),
         stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
     })
 }

@@ -24,6 +24,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use self::domains::{without_port, Domains};
 use self::path::{matches, Conditions, RequestPath};
 use self::sleeping::{HostCell, Sleeping};
+use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, Known, RequestView};
 use super::{Cluster, Slot};
 
@@ -55,6 +56,8 @@ pub struct RouteTable {
     sleeping: Option<Arc<Sleeping>>,
     ignore_port: bool,
     ignore_path_parameters: bool,
+    /// A control plane may have more virtual hosts (VHDS).
+    has_more: bool,
 }
 
 /// A compiled virtual host.
@@ -92,6 +95,8 @@ pub struct Route {
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
     pub metadata: Option<Box<Metadata>>,
+    /// What it says to the on-demand filter: its own, or its virtual host's or table's.
+    pub on_demand: Option<Arc<RouteOnDemand>>,
     /// Name for statistics.
     pub stat_prefix: Option<Arc<str>>,
 }
@@ -101,6 +106,8 @@ pub struct Route {
 pub enum Selection<'t> {
     /// No virtual host serves the authority, or none of its routes matches: 404.
     NotFound,
+    /// No virtual host serves the authority, but a control plane may have one (VHDS).
+    NoHost,
     /// The virtual host wants TLS: 301 to [`tls_location`].
     RequireTls(&'t Arc<VirtualHost>),
     /// A route.
@@ -125,7 +132,7 @@ impl RouteTable {
         }
         let index = self.domains.find(authority);
         let Some(cell) = index.and_then(|index| self.virtual_hosts.get(index as usize)) else {
-            return Selection::NotFound;
+            return if self.has_more { Selection::NoHost } else { Selection::NotFound };
         };
         let Some(vhost) = cell.get().or_else(|| cell.wake(self.sleeping.as_deref())) else {
             return Selection::NotFound;
@@ -173,6 +180,7 @@ impl RouteTable {
             sleeping: self.sleeping.clone(),
             ignore_port: self.ignore_port,
             ignore_path_parameters: self.ignore_path_parameters,
+            has_more: self.has_more,
         }
     }
 }

@@ -4,7 +4,7 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
-const SCOPED: &str = "scoped routes are not supported";
+const XDSTP: &str = "xdstp collections are not supported";
 const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 const TRACING: &str = "requests are not traced yet";
 const TLS: &str = "without TLS there is no client certificate";
@@ -17,6 +17,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stat_prefix",
             "route_config",
             "rds",
+            "scoped_routes",
             "http_filters",
             "add_user_agent",
             "common_http_protocol_options",
@@ -65,7 +66,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         rejected: &[
             ("codec_type=HTTP3", "HTTP/3 is not supported"),
-            ("scoped_routes", SCOPED),
             ("access_log_flush_interval", "access logs are written when a stream ends"),
             ("flush_access_log_on_new_request", "access logs are written when a stream ends"),
             ("early_header_mutation_extensions", "headers are changed by routes only"),
@@ -97,6 +97,48 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         implemented: &["name", "typed_config", "is_optional", "disabled"],
         observe: &[],
         rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
+    },
+    whole("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
+    MessageSupport {
+        message: "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config",
+        implemented: &[],
+        observe: &[],
+        rejected: &[
+            ("upgrade_protobuf_to_grpc", "only requests that are gRPC already are bridged"),
+            ("ignore_query_parameters", "it belongs to upgrade_protobuf_to_grpc"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+        implemented: &[
+            "individual_method_stats_allowlist",
+            "stats_for_all_methods",
+            "enable_upstream_stats",
+            "replace_dots_in_grpc_service_name",
+        ],
+        observe: &[("emit_filter_state", "there is no filter state yet")],
+        rejected: &[],
+    },
+    whole("envoy.config.core.v3.GrpcMethodList"),
+    whole("envoy.config.core.v3.GrpcMethodList.Service"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor.KvElement"),
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRouteConfigurationsList"),
+    MessageSupport {
+        message: "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRds",
+        implemented: &["scoped_rds_config_source"],
+        observe: &[],
+        rejected: &[("srds_resources_locator", XDSTP)],
+    },
+    whole("envoy.extensions.filters.http.on_demand.v3.OnDemand"),
+    MessageSupport {
+        message: "envoy.extensions.filters.http.on_demand.v3.OnDemandCds",
+        implemented: &["source", "timeout"],
+        observe: &[],
+        rejected: &[("resources_locator", XDSTP)],
     },
     whole("envoy.extensions.filters.network.http_connection_manager.v3.RequestIDExtension"),
     whole("envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig"),

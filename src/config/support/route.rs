@@ -3,7 +3,7 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
-const NO_FILTERS: &str = "it is for HTTP filters, and those there are take no options by route";
+const NO_FILTERS: &str = "of the HTTP filters there are only on_demand takes options by route";
 const NO_RUNTIME: &str = "runtime does not override it";
 const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
 const CORS_FILTER: &str = "only the CORS filter reads it, and that is refused";
@@ -31,15 +31,19 @@ pub const ROUTE: &[MessageSupport] = &[
             "request_mirror_policies",
             "ignore_port_in_host_matching",
             "ignore_path_parameters_in_path_matching",
+            "vhds",
         ],
         observe: &[("metadata", METADATA), ("typed_per_filter_config", NO_FILTERS)],
         rejected: &[
-            ("vhds", "virtual hosts are not fetched one by one"),
             ("cluster_specifier_plugins", "cluster specifier plugins are not supported"),
             ("vhost_header", "virtual hosts are chosen by authority only"),
             ("route_specifiers", EXTENSIONS),
         ],
     },
+    all("envoy.config.route.v3.Vhds"),
+    all("envoy.config.route.v3.ScopedRouteConfiguration"),
+    all("envoy.config.route.v3.ScopedRouteConfiguration.Key"),
+    all("envoy.config.route.v3.ScopedRouteConfiguration.Key.Fragment"),
     MessageSupport {
         message: "envoy.config.route.v3.VirtualHost",
         implemented: &[

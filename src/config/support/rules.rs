@@ -64,6 +64,7 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
+    ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",

@@ -27,17 +27,24 @@ pub enum Piece {
 #[derive(Debug, Default)]
 pub struct Incoming {
     stream: Option<RecvStream>,
+    /// The peer ended it before its time.
+    failed: bool,
 }
 
 impl Incoming {
     /// The body behind a head.
     pub fn new(stream: RecvStream) -> Self {
-        Self { stream: Some(stream) }
+        Self { stream: Some(stream), failed: false }
     }
 
     /// Whether the peer has sent all of it and all of it was taken.
     pub fn is_end(&self) -> bool {
         self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+    }
+
+    /// Whether nothing more will come, for whatever reason.
+    pub fn is_over(&self) -> bool {
+        self.failed || self.is_end()
     }
 
     /// The next piece. The peer may send as much again as soon as it is taken: whoever takes it bounds
@@ -58,7 +65,10 @@ impl Incoming {
                     let _ = stream.flow_control().release_capacity(length);
                     return Poll::Ready(Ok(Piece::Data(data)));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error))),
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Poll::Ready(Err(StreamError::of(&error)));
+                }
                 None => {
                     let trailers = ready!(stream.poll_trailers(context));
                     return Poll::Ready(match trailers {
@@ -95,6 +105,7 @@ pub struct Outgoing {
     unasked: usize,
     ending: Ending,
     account: Option<Rc<Account>>,
+    dead: bool,
 }
 
 impl Default for Outgoing {
@@ -106,6 +117,7 @@ impl Default for Outgoing {
             unasked: UNASKED,
             ending: Ending::Open,
             account: None,
+            dead: false,
         }
     }
 }
@@ -120,9 +132,15 @@ impl Outgoing {
         }
     }
 
+    /// There will be no stream: what waits and what comes is for nobody.
+    pub fn fail(&mut self) {
+        self.clear();
+        self.dead = true;
+    }
+
     /// Adds a piece.
     pub fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
+        if !piece.is_empty() && !self.dead {
             self.length += piece.len();
             self.waiting.push_back(piece);
         }
@@ -165,17 +183,20 @@ impl Outgoing {
         }
     }
 
-    /// Ready when the peer has ended the stream before its time.
-    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the peer has ended the stream before its time; false when it was the connection that ended.
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         match &mut self.stream {
-            Some(stream) => stream.poll_reset(context).map(|_| ()),
+            Some(stream) => stream.poll_reset(context).map(|reset| reset.is_ok()),
             None => Poll::Pending,
         }
     }
 
     /// Hands over what waits, as far as the peer's window has room. Without a stream, waits.
     pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, waiting, length, unasked, ending, account } = self;
+        if self.dead {
+            return Poll::Ready(Err(StreamError::Closed.into()));
+        }
+        let Self { stream, waiting, length, unasked, ending, account, .. } = self;
         let Some(stream) = stream else {
             return if *length == 0 { Poll::Ready(Ok(())) } else { Poll::Pending };
         };

@@ -11,6 +11,7 @@ use super::heads;
 use super::StreamError;
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::head::{RequestHead, ResponseHead};
+use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::Protocol;
 use crate::upstream::multiplex::{Multiplexed, StreamSlot};
 
@@ -23,8 +24,20 @@ pub struct ClientStream {
     pub incoming: Incoming,
     response: ResponseFuture,
     informed: bool,
+    /// Nothing more will be heard before the body.
+    headed: bool,
+    _active: Held,
     /// What the response answers.
     asked: Asked,
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        // The crate resets a stream whose handles are gone.
+        if !self.headed || !self.incoming.is_over() {
+            self.connection().codec().tx_reset.increment(1);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -76,7 +89,9 @@ impl ClientStream {
             connect,
             upgrade: head.upgrade().filter(|_| !connect).map(Into::into),
         };
-        Ok(Self { slot, incoming: Incoming::default(), response, informed: false, asked })
+        let _active = Held::new(&slot.connection().codec().streams_active);
+        let incoming = Incoming::default();
+        Ok(Self { slot, incoming, response, informed: false, headed: false, _active, asked })
     }
 
     /// Its connection.
@@ -101,12 +116,16 @@ impl ClientStream {
                     );
                     return Poll::Ready(Ok(Heard::Interim(head)));
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(StreamError::of(&error))),
+                Poll::Ready(Some(Err(error))) => {
+                    self.headed = true;
+                    return Poll::Ready(Err(StreamError::of(&error)));
+                }
                 Poll::Ready(None) => self.informed = true,
                 Poll::Pending => {}
             }
         }
         let response = std::future::Future::poll(std::pin::Pin::new(&mut self.response), context);
+        self.headed |= response.is_ready();
         match response {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(StreamError::of(&error))),

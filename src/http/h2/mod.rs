@@ -72,12 +72,18 @@ impl Default for Options {
 
 /// Bytes of one stream that wait in the crate for the socket.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Streams that a peer reset and we have not looked at yet, at a time.
-const PENDING_RESETS: usize = 20;
-/// Streams that we reset and still remember, at a time.
+/// Streams that a peer reset and we have not looked at yet, at a time: a proxy before us whose clients leave
+/// resets all of their streams at once. Who opens streams only to reset them is found out by their age.
+const PENDING_RESETS: usize = 512;
+/// Streams that we reset as a server and still remember, at a time.
 const RESETS_KEPT: usize = 50;
 /// Streams that we reset because of the peer's errors, in the life of a connection.
 const ERROR_RESETS: usize = 100;
+/// The same as a client: requests are given up in the ordinary course of things, and their answers still come. A
+/// frame of a stream that was forgotten counts as an error of the upstream's, and too many of these would end the
+/// connection under the requests of everybody else.
+const CLIENT_RESETS_KEPT: usize = 1024;
+const CLIENT_ERROR_RESETS: usize = 10_000;
 
 /// How we speak as a client.
 pub fn client_builder(options: &Options, http: &UpstreamHttp) -> h2::client::Builder {
@@ -88,9 +94,9 @@ pub fn client_builder(options: &Options, http: &UpstreamHttp) -> h2::client::Bui
         .initial_window_size(options.initial_stream_window)
         .initial_connection_window_size(options.initial_connection_window)
         .max_header_list_size(u32::try_from(http.max_response_headers).unwrap_or(u32::MAX))
-        .max_concurrent_reset_streams(RESETS_KEPT)
+        .max_concurrent_reset_streams(CLIENT_RESETS_KEPT)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .max_local_error_reset_streams(Some(CLIENT_ERROR_RESETS))
         .max_send_buffer_size(SEND_BUFFER);
     builder
 }

@@ -55,13 +55,24 @@ pub struct ServerStream {
 impl ServerStream {
     /// Ready when the client has ended the stream before its time.
     pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        ready!(if self.begun {
-            self.outgoing.poll_reset(context)
-        } else {
-            self.respond.poll_reset(context).map(|_| ())
-        });
+        ready!(self.poll_end(context));
         self.reset = true;
         Poll::Ready(())
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.begun {
+            self.outgoing.poll_reset(context)
+        } else {
+            self.respond.poll_reset(context).map(|reset| reset.is_ok())
+        }
+    }
+
+    /// Whether the client has ended the stream before its time, while the connection goes on.
+    pub fn was_reset(&mut self) -> bool {
+        let reset = self.poll_end(&mut Context::from_waker(Waker::noop()));
+        self.reset |= reset.is_ready();
+        reset == Poll::Ready(true)
     }
 
     /// Passes a 1xx on.
@@ -87,7 +98,7 @@ impl ServerStream {
                 self.begun = true;
             }
             // The stream has ended; so has the request.
-            Err(_) => self.outgoing.clear(),
+            Err(_) => self.outgoing.fail(),
         }
     }
 
@@ -99,11 +110,11 @@ impl ServerStream {
     }
 
     /// Ends the stream where its response broke off.
-    pub fn break_off(&mut self) {
+    pub fn break_off(&mut self, reason: Reason) {
         if self.begun {
-            self.outgoing.reset(Reason::INTERNAL_ERROR);
+            self.outgoing.reset(reason);
         } else {
-            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            self.respond.send_reset(reason);
         }
     }
 }
@@ -236,7 +247,8 @@ fn builder(options: &Options, manager: &HttpConnectionManager) -> h2::server::Bu
     builder
 }
 
-/// Serves a connection whose protocol is known. `prefix` was read before; `buffer_limit` is the listener's.
+/// Serves a connection whose protocol is known. `prefix` was read before; `buffer_limit` is the listener's. Says
+/// whether it was the client that ended it.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
@@ -244,7 +256,7 @@ pub async fn serve(
     prefix: BytesMut,
     buffer_limit: usize,
     info: Rc<ConnectionInfo>,
-) {
+) -> bool {
     let stats = &manager.stats;
     stats.downstream_cx_http2_total.increment(1);
     let _http2 = Held::new(&stats.downstream_cx_http2_active);
@@ -260,9 +272,9 @@ pub async fn serve(
             if !error.is_io() {
                 stats.downstream_cx_protocol_error.increment(1);
             }
-            return;
+            return error.is_io();
         }
-        Err(_) => return,
+        Err(_) => return false,
     };
     let shared = Rc::new(Connection {
         account,
@@ -402,14 +414,16 @@ pub async fn serve(
                 break;
             }
             Event::Ended(error) => {
-                if let Some(error) = error.filter(|error| !error.is_io() && !error.is_remote()) {
+                let ours = error.as_ref().filter(|error| !error.is_io() && !error.is_remote());
+                if let Some(error) = ours {
                     stats.downstream_cx_protocol_error.increment(1);
-                    count_ended(&error, &shared.account, &manager);
+                    count_ended(error, &shared.account, &manager);
                 }
-                break;
+                return ours.is_none();
             }
         }
     }
+    false
 }
 
 /// Counts what the crate answered by itself.
@@ -557,7 +571,7 @@ async fn serve_stream(
             // An answer that broke off, with a head or without one.
             Next::Reset => {
                 codec.tx_reset.increment(1);
-                stream.break_off();
+                stream.break_off(Reason::INTERNAL_ERROR);
             }
             // What the client was told is whole; the rest of its request is not waited for.
             Next::Close => {}

@@ -41,6 +41,8 @@ pub(super) struct Deadlines {
     try_end: Option<Instant>,
     idle: Option<Instant>,
     duration: Option<Instant>,
+    /// The stream's longest life.
+    pub(super) life: Option<Duration>,
     /// The whole request has come; never so where another protocol follows its head.
     complete: bool,
     /// This try has a connection.
@@ -193,6 +195,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         try_end: None,
         idle: idle_timeout.map(|idle| start + idle),
         duration: duration.map(|duration| start + duration),
+        life: duration,
         complete: false,
         connected: false,
         late_status: if alternative { 204 } else { 504 },
@@ -211,6 +214,15 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
 /// Whole milliseconds; unlike [`Duration::as_millis`] without arithmetic on 128 bits.
 pub(super) fn whole_millis(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1000).saturating_add(u64::from(duration.subsec_millis()))
+}
+
+/// A timeout as `grpc-timeout` says it: milliseconds, or the first longer unit in which it has eight digits.
+pub(super) fn grpc_timeout_text(timeout: Duration) -> String {
+    const MOST: u64 = 99_999_999;
+    let millis = whole_millis(timeout);
+    let units = [(1, 'm'), (1000, 'S'), (60_000, 'M'), (3_600_000, 'H')];
+    let (size, unit) = units.into_iter().find(|(size, _)| millis / size <= MOST).unwrap_or((3_600_000, 'H'));
+    format!("{}{unit}", (millis / size).min(MOST))
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -250,6 +262,7 @@ mod tests {
             try_end: None,
             idle: after(500),
             duration: after(900),
+            life: None,
             complete: false,
             connected: false,
             late_status: 504,
@@ -284,6 +297,9 @@ mod tests {
 
     #[test]
     fn grpc_timeouts() {
+        assert_eq!(grpc_timeout_text(Duration::from_millis(250)), "250m");
+        assert_eq!(grpc_timeout_text(Duration::from_millis(100_000_000)), "100000S");
+        assert_eq!(grpc_timeout_text(Duration::MAX), "99999999H");
         assert_eq!(grpc_timeout(b"1H"), Some(Duration::from_secs(3600)));
         assert_eq!(grpc_timeout(b"250m"), Some(Duration::from_millis(250)));
         assert_eq!(grpc_timeout(b"99999999n"), Some(Duration::from_nanos(99_999_999)));

@@ -9,7 +9,7 @@ use super::deadlines::Expired;
 use super::{Attempts, End, Failure};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h2::StreamError;
-use crate::telemetry::stream_info::ResponseFlags;
+use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 use crate::upstream::UpstreamError;
 
 /// What the client is told.
@@ -87,15 +87,47 @@ impl Attempts<'_> {
         let stats = self.cluster.cluster.stats();
         match &failed.failure {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
-            Failure::Gone | Failure::Refused(_) => stats.upstream_rq_tx_reset.increment(1),
+            Failure::Gone | Failure::Refused(_) => self.count_given_up(ex),
             Failure::Upstream(_) => {}
-            Failure::Closed | Failure::Reset(_) => stats.upstream_rq_rx_reset.increment(1),
+            Failure::Closed if is_stream(ex) => self.count_stream(StreamError::Closed),
+            Failure::Closed => {}
+            Failure::Reset(error) => self.count_stream(*error),
             Failure::Protocol => {
                 stats.upstream_cx_protocol_error.increment(1);
-                stats.upstream_rq_rx_reset.increment(1);
+                if is_stream(ex) {
+                    self.count_stream(StreamError::Protocol(h2::Reason::PROTOCOL_ERROR));
+                }
             }
-            // Over HTTP/1 this is a close, which Envoy does not count as a reset of the request.
-            Failure::Timeout(expired) => self.count_timeout(ex, *expired),
+            Failure::Timeout(expired) => {
+                self.count_timeout(ex, *expired);
+                if failed.started {
+                    self.count_given_up(ex);
+                }
+            }
+        }
+    }
+
+    /// Counts a try that is given up. Over HTTP/1 that is a close, which Envoy does not count as a reset.
+    pub(super) fn count_given_up(&self, ex: &Exchange<'_>) {
+        if is_stream(ex) {
+            self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+        }
+    }
+
+    /// Counts how an HTTP/2 stream was ended before its time.
+    pub(super) fn count_stream(&self, error: StreamError) {
+        let stats = self.cluster.cluster.stats();
+        match error {
+            StreamError::Reset(_) => {
+                stats.upstream_rq_rx_reset.increment(1);
+                stats.http2().rx_reset.increment(1);
+            }
+            StreamError::Refused => stats.http2().rx_reset.increment(1),
+            StreamError::Protocol(_) => {
+                stats.upstream_rq_tx_reset.increment(1);
+                stats.http2().rx_messaging_error.increment(1);
+            }
+            StreamError::Closed => stats.upstream_rq_pending_failure_eject.increment(1),
         }
     }
 
@@ -152,8 +184,12 @@ impl Attempts<'_> {
                 let (details, reason) = ("remote_refused_stream_reset", "remote refused stream reset");
                 Told::reset(ex, 503, ResponseFlags::UR, details, reason)
             }
-            Failure::Reset(_) => Told::reset(ex, 503, ResponseFlags::UR, "remote_reset", "remote reset"),
-            Failure::Protocol => Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error"),
+            Failure::Reset(error) if error != StreamError::Reset(h2::Reason::PROTOCOL_ERROR) => {
+                Told::reset(ex, 503, ResponseFlags::UR, "remote_reset", "remote reset")
+            }
+            Failure::Protocol | Failure::Reset(_) => {
+                Told::reset(ex, 502, ResponseFlags::UPE, "protocol_error", "protocol error")
+            }
             Failure::Timeout(expired) => self.late(ex, expired),
         };
         ex.info.flags.insert(told.flag);
@@ -215,6 +251,11 @@ pub(super) fn timeout_details(expired: Expired) -> &'static str {
         Expired::Idle => "stream_idle_timeout",
         Expired::Duration => "max_duration_timeout",
     }
+}
+
+/// Whether the last try was on an HTTP/2 stream.
+fn is_stream(ex: &Exchange<'_>) -> bool {
+    ex.info.upstream_protocol == Some(Protocol::Http2)
 }
 
 /// What the kernel said, as Envoy writes it: no number, underscores for blanks.

@@ -34,8 +34,10 @@ use self::request::prepare;
 use self::retry::Retries;
 use self::upload::Copies;
 use super::exchange::{Exchange, Reply};
+use super::filters;
 use super::h1::{Framing, Refusal};
 use super::h2::StreamError;
+use super::on_demand::Gone;
 use crate::config::cluster::{HostShared, UpstreamProtocol};
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
@@ -112,18 +114,35 @@ pub(in crate::http) async fn forward(
     }
     let Some(request) = &ex.request else { return End::Gone };
     let (chosen, weighted) = forward.target.choose(request, random);
-    let slot: Option<Arc<Slot<Cluster>>> = match chosen {
-        Chosen::Slot(slot) => Some(slot.clone()),
+    let slot: Option<Arc<Slot<Cluster>>> = match &chosen {
+        Chosen::Slot(slot) => Some((*slot).clone()),
         Chosen::Named(name) => name
             .and_then(|name| std::str::from_utf8(name).ok())
             .and_then(|name| ex.worker.clusters.find(name)),
     };
-    let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) else {
+    let cluster = match slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
+        None if ex.manager.on_demand.is_some() => {
+            let name = match &chosen {
+                Chosen::Slot(slot) => Some(Box::from(&**slot.name())),
+                Chosen::Named(name) => name.and_then(|name| std::str::from_utf8(name).ok()).map(Box::from),
+            };
+            match Box::pin(ex.find_cluster(route, name)).await {
+                Ok(cluster) => cluster,
+                Err(Gone) => return End::Gone,
+            }
+        }
+        found => found,
+    };
+    let Some(cluster) = cluster else {
         ex.manager.stats.no_cluster.increment(1);
         ex.info.flags.insert(ResponseFlags::NC);
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
+    if !ex.manager.filters.is_empty() {
+        filters::on_cluster(ex);
+    }
+    let Some(request) = &ex.request else { return End::Gone };
     let mut terminate = false;
     let upgrade = match request.upgrade() {
         None => false,
@@ -216,7 +235,8 @@ impl Attempts<'_> {
                     // may be repeated: the client must not see it (the keep-alive race).
                     let refused = matches!(failed.failure, Failure::Reset(StreamError::Refused));
                     let most = if refused { MAX_REPLAYS } else { 1 };
-                    if failed.unprocessed && replays < most && self.can_replay(ex) {
+                    let by_policy = refused && self.policy_covers(ex, &failed);
+                    if failed.unprocessed && !by_policy && replays < most && self.can_replay(ex) {
                         replays += 1;
                         ex.info.attempts -= 1;
                         self.deadlines.try_ended();

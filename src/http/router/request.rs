@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::deadlines::{whole_millis, Deadlines};
+use super::deadlines::{grpc_timeout_text, whole_millis, Deadlines};
 use super::Attempts;
 use crate::config::http::RouterOptions;
 use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
@@ -46,6 +46,10 @@ pub(super) fn prepare(
                 digits.format(whole_millis(expected)).as_bytes(),
             );
         }
+    }
+    // What limits the stream here limits it further on.
+    if let Some(life) = deadlines.life.filter(|life| !life.is_zero() && request.is_grpc()) {
+        request.fields.set_known(Known::GrpcTimeout, grpc_timeout_text(life).as_bytes());
     }
     if let Some(weighted) = weighted {
         weighted.request_headers.apply_to_request(request, info);

@@ -5,17 +5,20 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::attempt::Answered;
+use super::attempt::{Answered, Sent};
 use super::deadlines::{whole_millis, Expired};
 use super::fail::timeout_details;
 use super::lent::Lent;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
+use crate::http::filters;
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::h2::StreamError;
+use crate::http::head::ResponseHead;
+use crate::http::io::OutBuf;
 use crate::http::manager;
-use crate::http::pump::{Out, Pump, PumpError};
+use crate::http::pump::{Out, Pump, PumpError, Seen};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 impl Attempts<'_> {
@@ -70,6 +73,12 @@ impl Attempts<'_> {
             head.fields.remove_known(Known::ContentLength);
         }
         let empty = framing.is_empty();
+        if !ex.manager.filters.is_empty() {
+            filters::on_response(ex, &mut head, empty);
+            if !empty && filters::collects_response(ex) {
+                return self.bridge(ex, head, framing, connection, sent).await;
+            }
+        }
         if empty && !to_head && !ex.down.client.is_http2() && !matches!(head.status, 204 | 304) {
             // What HTTP/2 says with the end of the stream.
             if connection.is_http2() && !head.fields.has(Known::ContentLength) {
@@ -83,8 +92,11 @@ impl Attempts<'_> {
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
-            Framing::Chunked | Framing::UntilClose => true,
-            Framing::Length(_) => !head.fields.has(Known::ContentLength),
+            // Over HTTP/2 a length of nothing may come before the end of the stream does.
+            Framing::Chunked | Framing::UntilClose if !connection.is_http2() => true,
+            Framing::Chunked | Framing::UntilClose | Framing::Length(_) => {
+                !head.fields.has(Known::ContentLength)
+            }
             Framing::Empty => {
                 to_head && !head.fields.has(Known::ContentLength) && head.status != 204 && head.status != 304
             }
@@ -105,6 +117,9 @@ impl Attempts<'_> {
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
+        if !ex.manager.filters.is_empty() {
+            filters::on_download(ex, &mut download);
+        }
         download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
@@ -118,7 +133,10 @@ impl Attempts<'_> {
                 connection.give_back(keep_alive && request_sent, end);
                 End::Done
             }
-            Err(Failure::Gone) => End::Gone,
+            Err(Failure::Gone) => {
+                self.count_given_up(ex);
+                End::Gone
+            }
             Err(Failure::Timeout(expired)) => {
                 match expired {
                     Expired::Idle => ex.info.flags.insert(ResponseFlags::SI),
@@ -130,7 +148,7 @@ impl Attempts<'_> {
                 }
                 ex.info.details = Cow::Borrowed(timeout_details(expired));
                 self.count_timeout(ex, expired);
-                self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+                self.count_given_up(ex);
                 cut_off(ex, self_delimiting).await
             }
             Err(Failure::Refused(refusal)) => {
@@ -139,11 +157,11 @@ impl Attempts<'_> {
                 End::Broken
             }
             Err(Failure::Reset(error)) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
+                self.count_stream(error);
                 let (flag, details) = match error {
                     StreamError::Closed => (ResponseFlags::UC, "connection_termination"),
                     StreamError::Refused => (ResponseFlags::UR, "remote_refused_stream_reset"),
+                    StreamError::Reset(h2::Reason::PROTOCOL_ERROR) => (ResponseFlags::UPE, "protocol_error"),
                     StreamError::Reset(_) => (ResponseFlags::UR, "remote_reset"),
                     StreamError::Protocol(_) => (ResponseFlags::UPE, "protocol_error"),
                 };
@@ -151,13 +169,77 @@ impl Attempts<'_> {
                 ex.info.details = Cow::Owned(format!("upstream_reset_after_response_started{{{details}}}"));
                 cut_off(ex, self_delimiting).await
             }
-            Err(_) => {
-                let stats = self.cluster.cluster.stats();
-                stats.upstream_rq_rx_reset.increment(1);
+            Err(failure) => {
+                self.cluster.cluster.stats().upstream_cx_protocol_error.increment(1);
+                if let (Failure::Closed, Lent::Http1(connection)) = (&failure, &connection) {
+                    connection.note_remote_close();
+                }
                 ex.info.flags.insert(ResponseFlags::UPE);
                 ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
                 cut_off(ex, self_delimiting).await
             }
+        }
+    }
+
+    /// Collects the response and puts gRPC's status into its head, for a client of HTTP/1.
+    async fn bridge(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        mut head: ResponseHead,
+        framing: Framing,
+        mut connection: Lent,
+        mut sent: Sent,
+    ) -> End {
+        let cluster = self.cluster.cluster.clone();
+        let limit = ex.down.buffer_limit.min(cluster.per_connection_buffer_limit);
+        let mut download = Pump::new(framing, false, true, cluster.http.max_response_headers);
+        filters::on_download(ex, &mut download);
+        let mut body = Vec::new();
+        let collected = poll_fn(|context| {
+            self.poll_upload(ex, &connection, &mut sent.out, context)?;
+            let mut shelf = Out::Wire(OutBuf::default());
+            let each = |piece: Seen<'_>| match piece {
+                Seen::Bytes(bytes) => body.extend_from_slice(bytes),
+                Seen::Shared(bytes) => body.extend_from_slice(bytes),
+            };
+            let polled = download.poll_receive(connection.source(), &mut shelf, each, context);
+            if std::mem::take(&mut download.progress) {
+                self.deadlines.touch();
+            }
+            if body.len() > limit {
+                return Poll::Ready(Err(Failure::Protocol));
+            }
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(PumpError::SourceReset(error))) => {
+                    return Poll::Ready(Err(Failure::Reset(error)))
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Pending if !shelf.is_empty() => {
+                    // It held as much as it may; there is room again.
+                    context.waker().wake_by_ref();
+                }
+                Poll::Pending => {}
+            }
+            self.poll_client(ex, context)
+        })
+        .await;
+        if let Err(failure) = collected {
+            return self.fail(ex, failure).await;
+        }
+        ex.trailers = download.received_trailers.take();
+        filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), body.len());
+        let now = Instant::now();
+        ex.now = now;
+        ex.info.times.last_upstream_rx = Some(now);
+        manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
+        connection.give_back(ex.upload.is_received() && sent.out.is_empty(), now);
+        ex.start_response(head, Some(false), body.is_empty(), now);
+        ex.info.bytes_sent += body.len() as u64;
+        ex.down.client.push_all(body.into());
+        match ex.flush().await {
+            Ok(()) => End::Done,
+            Err(()) => End::Gone,
         }
     }
 
@@ -181,8 +263,16 @@ impl Attempts<'_> {
                 Poll::Ready(Err(PumpError::SourceReset(error))) => {
                     return Poll::Ready(Err(Failure::Reset(error)))
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(PumpError::SourceClosed | PumpError::SourceIo(_))) => {
+                    return Poll::Ready(Err(Failure::Closed))
+                }
+                Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending => {}
+            }
+            // A client that has gone is not noticed by writing while the upstream says nothing.
+            let down = &mut *ex.down;
+            if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+                return Poll::Ready(Err(Failure::Gone));
             }
             if ex.down.timer.poll(self.deadlines.nearest(), context).is_ready() {
                 return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));

@@ -159,6 +159,12 @@ impl Attempts<'_> {
         self.retries.as_ref().is_some_and(wanted) && self.may_retry(ex)
     }
 
+    /// Whether the route's own policy is about this failure, whatever is left of its tries.
+    pub(super) fn policy_covers(&self, ex: &Exchange<'_>, failed: &Failed) -> bool {
+        let wanted = |retries: &Retries| retries.wants_after_failure(&failed.failure, failed.started);
+        ex.upload.is_received() && self.retries.as_ref().is_some_and(wanted)
+    }
+
     fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
         let Some(retries) = &mut self.retries else { return false };
         let stats = self.cluster.cluster.stats();

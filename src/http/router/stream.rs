@@ -26,7 +26,10 @@ impl Attempts<'_> {
         pool: Rc<HostPool>,
     ) -> Result<Answered, Failed> {
         let mut out = Out::Frames(Outgoing::default());
-        self.copies.replay(&ex.upload, &mut out);
+        // What follows an upgrade is no body, and its end is not that of the head.
+        if !self.upgrade {
+            self.copies.replay(&ex.upload, &mut out);
+        }
         if ex.upload.is_received() && !self.upgrade {
             // The end of the stream goes with the head where there is no body.
             if let Out::Frames(out) = &mut out {

@@ -132,6 +132,11 @@ impl Scope {
         Self::http(stat_prefix).tagged("rds", "envoy_rds_route_config", route_config)
     }
 
+    /// `http.<stat_prefix>.<part>.<name>.`, with `tag` for the name.
+    pub fn http_part(stat_prefix: &str, part: &str, tag: &'static str, name: &str) -> Self {
+        Self::http(stat_prefix).tagged(part, tag, name)
+    }
+
     /// `vhost.<virtual_host>.vcluster.<virtual_cluster>.`, tags of both.
     pub fn virtual_cluster(virtual_host: &str, virtual_cluster: &str) -> Self {
         Self::root().tagged("vhost", "envoy_virtual_host", virtual_host).tagged(
@@ -182,6 +187,15 @@ impl Scope {
         let mut tags = vec![(Cow::Borrowed(tag), value.as_ref().into())];
         tags.extend(node.tags.iter().cloned());
         Self::open(format!("{}{part}.{value}.", node.prefix), format!("{}{part}.", node.family), tags)
+    }
+
+    /// The scope `<value>.` below this one, shown to Prometheus as a tag alone.
+    pub fn named(&self, tag: &'static str, value: &str) -> Self {
+        let node = &*self.0;
+        let value = sanitized(value);
+        let mut tags = vec![(Cow::Borrowed(tag), value.as_ref().into())];
+        tags.extend(node.tags.iter().cloned());
+        Self::open(format!("{}{value}.", node.prefix), node.family.to_string(), tags)
     }
 
     /// `worker_<id>.` below this one (listeners), tag `envoy_worker_id`.

@@ -13,7 +13,7 @@ mod forwarded;
 mod logs;
 mod messages;
 mod mutation;
-mod observe;
+pub mod observe;
 mod retries;
 mod routing;
 mod smuggling;
@@ -35,7 +35,8 @@ pub struct Group {
     pub cases: Vec<Case>,
 }
 
-fn set(variable: &str) -> Option<String> {
+/// The value of a variable for working on the suites.
+pub fn set(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|v| !v.is_empty())
 }
 
@@ -131,7 +132,7 @@ fn differences_are_documented() {
     let documented: BTreeSet<&str> =
         page.lines().filter_map(|l| l.strip_prefix("### `")?.strip_suffix('`')).collect();
     let elsewhere = logs::DIFFERENCES.iter().chain(crate::inputs::DIFFERENCES.iter().map(|(_, id)| id));
-    let mut used: BTreeSet<&str> = elsewhere.copied().collect();
+    let mut used: BTreeSet<&str> = elsewhere.copied().chain(crate::http2::matrix::differences()).collect();
     let mut names = BTreeSet::new();
     for (group, cases) in groups().into_iter().map(|(n, g)| (n, g.cases)) {
         for case in cases {

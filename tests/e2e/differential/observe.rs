@@ -31,6 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const SETTLED: Duration = Duration::from_secs(1);
 
 impl Observation {
+    /// Sorted lines.
+    pub fn new(lines: Vec<(String, String)>) -> Observation {
+        Observation { lines, heads: String::new() }
+    }
+
     /// The lines in which the other differs; `ignored` are prefixes of keys.
     pub fn compare(&self, other: &Observation, ignored: &[&str]) -> Option<String> {
         let relevant = |lines: &[(String, String)]| -> Vec<(String, String)> {
@@ -58,7 +63,8 @@ impl Observation {
         Some(text)
     }
 
-    fn get(&self, key: &str) -> Option<&str> {
+    /// The first value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.lines.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
@@ -129,7 +135,8 @@ impl Mask {
         value
     }
 
-    fn header(&self, name: &str, value: &str, sent: &str) -> String {
+    /// The value of a field, without what is random in it; `sent` is what the client sent.
+    pub fn header(&self, name: &str, value: &str, sent: &str) -> String {
         let uuid = |v: &str| {
             let b = v.as_bytes();
             b.len() == 36
@@ -243,7 +250,7 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
         }
     }
     let expected = case.lines.unwrap_or(final_responses);
-    log(&mut lines, &mask, side, (logged, local.port()), expected).await;
+    log(&mut lines, &mask, side, "access.log", (logged, local.port()), expected).await;
     lines.sort();
     Observation { lines, heads }
 }
@@ -340,17 +347,18 @@ fn describe(
 }
 
 /// Waits for the access-log lines of this client's connection, without those of the probe.
-async fn log(
+pub async fn log(
     lines: &mut Vec<(String, String)>,
     mask: &Mask,
     side: &Side,
+    file: &str,
     (from, client): (u64, u16),
     expected: usize,
 ) {
     let peer = format!("peer=127.0.0.1:{client}\t");
     let found = || -> Vec<String> {
         let mut bytes = Vec::new();
-        if let Ok(mut file) = std::fs::File::open(side.proxy.file("access.log")) {
+        if let Ok(mut file) = std::fs::File::open(side.proxy.file(file)) {
             let _ = std::io::Read::read_to_end(&mut file, &mut bytes);
         }
         // Ports come again: only what was written since this case began counts.

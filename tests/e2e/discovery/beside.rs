@@ -14,20 +14,20 @@ use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 
 /// One of the two.
-struct Side {
-    proxy: Proxy,
-    node: &'static str,
-    port: u16,
+pub(super) struct Side {
+    pub(super) proxy: Proxy,
+    pub(super) node: &'static str,
+    pub(super) port: u16,
 }
 
-struct Both {
-    control: ControlPlane,
-    sides: [Side; 2],
+pub(super) struct Both {
+    pub(super) control: ControlPlane,
+    pub(super) sides: [Side; 2],
 }
 
 impl Both {
     /// Starts both; `resources` are made for the port of a side's listener.
-    async fn start(delta: bool, resources: impl Fn(u16) -> Vec<String>) -> Both {
+    pub(super) async fn start(delta: bool, resources: impl Fn(u16) -> Vec<String>) -> Both {
         let control = ControlPlane::start(&Mesh::default()).await;
         let mut sides = Vec::new();
         for (kind, node) in [(Kind::Envoy, "envoy"), (Kind::Outrigger, NODE)] {
@@ -42,7 +42,7 @@ impl Both {
     }
 
     /// New resources for both; done when both have accepted or refused them.
-    async fn set(&self, resources: impl Fn(u16) -> Vec<String>) {
+    pub(super) async fn set(&self, resources: impl Fn(u16) -> Vec<String>) {
         for side in &self.sides {
             self.control.cache.set(side.node, snapshot(&resources(side.port)));
         }
@@ -70,7 +70,7 @@ impl Both {
     }
 
     /// What each side says of the present version of a type: accepted, or why not.
-    async fn verdicts(&self, kind: &ResourceType) -> [Result<(), String>; 2] {
+    pub(super) async fn verdicts(&self, kind: &ResourceType) -> [Result<(), String>; 2] {
         let mut verdicts = [Ok(()), Ok(())];
         for (side, verdict) in self.sides.iter().zip(&mut verdicts) {
             let look = || {
@@ -102,14 +102,14 @@ impl Both {
     }
 
     /// Waits until the statistics that `wanted` takes are equal.
-    async fn same(&self, wanted: impl Fn(&str) -> bool + Copy, when: &str) {
+    pub(super) async fn same(&self, wanted: impl Fn(&str) -> bool + Copy, when: &str) {
         let same = || async { self.differing(wanted).await.is_empty() };
         let same = eventually(DEADLINE, same).await;
         assert!(same, "{when}: {:?}", self.differing(wanted).await);
     }
 
     /// Statistics that differ, of those whose name `wanted` takes.
-    async fn differing(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(super) async fn differing(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let [envoy, ours] = [self.sides[0].proxy.stats().await, self.sides[1].proxy.stats().await];
         let names: std::collections::BTreeSet<&String> =
             envoy.keys().chain(ours.keys()).filter(|name| wanted(name)).collect();

@@ -3,13 +3,15 @@
 mod beside;
 mod blocking;
 mod churn;
-mod clients;
+pub mod clients;
 mod groups;
 mod loads;
 mod loss;
-mod mesh;
+pub mod mesh;
 mod misbehaviour;
+mod on_demand;
 mod scale;
+mod scopes;
 mod scripted;
 mod secure;
 mod sources;

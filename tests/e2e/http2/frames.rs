@@ -1,6 +1,7 @@
 //! Wrong frames and malformed requests, one at a time ([`super::table`]): what they end, and that they end no more.
 
 use super::raw::*;
+use super::requests;
 use super::table::{self, Case, Envoy, Expect, Step};
 use crate::differential::bootstrap::{origins, Bootstrap};
 use crate::harness::origin::Origin;
@@ -119,7 +120,7 @@ fn is_met(case: &Case, seen: &Seen) -> bool {
 fn all() -> Vec<Case> {
     let mut cases = table::framing();
     cases.extend(table::compression());
-    cases.extend(table::messages());
+    cases.extend(requests::messages());
     cases
 }
 

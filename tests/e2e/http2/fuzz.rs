@@ -3,7 +3,7 @@
 
 use super::frames::bootstrap;
 use super::raw::*;
-use super::table;
+use super::{requests, table};
 use crate::differential::bootstrap::origins;
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::Proxy;
@@ -79,7 +79,7 @@ async fn whatever_comes_the_proxy_stays_up() {
     let origin = Origin::with(false, |_| Answer::ok("ok")).await;
     let proxy = Proxy::outrigger(&bootstrap(), &origins(origin.port(), origin.port())).await;
     let mut seeds: Vec<Vec<u8>> = Vec::new();
-    for case in table::framing().into_iter().chain(table::compression()).chain(table::messages()) {
+    for case in table::framing().into_iter().chain(table::compression()).chain(requests::messages()) {
         for step in case.steps {
             if let table::Step::Send(bytes) = step {
                 seeds.push(bytes);

@@ -1,10 +1,36 @@
-//! HTTP/2 between real sockets.
+//! HTTP/2 on either side of the proxy, beside the real Envoy and with other programs that speak it.
+//!
+//! - [`matrix`]: every shape of exchange over every pair of protocols, compared with Envoy; [`cases`] is its table,
+//!   [`origin`] and [`client`] are its two ends.
+//! - [`counters`]: statistics after the same traffic.
+//! - [`filters`]: gRPC for clients that cannot read trailers, and statistics of calls.
+//! - [`goaway`]: connections that an origin ends while requests are on them, frame by frame.
+//! - [`grpc`]: gRPC's own implementation through the sidecar, and `examples/grpc`.
+//! - [`websocket`]: WebSockets that stay open while the configuration changes.
+//! - [`load`]: nghttp2's load generator.
+//! - [`frames`]: wrong frames and malformed requests, beside Envoy; [`table`] and [`requests`] are its tables, [`raw`]
+//!   its two ends. [`fuzz`]: random ones.
+//! - [`floods`], [`abuse`]: clients that cost much; [`liars`]: origins that break the protocol.
+//! - [`drains`]: connections that are told to leave.
+//! - [`h2_client`]: the `h2` package for Python as client.
 
 mod abuse;
+mod cases;
+mod client;
+mod counters;
 mod drains;
+mod filters;
+mod floods;
 mod frames;
 mod fuzz;
+mod goaway;
+mod grpc;
 mod h2_client;
 mod liars;
+mod load;
+pub mod matrix;
+mod origin;
 mod raw;
+mod requests;
 mod table;
+mod websocket;

@@ -10,6 +10,20 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+/// A Python that has `grpcio`: `OUTRIGGER_GRPC_PYTHON`, else the one that `tests/run` installed. When there is none the
+/// test fails, or is skipped if that is allowed.
+pub fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("OUTRIGGER_GRPC_PYTHON").map(PathBuf::from);
+    let installed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/grpc/bin/python");
+    let python = named.unwrap_or(installed);
+    if python.is_file() {
+        return Some(python);
+    }
+    assert!(super::may_be_missing(), "no Python with grpcio: run tests/run, which installs it");
+    eprintln!("skipped: no Python with grpcio");
+    None
+}
+
 /// A server process; killed when dropped.
 pub struct Server {
     pub port: u16,
@@ -51,6 +65,16 @@ impl Server {
     /// What it printed.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.file("output.log")).unwrap_or_default()).into_owned()
+    }
+
+    /// A script that takes its port as its argument, run by the Python that has `grpcio`.
+    pub async fn python(script: &std::path::Path) -> Server {
+        Server::start(|port, _| {
+            let mut command = Command::new(python().expect("a Python with grpcio"));
+            command.arg(script).arg(port.to_string());
+            command
+        })
+        .await
     }
 
     /// An nginx that answers every request with `body`, except `/big` (a file of a mebibyte), and logs each request as

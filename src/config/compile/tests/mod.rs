@@ -8,6 +8,7 @@ mod connection_managers;
 mod discovery;
 mod listeners;
 mod resources;
+mod scoped;
 mod survey;
 
 use std::time::Duration;

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::cluster::Health;
 use crate::config::compile::{Compiled, Compiler};
 use crate::config::discovery::{Source, INITIAL_FETCH_TIMEOUT};
+use crate::config::http::Routes;
 use crate::config::listener::Listener;
 use crate::config::problems::Problem;
 use crate::config::Host;
@@ -201,7 +202,10 @@ fn hcm_with(changes: &[(&str, Value)]) -> Value {
 
 fn routes_of(listener: &Listener) -> Arc<crate::config::Slot<crate::config::route::RouteTable>> {
     match &listener.chains[0].terminal {
-        Terminal::Http(hcm) => hcm.routes.clone(),
+        Terminal::Http(hcm) => match &hcm.routes {
+            Routes::Table(slot) => slot.clone(),
+            Routes::Scoped(_) => panic!("scopes"),
+        },
         other => panic!("{other:?}"),
     }
 }

@@ -154,6 +154,7 @@ fn named(name: &str, matched: Value) -> Value {
 fn found(table: &RouteTable, request: &Request, random: u64) -> String {
     match table.select(request, random) {
         Selection::NotFound => "-".to_owned(),
+        Selection::NoHost => "elsewhere".to_owned(),
         Selection::RequireTls(_) => "tls".to_owned(),
         Selection::Found { route, .. } => route.name.as_deref().unwrap_or("unnamed").to_owned(),
     }

@@ -1,0 +1,108 @@
+//! gRPC's own implementation (`grpcio` of PyPI, client and server) through the sidecar: `service.py` and `calls.py`
+//! beside this file, and the example of `examples/grpc`.
+
+use super::matrix::speaks;
+use crate::differential::bootstrap::Bootstrap;
+use crate::harness::ports::free_port;
+use crate::harness::proxy::{Kind, Plan, Proxy};
+use crate::harness::{eventually, DEADLINE};
+use crate::peers;
+use crate::peers::servers::{python, Server};
+use std::path::PathBuf;
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Runs a script to its end; what it printed.
+async fn run(script: &str, arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new(python().expect("a Python with grpcio"));
+    command.arg(file(script)).args(arguments).kill_on_drop(true);
+    let output =
+        tokio::time::timeout(DEADLINE * 12, command.output()).await.expect("in time").expect("python");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+const ROUTES: &str = "- name: all
+  domains: ['*']
+  routes:
+  - { match: { prefix: /test.Bytes/ }, route: { cluster: h2, timeout: 0s, max_stream_duration: { grpc_timeout_header_max: 0s } } }
+  - { match: { prefix: /grpc.health.v1.Health/ }, route: { cluster: h2 } }
+  - { match: { prefix: /nobody. }, route: { cluster: refused } }";
+
+async fn calls(kind: Kind) {
+    let server = Server::python(&file("tests/e2e/http2/service.py")).await;
+    let template = Bootstrap::new().cluster("h2", &speaks("h2")).listener("grpc", "", ROUTES).render();
+    let values = [
+        ("h2", server.port.to_string()),
+        ("origin:a", server.port.to_string()),
+        ("origin:b", server.port.to_string()),
+    ];
+    let proxy = Proxy::start(Plan::new(kind, &template, &values)).await;
+    let (good, said) = run("tests/e2e/http2/calls.py", &[&proxy.port("grpc").to_string()]).await;
+    println!("{said}");
+    assert!(good, "{said}\n{}", proxy.output());
+    assert_eq!(said.matches("ok ").count(), 16, "{said}");
+    let stats = proxy.stats().await;
+    assert_eq!(stats["http.grpc.downstream_cx_http2_total"], 1);
+    assert_eq!(stats["cluster.h2.upstream_cx_http1_total"], 0);
+    // All calls are over, the abandoned ones too.
+    let over = || async {
+        let stats = proxy.stats().await;
+        stats["http.grpc.downstream_rq_active"] == 0 && stats["cluster.h2.upstream_rq_active"] == 0
+    };
+    assert!(eventually(DEADLINE, over).await, "calls are left");
+}
+
+#[tokio::test]
+async fn every_kind_of_call() {
+    if python().is_none() {
+        return;
+    }
+    calls(Kind::Outrigger).await;
+}
+
+#[tokio::test]
+async fn the_example_says_hello() {
+    if python().is_none() {
+        return;
+    }
+    let server = Server::python(&file("examples/grpc/server.py")).await;
+    let text = include_str!("../../../examples/grpc/sidecar.yaml");
+    let listen = free_port();
+    let mut template = text.to_string();
+    let ports =
+        [(9901, "@port:admin@".to_string()), (10000, listen.to_string()), (50051, server.port.to_string())];
+    for (fixed, new) in ports {
+        let fixed = format!("port_value: {fixed} ");
+        assert!(template.contains(&fixed), "the example has no {fixed}");
+        template = template.replace(&fixed, &format!("port_value: {new} "));
+    }
+    let proxy = Proxy::outrigger(&template, &[]).await;
+    let address = format!("127.0.0.1:{listen}");
+    let (good, said) = run("examples/grpc/client.py", &["Ada", &address]).await;
+    assert!(good && said == "Hello, Ada!\n", "{said}");
+    let line = "/helloworld.Greeter/SayHello HTTP/2 grpc-status=OK ";
+    let logged = || async { proxy.output().contains(line) };
+    assert!(eventually(DEADLINE, logged).await, "{}", proxy.output());
+    drop(server);
+    let (good, said) = run("examples/grpc/client.py", &["Ada", &address]).await;
+    assert!(!good && said.starts_with("UNAVAILABLE: "), "{said}");
+}
+
+#[test]
+fn the_example_is_accepted_by_both() {
+    if !peers::have(&["envoy"]) {
+        return;
+    }
+    let example = file("examples/grpc/sidecar.yaml");
+    let envoy =
+        Kind::Envoy.command().args(["--mode", "validate", "-l", "error", "-c"]).arg(&example).output();
+    let mut ours = std::process::Command::new(env!("CARGO_BIN_EXE_outrigger"));
+    let ours = ours.args(["validate", "-c"]).arg(&example).output();
+    for output in [envoy, ours] {
+        let output = output.expect("a proxy");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
