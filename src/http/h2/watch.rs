@@ -197,7 +197,7 @@ impl Watch {
     ) -> Result<Result<(Step, usize), usize>, Stop> {
         let server = self.side == Side::Server;
         let stream = frame.stream;
-        if stream == 0 || (server && stream % 2 == 0) {
+        if stream == 0 || (server && stream.is_multiple_of(2)) {
             return broken(Reason::PROTOCOL_ERROR);
         }
         let mut fragment = frame.payload;
@@ -379,7 +379,7 @@ impl Watch {
             PING => length == 8,
             GOAWAY => length >= 8,
             SETTINGS if flags & FLAG_1 != 0 => length == 0,
-            SETTINGS => length % 6 == 0,
+            SETTINGS => length.is_multiple_of(6),
             _ => true,
         };
         let of_stream = match kind {
