@@ -58,7 +58,7 @@ pub struct Exchange<'a> {
     /// Whether the response announces the close.
     pub(super) close: bool,
     /// What filters do to it.
-    pub(super) filters: filters::Active,
+    pub(super) filters: Option<Box<filters::Active>>,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -106,7 +106,7 @@ impl<'a> Exchange<'a> {
             info,
             request: None,
             response: None,
-            filters: filters::Active::default(),
+            filters: None,
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -488,7 +488,7 @@ impl<'a> Exchange<'a> {
         if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
             self.manager.http2_stats.trailers.increment(1);
         }
-        if !self.manager.filters.is_empty() {
+        if self.filters.is_some() {
             filters::on_end(self);
         }
         let stats = &self.manager.stats;

@@ -166,7 +166,7 @@ impl Exchange<'_> {
             let code = own.unwrap_or_else(|| grpc::status_of(status));
             let message = grpc::percent_encoded(&body);
             // As in Envoy, a client of gRPC-Web sees the status of HTTP too.
-            if !self.filters.is_web() {
+            if !filters::is_web(self) {
                 head.set_status(200);
                 self.info.response_code = 200;
             }
@@ -199,7 +199,7 @@ impl Exchange<'_> {
                 self.request.as_ref().map(|r| r as _),
             );
         }
-        if !self.manager.filters.is_empty() {
+        if self.filters.is_some() {
             filters::on_reply(self, &mut head.fields);
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);

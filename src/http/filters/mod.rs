@@ -29,35 +29,36 @@ pub struct Active {
 }
 
 impl Active {
-    /// Whether the client speaks gRPC-Web.
-    pub(super) fn is_web(&self) -> bool {
-        self.web.is_some()
+    fn concerns_nothing(&self) -> bool {
+        self.web.is_none() && !self.bridged && self.call.is_none()
     }
 }
 
 /// Filters see a request's head.
 pub(super) fn on_request(ex: &mut Exchange<'_>) {
+    let mut active = Active::default();
     for filter in &ex.manager.filters {
         let Some(request) = &mut ex.request else { return };
         match filter {
-            HttpFilter::GrpcStats(config) => ex.filters.call = Call::of(config, request),
+            HttpFilter::GrpcStats(config) => active.call = Call::of(config, request),
             HttpFilter::GrpcWeb => {
                 if let Some(web) = Web::of(request) {
                     ex.upload.transform(web.request_transform());
-                    ex.filters.web = Some(web);
+                    active.web = Some(web);
                 }
             }
             // A client of gRPC-Web reads trailers in its own way.
-            HttpFilter::GrpcHttp1Bridge if ex.filters.web.is_some() => {}
-            HttpFilter::GrpcHttp1Bridge => ex.filters.bridged |= grpc_http1_bridge::concerns(request),
+            HttpFilter::GrpcHttp1Bridge if active.web.is_some() => {}
+            HttpFilter::GrpcHttp1Bridge => active.bridged |= grpc_http1_bridge::concerns(request),
         }
     }
+    ex.filters = (!active.concerns_nothing()).then(|| Box::new(active));
 }
 
 /// The router has chosen a cluster: what counts messages knows where.
 pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
-    if let (Some(call), Some(request)) = (&mut ex.filters.call, &ex.request) {
-        let Some(cluster) = &ex.info.cluster else { return };
+    let call = ex.filters.as_mut().and_then(|active| active.call.as_mut());
+    if let (Some(call), Some(request), Some(cluster)) = (call, &ex.request, &ex.info.cluster) {
         call.begin(&ex.worker.grpc, cluster, request);
         if let Some(stats) = call.stats() {
             ex.upload.count(Messages::new(stats.request_messages.clone()));
@@ -65,46 +66,55 @@ pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     }
 }
 
+/// Whether the client speaks gRPC-Web.
+pub(super) fn is_web(ex: &Exchange<'_>) -> bool {
+    ex.filters.as_ref().is_some_and(|active| active.web.is_some())
+}
+
 /// Whether the response is to be complete before any of it is sent.
 pub(super) fn collects_response(ex: &Exchange<'_>) -> bool {
-    ex.filters.bridged
+    ex.filters.as_ref().is_some_and(|active| active.bridged)
 }
 
 /// Filters see a response's head. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    if let Some(web) = &ex.filters.web {
-        web.response_head(head);
+    let Some(active) = &mut ex.filters else { return };
+    if let Some(call) = &mut active.call {
+        call.answered(head);
     }
-    if ex.filters.bridged && ends {
+    if active.bridged && ends {
         grpc_http1_bridge::head_only(head);
     }
-    if let Some(call) = &mut ex.filters.call {
-        call.answered(head);
+    if let Some(web) = &active.web {
+        web.response_head(head);
     }
 }
 
 /// A response's body is about to pass.
 pub(super) fn on_download(ex: &Exchange<'_>, download: &mut Pump) {
-    if let Some(web) = &ex.filters.web {
+    let Some(active) = &ex.filters else { return };
+    if let Some(web) = &active.web {
         download.transform(web.response_transform());
     }
-    if let Some(stats) = ex.filters.call.as_ref().and_then(Call::stats) {
+    if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
         download.count(Messages::new(stats.response_messages.clone()));
     }
 }
 
 /// An answer of our own: its content type is the client's kind of gRPC.
 pub(super) fn on_reply(ex: &Exchange<'_>, fields: &mut Fields) {
-    if let Some(web) = &ex.filters.web {
+    let web = ex.filters.as_ref().and_then(|active| active.web.as_ref());
+    if let Some(web) = web {
         if fields.get(Known::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc")) {
             fields.set_known(Known::ContentType, web.response_type());
         }
     }
 }
 
-/// The request is over; `trailers` are those of its response.
+/// The request is over; its exchange has the trailers of its response.
 pub(super) fn on_end(ex: &mut Exchange<'_>) {
-    if let Some(call) = ex.filters.call.take() {
+    let Some(active) = ex.filters.take() else { return };
+    if let Some(call) = active.call {
         call.end(ex.trailers.as_ref(), ex.info.response_code, ex.info.start.elapsed());
     }
 }

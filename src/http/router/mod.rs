@@ -139,7 +139,7 @@ pub(in crate::http) async fn forward(
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
-    if !ex.manager.filters.is_empty() {
+    if ex.filters.is_some() {
         filters::on_cluster(ex);
     }
     let Some(request) = &ex.request else { return End::Gone };

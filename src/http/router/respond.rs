@@ -73,7 +73,7 @@ impl Attempts<'_> {
             head.fields.remove_known(Known::ContentLength);
         }
         let empty = framing.is_empty();
-        if !ex.manager.filters.is_empty() {
+        if ex.filters.is_some() {
             filters::on_response(ex, &mut head, empty);
             if !empty && filters::collects_response(ex) {
                 return self.bridge(ex, head, framing, connection, sent).await;
@@ -117,7 +117,7 @@ impl Attempts<'_> {
             self.cluster.cluster.http.max_response_headers,
         )
         .unseen();
-        if !ex.manager.filters.is_empty() {
+        if ex.filters.is_some() {
             filters::on_download(ex, &mut download);
         }
         download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
