@@ -31,7 +31,7 @@ async fn python_h2_is_satisfied() {
         "/chunked" => Answer::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
             .piece("6\r\n world\r\n0\r\n\r\n"),
         "/empty" => Answer::raw("HTTP/1.1 204 No Content\r\n\r\n"),
-        "/echo" => Answer::ok(&request.header("x-echo").unwrap_or("nothing").to_string()),
+        "/echo" => Answer::ok(request.header("x-echo").unwrap_or("nothing")),
         _ => Answer::ok("ok"),
     });
     let proxy = Proxy::outrigger(&bootstrap(), &origins(origin.port(), origin.port())).await;

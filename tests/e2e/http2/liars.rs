@@ -327,7 +327,7 @@ async fn an_origin_that_lies_harms_one_request() {
             match other.exchange(get).await {
                 Ok(message) if message.status() == 200 && message.text() == "ok" => {}
                 Ok(message) => {
-                    failures.push(format!("{name}: then {} {}", message.start_line, message.text()))
+                    failures.push(format!("{name}: then {} {}", message.start_line, message.text()));
                 }
                 Err(error) => failures.push(format!("{name}: then {error}")),
             }

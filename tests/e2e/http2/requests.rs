@@ -8,7 +8,8 @@ use super::table::{Expect::Refused, Expect::Status, Expect::Stream};
 /// Requests: §8.
 pub fn messages() -> Vec<Case> {
     let r = |fields: &[(&[u8], &[u8])]| head(&block(fields));
-    let (m, s, p, a): ((&[u8], &[u8]), (&[u8], &[u8]), (&[u8], &[u8]), (&[u8], &[u8])) =
+    type Field = (&'static [u8], &'static [u8]);
+    let (m, s, p, a): (Field, Field, Field, Field) =
         ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"t.test"));
     let path = |path: &'static [u8]| {
         head(&block(&[
