@@ -1,7 +1,7 @@
 //! Statistics of gRPC calls (`envoy.filters.http.grpc_stats`): how many there were and how they ended, of all calls of a
 //! cluster together or by service and method, `cluster.<name>.grpc.[<service>.<method>.]`.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub const MOST_METHODS: usize = 1000;
 #[derive(Debug)]
 pub struct MethodStats {
     scope: Scope,
+    /// By status, made when one is first seen.
+    codes: [OnceCell<Counter>; 17],
     total: Counter,
     success: Counter,
     failure: Counter,
@@ -69,6 +71,7 @@ impl MethodStats {
             request_messages: scope.counter("request_message_count"),
             response_messages: scope.counter("response_message_count"),
             time: scope.histogram("upstream_rq_time", Unit::Milliseconds),
+            codes: std::array::from_fn(|_| OnceCell::new()),
             scope,
         }
     }
@@ -153,13 +156,14 @@ impl Call {
         let Some(stats) = self.stats else { return };
         let status = trailers.and_then(|trailers| trailers.get(Known::GrpcStatus)).or(self.status.as_deref());
         stats.total.increment(1);
-        let number = status.and_then(|status| std::str::from_utf8(status).ok()?.parse::<u8>().ok());
+        let number = status.and_then(|status| std::str::from_utf8(status).ok()?.parse::<usize>().ok());
         match number {
             Some(0) => stats.success.increment(1),
             _ => stats.failure.increment(1),
         }
-        if let Some(number) = number.filter(|number| *number <= 16) {
-            stats.scope.counter(&number.to_string()).increment(1);
+        if let Some(code) = number.and_then(|number| stats.codes.get(number)) {
+            let name = number.unwrap_or_default().to_string();
+            code.get_or_init(|| stats.scope.counter(&name)).increment(1);
         }
         if self.times && code == 200 {
             stats.time.record(took.as_secs_f64() * 1000.0);
