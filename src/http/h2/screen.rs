@@ -9,6 +9,7 @@
 //! Only what cannot be seen in the coded form is decoded: names that are new, and values that may have forbidden
 //! bytes in them. Of the dynamic table nothing is kept but what each entry is good for.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::huffman;
@@ -45,23 +46,42 @@ impl Name {
     }
 
     fn of_literal(name: &[u8]) -> Self {
+        if name.first().is_some_and(|first| *first != b':') && name.iter().all(|byte| is_lower_token(*byte)) {
+            return Self::Regular;
+        }
         match name {
             b":method" => Self::Method,
             b":scheme" | b":authority" | b":path" | b":protocol" => Self::Visible,
             b":status" => Self::Status,
-            name if !name.is_empty()
-                && name.iter().all(|byte| is_token(*byte) && !byte.is_ascii_uppercase()) =>
-            {
-                Self::Regular
-            }
             _ => Self::Bad,
         }
     }
 }
 
-/// RFC 9110 §5.6.2.
+/// Which bytes may be in a token (RFC 9110 §5.6.2).
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut byte = 0u8;
+    while byte < 128 {
+        // The index is a byte.
+        table[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut place = 0;
+    while place < others.len() {
+        table[others[place] as usize] = true;
+        place += 1;
+    }
+    table
+};
+
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
+}
+
+fn is_lower_token(byte: u8) -> bool {
+    is_token(byte) && !byte.is_ascii_uppercase()
 }
 
 /// What is to be done with a block.
@@ -122,19 +142,24 @@ struct Text<'a> {
     bytes: &'a [u8],
 }
 
-impl Text<'_> {
-    fn decoded(self) -> Option<Vec<u8>> {
+impl<'a> Text<'a> {
+    fn decoded(self) -> Option<Cow<'a, [u8]>> {
         if self.coded {
-            huffman::decode(self.bytes)
+            huffman::decode(self.bytes).map(Cow::Owned)
         } else {
-            Some(self.bytes.to_vec())
+            Some(Cow::Borrowed(self.bytes))
         }
     }
 
     /// Whether a value is good for such a name; `None` when its code is broken.
     fn is_good(self, name: Name) -> Option<bool> {
         let value = |bytes: &[u8]| match name {
-            Name::Regular => bytes.iter().all(|byte| (*byte >= 32 && *byte != 127) || *byte == b'\t'),
+            Name::Regular => {
+                // Without leaving early: most are good, and so it is done many bytes at a time.
+                bytes
+                    .iter()
+                    .fold(true, |good, byte| good & ((*byte >= 32 && *byte != 127) | (*byte == b'\t')))
+            }
             Name::Method => !bytes.is_empty() && bytes.iter().all(|byte| is_token(*byte)),
             Name::Visible => bytes.iter().all(u8::is_ascii_graphic),
             Name::Status => matches!(bytes, [b'1'..=b'9', b'0'..=b'9', b'0'..=b'9']),
@@ -326,6 +351,7 @@ fn plain(out: &mut Vec<u8>, length: usize) {
 }
 
 /// The next field or instruction; `None` when it is cut off or none.
+#[inline]
 fn next<'a>(rest: &mut &'a [u8]) -> Option<Coded<'a>> {
     let first = *rest.first()?;
     if first & 0x80 != 0 {
@@ -342,6 +368,7 @@ fn next<'a>(rest: &mut &'a [u8]) -> Option<Coded<'a>> {
     Some(Coded::Literal { inserts, name, value: text(rest)? })
 }
 
+#[inline]
 fn text<'a>(rest: &mut &'a [u8]) -> Option<Text<'a>> {
     let coded = *rest.first()? & 0x80 != 0;
     let length = usize::try_from(integer(rest, 7)?).ok()?;
@@ -354,27 +381,29 @@ fn text<'a>(rest: &mut &'a [u8]) -> Option<Text<'a>> {
 }
 
 /// RFC 7541 §5.1; at most four bytes after the first.
+#[inline]
 fn integer(rest: &mut &[u8], prefix: u32) -> Option<u64> {
     let most = (1u64 << prefix) - 1;
-    let (first, mut after) = rest.split_first()?;
-    let mut value = u64::from(*first) & most;
-    if value == most {
-        let mut shift = 0;
-        loop {
-            let (byte, left) = after.split_first()?;
-            after = left;
-            value += u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                break;
-            }
-            shift += 7;
-            if shift > 21 {
-                return None;
-            }
+    let (first, after) = rest.split_first()?;
+    let value = u64::from(*first) & most;
+    *rest = after;
+    if value < most {
+        return Some(value);
+    }
+    long_integer(rest, value)
+}
+
+/// The bytes after a first one that was full.
+fn long_integer(rest: &mut &[u8], mut value: u64) -> Option<u64> {
+    for shift in [0, 7, 14, 21] {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        value += u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
         }
     }
-    *rest = after;
-    Some(value)
+    None
 }
 
 #[cfg(test)]
