@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{ready, Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
@@ -91,6 +91,8 @@ enum Ending {
     Sent,
 }
 
+/// Pieces below this size are joined where several wait.
+const JOINED_BELOW: usize = 1024;
 /// So much of a body is handed over without asking for room first: most bodies are smaller, and asking takes two
 /// more locks. It waits in the crate, where there is no room for it.
 const UNASKED: usize = 16 * 1024;
@@ -100,6 +102,8 @@ const UNASKED: usize = 16 * 1024;
 pub struct Outgoing {
     stream: Option<SendStream<Bytes>>,
     waiting: VecDeque<Bytes>,
+    /// Small pieces behind those.
+    tail: BytesMut,
     length: usize,
     /// What may still go without asking.
     unasked: usize,
@@ -113,6 +117,7 @@ impl Default for Outgoing {
         Self {
             stream: None,
             waiting: VecDeque::new(),
+            tail: BytesMut::new(),
             length: 0,
             unasked: UNASKED,
             ending: Ending::Open,
@@ -138,11 +143,24 @@ impl Outgoing {
         self.dead = true;
     }
 
-    /// Adds a piece.
+    /// Adds a piece. Small ones that wait behind another become one frame: a frame costs more than copying them.
     pub fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() && !self.dead {
-            self.length += piece.len();
+        if piece.is_empty() || self.dead {
+            return;
+        }
+        let behind = self.length > 0;
+        self.length += piece.len();
+        if behind && piece.len() < JOINED_BELOW {
+            self.tail.extend_from_slice(&piece);
+        } else {
+            self.close_tail();
             self.waiting.push_back(piece);
+        }
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.waiting.push_back(self.tail.split().freeze());
         }
     }
 
@@ -172,6 +190,7 @@ impl Outgoing {
     /// Forgets what waits.
     pub fn clear(&mut self) {
         self.waiting.clear();
+        self.tail.clear();
         self.length = 0;
         self.ending = Ending::Sent;
     }
@@ -195,6 +214,9 @@ impl Outgoing {
     pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.dead {
             return Poll::Ready(Err(StreamError::Closed.into()));
+        }
+        if self.stream.is_some() {
+            self.close_tail();
         }
         let Self { stream, waiting, length, unasked, ending, account, .. } = self;
         let Some(stream) = stream else {
@@ -243,5 +265,25 @@ impl Outgoing {
             sent.map_err(|error| StreamError::of(&error))?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_behind_another_are_joined_in_order() {
+        let mut out = Outgoing::default();
+        let large = vec![b'l'; JOINED_BELOW];
+        for piece in [&b"a"[..], b"b", b"c", &large, b"d", b"e"] {
+            out.push(Bytes::copy_from_slice(piece));
+        }
+        assert_eq!(out.len(), JOINED_BELOW + 5);
+        out.close_tail();
+        let pieces: Vec<&[u8]> = out.waiting.iter().map(|piece| &piece[..]).collect();
+        assert_eq!(pieces, [&b"a"[..], b"bc", &large, b"de"]);
+        out.clear();
+        assert_eq!((out.len(), out.is_only_end()), (0, true));
     }
 }
