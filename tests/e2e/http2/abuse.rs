@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 /// What one hostile connection may cost the proxy at its worst.
 pub const WORST: usize = 16 << 20;
-/// How long the neighbour may wait for an answer, on a machine that does other things too.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the neighbour may wait for an answer: it, the attacker and the origin share a thread, on a machine that does
+/// other things too.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most memory that was resident since [`forget_peak`].
 pub fn peak(proxy: &Proxy) -> usize {

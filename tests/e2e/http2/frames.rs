@@ -16,7 +16,13 @@ http2_protocol_options:
   max_concurrent_streams: 3
   initial_stream_window_size: 65535
   initial_connection_window_size: 65535";
-    Bootstrap::new().plain("main", "codec_type: HTTP2").plain("few", few).plain("auto", "").render()
+    Bootstrap::new()
+        .plain("main", "codec_type: HTTP2")
+        .plain("few", few)
+        .plain("auto", "")
+        .render()
+        // The origin shares a thread with the attacker.
+        .replace("connect_timeout: 1s", "connect_timeout: 10s")
 }
 
 /// The stream of the request that shows whether a connection still works.
