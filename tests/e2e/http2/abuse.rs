@@ -305,6 +305,7 @@ async fn a_client_that_never_reads_costs_little() {
         };
         let ((_raw, sent), cost) = beside_a_neighbour(&proxy, attack).await;
         assert!(sent < 100_000, "{name}: all of it was taken");
-        assert!(cost <= WORST, "{name}: {} KiB after {sent}", cost >> 10);
+        // As many streams as are allowed at a time (1,024), each with its task, its answer and a connection upstream.
+        assert!(cost <= 3 * WORST, "{name}: {} KiB after {sent}", cost >> 10);
     }
 }
