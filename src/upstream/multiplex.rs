@@ -54,7 +54,8 @@ pub struct Multiplexed {
     permit: ConnectionPermit,
     active: Cell<u32>,
     requests: Cell<u32>,
-    idle_since: Cell<Instant>,
+    /// When it was first seen to have no requests.
+    idle_since: Cell<Option<Instant>>,
     most: u32,
 }
 
@@ -165,7 +166,6 @@ impl Drop for StreamSlot {
         connection.active.set(left);
         if left == 0 {
             connection.permit.set_busy(false);
-            connection.idle_since.set(Instant::now());
         }
         connection.pool.connections().call_next();
     }
@@ -219,7 +219,9 @@ impl Connections {
         let mut open = self.open.borrow_mut();
         open.retain(|connection| {
             if connection.active.get() == 0 && connection.is_open() {
-                let idle = now.saturating_duration_since(connection.idle_since.get());
+                let since = connection.idle_since.get().unwrap_or(now);
+                connection.idle_since.set(Some(since));
+                let idle = now.saturating_duration_since(since);
                 if limit.is_some_and(|limit| idle >= limit) {
                     pool.cluster().stats().upstream_cx_idle_timeout.increment(1);
                     connection.close();
@@ -278,6 +280,7 @@ impl HostPool {
         reused: bool,
     ) -> StreamSlot {
         connection.active.set(connection.active.get() + 1);
+        connection.idle_since.set(None);
         connection.permit.set_busy(true);
         let requests = connection.requests.get().saturating_add(1);
         connection.requests.set(requests);
@@ -370,7 +373,7 @@ impl HostPool {
             permit,
             active: Cell::new(0),
             requests: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
+            idle_since: Cell::new(None),
             most: options.max_concurrent_streams,
         });
         let mut pinger = Pinger::new(options.keepalive, driver.ping_pong(), id);

@@ -20,7 +20,7 @@
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};
-use crate::harness::{alone, DEADLINE};
+use crate::harness::{alone, http2, DEADLINE};
 use crate::peers;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// A rise by more than this many percent fails.
 const LIMIT: f64 = 3.0;
@@ -208,27 +208,18 @@ const CLUSTERS: &str = r#"  clusters:
     load_assignment:
       cluster_name: origin
       endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }] }]
-  - name: multiplexed
-    type: STATIC
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: { http2_protocol_options: {} }
-    load_assignment:
-      cluster_name: multiplexed
-      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @multiplexed@ } } } }] }]
 "#;
 
 fn template() -> String {
     let listener = |name: &str, more: &str| format!("{}{more}", MANAGER.replace("@name@", name));
     format!(
         "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
-         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{CLUSTERS}",
+         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{CLUSTERS}{}",
         listener("plain", PLAIN),
         listener("full", FULL),
         listener("direct", DIRECT),
         listener("multiplexed", &PLAIN.replace("cluster: origin", "cluster: multiplexed")),
+        http2::cluster("multiplexed", "@multiplexed@")
     )
 }
 
@@ -286,30 +277,20 @@ async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u6
 
 /// An origin that answers as the other does, over HTTP/2, on a port of its own.
 async fn http2_origin(process: Arc<AtomicU32>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let process = process.clone();
-            tokio::spawn(async move {
-                let mut builder = h2::server::Builder::new();
-                builder.initial_connection_window_size(1 << 30);
-                let mut connection = builder.handshake::<_, bytes::Bytes>(stream).await.expect("the preface");
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    wait_for_sleep(process.load(Ordering::Relaxed));
-                    let head = http::Response::builder()
-                        .header("server", "origin/1")
-                        .header("date", "Fri, 01 Jan 2027 00:00:00 GMT")
-                        .header("content-type", "text/plain")
-                        .header("content-length", "92");
-                    let head = head.body(()).expect("a head");
-                    let mut body = respond.send_response(head, false).expect("the head is taken");
-                    body.send_data(bytes::Bytes::from("b".repeat(92)), true).expect("the body is taken");
-                }
-            });
+    http2::serve(move |_, mut respond| {
+        wait_for_sleep(process.load(Ordering::Relaxed));
+        async move {
+            let head = http::Response::builder()
+                .header("server", "origin/1")
+                .header("date", "Fri, 01 Jan 2027 00:00:00 GMT")
+                .header("content-type", "text/plain")
+                .header("content-length", "92");
+            let head = head.body(()).expect("a head");
+            let mut body = respond.send_response(head, false).expect("the head is taken");
+            body.send_data(bytes::Bytes::from("b".repeat(92)), true).expect("the body is taken");
         }
-    });
-    port
+    })
+    .await
 }
 
 /// Waits until all threads of a process wait for something. Nothing else is to happen meanwhile in this process, so the

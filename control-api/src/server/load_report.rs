@@ -4,16 +4,14 @@
 //! callback, and the last one of each stream for whoever looks.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::body::Body;
 use hyper::http;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::BoxBody;
 use tonic::codec::ProstCodec;
 use tonic::{Status, Streaming};
@@ -231,8 +229,8 @@ struct Service(LoadReports);
 
 impl tonic::server::StreamingService<LoadStatsRequest> for Service {
     type Response = LoadStatsResponse;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
+    type ResponseStream = ReceiverStream<Outgoing>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<LoadStatsRequest>>) -> Self::Future {
         let (sender, receiver) = mpsc::channel(1);
@@ -243,17 +241,6 @@ impl tonic::server::StreamingService<LoadStatsRequest> for Service {
                 () = loads.follow(request.into_inner(), &sender) => {}
             }
         });
-        std::future::ready(Ok(tonic::Response::new(Responses(receiver))))
-    }
-}
-
-/// The responses of one stream.
-struct Responses(mpsc::Receiver<Outgoing>);
-
-impl Stream for Responses {
-    type Item = Outgoing;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        self.0.poll_recv(cx)
+        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
     }
 }

@@ -4,9 +4,7 @@
 //! stream, fed with what arrives. The only thing that is buffered for a client is one response.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -18,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::StreamExt as _;
 use tonic::body::{empty_body, BoxBody};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status, Streaming};
@@ -272,8 +271,8 @@ struct Service<R>(Server, Option<ResourceType>, std::marker::PhantomData<fn(R)>)
 
 impl<R: Request> tonic::server::StreamingService<R> for Service<R> {
     type Response = Response;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
+    type ResponseStream = ReceiverStream<Outgoing>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<R>>) -> Self::Future {
         let (sender, receiver) = mpsc::channel(1);
@@ -285,18 +284,7 @@ impl<R: Request> tonic::server::StreamingService<R> for Service<R> {
                 () = follow(server, only, request.into_inner(), &sender) => {}
             }
         });
-        std::future::ready(Ok(tonic::Response::new(Responses(receiver))))
-    }
-}
-
-/// The responses of one stream.
-struct Responses(mpsc::Receiver<Outgoing>);
-
-impl Stream for Responses {
-    type Item = Outgoing;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        self.0.poll_recv(cx)
+        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
     }
 }
 

@@ -3,7 +3,7 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
-const NO_FILTERS: &str = "of the HTTP filters there are only on_demand takes options by route";
+const NO_FILTERS: &str = "of the HTTP filters only on_demand takes options by route, and those are applied";
 const NO_RUNTIME: &str = "runtime does not override it";
 const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
 const CORS_FILTER: &str = "only the CORS filter reads it, and that is refused";

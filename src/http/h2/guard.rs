@@ -84,8 +84,6 @@ pub struct Account {
     pub half: Cell<bool>,
     /// Bytes read.
     pub received: Cell<u64>,
-    /// Bytes written.
-    pub sent: Cell<u64>,
     /// Messages that were malformed and whose streams the crate resets.
     pub malformed: Cell<u64>,
     /// Heads over a limit, answered or reset by the crate.
@@ -100,7 +98,7 @@ pub struct Account {
     /// What the crate's last GOAWAY said, its numbers before its words.
     pub(super) farewell: RefCell<Vec<u8>>,
     /// Bytes of heads that are held for streams.
-    pub(super) held: Cell<usize>,
+    pub(super) held: Cell<u64>,
     /// What kinds of frames the crate has been given since it last asked for bytes.
     given: Cell<u8>,
 }
@@ -394,7 +392,6 @@ impl Guarded {
                         self.outbound.follow(part, &self.account);
                         left -= part.len();
                     }
-                    self.account.sent.set(self.account.sent.get() + count as u64);
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) => return Poll::Ready(Err(error)),

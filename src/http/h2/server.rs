@@ -178,21 +178,21 @@ impl Connection {
         self.timers.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// A stream is over; `reset` says that its client ended it.
-    fn stream_ended(&self, mut timer: LazyTimer, reset: bool, age: Duration) {
+    /// A stream that began at `start` is over at `end`; `reset` says that its client ended it.
+    fn stream_ended(&self, mut timer: LazyTimer, reset: bool, start: Instant, end: Instant) {
         timer.forget_task();
         let mut timers = self.timers.borrow_mut();
         if timers.len() < TIMERS_KEPT {
             timers.push(timer);
         }
         self.ended.set(self.ended.get() + 1);
-        if reset && age < PREMATURE {
+        if reset && end.saturating_duration_since(start) < PREMATURE {
             self.premature.set(self.premature.get() + 1);
         }
         let left = self.active.get().saturating_sub(1);
         self.active.set(left);
         if left == 0 || self.is_abused() {
-            self.idle_since.set(Instant::now());
+            self.idle_since.set(end);
             self.wake();
         }
     }
@@ -463,19 +463,20 @@ async fn finish(connection: &mut h2::server::Connection<Guarded, Bytes>) {
     let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
 }
 
-/// Heads of all streams of a connection may take so much. A client that opens many streams with large heads, and
-/// lets none of them end, gets no more of them.
-const HEADS_HELD: usize = 8 << 20;
-/// A head below this is never too much.
-const SMALL_HEAD: usize = 4 * 1024;
+/// Heads of all streams of a connection may take so much more than the client ever sent. A client that opens many
+/// streams with heads that are large only once they are decoded, and lets none of them end, gets no more of them.
+const HEADS_HELD: u64 = 4 << 20;
+/// A head below this is never too much: a whole compression table of the default size may be in it.
+const SMALL_HEAD: u64 = 4 * 1024;
 
 /// What a head takes.
-struct HeadRoom(Rc<Account>, usize);
+struct HeadRoom(Rc<Account>, u64);
 
 impl HeadRoom {
     fn take(account: &Rc<Account>, size: usize) -> Option<Self> {
+        let size = size as u64;
         let held = account.held.get() + size;
-        if held > HEADS_HELD && size > SMALL_HEAD {
+        if held > HEADS_HELD + account.received.get() && size > SMALL_HEAD {
             return None;
         }
         account.held.set(held);
@@ -524,7 +525,7 @@ async fn serve_stream(
             manager.stats.downstream_rq_tx_reset.increment(1);
             respond.send_reset(Reason::PROTOCOL_ERROR);
             drop((body, respond));
-            connection.stream_ended(LazyTimer::default(), true, Duration::ZERO);
+            connection.stream_ended(LazyTimer::default(), true, start, start);
             return;
         }
     };
@@ -534,7 +535,7 @@ async fn serve_stream(
         codec.tx_reset.increment(1);
         respond.send_reset(Reason::REFUSED_STREAM);
         drop((body, respond));
-        connection.stream_ended(LazyTimer::default(), true, Duration::ZERO);
+        connection.stream_ended(LazyTimer::default(), true, start, start);
         return;
     };
     let _active = Held::new(&codec.streams_active);
@@ -561,7 +562,7 @@ async fn serve_stream(
         let mut exchange = Exchange::new(&worker, &manager, &mut down);
         exchange.run_stream(head, framing, expects_continue).await
     };
-    let Downstream { client, timer, .. } = down;
+    let Downstream { client, timer, idle_since: end, .. } = down;
     let mut reset = false;
     if let Client::Http2(mut stream) = client {
         reset = stream.reset;
@@ -577,5 +578,5 @@ async fn serve_stream(
             Next::Close => {}
         }
     }
-    connection.stream_ended(timer, reset, start.elapsed());
+    connection.stream_ended(timer, reset, start, end);
 }

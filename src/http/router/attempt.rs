@@ -141,6 +141,16 @@ impl Attempts<'_> {
                 pool.connection(priority).await
             }
         };
+        self.receive_until(ex, out, connect).await
+    }
+
+    /// Takes the client's body into `out` until `connect` has a connection, the client goes or time is up.
+    pub(super) async fn receive_until<T>(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        out: &mut Out,
+        connect: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, Failure> {
         let mut connect = pin!(connect);
         poll_fn(|context| {
             // First, so that what came with the head counts as received even if connecting fails at once.

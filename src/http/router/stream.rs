@@ -1,7 +1,6 @@
 //! One try on an HTTP/2 connection: a stream, the request out, and the head of its answer back.
 
-use std::future::{poll_fn, Future};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
@@ -15,7 +14,6 @@ use crate::http::h2::client::{ClientStream, Heard, Unsent};
 use crate::http::h2::{Outgoing, StreamError};
 use crate::http::pump::Out;
 use crate::telemetry::stream_info::Protocol;
-use crate::upstream::multiplex::StreamSlot;
 use crate::upstream::{HostPool, RequestPermit, UpstreamError};
 
 impl Attempts<'_> {
@@ -40,7 +38,7 @@ impl Attempts<'_> {
         let waited = reused.is_none() || ex.info.attempts > 1;
         let slot = match reused {
             Some(slot) => slot,
-            None => self.connect_stream(ex, &pool, &mut out).await?,
+            None => self.receive_until(ex, &mut out, pool.stream(self.forward.priority)).await?,
         };
         let Some(request_permit) =
             RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
@@ -78,25 +76,6 @@ impl Attempts<'_> {
                 Err(Failed { failure, started: true, unprocessed })
             }
         }
-    }
-
-    /// A stream of a new connection, or of one that has room again; the client's body goes into `out`
-    /// meanwhile.
-    async fn connect_stream(
-        &mut self,
-        ex: &mut Exchange<'_>,
-        pool: &Rc<HostPool>,
-        out: &mut Out,
-    ) -> Result<StreamSlot, Failure> {
-        let mut connect = pin!(pool.stream(self.forward.priority));
-        poll_fn(|context| {
-            self.receive(ex, out, context)?;
-            if let Poll::Ready(connected) = connect.as_mut().poll(context) {
-                return Poll::Ready(connected.map_err(Failure::Upstream));
-            }
-            self.poll_client(ex, context)
-        })
-        .await
     }
 
     async fn exchange_stream_heads(

@@ -8,7 +8,7 @@
 pub mod bootstrap;
 mod case;
 mod clusters;
-mod counters;
+pub mod counters;
 mod forwarded;
 mod logs;
 mod messages;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use super::clients::{named, proxy, Load};
 use super::mesh::{ControlPlane, Mesh};
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Origin, Then};
 use crate::harness::ports::free_port;
-use crate::harness::{alone, DEADLINE};
+use crate::harness::{alone, http2, DEADLINE};
 
 const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: t.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -20,39 +20,18 @@ fn seconds() -> u64 {
     std::env::var("OUTRIGGER_CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }
 
-const HTTP2: &str = r#"typed_extension_protocol_options:
-  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    explicit_http_config: { http2_protocol_options: {} }
-"#;
-
-/// A server of gRPC's form whose calls get back each message as it comes, on a port of its own.
-async fn stream_echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    tokio::spawn(async move {
-                        let head = http::Response::builder().header("content-type", "application/grpc");
-                        let head = head.body(()).expect("a head");
-                        let mut back = respond.send_response(head, false).expect("the head is taken");
-                        let mut body = request.into_body();
-                        while let Some(Ok(piece)) = body.data().await {
-                            let _ = body.flow_control().release_capacity(piece.len());
-                            back.send_data(piece, false).expect("the piece is taken");
-                        }
-                        let mut trailers = http::HeaderMap::new();
-                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-                        let _ = back.send_trailers(trailers);
-                    });
-                }
-            });
-        }
-    });
-    port
+/// A server of gRPC's form: its calls get back each message as it comes.
+async fn echo(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let head = http::Response::builder().header("content-type", "application/grpc").body(()).expect("a head");
+    let mut back = respond.send_response(head, false).expect("the head is taken");
+    let mut body = request.into_body();
+    while let Some(Ok(piece)) = body.data().await {
+        let _ = body.flow_control().release_capacity(piece.len());
+        back.send_data(piece, false).expect("the piece is taken");
+    }
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    let _ = back.send_trailers(trailers);
 }
 
 /// A call of gRPC's form that stays open.
@@ -119,8 +98,8 @@ async fn constant_change_loses_no_request_and_cuts_no_stream() {
     let port = free_port();
     let mut mesh = Mesh::simple(port, &ports);
     mesh.services.insert("sockets".into(), vec![sockets.port()]);
-    mesh.services.insert("streams".into(), vec![stream_echo().await]);
-    mesh.cluster_extra.insert("streams".into(), HTTP2.into());
+    mesh.services.insert("streams".into(), vec![http2::serve(echo).await]);
+    mesh.cluster_extra.insert("streams".into(), http2::OPTIONS.into());
     let tables = [
         vec![
             ("/ws".into(), vec![("sockets".into(), 1)]),

@@ -3,6 +3,7 @@
 use super::client::{http1, http2, Ask, Client};
 use super::matrix::{bootstrap, start, End};
 use super::origin::{Act, Body, Break, Pairs, Plan};
+use crate::differential::counters::comparable;
 use crate::differential::set;
 use crate::harness::proxy::Kind;
 use crate::harness::{eventually, DEADLINE};
@@ -38,15 +39,7 @@ const REQUIRED: &[&str] = &[
     "cluster.h2.http2.keepalive_timeout",
 ];
 
-/// Names under which the same traffic gives the same number.
-fn comparable(name: &str) -> bool {
-    let room = ["http.to-h1.", "http.to-h2.", "cluster.h1.", "cluster.h2.", "http2."];
-    let differs = [
-        // Bytes depend on the spelling of heads, times on the clock.
-        "bytes", "_ms", "_time", "length", "memory", "version",
-    ];
-    room.iter().any(|r| name.starts_with(r)) && !differs.iter().any(|d| name.contains(d))
-}
+const ROOMS: &[&str] = &["http.to-h1.", "http.to-h2.", "cluster.h1.", "cluster.h2.", "http2."];
 
 fn ask(path: &'static str) -> Ask {
     Ask {
@@ -136,7 +129,7 @@ async fn counters_after_the_same_traffic() {
     let missing: Vec<_> = REQUIRED.iter().filter(|name| !theirs.contains_key(**name)).collect();
     assert!(missing.is_empty(), "the test asks for names that Envoy does not have: {missing:?}");
     if set("OUTRIGGER_E2E_SHOW").is_some() {
-        println!("{:#?}", theirs.iter().filter(|(n, _)| comparable(n)).collect::<Vec<_>>());
+        println!("{:#?}", theirs.iter().filter(|(n, _)| comparable(n, ROOMS)).collect::<Vec<_>>());
     }
     let mine = traffic(&start(Kind::Outrigger, &template).await).await;
     let mut wrong: Vec<String> = REQUIRED
@@ -144,7 +137,7 @@ async fn counters_after_the_same_traffic() {
         .filter(|name| !mine.contains_key(**name))
         .map(|name| format!("{name} is missing"))
         .collect();
-    for (name, value) in mine.iter().filter(|(name, _)| comparable(name)) {
+    for (name, value) in mine.iter().filter(|(name, _)| comparable(name, ROOMS)) {
         let accepted = DIFFERENT.iter().any(|(different, _)| name.ends_with(different));
         match theirs.get(name) {
             Some(expected) if expected != value && !accepted => {

@@ -4,24 +4,21 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
 
 use crate::harness::client::Client;
+use crate::harness::http2;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::peers;
 
-const TEMPLATE: &str = r#"
-admin: { address: { socket_address: { address: 127.0.0.1, port_value: @port:admin@ } } }
-static_resources:
-  listeners:
-  - name: web
-    address: { socket_address: { address: 127.0.0.1, port_value: @port:web@ } }
+const LISTENER: &str = r#"
+  - name: @name@
+    address: { socket_address: { address: 127.0.0.1, port_value: @port:@name@@ } }
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: web
+          stat_prefix: @name@
           route_config:
             virtual_hosts:
             - name: all
@@ -30,72 +27,28 @@ static_resources:
               - { match: { prefix: /t.Gone/ }, route: { cluster: gone } }
               - { match: { prefix: /t. }, route: { cluster: origin } }
           http_filters:
-          - name: web
-            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb }
+          - name: @name@
+            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.@filter@ }
           - name: stats
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
               individual_method_stats_allowlist: { services: [{ name: t.Echo, method_names: [Say, Web] }] }
           - name: envoy.filters.http.router
-            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
-  - name: bridge
-    address: { socket_address: { address: 127.0.0.1, port_value: @port:bridge@ } }
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: bridge
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - { match: { prefix: /t.Gone/ }, route: { cluster: gone } }
-              - { match: { prefix: /t. }, route: { cluster: origin } }
-          http_filters:
-          - name: bridge
-            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_http1_bridge.v3.Config }
-          - name: stats
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-              individual_method_stats_allowlist: { services: [{ name: t.Echo, method_names: [Say, Web] }] }
-          - name: envoy.filters.http.router
-            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
-  clusters:
-  - name: origin
-    type: STATIC
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: { http2_protocol_options: {} }
-    load_assignment:
-      cluster_name: origin
-      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }] }]
-  - name: gone
-    type: STATIC
-    connect_timeout: 1s
-    load_assignment: { cluster_name: gone }
-"#;
+            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }"#;
 
-/// A gRPC server that sends back what it is sent. `x-status` is the call's status, `x-only` asks for one without a body.
-async fn origin() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(answer(request, respond));
-                }
-            });
-        }
-    });
-    port
+fn template() -> String {
+    let listener = |name, filter| LISTENER.replace("@name@", name).replace("@filter@", filter);
+    format!(
+        "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
+         static_resources:\n  listeners:{}{}\n  clusters:\n{}  - name: gone\n    type: STATIC\n    \
+         connect_timeout: 1s\n    load_assignment: {{ cluster_name: gone }}\n",
+        listener("web", "grpc_web.v3.GrpcWeb"),
+        listener("bridge", "grpc_http1_bridge.v3.Config"),
+        http2::cluster("origin", "@origin@")
+    )
 }
 
+/// A gRPC server that sends back what it is sent. `x-status` is the call's status, `x-only` asks for one without a body.
 async fn answer(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
     let (parts, mut body) = request.into_parts();
     let mut all = Vec::new();
@@ -237,9 +190,10 @@ async fn clients_without_trailers_get_what_envoy_gives_them() {
     if !peers::have(&["envoy"]) {
         return;
     }
-    let values = [("origin", origin().await.to_string())];
-    let ours = Proxy::outrigger(TEMPLATE, &values).await;
-    let theirs = Proxy::start(Plan::new(Kind::Envoy, TEMPLATE, &values)).await;
+    let template = template();
+    let values = [("origin", http2::serve(answer).await.to_string())];
+    let ours = Proxy::outrigger(&template, &values).await;
+    let theirs = Proxy::start(Plan::new(Kind::Envoy, &template, &values)).await;
     let (seen, expected) = (observe(&ours).await, observe(&theirs).await);
     assert_eq!(seen.join("\n"), expected.join("\n"), "ours, then Envoy's");
     let grpc = |stats: BTreeMap<String, u64>| -> BTreeMap<String, u64> {
