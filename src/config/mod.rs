@@ -13,6 +13,7 @@ pub mod discovery;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod headers;
+pub mod hosts;
 pub mod http;
 pub mod listener;
 pub mod matcher;
@@ -28,8 +29,9 @@ pub mod support;
 mod sync;
 pub mod tcp;
 
-pub use cluster::{Cluster, Host, HostSet};
+pub use cluster::Cluster;
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
+pub use hosts::{Host, HostSet};
 pub use problems::{Problem, Problems};
 pub use retirement::Retirement;
 pub use slot::{Directory, Slot};
