@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-
 use super::cluster::{
     Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
