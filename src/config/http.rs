@@ -181,7 +181,7 @@ pub enum HttpFilter {
     /// `envoy.filters.http.grpc_web`.
     GrpcWeb,
     /// `envoy.filters.http.grpc_http1_bridge`.
-    GrpcHttp1Bridge,
+    GrpcHttp1Bridge(crate::http::filters::grpc_http1_bridge::Config),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

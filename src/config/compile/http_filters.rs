@@ -11,6 +11,7 @@ use outrigger_control_api::type_of;
 use super::{bool_or, extension};
 use crate::config::http::HttpFilter;
 use crate::config::problems::Problems;
+use crate::http::filters::grpc_http1_bridge;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
@@ -31,9 +32,11 @@ pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> 
             Some(HttpFilter::GrpcWeb)
         }
         _ => {
-            // What it can be told is refused by the support table.
-            let _: Bridge = extension(any, "", problems)?;
-            Some(HttpFilter::GrpcHttp1Bridge)
+            let config: Bridge = extension(any, "", problems)?;
+            Some(HttpFilter::GrpcHttp1Bridge(grpc_http1_bridge::Config {
+                protobuf: config.upgrade_protobuf_to_grpc,
+                drop_query: config.ignore_query_parameters,
+            }))
         }
     }
 }

@@ -99,15 +99,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
     },
     whole("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
-    MessageSupport {
-        message: "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config",
-        implemented: &[],
-        observe: &[],
-        rejected: &[
-            ("upgrade_protobuf_to_grpc", "only requests that are gRPC already are bridged"),
-            ("ignore_query_parameters", "it belongs to upgrade_protobuf_to_grpc"),
-        ],
-    },
+    whole("envoy.extensions.filters.http.grpc_http1_bridge.v3.Config"),
     MessageSupport {
         message: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
         implemented: &[

@@ -233,7 +233,8 @@ impl Attempts<'_> {
         }
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
-        filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), body.len());
+        let bridged = filters::bridged(ex);
+        filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), &mut body, bridged);
         let now = Instant::now();
         ex.now = now;
         ex.info.times.last_upstream_rx = Some(now);
