@@ -287,7 +287,10 @@ impl<'a> Exchange<'a> {
             }
         }
         if !self.manager.filters.is_empty() {
-            filters::on_request(self);
+            if let Err(filters::Untold) = filters::on_request(self) {
+                self.info.flags.insert(ResponseFlags::NFCF);
+                return self.reply(Reply::new(500, "")).await;
+            }
         }
         self.route().await
     }

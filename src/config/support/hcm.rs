@@ -94,10 +94,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        implemented: &["name", "typed_config", "is_optional", "disabled"],
+        implemented: &["name", "typed_config", "config_discovery", "is_optional", "disabled"],
         observe: &[],
-        rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
+        rejected: &[],
     },
+    whole("envoy.config.core.v3.ExtensionConfigSource"),
     whole("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
     whole("envoy.extensions.filters.http.grpc_http1_bridge.v3.Config"),
     MessageSupport {

@@ -29,6 +29,10 @@ pub struct Active {
     call: Option<Call>,
 }
 
+/// A filter without configuration.
+#[derive(Debug)]
+pub(super) struct Untold;
+
 impl Active {
     fn concerns_nothing(&self) -> bool {
         self.web.is_none() && self.bridged.is_none() && self.call.is_none()
@@ -36,11 +40,24 @@ impl Active {
 }
 
 /// Filters see a request's head.
-pub(super) fn on_request(ex: &mut Exchange<'_>) {
+///
+/// # Errors
+/// One of them was told by nobody what to do.
+pub(super) fn on_request(ex: &mut Exchange<'_>) -> Result<(), Untold> {
     let mut active = Active::default();
     for filter in &ex.manager.filters {
-        let Some(request) = &mut ex.request else { return };
+        let Some(request) = &mut ex.request else { return Ok(()) };
+        let held;
+        let filter = match filter {
+            HttpFilter::Discovered(filter) => {
+                held = filter.current();
+                held.as_deref().ok_or(Untold)?
+            }
+            filter => filter,
+        };
         match filter {
+            // None is the configuration of another.
+            HttpFilter::Discovered(_) => {}
             HttpFilter::GrpcStats(config) if request.is_grpc() || active.bridged.is_some() => {
                 active.call = Some(Call::of(config, request));
             }
@@ -62,6 +79,7 @@ pub(super) fn on_request(ex: &mut Exchange<'_>) {
         }
     }
     ex.filters = (!active.concerns_nothing()).then(|| Box::new(active));
+    Ok(())
 }
 
 /// The router has chosen a cluster: what counts messages knows where.
