@@ -13,6 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::discovery::Source;
+use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
@@ -44,6 +45,8 @@ pub struct Cluster {
     pub http: UpstreamHttp,
     /// Socket options for upstream connections.
     pub socket: SocketTuning,
+    /// TLS towards its hosts.
+    pub tls: Option<Arc<ClusterTls>>,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
     /// Requests that a circuit breaker refused, for load reports.
@@ -332,6 +335,8 @@ pub struct HostTemplate {
     pub locality: Arc<Locality>,
     /// Health told by the control plane.
     pub health: Health,
+    /// Metadata `envoy.transport_socket_match`.
+    pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -408,7 +413,7 @@ impl Host {
     /// Whether a host with `template` at the same address is this endpoint: connections to it may go
     /// on, whatever its weight, health, priority and locality are now.
     pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
-        self.template.hostname == template.hostname
+        self.template.hostname == template.hostname && self.template.socket_match == template.socket_match
     }
 
     /// What the control plane says of its health.

@@ -44,6 +44,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
             http2: Default::default(),
         },
         socket: SocketTuning::default(),
+        tls: None,
         added_via_api: false,
         dropped: Arc::default(),
         hosts: ArcSwap::default(),

@@ -27,6 +27,7 @@ mod slot_tests;
 pub mod support;
 mod sync;
 pub mod tcp;
+pub mod tls;
 
 pub use cluster::{Cluster, Host, HostSet};
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};

@@ -24,7 +24,7 @@ use serde_json::{json, Value};
 
 use super::resource::{Compiler, Environment, Needs};
 use super::runtime::{self, Runtime};
-use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms};
+use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms, tls};
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
 use crate::config::discovery::{
     ApiKind, ApiSource, ConfigSource, DiscoveryConfig, GrpcTarget, RtdsLayer, Source,
@@ -288,6 +288,13 @@ fn compile(
         compiler.lds = discovery.lds.as_ref().map(|lds| lds.source.clone());
         compiler.cds = discovery.cds.as_ref().map(|cds| cds.source.clone());
     }
+    problems.at("static_resources", |problems| {
+        for (index, secret) in resources.secrets.iter().enumerate() {
+            let compiled =
+                problems.at_index("secrets", index, |problems| tls::secret_content(secret, problems));
+            compiler.secrets.slot(&secret.name).put(compiled);
+        }
+    });
     let known = |name: &str| compiler.static_clusters.contains(name);
     let environment = Environment { known: &known, ..Environment::new(&compiler) };
     let (listeners, needs) = problems.at("static_resources", |problems| {

@@ -19,6 +19,7 @@ use outrigger_control_api::pb::envoy::config::listener::v3::Listener as Listener
 use outrigger_control_api::pb::envoy::config::route::v3::{
     RouteConfiguration, ScopedRouteConfiguration, VirtualHost,
 };
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretConfig;
 use outrigger_control_api::{pool, DynamicMessage};
 use prost::{Message, Name};
 
@@ -36,6 +37,7 @@ use crate::config::route::{self, RouteTable};
 use crate::config::scopes::ScopeTable;
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
+use crate::tls;
 use crate::upstream::host_set::SplitOptions;
 
 /// Everything that resources are compiled against. Shared by the control thread and the workers, which
@@ -49,6 +51,8 @@ pub struct Compiler {
     pub routes: Arc<Directory<RouteTable>>,
     /// Scopes of SRDS, as [`Compiler::scopes_slot`] names them.
     pub scopes: Directory<ScopeTable>,
+    /// TLS secrets: those of the bootstrap by their names, those of SDS as [`Compiler::secret_slot`] names them.
+    pub secrets: tls::Secrets,
     /// Where requests ask for what is not there yet.
     pub demand: Arc<Demand>,
     /// Runtime values: those of the bootstrap and of RTDS.
@@ -105,14 +109,27 @@ pub struct Needs {
     pub virtual_hosts: Option<ConfigSource>,
     /// Requests may ask for more.
     pub on_demand: bool,
+    /// Secrets to ask for. Without them connections are refused.
+    pub secrets: Vec<SecretNeed>,
+}
+
+/// A secret to ask for.
+#[derive(Debug, Clone)]
+pub struct SecretNeed {
+    /// Whom to ask, and how long to wait.
+    pub source: ConfigSource,
+    /// The name to ask for.
+    pub name: Arc<str>,
+    /// Where it goes.
+    pub slot: Arc<tls::Slot>,
 }
 
 impl Needs {
     /// Whether nothing is needed.
     pub fn is_empty(&self) -> bool {
-        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, on_demand } = self;
+        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, on_demand, secrets } = self;
         let tables = route_tables.is_empty() && lazy_tables.is_empty() && scoped_routes.is_empty();
-        tables && virtual_hosts.is_none() && !on_demand
+        tables && virtual_hosts.is_none() && !on_demand && secrets.is_empty()
     }
 }
 
@@ -195,6 +212,23 @@ impl Compiler {
     /// The slot of the scopes from `source` whose tables come from `tables`: the same each time.
     pub fn scopes_slot(&self, source: &Source, tables: &Source) -> Arc<Slot<ScopeTable>> {
         self.scopes.slot(&format!("{} {}", self.label(source), self.label(tables)))
+    }
+
+    /// The slot of the secret `name` from `source`: the same each time.
+    pub fn secret_slot(&self, source: &Source, name: &str) -> Arc<tls::Slot> {
+        self.secrets.slot(&format!("{}:{name}", self.label(source)))
+    }
+
+    /// Compiles an encoded `envoy.extensions.transport_sockets.tls.v3.Secret`. Its value goes into the slot with
+    /// [`tls::Slot::put`].
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn secret(&self, body: &[u8]) -> Result<Compiled<Arc<tls::Secret>>, Vec<Problem>> {
+        self.compile(body, &|_| true, |config: &SecretConfig, _, problems| {
+            let compiled = super::tls::secret_content(config, problems)?;
+            Some((config.name.as_str().into(), compiled))
+        })
     }
 
     /// A text for each source.

@@ -174,6 +174,14 @@ impl Attempts<'_> {
                 ex.info.upstream_failure = Some(reason.into());
                 told
             }
+            Failure::Upstream(UpstreamError::Tls { reason, .. }) => {
+                let (kind, text) = ("remote_connection_failure", "remote connection failure");
+                let shown =
+                    if reason.is_empty() { String::new() } else { format!("|{}", reason.replace(' ', "_")) };
+                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}{shown}"), text);
+                ex.info.upstream_failure = Some(reason.into());
+                told
+            }
             Failure::Upstream(UpstreamError::ConnectTimeout { .. }) => {
                 Told::reset(ex, 503, ResponseFlags::UF, "connection_timeout", "connection timeout")
             }
