@@ -223,6 +223,12 @@ async fn serve(
                 if why.is_none() {
                     stats.downstream_cx_transport_socket_connect_timeout.increment(1);
                 }
+                if let Terminal::Http(manager) = &chain.terminal {
+                    // Envoy's connection manager is there before the handshake.
+                    manager.stats.downstream_cx_total.increment(1);
+                    manager.stats.downstream_cx_ssl_total.increment(1);
+                    manager.stats.downstream_cx_destroy.increment(1);
+                }
                 let failure = why.unwrap_or_default();
                 log_unserved(&listener, &worker, Rc::new(info), ResponseFlags::NONE, "", failure);
                 return;

@@ -231,6 +231,14 @@ impl TlsStream {
         self.agreed(|state| state.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
+    /// Why TLS broke after the handshake, if it did.
+    pub fn failure(&self) -> Option<rustls::Error> {
+        match &self.state.borrow().failed {
+            Some(Failure::Tls(error)) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
     /// Runs `look` with the peer's certificates, its own first; none where it sent none.
     pub fn with_peer<R>(&self, look: impl FnOnce(&[CertificateDer<'static>]) -> R) -> R {
         self.agreed(|state| look(state.peer_certificates().unwrap_or_default()))
@@ -605,13 +613,18 @@ fn pass<C: Records>(
 ) -> usize {
     let mut used = 0;
     loop {
-        let UnbufferedStatus { discard, state } =
-            connection.records(incoming.get_mut(used..).unwrap_or_default());
-        let mut over = false;
+        let waiting = match failed {
+            None => incoming.get_mut(used..).unwrap_or_default(),
+            // Nothing more is looked at; the alert is still in the session.
+            Some(_) => &mut [],
+        };
+        let UnbufferedStatus { discard, state } = connection.records(waiting);
+        used += discard;
         match state {
             Err(error) => {
-                // The alert is still in the session: it comes out with the next calls, before this error again.
-                over = failed.is_some();
+                if failed.is_some() {
+                    return used;
+                }
                 *failed = Some(Failure::Tls(error));
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
@@ -622,24 +635,18 @@ fn pass<C: Records>(
                         Ok(record) => sink.put(record.payload),
                         Err(error) => {
                             *failed = Some(Failure::Tls(error));
-                            over = true;
-                            break;
+                            return used;
                         }
                     }
                 }
             }
             Ok(ConnectionState::WriteTraffic(_)) => {
-                *handshaking = false;
-                over = true;
+                *handshaking &= failed.is_some();
+                return used;
             }
             Ok(ConnectionState::PeerClosed) => *ended = true,
-            Ok(ConnectionState::BlockedHandshake) => over = true,
-            // Both ends are closed, or early data came, which is never offered.
-            Ok(_) => over = true,
-        }
-        used += discard;
-        if over {
-            return used;
+            // More is needed; or both ends are closed; or early data came, which is never offered.
+            Ok(_) => return used,
         }
     }
 }
@@ -708,3 +715,7 @@ thread_local! {
     static OUTGOING: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static GATHERED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
+
+#[cfg(test)]
+#[path = "tls_stream_tests.rs"]
+mod tests;

@@ -229,7 +229,10 @@ impl DownstreamTls {
         let builder = match validation {
             Some(validation) if validation.is_active() => {
                 let clients = Clients {
-                    mandatory: spec.require_client_certificate || validation.is_pinned(),
+                    // As in Envoy: who must have certain names or a certain certificate must have one at all.
+                    mandatory: spec.require_client_certificate
+                        || validation.is_pinned()
+                        || !validation.names.is_empty(),
                     validation,
                     provider: provider.clone(),
                     stats: self.stats.clone(),

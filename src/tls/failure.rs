@@ -9,6 +9,7 @@ use tokio_rustls::rustls;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
 
 use crate::runtime::tls_stream::HandshakeError;
+use crate::runtime::Stream;
 
 /// Why a certificate will not do.
 #[derive(Clone, PartialEq)]
@@ -24,8 +25,11 @@ pub enum VerifyFailure {
         /// What the peer is told.
         error: CertificateError,
     },
-    /// None of its names is configured.
-    Name,
+    /// None of its names is one of those that will do.
+    Name {
+        /// What they are.
+        presented: Vec<String>,
+    },
     /// None of its names is that of the host meant.
     NameList,
     /// It is none of those that are pinned.
@@ -46,7 +50,9 @@ impl fmt::Display for VerifyFailure {
             VerifyFailure::Chain { depth, text, .. } => {
                 write!(f, "X509_verify_cert: certificate verification error at depth {depth}: {text}")
             }
-            VerifyFailure::Name => f.write_str("SAN matcher"),
+            VerifyFailure::Name { presented } => {
+                write!(f, "SAN matcher, certificate SANs are [{}]", presented.join(", "))
+            }
             VerifyFailure::NameList => f.write_str("verify SAN list"),
             VerifyFailure::Hash => f.write_str("cert hash and spki"),
         }
@@ -83,6 +89,11 @@ thread_local! {
 /// BoringSSL's library number of TLS, in the place that its error codes have it.
 const LIBRARY: u32 = 16 << 24;
 
+/// Envoy's transport failure reason of a connection that TLS broke after its handshake.
+pub fn of_stream(stream: &Stream) -> Option<String> {
+    stream.tls()?.failure().map(|error| reason(&HandshakeError::Tls(error)))
+}
+
 /// Envoy's transport failure reason; empty where the peer only went away.
 pub fn reason(error: &HandshakeError) -> String {
     let HandshakeError::Tls(error) = error else { return String::new() };
@@ -98,7 +109,10 @@ pub fn reason(error: &HandshakeError) -> String {
             };
             (125, "CERTIFICATE_VERIFY_FAILED", Some(text))
         }
-        Error::NoCertificatesPresented => (192, "PEER_DID_NOT_RETURN_A_CERTIFICATE", None),
+        Error::NoCertificatesPresented => {
+            let text = "peer did not provide required client certificate";
+            (192, "PEER_DID_NOT_RETURN_A_CERTIFICATE", Some(text.to_owned()))
+        }
         Error::AlertReceived(alert) => {
             let (number, name) = alert_name(*alert);
             (1000 + number, name, None)
@@ -127,12 +141,16 @@ pub fn reason(error: &HandshakeError) -> String {
     format!("TLS_error:|{}:SSL routines:OPENSSL_internal:{name}{more}:TLS_error_end", LIBRARY | code)
 }
 
+/// What BoringSSL says of a revoked certificate, and Envoy before it.
+pub(super) const REVOKED: &str =
+    "certificate revocation check against provided CRLs failed: certificate revoked";
+
 fn plain(error: &CertificateError) -> &'static str {
     match error {
         CertificateError::BadSignature => "certificate signature failure",
         CertificateError::Expired => "certificate has expired",
         CertificateError::NotValidYet => "certificate is not yet valid",
-        CertificateError::Revoked => "certificate revoked",
+        CertificateError::Revoked => REVOKED,
         CertificateError::UnknownIssuer => "unable to get local issuer certificate",
         CertificateError::UnknownRevocationStatus => "unable to get certificate CRL",
         CertificateError::ExpiredRevocationList => "CRL has expired",

@@ -6,7 +6,9 @@ use metrics::Counter;
 
 use tokio_rustls::rustls;
 
-use super::params::{group_name, suite_name, version_name};
+use rustls::SignatureScheme;
+
+use super::params::{group_name, scheme_name, suite_name, version_name};
 use crate::runtime::tls_stream::{HandshakeError, TlsStream};
 use crate::telemetry::metrics::Scope;
 
@@ -108,6 +110,13 @@ impl SslStats {
                 self.counters.fail_verify_no_cert.increment(1);
             }
             HandshakeError::Tls(_) => self.counters.connection_error.increment(1),
+        }
+    }
+
+    /// Counts a signature of the peer's that was good.
+    pub(super) fn signed(&self, scheme: SignatureScheme) {
+        if let Some(name) = scheme_name(scheme) {
+            self.count("sigalgs", name);
         }
     }
 

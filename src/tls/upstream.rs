@@ -20,7 +20,7 @@ use super::peer::TlsInfo;
 use super::secret::{Content, Secret, Slot};
 use super::sessions::HostSessions;
 use super::stats::SslStats;
-use super::validation::Validation;
+use super::validation::{ExpectedNames, Validation};
 use super::verifier::Servers;
 use crate::config::cluster::{Address, Host};
 use crate::runtime::tls_stream::{HandshakeError, TlsStream};
@@ -145,6 +145,11 @@ impl UpstreamTls {
         self.spec.trust.fixed.is_some() || self.spec.trust.slot.is_some()
     }
 
+    /// Counts a connection that TLS broke after its handshake.
+    pub fn broken(&self) {
+        self.stats().counters.connection_error.increment(1);
+    }
+
     /// The client's side of a handshake on `stream`, which is connected to `host`.
     ///
     /// # Errors
@@ -221,14 +226,15 @@ impl UpstreamTls {
         };
         let server_name = self.server_name(host, names);
         config.enable_sni = server_name.is_some();
-        let mut sans = names.sans.clone();
-        if self.spec.auto_sni_san_validation && sans.is_empty() {
-            sans.extend(server_name.map(Into::into));
+        let mut wanted = ExpectedNames { names: names.sans.clone(), by_request: true };
+        if self.spec.auto_sni_san_validation && wanted.names.is_empty() {
+            wanted =
+                ExpectedNames { names: server_name.map(Into::into).into_iter().collect(), by_request: false };
         }
-        if !sans.is_empty() {
+        if !wanted.names.is_empty() {
             config.dangerous().set_certificate_verifier(Arc::new(Servers {
                 validation: built.validation.clone(),
-                names: sans,
+                names: wanted,
                 provider: self.spec.params.provider.clone(),
                 stats: self.stats().clone(),
             }));
@@ -285,7 +291,7 @@ impl UpstreamTls {
         let validation = merged(&spec.trust, trust.as_deref())?.filter(Validation::is_active).map(Arc::new);
         let verifier = Servers {
             validation: validation.clone(),
-            names: Vec::new(),
+            names: ExpectedNames::default(),
             provider: provider.clone(),
             stats: self.stats().clone(),
         };

@@ -119,6 +119,15 @@ impl Crls {
     }
 }
 
+/// Names that the server meant has.
+#[derive(Debug, Clone, Default)]
+pub struct ExpectedNames {
+    /// Its certificate must have one of them; empty = any will do.
+    pub names: Vec<Box<str>>,
+    /// It is the request that says so, and not the context's own server name.
+    pub by_request: bool,
+}
+
 /// What the peer is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -167,7 +176,7 @@ impl Validation {
         &self,
         chain: &[CertificateDer<'_>],
         role: Role,
-        also: &[Box<str>],
+        also: &ExpectedNames,
         now: UnixTime,
         algorithms: WebPkiSupportedAlgorithms,
         stats: &SslCounters,
@@ -187,20 +196,24 @@ impl Validation {
     fn verify_leaf(
         &self,
         leaf: &CertificateDer<'_>,
-        also: &[Box<str>],
+        also: &ExpectedNames,
         stats: &SslCounters,
     ) -> Result<(), VerifyFailure> {
-        if !also.is_empty() || !self.names.is_empty() {
+        if !also.names.is_empty() || !self.names.is_empty() {
+            let wrong = |presented: Vec<(_, String)>| VerifyFailure::Name {
+                presented: presented.into_iter().map(|(_, text)| text).collect(),
+            };
             let presented = names(leaf);
-            let listed = |(kind, text): &(_, String)| also.iter().any(|wanted| is_name(*kind, text, wanted));
-            if !also.is_empty() && !presented.iter().any(listed) {
+            let listed =
+                |(kind, text): &(_, String)| also.names.iter().any(|wanted| is_name(*kind, text, wanted));
+            if !also.names.is_empty() && !presented.iter().any(listed) {
                 stats.fail_verify_san.increment(1);
-                return Err(VerifyFailure::NameList);
+                return Err(if also.by_request { VerifyFailure::NameList } else { wrong(presented) });
             }
             let fits = |(kind, text): &(_, String)| self.names.iter().any(|name| name.matches(*kind, text));
             if !self.names.is_empty() && !presented.iter().any(fits) {
                 stats.fail_verify_san.increment(1);
-                return Err(VerifyFailure::Name);
+                return Err(wrong(presented));
             }
         }
         if self.is_pinned() {
@@ -351,7 +364,7 @@ fn failure_of(error: webpki::Error, chain: &[CertificateDer<'_>], now: UnixTime)
             };
             (top, text, CertificateError::UnknownIssuer)
         }
-        Error::CertRevoked => (0, "certificate revoked", CertificateError::Revoked),
+        Error::CertRevoked => (0, super::failure::REVOKED, CertificateError::Revoked),
         Error::UnknownRevocationStatus => {
             (0, "unable to get certificate CRL", CertificateError::UnknownRevocationStatus)
         }

@@ -11,7 +11,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::stats::SslStats;
-use super::validation::{Role, Validation};
+use super::validation::{ExpectedNames, Role, Validation};
 
 /// Of clients.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) struct Clients {
 pub(super) struct Servers {
     pub(super) validation: Option<Arc<Validation>>,
     /// Names of which the certificate must have one besides.
-    pub(super) names: Vec<Box<str>>,
+    pub(super) names: ExpectedNames,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) stats: Arc<SslStats>,
 }
@@ -57,7 +57,14 @@ impl ClientCertVerifier for Clients {
     ) -> Result<ClientCertVerified, Error> {
         let algorithms = self.provider.signature_verification_algorithms;
         let chain = chain(end_entity, intermediates);
-        self.validation.verify(&chain, Role::Client, &[], now, algorithms, &self.stats.counters)?;
+        self.validation.verify(
+            &chain,
+            Role::Client,
+            &ExpectedNames::default(),
+            now,
+            algorithms,
+            &self.stats.counters,
+        )?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -67,7 +74,10 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -76,7 +86,10 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -108,7 +121,10 @@ impl ServerCertVerifier for Servers {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
     }
 
     fn verify_tls13_signature(
@@ -117,7 +133,10 @@ impl ServerCertVerifier for Servers {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

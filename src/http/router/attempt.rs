@@ -126,6 +126,13 @@ impl Attempts<'_> {
                 let closed = matches!(failure, Failure::Closed);
                 if let (true, Lent::Http1(connection)) = (closed, &connection) {
                     connection.note_remote_close();
+                    if let Some(reason) = crate::tls::failure::of_stream(&connection.stream) {
+                        ex.info.upstream_failure = Some(reason.into());
+                        let tls = self.cluster.cluster.tls.as_ref();
+                        if let Some(tls) = tls.and_then(|tls| tls.for_host(&connection.pool().host)) {
+                            tls.broken();
+                        }
+                    }
                 }
                 // Nothing of an answer came on a connection that had served before: the upstream
                 // closed it as we wrote. Safe to repeat if not one byte went out, or if the method

@@ -186,7 +186,13 @@ impl Attempts<'_> {
                 Told::reset(ex, 503, ResponseFlags::UF, "connection_timeout", "connection timeout")
             }
             Failure::Closed => {
-                Told::reset(ex, 503, ResponseFlags::UC, "connection_termination", "connection termination")
+                let why = ex
+                    .info
+                    .upstream_failure
+                    .as_deref()
+                    .map(|reason| format!("|{}", reason.replace(' ', "_")));
+                let details = format!("connection_termination{}", why.unwrap_or_default());
+                Told::reset(ex, 503, ResponseFlags::UC, &details, "connection termination")
             }
             Failure::Reset(StreamError::Refused) => {
                 let (details, reason) = ("remote_refused_stream_reset", "remote refused stream reset");
