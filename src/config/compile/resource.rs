@@ -51,6 +51,8 @@ pub struct Compiler {
     pub routes: Arc<Directory<RouteTable>>,
     /// Scopes of SRDS, as [`Compiler::scopes_slot`] names them.
     pub scopes: Directory<ScopeTable>,
+    /// The bootstrap's TLS secrets. They are compiled when something needs them.
+    pub static_secrets: StaticSecrets,
     /// TLS secrets: those of the bootstrap by their names, those of SDS as [`Compiler::secret_slot`] names them.
     pub secrets: tls::Secrets,
     /// Where requests ask for what is not there yet.
@@ -81,6 +83,17 @@ pub struct Compiler {
     pub cds: Option<Source>,
     /// The sources of route tables so far; their positions tell equal names apart.
     pub(super) sources: Mutex<Vec<Arc<ApiSource>>>,
+}
+
+/// Secrets of the bootstrap by their names.
+#[derive(Default)]
+pub struct StaticSecrets(pub HashMap<String, SecretConfig>);
+
+/// Only names: what they hold is secret.
+impl fmt::Debug for StaticSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// A resource, compiled.
@@ -195,7 +208,7 @@ impl<'a> Environment<'a> {
         let reserved = !self.dynamic && self.compiler.discovery_only.contains(cluster);
         if reserved {
             let message = format!(
-                "the cluster {cluster:?} serves discovery only: TLS to upstreams is not supported yet"
+                "the cluster {cluster:?} serves discovery only: a gRPC service names it, and its connections are TLS"
             );
             problems.report_at(field, message);
         }

@@ -318,11 +318,23 @@ fn secret(
 ) -> Option<Arc<Slot>> {
     let compiler = environment.compiler;
     let Some(source) = &config.sds_config else {
-        let found = compiler.secrets.get(&config.name);
-        if found.is_none() {
-            problems.report_at("name", format!("there is no static secret {:?}", config.name));
+        let name = &config.name;
+        if let Some(found) = compiler.secrets.get(name) {
+            return Some(found);
         }
-        return found;
+        let Some(known) = compiler.static_secrets.0.get(name) else {
+            problems.report_at("name", format!("there is no static secret {name:?}"));
+            return None;
+        };
+        let mut of_secret = Problems::new();
+        let compiled = secret_content(known, &mut of_secret);
+        for problem in of_secret.list() {
+            let message = format!("the static secret {name:?}: {}: {}", problem.path, problem.message);
+            problems.report_at("name", message);
+        }
+        let slot = compiler.secrets.slot(name);
+        slot.put(Some(compiled?));
+        return Some(slot);
     };
     let parent = environment.dynamic.then(|| compiler.lds.clone().or_else(|| compiler.cds.clone())).flatten();
     let source =

@@ -281,7 +281,11 @@ fn by_table(name: &str) -> Option<(Operator, Argument)> {
         }
     }
     if let Some((side, what, argument)) = tls::operator(name) {
-        return Some((Operator::Tls(side, what), argument));
+        let operator = match what {
+            tls::What::Never => Operator::Never(name.into()),
+            what => Operator::Tls(side, what),
+        };
+        return Some((operator, argument));
     }
     let never = NEVER.iter().find(|(n, _)| *n == name);
     never.map(|(_, argument)| (Operator::Never(name.into()), *argument))
