@@ -8,6 +8,7 @@
 //! - [`listener`]: accepting connections and choosing their filter chain.
 //! - [`http`]: L7, from heads to the router.
 //! - [`upstream`]: from a cluster to a connection.
+//! - [`tls`]: certificates, trust and handshakes, both ways.
 //! - [`runtime`]: threads, sockets and streams.
 //! - [`tcp`]: connections forwarded as they are.
 //! - [`telemetry`]: metrics, access logs and the record of a stream.
@@ -23,4 +24,5 @@ pub mod listener;
 pub mod runtime;
 pub mod tcp;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;

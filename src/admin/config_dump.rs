@@ -147,7 +147,9 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
     if extensions.iter().any(|(_, filters)| !filters.is_empty()) {
         dump.push(extended(message("EcdsConfigDump", []), String::new(), extensions));
     }
-    dump.push(listed("SecretsConfigDump", "static_secrets", secrets(statics("secrets"), &updated)));
+    let dynamic = discovery.map(View::secrets).unwrap_or_default();
+    let secrets = listed("SecretsConfigDump", "static_secrets", secrets(statics("secrets"), &updated));
+    dump.push(extended(secrets, String::new(), dynamic));
     dump
 }
 

@@ -12,6 +12,7 @@ pub use super::hosts::{
     Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, PriorityHosts,
     PriorityLoad,
 };
+use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub http: UpstreamHttp,
     /// Socket options for upstream connections.
     pub socket: SocketTuning,
+    /// TLS towards its hosts.
+    pub tls: Option<Arc<ClusterTls>>,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
     /// Requests that a circuit breaker refused, for load reports.

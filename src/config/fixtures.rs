@@ -42,6 +42,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
             http2: Default::default(),
         },
         socket: SocketTuning::default(),
+        tls: None,
         added_via_api: false,
         dropped: Arc::default(),
         hosts: Default::default(),

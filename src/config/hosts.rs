@@ -43,6 +43,8 @@ pub struct HostTemplate {
     pub locality: Arc<Locality>,
     /// Health told by the control plane.
     pub health: Health,
+    /// Metadata `envoy.transport_socket_match`.
+    pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -121,7 +123,7 @@ impl Host {
     /// Whether a host with `template` at the same address is this endpoint: connections to it may go
     /// on, whatever its weight, health, priority and locality are now.
     pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
-        self.template.hostname == template.hostname
+        self.template.hostname == template.hostname && self.template.socket_match == template.socket_match
     }
 
     /// Its health by all that is known: the control plane, health checks, outlier detection

@@ -93,8 +93,8 @@ pub struct HttpConnectionManager {
     pub delayed_close_timeout: Duration,
     /// The body and headers of local replies, when config changes them.
     pub local_reply: Option<LocalReplyRules>,
-    /// `forward_client_cert_details`; without TLS the header is removed unless this says always.
-    pub always_forward_client_cert: bool,
+    /// `forward_client_cert_details` with `set_current_client_cert_details`.
+    pub client_cert: ClientCert,
 }
 
 /// Where a connection manager's route tables are.
@@ -299,4 +299,31 @@ pub struct BodyFormat {
     pub format: crate::telemetry::format::Format,
     /// The body's content type.
     pub content_type: Bytes,
+}
+
+/// What becomes of `x-forwarded-client-cert`. Without a client certificate it is removed, unless it is always
+/// forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCert {
+    /// Removed.
+    Sanitize,
+    /// Passed on.
+    ForwardOnly,
+    /// Ours is added.
+    AppendForward(CertDetails),
+    /// Ours stands in its place.
+    SanitizeSet(CertDetails),
+    /// Passed on, whatever the connection is.
+    AlwaysForwardOnly,
+}
+
+/// What `x-forwarded-client-cert` says besides the hash (`set_current_client_cert_details`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct CertDetails {
+    pub subject: bool,
+    pub cert: bool,
+    pub chain: bool,
+    pub dns: bool,
+    pub uri: bool,
 }

@@ -10,6 +10,7 @@ use super::retirement::Retirement;
 use super::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
+use crate::tls::DownstreamTls;
 
 /// A compiled listener.
 #[derive(Debug)]
@@ -63,6 +64,10 @@ pub struct FilterChain {
     pub fingerprint: u64,
     /// Begins when the chain is changed or removed; its connections read it.
     pub retirement: Arc<Retirement>,
+    /// TLS, or plain text.
+    pub tls: Option<Arc<DownstreamTls>>,
+    /// How long the TLS handshake may take; `None` = for ever.
+    pub handshake_timeout: Option<Duration>,
     /// What serves the connection.
     pub terminal: Terminal,
 }

@@ -29,6 +29,7 @@ mod slot_tests;
 pub mod support;
 mod sync;
 pub mod tcp;
+pub mod tls;
 
 pub use cluster::Cluster;
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};

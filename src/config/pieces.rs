@@ -1,4 +1,4 @@
-//! Resources that are a part of another one: the configuration of an extension (ECDS).
+//! Resources that are a part of another one: the configuration of an extension (ECDS), and secrets (SDS).
 //!
 //! Comes in: an encoded resource, whenever the control plane sends one. Goes out: what of it the data path uses, in the
 //! place where the resource around it has it. That resource waits for its pieces before it serves.
@@ -12,6 +12,7 @@ use super::compile::resource::Compiler;
 use super::discovery::ConfigSource;
 use super::http::HttpFilter;
 use super::problems::Problem;
+use crate::tls;
 
 /// The place of a piece.
 pub trait Piece: Debug + Send + Sync {
@@ -20,6 +21,9 @@ pub trait Piece: Debug + Send + Sync {
 
     /// Where its subscription counts, as a prefix of names.
     fn scope(&self) -> String;
+
+    /// The same for two that are one place.
+    fn place(&self) -> usize;
 
     /// Takes an encoded resource called `name`. Says what was accepted without effect.
     ///
@@ -78,12 +82,13 @@ impl Piece for DiscoveredFilter {
         format!("extension_config_discovery.http_filter.{}", self.name)
     }
 
+    fn place(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
     fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
         let compiled = compiler.http_filter(body, &self.types)?;
-        if *compiled.name != *name {
-            let message = format!("the resource is called {name:?} and the extension {:?}", compiled.name);
-            return Err(vec![Problem::new("name", message)]);
-        }
+        check_name(name, &compiled.name)?;
         self.current.store(Some(Arc::new(compiled.value)));
         Ok(compiled.warnings)
     }
@@ -91,4 +96,45 @@ impl Piece for DiscoveredFilter {
     fn lose(&self) {
         self.current.store(self.default.clone());
     }
+}
+
+/// Where a secret goes that a control plane sends: a slot that everything shares that has it from the same source.
+#[derive(Debug)]
+pub struct SecretPlace {
+    /// The secret's name.
+    pub name: Arc<str>,
+    /// Its slot.
+    pub slot: Arc<tls::Slot>,
+}
+
+impl Piece for SecretPlace {
+    fn type_url(&self) -> &'static str {
+        outrigger_control_api::client::type_url::SECRET
+    }
+
+    fn scope(&self) -> String {
+        format!("sds.{}", self.name)
+    }
+
+    fn place(&self) -> usize {
+        Arc::as_ptr(&self.slot) as usize
+    }
+
+    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
+        let compiled = compiler.secret(body)?;
+        check_name(name, &compiled.name)?;
+        self.slot.put(Some(compiled.value));
+        Ok(compiled.warnings)
+    }
+
+    /// The last one serves on.
+    fn lose(&self) {}
+}
+
+fn check_name(asked: &str, found: &str) -> Result<(), Vec<Problem>> {
+    if asked == found {
+        return Ok(());
+    }
+    let message = format!("the resource is called {asked:?} and what is in it {found:?}");
+    Err(vec![Problem::new("name", message)])
 }

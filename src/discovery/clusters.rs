@@ -15,6 +15,7 @@ use outrigger_control_api::client::{Rejection, Resource};
 
 use self::endpoints::Endpoints;
 use super::effects::Effects;
+use super::pieces::{Held, Pieces};
 use super::resource::{Refused, SleepingCluster, Stored};
 use super::sources::{Sources, StreamId};
 use crate::config::cluster::Discovery;
@@ -69,6 +70,10 @@ pub(super) struct Version {
     /// A DNS cluster is never asleep: its names are followed from the start.
     resolving: Option<Arc<Cluster>>,
     generation: u64,
+    /// Secrets. Given back by being dropped.
+    pieces: Box<[Held]>,
+    /// It waits for nothing but these.
+    due: bool,
 }
 
 impl Clusters {
@@ -99,6 +104,8 @@ impl Clusters {
                 named,
                 resolving: Some(cluster),
                 generation: 0,
+                pieces: Box::default(),
+                due: true,
             };
             let name = slot.name().clone();
             let entry = Entry { slot, active: Some(version), warming: None, refused: None, removed: None };
@@ -112,6 +119,7 @@ impl Clusters {
         resource: &Resource,
         stream: StreamId,
         sources: &mut Sources,
+        pieces: &mut Pieces,
         effects: &mut Effects,
     ) -> Result<(), Rejection> {
         let name = resource.name.as_str();
@@ -173,7 +181,8 @@ impl Clusters {
         if let Some(cluster) = &resolving {
             effects.follow_dns(name, generation, cluster.clone());
         }
-        let version = Version { stored, eds, named, resolving, generation };
+        let pieces = pieces.ask(&compiled.needs.pieces, Some(stream), sources, effects);
+        let version = Version { stored, eds, named, resolving, generation, pieces, due: false };
         let endpoints = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
         let Some(entry) = self.entries.get_mut(name) else { return Ok(()) };
         let ready = match endpoints {
@@ -225,10 +234,22 @@ impl Clusters {
         }
     }
 
-    /// Swaps the warm version in.
+    /// Lets versions serve that waited for nothing but what is there now.
+    pub(super) fn advance(&mut self, effects: &mut Effects) {
+        let due = |entry: &Entry| entry.warming.as_ref().is_some_and(|version| version.due);
+        let names: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| due(entry)).map(|(name, _)| name.clone()).collect();
+        names.iter().for_each(|name| self.activate(name, effects));
+    }
+
+    /// Swaps the warm version in, once its secrets are there.
     fn activate(&mut self, name: &str, effects: &mut Effects) {
         let Some(entry) = self.entries.get_mut(name) else { return };
-        let Some(version) = entry.warming.take() else { return };
+        let settled = |version: &mut Box<Version>| {
+            version.due = true;
+            version.pieces.iter().all(Held::is_settled)
+        };
+        let Some(version) = entry.warming.take_if(settled) else { return };
         match &version.resolving {
             Some(cluster) => {
                 let old = entry.slot.set(Some(cluster.clone()));

@@ -4,23 +4,23 @@
 //! listeners served, [`Effect`]s for others, and why resources are refused. Knows neither sockets nor
 //! tasks.
 
+mod kept;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::{warming_order, Cause, Change, Rejection, Resource, Update};
+use outrigger_control_api::client::{Rejection, Update};
 
 use super::called_clusters::CalledClusters;
 use super::clusters::Clusters;
 use super::demands::{Awaited, Demands};
-use super::effects::{Effect, Effects, CDS, ECDS, EDS, LDS, RDS, RTDS, SRDS, VHDS};
-use super::last_good::{Group, Kept};
+use super::effects::{Effect, Effects, CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS, VHDS};
 use super::listeners::{Listeners, World};
 use super::pieces::Pieces;
-use super::resource::Stored;
 use super::routes::Routes;
 use super::runtime::Layers;
 use super::scopes::Scopes;
-use super::sources::{Origin, Sources, StreamId};
+use super::sources::{Sources, StreamId};
 use super::stats::SubscriptionStats;
 use super::wanted::{Ground, Wanted};
 use super::Serving;
@@ -139,7 +139,7 @@ impl Manager {
         let whole = match type_url.as_str() {
             CDS => {
                 for resource in added {
-                    refused.extend(clusters.update(resource, stream, sources, effects).err());
+                    refused.extend(clusters.update(resource, stream, sources, pieces, effects).err());
                 }
                 removed.iter().for_each(|name| clusters.remove(name, now, effects));
                 if !removed.is_empty() {
@@ -183,11 +183,13 @@ impl Manager {
                 refused = listeners.update(added, removed, stream, world);
                 self.lds.as_mut()
             }
-            ECDS => {
+            ECDS | SDS => {
+                let type_url = if type_url == SDS { SDS } else { ECDS };
                 for resource in added {
-                    refused.extend(pieces.update(resource, stream, ECDS, effects).err());
+                    refused.extend(pieces.update(resource, stream, type_url, effects).err());
                 }
-                removed.iter().for_each(|name| pieces.absent(name, stream, ECDS, true));
+                removed.iter().for_each(|name| pieces.absent(name, stream, type_url, true));
+                clusters.advance(effects);
                 let ground = Ground { scopes, routes, pieces, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
@@ -243,8 +245,9 @@ impl Manager {
                 self.routes.absent(name, stream);
                 self.advance(serving);
             }
-            (ECDS, Some(name)) => {
-                self.pieces.absent(name, stream, ECDS, false);
+            (ECDS | SDS, Some(name)) => {
+                self.pieces.absent(name, stream, if type_url == SDS { SDS } else { ECDS }, false);
+                self.clusters.advance(&mut self.effects);
                 self.advance(serving);
             }
             (CDS, Some(name)) => self.called.absent(name, stream, &mut self.effects),
@@ -381,6 +384,7 @@ impl Manager {
     /// Envoy, and the process serves when all listeners are.
     pub(super) fn settle(&mut self, serving: &mut dyn Serving) {
         self.clusters.publish();
+        self.pieces.sweep(&mut self.effects);
         serving.set_warming(self.listeners.warming());
         self.answer();
         if self.initialized {
@@ -400,62 +404,8 @@ impl Manager {
             }
         }
         let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
-        let fixed = self
-            .fixed_needs
-            .iter()
-            .all(|wanted| wanted.is_met(false, &self.scopes, &self.routes, &self.pieces));
+        let fixed = self.fixed_needs.iter().all(|wanted| wanted.is_met(false, &self.scopes, &self.routes));
         self.initialized = clusters && listeners && fixed;
-    }
-
-    /// Serves what an earlier run held, and says what is held of each type.
-    pub(super) fn restore(
-        &mut self,
-        mut groups: Vec<Group>,
-        serving: &mut dyn Serving,
-    ) -> Vec<(StreamId, Change)> {
-        groups.sort_by_key(|group| warming_order(&group.type_url));
-        let mut held = Vec::new();
-        let mut resources = 0;
-        for group in groups {
-            // The clusters and listeners before it have named its stream.
-            let Some(stream) = self.sources.labelled(&group.origin) else { continue };
-            let kept = |kept: Kept| Resource {
-                name: kept.name.to_string(),
-                version: kept.version.to_string(),
-                aliases: Vec::new(),
-                body: bytes::Bytes::copy_from_slice(&kept.body),
-            };
-            let Group { type_url, version, resources: kept_resources, .. } = group;
-            let update = Update {
-                id: 0,
-                type_url,
-                version,
-                cause: Cause::Response,
-                added: kept_resources.into_iter().map(kept).collect(),
-                removed: Vec::new(),
-                flawed: false,
-            };
-            let refused = self.update(stream, &update, serving);
-            let Update { type_url, version, added, .. } = update;
-            for Rejection { name, message } in &refused {
-                tracing::error!(resource = name, "no longer usable: {message}");
-            }
-            let good = |resource: &&Resource| !refused.iter().any(|refused| refused.name == resource.name);
-            let names: Vec<_> = added
-                .iter()
-                .filter(good)
-                .map(|resource| (resource.name.clone(), resource.version.clone()))
-                .collect();
-            resources += names.len();
-            held.push((stream, Change::Restore { type_url, version, resources: names }));
-        }
-        if resources > 0 {
-            tracing::warn!("serving {resources} resources of the last good configuration until the control plane is heard");
-            self.restored = true;
-            self.answer_all();
-            self.initialized = true;
-        }
-        held
     }
 
     /// The control plane has confirmed or replaced what is held: all of one type, or with `None` of
@@ -474,65 +424,6 @@ impl Manager {
     /// Whether the last good configuration serves and nobody has confirmed it.
     pub(super) fn is_restored(&self) -> bool {
         self.restored
-    }
-
-    /// Everything in force, by stream and type.
-    pub(super) fn in_force(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        let mut put = |stream: StreamId, type_url: &str, version: &str, name: &Arc<str>, stored: &Stored| {
-            let Some(origin) = self.sources.origin(stream).and_then(Origin::label) else { return };
-            let kept =
-                Kept { name: name.clone(), version: stored.version.clone(), body: stored.body.clone() };
-            match groups.iter_mut().find(|group| group.origin == origin && group.type_url == type_url) {
-                Some(group) => group.resources.push(kept),
-                None => groups.push(Group {
-                    origin,
-                    type_url: type_url.to_owned(),
-                    version: version.to_owned(),
-                    resources: vec![kept],
-                }),
-            }
-        };
-        if let Some(cds) = &self.cds {
-            for (name, entry) in self.clusters.entries() {
-                if let Some(version) = &entry.active {
-                    put(cds.stream, CDS, &cds.version, name, &version.stored);
-                }
-            }
-        }
-        for (name, stream, endpoints) in self.clusters.endpoints() {
-            if let Some(stored) = &endpoints.stored {
-                put(stream, EDS, &stored.version, name, stored);
-            }
-        }
-        if let Some(lds) = &self.lds {
-            for (name, entry) in self.listeners.entries() {
-                if let Some(version) = &entry.active {
-                    put(lds.stream, LDS, &lds.version, name, &version.stored);
-                }
-            }
-        }
-        for (stream, feed) in self.scopes.feeds() {
-            for (name, held) in &feed.held {
-                put(stream, SRDS, &feed.version, name, &held.stored);
-            }
-        }
-        for (name, stream, table) in self.routes.tables() {
-            if let Some(stored) = &table.stored {
-                put(stream, RDS, &stored.version, name, stored);
-            }
-        }
-        for ((stream, type_url, name), piece) in self.pieces.entries() {
-            if let Some(stored) = &piece.stored {
-                put(*stream, type_url, &stored.version, name, stored);
-            }
-        }
-        for (stream, feed) in self.routes.host_feeds() {
-            for (name, stored) in &feed.held {
-                put(stream, VHDS, &feed.version, name, stored);
-            }
-        }
-        groups
     }
 
     /// The name that a cluster gives for its endpoints, if it gives one.

@@ -1,17 +1,18 @@
-//! Pieces of other resources: ECDS.
+//! Pieces of other resources: ECDS and SDS.
 //!
-//! In: encoded resources and which listeners need them. Out: filled places ([`Piece`]), subscriptions and verdicts. One
-//! that a new listener needs too is taken as it was last known.
+//! In: encoded resources and which listeners and clusters need them. Out: filled places ([`Piece`]), subscriptions and
+//! verdicts. One that is needed in a new place too is taken as it was last known.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use outrigger_control_api::client::{Rejection, Resource};
 
-use super::effects::Effects;
+use super::effects::{Effects, ECDS};
 use super::resource::{Refused, Stored};
-use super::sources::StreamId;
+use super::sources::{Sources, StreamId};
 use super::stats::{PieceStats, SubscriptionStats};
 use crate::config::compile::resource::Compiler;
 use crate::config::pieces::{Piece, PieceNeed};
@@ -26,15 +27,55 @@ pub(super) struct Pieces {
     entries: HashMap<PieceKey, Entry>,
 }
 
+/// A piece that something needs. It is asked for while one of these is left.
+#[derive(Debug)]
+pub(super) struct Held {
+    answered: Arc<AtomicBool>,
+    _user: Arc<()>,
+    optional: bool,
+}
+
+impl Held {
+    /// Whether nothing is to be waited for that could come at once.
+    pub(super) fn is_settled(&self) -> bool {
+        self.optional || self.answered.load(Ordering::Relaxed)
+    }
+}
+
+/// A place, and those who hold it.
+struct User {
+    piece: Arc<dyn Piece>,
+    holders: Arc<()>,
+}
+
 /// One piece.
 pub(super) struct Entry {
-    users: Vec<Arc<dyn Piece>>,
+    users: Vec<User>,
     pub(super) stored: Option<Stored>,
     pub(super) refused: Option<Refused>,
     /// It came, was refused, does not exist or is late.
-    answered: bool,
+    answered: Arc<AtomicBool>,
     subscription: SubscriptionStats,
-    stats: PieceStats,
+    stats: Option<PieceStats>,
+}
+
+impl Entry {
+    fn failed(&self) {
+        if let Some(stats) = &self.stats {
+            stats.config_fail.increment(1);
+        }
+    }
+
+    /// What is known goes into a new place. One that allows fewer types stays without.
+    fn fill(&self, name: &str, piece: &dyn Piece, compiler: &Compiler) {
+        let Some(stored) = &self.stored else { return };
+        if let Err(problems) = piece.take(name, &stored.body, compiler) {
+            tracing::error!(resource = name, "not usable here: {:?}", problems.first());
+            if let Some(stats) = &self.stats {
+                stats.config_conflict.increment(1);
+            }
+        }
+    }
 }
 
 impl Pieces {
@@ -42,45 +83,54 @@ impl Pieces {
         Self { compiler, entries: HashMap::new() }
     }
 
-    /// One place more for it.
-    pub(super) fn want(&mut self, key: &PieceKey, need: &PieceNeed, effects: &mut Effects) {
+    /// Asks for everything that `needs` names; `parent` is the stream that brought what has these needs.
+    pub(super) fn ask(
+        &mut self,
+        needs: &[PieceNeed],
+        parent: Option<StreamId>,
+        sources: &mut Sources,
+        effects: &mut Effects,
+    ) -> Box<[Held]> {
+        let ask = |need: &PieceNeed| {
+            let type_url = need.piece.type_url();
+            let key = (sources.stream(&need.source.source, parent, type_url), type_url, need.name.clone());
+            self.want(key, need, effects)
+        };
+        needs.iter().map(ask).collect()
+    }
+
+    fn want(&mut self, key: PieceKey, need: &PieceNeed, effects: &mut Effects) -> Held {
         let entry = self.entries.entry(key.clone()).or_insert_with(|| {
             effects.subscribe(key.0, key.1, &key.2, need.source.initial_fetch_timeout);
             let scope = Scope::raw(&need.piece.scope());
             let subscription = SubscriptionStats::new(&scope);
             subscription.update_attempt.increment(1);
-            Entry {
-                users: Vec::new(),
-                stored: None,
-                refused: None,
-                answered: false,
-                subscription,
-                stats: PieceStats::new(&scope),
-            }
+            let stats = (key.1 == ECDS).then(|| PieceStats::new(&scope));
+            let answered = Arc::default();
+            Entry { users: Vec::new(), stored: None, refused: None, answered, subscription, stats }
         });
-        if let Some(stored) = &entry.stored {
-            // Another place may allow fewer types: then it stays without.
-            if let Err(problems) = need.piece.take(&key.2, &stored.body, &self.compiler) {
-                tracing::error!(resource = &*key.2, "not usable here: {:?}", problems.first());
-                entry.stats.config_conflict.increment(1);
+        let place = need.piece.place();
+        let user = match entry.users.iter().find(|user| user.piece.place() == place) {
+            Some(user) => user.holders.clone(),
+            None => {
+                entry.fill(&key.2, &*need.piece, &self.compiler);
+                let holders = Arc::new(());
+                entry.users.push(User { piece: need.piece.clone(), holders: holders.clone() });
+                holders
             }
-        }
-        entry.users.push(need.piece.clone());
+        };
+        Held { answered: entry.answered.clone(), _user: user, optional: need.optional }
     }
 
-    /// One place less for it.
-    pub(super) fn release(&mut self, key: &PieceKey, piece: &Arc<dyn Piece>, effects: &mut Effects) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        entry.users.retain(|user| !Arc::ptr_eq(user, piece));
-        if entry.users.is_empty() {
-            self.entries.remove(key);
-            effects.unsubscribe(key.0, key.1, &key.2);
-        }
-    }
-
-    /// Whether nothing is to be waited for that could come at once.
-    pub(super) fn is_settled(&self, key: &PieceKey) -> bool {
-        self.entries.get(key).is_none_or(|entry| entry.answered)
+    /// Asks no longer for what nothing holds.
+    pub(super) fn sweep(&mut self, effects: &mut Effects) {
+        self.entries.retain(|(stream, type_url, name), entry| {
+            entry.users.retain(|user| Arc::strong_count(&user.holders) > 1);
+            if entry.users.is_empty() {
+                effects.unsubscribe(*stream, type_url, name);
+            }
+            !entry.users.is_empty()
+        });
     }
 
     /// One that came.
@@ -104,23 +154,25 @@ impl Pieces {
         }
         let mut problems = Vec::new();
         for user in &entry.users {
-            match user.take(&resource.name, &resource.body, &self.compiler) {
+            match user.piece.take(&resource.name, &resource.body, &self.compiler) {
                 Ok(warnings) => effects.warn(&resource.name, warnings),
                 Err(found) => problems = found,
             }
         }
-        entry.answered = true;
+        entry.answered.store(true, Ordering::Relaxed);
         if !problems.is_empty() {
             let refused = Refused::new(resource, &problems);
             let rejection = refused.rejection(&resource.name);
             entry.refused = Some(refused);
             entry.subscription.update_rejected.increment(1);
-            entry.stats.config_fail.increment(1);
+            entry.failed();
             return Err(rejection);
         }
         let stored = Stored::new(resource);
         entry.subscription.succeeded(&stored.version, SystemTime::now(), began.elapsed());
-        entry.stats.config_reload.increment(1);
+        if let Some(stats) = &entry.stats {
+            stats.config_reload.increment(1);
+        }
         (entry.stored, entry.refused) = (Some(stored), None);
         Ok(())
     }
@@ -129,15 +181,15 @@ impl Pieces {
     pub(super) fn absent(&mut self, name: &str, stream: StreamId, type_url: &'static str, removed: bool) {
         let key = (stream, type_url, Arc::from(name));
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        entry.answered = true;
+        entry.answered.store(true, Ordering::Relaxed);
         if removed {
             if entry.stored.take().is_some() {
-                entry.users.iter().for_each(|user| user.lose());
+                entry.users.iter().for_each(|user| user.piece.lose());
             }
         } else if entry.stored.is_none() {
             entry.subscription.init_fetch_timeout.increment(1);
-            entry.stats.config_fail.increment(1);
-            entry.users.iter().for_each(|user| user.lose());
+            entry.failed();
+            entry.users.iter().for_each(|user| user.piece.lose());
         }
     }
 
@@ -146,7 +198,7 @@ impl Pieces {
         for (_, entry) in self.entries.iter().filter(|(key, _)| key.0 == stream) {
             entry.subscription.update_attempt.increment(1);
             entry.subscription.update_failure.increment(1);
-            entry.stats.config_fail.increment(1);
+            entry.failed();
         }
     }
 

@@ -22,9 +22,10 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
-use x509_parser::extensions::GeneralName;
 
 use crate::config::discovery::{ControlTls, Material, Roots, SanKind, SanName, SanPattern};
+use crate::tls::identity;
+use crate::tls::names::{covers, names};
 
 /// What handshakes with the control plane `target` need. Certificates that cannot be used yet are told in the
 /// log; each connection looks at them anew.
@@ -171,20 +172,6 @@ impl fmt::Debug for WrongName {
 
 impl std::error::Error for WrongName {}
 
-/// The subject alternative names of kinds that can be matched.
-fn names(certificate: &CertificateDer<'_>) -> Vec<(SanKind, String)> {
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let named = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(text) => Some((SanKind::Dns, (*text).to_owned())),
-        GeneralName::URI(text) => Some((SanKind::Uri, (*text).to_owned())),
-        GeneralName::RFC822Name(text) => Some((SanKind::Email, (*text).to_owned())),
-        GeneralName::IPAddress(bytes) => Some((SanKind::Ip, ip(bytes)?)),
-        _ => None,
-    });
-    named.collect()
-}
-
 /// Whether a name of a certificate is one that is wanted. As in Envoy, a DNS name that is wanted exactly may be
 /// covered by a wildcard, and its letters may be of either case.
 fn fits(wanted: &SanName, kind: SanKind, text: &str) -> bool {
@@ -192,21 +179,9 @@ fn fits(wanted: &SanName, kind: SanKind, text: &str) -> bool {
         return false;
     }
     match &wanted.pattern {
-        SanPattern::Exact(name) if kind == SanKind::Dns => {
-            let covered = text.strip_prefix("*.").zip(name.split_once('.'));
-            text.eq_ignore_ascii_case(name)
-                || covered.is_some_and(|(domain, (label, rest))| {
-                    !label.is_empty() && domain.contains('.') && domain.eq_ignore_ascii_case(rest)
-                })
-        }
+        SanPattern::Exact(name) if kind == SanKind::Dns => covers(text, name),
         pattern => pattern.matches(text),
     }
-}
-
-fn ip(bytes: &[u8]) -> Option<String> {
-    let four = <[u8; 4]>::try_from(bytes).map(|bytes| std::net::IpAddr::from(bytes).to_string());
-    let sixteen = <[u8; 16]>::try_from(bytes).map(|bytes| std::net::IpAddr::from(bytes).to_string());
-    four.or(sixteen).ok()
 }
 
 impl ServerCertVerifier for Verifier {
@@ -257,12 +232,7 @@ impl ServerCertVerifier for Verifier {
 
 fn certificates(pem: &Material) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = pem.read().map_err(|error| format!("certificates {pem:?}: {error}"))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(format!("certificates {pem:?}: there is none")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(format!("certificates {pem:?}: {error}")),
-    }
+    identity::certificates(&text).map_err(|error| format!("certificates {pem:?}: {error}"))
 }
 
 #[cfg(test)]

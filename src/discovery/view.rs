@@ -8,7 +8,7 @@ use outrigger_control_api::client::TypeStatus;
 use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
 use serde_json::{json, Map, Value};
 
-use super::effects::ECDS;
+use super::effects::{ECDS, SDS};
 use super::manager::Manager;
 use super::resource::{Refused, Stored};
 use super::sources::{Origin, StreamId};
@@ -179,6 +179,23 @@ impl View {
         })
     }
 
+    /// `SecretsConfigDump`. What is private in it is left to who shows it.
+    pub fn secrets(&self) -> Parts {
+        self.with(|manager| {
+            let (mut active, mut warming) = (Vec::new(), Vec::new());
+            for ((_, _, name), piece) in manager.pieces.entries().filter(|((_, kind, _), _)| *kind == SDS) {
+                let (list, stored) = match &piece.stored {
+                    Some(stored) => (&mut active, stored.clone()),
+                    None => (&mut warming, Stored::none()),
+                };
+                let mut shown = state(SECRET, "secret", &stored, piece.refused.as_ref());
+                shown["name"] = (**name).into();
+                list.push((name.clone(), shown));
+            }
+            vec![("dynamic_active_secrets", sorted(active)), ("dynamic_warming_secrets", sorted(warming))]
+        })
+    }
+
     /// `RoutesConfigDump`.
     pub fn routes(&self) -> Parts {
         self.with(|manager| {
@@ -230,6 +247,7 @@ const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
 const EXTENSION: &str = "envoy.config.core.v3.TypedExtensionConfig";
+const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
 const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
 
 fn sorted(mut named: Vec<(Arc<str>, Value)>) -> Vec<Value> {

@@ -52,6 +52,9 @@ impl Bulk {
         mut received: impl FnMut(u64),
         context: &mut Context<'_>,
     ) -> Poll<Moved> {
+        if !source.is_plain() || !sink.is_plain() {
+            return Poll::Ready(Moved::Copy);
+        }
         loop {
             while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 match sink.poll_write_ready(context) {

@@ -50,9 +50,16 @@ pub async fn serve(
     let stats = &manager.stats;
     stats.downstream_cx_total.increment(1);
     let _active = Held::new(&stats.downstream_cx_active);
+    let _ssl = stream.tls().map(|_| {
+        stats.downstream_cx_ssl_total.increment(1);
+        Held::new(&stats.downstream_cx_ssl_active)
+    });
+    // What ALPN says is not looked for in the first bytes.
+    let agreed = |name: &[u8]| stream.tls().is_some_and(|tls| tls.speaks(name));
+    let (http1, http2) = (agreed(b"http/1.1"), agreed(b"h2"));
     // Counts the end of the connection when it goes, even if that is while the connection waits.
     let mut ended = Ended { stats, start: info.start, remotely: false };
-    if manager.codec == Codec::Http2 {
+    if manager.codec == Codec::Http2 || (manager.codec == Codec::Auto && http2) {
         let served = h2::server::serve(worker, manager.clone(), stream, prefix, buffer_limit, info);
         ended.remotely = Box::pin(served).await;
         return;
@@ -66,7 +73,7 @@ pub async fn serve(
         requests: 0,
         idle_since: start,
     };
-    if manager.codec == Codec::Auto {
+    if manager.codec == Codec::Auto && !http1 {
         match detect(&mut down, &manager, &mut ended.remotely).await {
             Some(Detected::Http1) => {}
             Some(Detected::Http2) => {

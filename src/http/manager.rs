@@ -246,7 +246,7 @@ fn client_address(
             head.fields.set_known(Known::XEnvoyExternalAddress, text);
         }
     }
-    forwarded_proto(manager, head, hops);
+    forwarded_proto(manager, head, hops, connection.tls.is_some());
     // As with the proto: ours to set at the edge, believed elsewhere.
     let overwrite_port = manager.use_remote_address && hops == 0;
     if manager.append_x_forwarded_port && (overwrite_port || !head.fields.has(Known::XForwardedPort)) {
@@ -255,8 +255,8 @@ fn client_address(
             head.fields.set_known(Known::XForwardedPort, digits.format(local.port()).as_bytes());
         }
     }
-    if head.fields.has(Known::XForwardedClientCert) && !manager.always_forward_client_cert {
-        head.fields.remove_known(Known::XForwardedClientCert);
+    if head.fields.has(Known::XForwardedClientCert) || connection.tls.is_some() {
+        super::client_cert::forward(manager.client_cert, head, connection);
     }
     if manager.add_user_agent {
         let (cluster, node) = &manager.service;
@@ -286,8 +286,8 @@ fn request_id(manager: &HttpConnectionManager, head: &mut RequestHead, worker: &
 }
 
 /// `x-forwarded-proto` is ours to set at the edge; elsewhere it is believed if it is there.
-fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops: u32) {
-    let scheme: &[u8] = b"http";
+fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops: u32, tls: bool) {
+    let scheme: &[u8] = if tls { b"https" } else { b"http" };
     let overwrite = manager.use_remote_address && hops == 0;
     match head.fields.get(Known::XForwardedProto) {
         Some(_) if overwrite => head.fields.set_known(Known::XForwardedProto, scheme),

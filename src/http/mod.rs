@@ -7,6 +7,7 @@
 
 pub mod bulk;
 pub mod client;
+mod client_cert;
 pub mod connection;
 pub mod exchange;
 pub mod fields;

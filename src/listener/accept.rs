@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+
 use super::inspect::{self, InspectError, Inspected, Patience};
 use super::live::Share;
 use super::sessions::Sessions;
@@ -17,11 +19,13 @@ use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::socket::tune_accepted;
+use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Acceptor, Counted, Stream};
 use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::tls::{DownstreamTls, TlsInfo};
 use crate::upstream::pool::ConnectionPermit;
 use crate::upstream::{PickContext, UpstreamError};
 
@@ -150,7 +154,7 @@ impl Drop for Opened<'_> {
 async fn serve(
     worker: Rc<Worker>,
     listener: Arc<Listener>,
-    stream: Stream,
+    mut stream: Stream,
     id: u64,
     census: Rc<Census>,
     mut cut: tokio::sync::watch::Receiver<bool>,
@@ -189,11 +193,12 @@ async fn serve(
         Inspected::default()
     };
     opened.inspected = true;
+    let mut inspected = inspected;
     let chain = choose(&listener, &inspected, local, remote);
     if let (Some(sessions), Some(chain)) = (&census.sessions, &chain) {
         sessions.chosen(id, &chain.retirement);
     }
-    let info = Rc::new(ConnectionInfo {
+    let mut info = ConnectionInfo {
         retirement: chain.as_ref().map(|chain| chain.retirement.clone()).unwrap_or_default(),
         inbound: listener.direction == Direction::Inbound,
         id,
@@ -201,10 +206,36 @@ async fn serve(
         direct_remote: remote,
         local,
         direct_local,
+        tls: None,
         server_name: inspected.server_name,
         filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
         start,
-    });
+    };
+    if let Some((chain, tls)) = chain.as_ref().and_then(|chain| Some((chain, chain.tls.as_ref()?))) {
+        let prefix = std::mem::take(&mut inspected.prefix);
+        match Box::pin(handshake(tls, chain.handshake_timeout, stream, prefix)).await {
+            Ok(secured) => {
+                let local = tls.presented(info.server_name.as_deref());
+                info.tls = Some(Rc::new(TlsInfo::new(&secured, local)));
+                stream = secured.into();
+            }
+            Err(why) => {
+                if why.is_none() {
+                    stats.downstream_cx_transport_socket_connect_timeout.increment(1);
+                }
+                if let Terminal::Http(manager) = &chain.terminal {
+                    // Envoy's connection manager is there before the handshake.
+                    manager.stats.downstream_cx_total.increment(1);
+                    manager.stats.downstream_cx_ssl_total.increment(1);
+                    manager.stats.downstream_cx_destroy.increment(1);
+                }
+                let failure = why.unwrap_or_default();
+                log_unserved(&listener, &worker, Rc::new(info), ResponseFlags::NONE, "", failure);
+                return;
+            }
+        }
+    }
+    let info = Rc::new(info);
     if let Some(chain) = &chain {
         // A connection keeps its filter chain alive, and not the listener that was swapped meanwhile.
         let limit = listener.per_connection_buffer_limit;
@@ -239,7 +270,8 @@ async fn serve(
             // Closed with bytes that nobody wants: the client is told so.
             stream.set_linger_zero();
         }
-        log_unmatched(&listener, &worker, info);
+        let details = "filter_chain_not_found";
+        log_unserved(&listener, &worker, info, ResponseFlags::NR, details, String::new());
     }
 }
 
@@ -261,14 +293,38 @@ fn choose(
     found.or(listener.default_chain.as_ref()).cloned()
 }
 
-fn log_unmatched(listener: &Listener, worker: &Worker, info: Rc<ConnectionInfo>) {
+/// The TLS handshake. The error is Envoy's transport failure reason; `None` when it took too long.
+async fn handshake(
+    tls: &DownstreamTls,
+    timeout: Option<Duration>,
+    stream: Stream,
+    prefix: BytesMut,
+) -> Result<TlsStream, Option<String>> {
+    let accepted = tls.accept(stream, prefix);
+    let accepted = match timeout {
+        Some(timeout) => tokio::time::timeout(timeout, accepted).await.map_err(|_| None)?,
+        None => accepted.await,
+    };
+    accepted.map_err(|error| Some(error.to_string()))
+}
+
+/// Logs a connection that no filter chain got.
+fn log_unserved(
+    listener: &Listener,
+    worker: &Worker,
+    info: Rc<ConnectionInfo>,
+    flags: ResponseFlags,
+    details: &'static str,
+    failure: String,
+) {
     if listener.access_logs.is_empty() {
         return;
     }
     let start = info.start;
     let mut info = StreamInfo::new(info, start, worker.clock.wall());
-    info.flags.insert(ResponseFlags::NR);
-    info.details = "filter_chain_not_found".into();
+    info.flags.insert(flags);
+    info.details = details.into();
+    info.downstream_failure = Some(failure.into()).filter(|text: &Box<str>| !text.is_empty());
     info.times.end = Some(Instant::now());
     let context = FormatContext { log_type: LogType::NotSet, ..FormatContext::new(&info) };
     for log in &listener.access_logs {
@@ -301,8 +357,9 @@ impl Dial for Dialler<'_> {
             Ok(connection) => {
                 let id = connection.id;
                 let host = pool.host.clone();
+                let tls = connection.tls.clone();
                 let (stream, permit) = connection.split();
-                Ok(Dialed { stream, id, host, permit })
+                Ok(Dialed { stream, id, host, tls, permit })
             }
             Err(error) => {
                 let details: Box<str> = match &error {
@@ -310,6 +367,7 @@ impl Dial for Dialler<'_> {
                         let reason = reason.split(" (os error").next().unwrap_or(reason);
                         format!("delayed connect error: {reason}").into()
                     }
+                    UpstreamError::Tls { reason, .. } => reason.as_str().into(),
                     UpstreamError::ConnectTimeout { .. } => "connection timeout".into(),
                     _ => "".into(),
                 };

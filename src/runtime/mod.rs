@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod process;
 pub mod socket;
 pub mod stream;
+pub mod tls_stream;
 pub mod worker;
 
 pub use process::{run, RunError};

@@ -26,6 +26,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::socket;
+use super::tls_stream::TlsStream;
 use crate::config::cluster::SocketTuning;
 
 /// A connected byte stream.
@@ -35,13 +36,16 @@ pub enum Stream {
     Tcp(TcpStream),
     /// Unix domain, stream type.
     Unix(UnixStream),
+    /// TLS over one of the others.
+    Tls(Box<TlsStream>),
 }
 
 macro_rules! each {
-    ($self:expr, $stream:ident => $body:expr) => {
+    ($self:expr, $stream:ident => $body:expr, $tls:ident => $other:expr) => {
         match $self {
             Stream::Tcp($stream) => $body,
             Stream::Unix($stream) => $body,
+            Stream::Tls($tls) => $other,
         }
     };
 }
@@ -51,6 +55,9 @@ impl Stream {
     /// `buffer`); [`io::ErrorKind::WouldBlock`] when nothing is there.
     #[inline]
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Stream::Tls(tls) = self {
+            return tls.try_read(buffer);
+        }
         let room = buffer.len();
         let count =
             self.try_io(Interest::READABLE, || Ok(rustix::net::recv(self, buffer, RecvFlags::DONTWAIT)?.0))?;
@@ -63,6 +70,9 @@ impl Stream {
     /// As [`Stream::try_read`], into the spare room of `buffer`: its next chunk, so reserve first.
     #[inline]
     pub fn try_read_buf<B: BufMut>(&self, buffer: &mut B) -> io::Result<usize> {
+        if let Stream::Tls(tls) = self {
+            return tls.try_read_buf(buffer);
+        }
         let room = buffer.chunk_mut().len();
         let count = self.try_io(Interest::READABLE, || socket::receive(self.as_fd(), buffer))?;
         if 0 < count && count < room {
@@ -74,6 +84,9 @@ impl Stream {
     /// Writes what the kernel takes of `bytes`.
     #[inline]
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        if let Stream::Tls(tls) = self {
+            return tls.try_write(bytes);
+        }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let count = self.try_io(Interest::WRITABLE, || Ok(rustix::net::send(self, bytes, flags)?))?;
         if 0 < count && count < bytes.len() {
@@ -85,7 +98,7 @@ impl Stream {
     /// Writes what the kernel takes of `slices`, at most 1024 of them.
     #[inline]
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let count = each!(self, stream => stream.try_write_vectored(slices))?;
+        let count = each!(self, stream => stream.try_write_vectored(slices), tls => return tls.try_write_vectored(slices))?;
         if count > 0 && slices.len() <= MAX_SLICES && count < slices.iter().map(|s| s.len()).sum() {
             self.used_up(Interest::WRITABLE);
         }
@@ -95,7 +108,10 @@ impl Stream {
     /// Copies what is there into `buffer` without consuming it. Looks at the socket each time,
     /// whatever the readiness says, and leaves the readiness alone.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        socket::peek(self.as_fd(), buffer)
+        match self {
+            Stream::Tls(tls) => tls.try_peek(buffer),
+            _ => socket::peek(self.as_fd(), buffer),
+        }
     }
 
     /// Whether an idle connection can still be used: nothing to read, no end of stream, no error.
@@ -106,13 +122,13 @@ impl Stream {
     /// Ready when a read may make progress, end of stream and errors included.
     #[inline]
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => stream.poll_read_ready(cx))
+        each!(self, stream => stream.poll_read_ready(cx), tls => tls.poll_read_ready(cx))
     }
 
     /// Ready when a write may make progress, errors included.
     #[inline]
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => stream.poll_write_ready(cx))
+        each!(self, stream => stream.poll_write_ready(cx), tls => tls.poll_write_ready(cx))
     }
 
     /// Waits until a read may make progress. Only one task may wait to read.
@@ -130,7 +146,7 @@ impl Stream {
     /// Waits until the socket has failed, as by a reset from the peer. For streams that are read to
     /// their end already and have nothing to write.
     pub async fn failed(&self) -> io::Result<()> {
-        each!(self, stream => stream.ready(Interest::ERROR).await.map(drop))
+        each!(self.socket(), stream => stream.ready(Interest::ERROR).await.map(drop), _tls => Err(unsupported()))
     }
 
     /// Reads once into `buffer`, waiting until something is there.
@@ -160,19 +176,23 @@ impl Stream {
     }
 
     /// Runs `operation` if the readiness for `interest` is set, and clears it when `operation`
-    /// says [`io::ErrorKind::WouldBlock`].
+    /// says [`io::ErrorKind::WouldBlock`]. Nobody but TLS itself may touch the socket below it: there this is
+    /// [`io::ErrorKind::InvalidInput`].
     #[inline]
     pub fn try_io<R>(&self, interest: Interest, operation: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
-        each!(self, stream => stream.try_io(interest, operation))
+        each!(self, stream => stream.try_io(interest, operation), _tls => Err(unsupported()))
     }
 
     /// Sends the end of our side (FIN), leaving the other direction open.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        each!(self, stream => SockRef::from(stream).shutdown(Shutdown::Write))
+        each!(self, stream => SockRef::from(stream).shutdown(Shutdown::Write), tls => tls.shutdown_write())
     }
 
     /// Makes closing send a reset (RST) and throw away what is unsent. No effect on Unix sockets.
     pub fn set_linger_zero(&self) {
+        if let Stream::Tls(tls) = self {
+            return tls.set_linger_zero();
+        }
         if let Stream::Tcp(stream) = self {
             // Fails only on a socket that is already dead.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
@@ -181,12 +201,15 @@ impl Stream {
 
     /// Bytes written that the peer's kernel has not acknowledged yet.
     pub fn unsent(&self) -> usize {
-        socket::unsent(self.as_fd())
+        match self {
+            Stream::Tls(tls) => tls.unsent(),
+            _ => socket::unsent(self.as_fd()),
+        }
     }
 
     /// The error pending on the socket, which is thereby taken from it.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        each!(self, stream => stream.take_error())
+        each!(self.socket(), stream => stream.take_error(), _tls => Ok(None))
     }
 
     /// Our address; `None` for Unix sockets.
@@ -194,6 +217,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.local_addr().ok().map(socket::unmapped),
             Stream::Unix(_) => None,
+            Stream::Tls(tls) => tls.socket().local_addr(),
         }
     }
 
@@ -202,6 +226,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.peer_addr().ok().map(socket::unmapped),
             Stream::Unix(_) => None,
+            Stream::Tls(tls) => tls.socket().peer_addr(),
         }
     }
 
@@ -210,7 +235,31 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => socket::original_dst(stream.as_fd(), stream.local_addr()?.is_ipv4()),
             Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+            Stream::Tls(tls) => tls.socket().original_dst(),
         }
+    }
+
+    /// The socket: the stream itself, or what is below TLS.
+    fn socket(&self) -> &Stream {
+        match self {
+            Stream::Tls(tls) => tls.socket(),
+            plain => plain,
+        }
+    }
+
+    /// The TLS connection, if this is one.
+    pub fn tls(&self) -> Option<&TlsStream> {
+        match self {
+            Stream::Tls(tls) => Some(tls),
+            _ => None,
+        }
+    }
+
+    /// Whether the bytes on the socket are those that are read and written here, so that the kernel can move
+    /// them.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        !matches!(self, Stream::Tls(_))
     }
 
     /// Clears the readiness for `interest` until the next event. Sound only after a call has shown
@@ -221,24 +270,34 @@ impl Stream {
     }
 }
 
+fn unsupported() -> io::Error {
+    io::ErrorKind::InvalidInput.into()
+}
+
 /// What the kernel looks at in one vectored write (`UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
 
 impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
-        each!(self, stream => stream.as_raw_fd())
+        each!(self, stream => stream.as_raw_fd(), tls => tls.socket().as_raw_fd())
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        each!(self, stream => stream.as_fd())
+        each!(self, stream => stream.as_fd(), tls => tls.socket().as_fd())
     }
 }
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
         Stream::Tcp(stream)
+    }
+}
+
+impl From<TlsStream> for Stream {
+    fn from(stream: TlsStream) -> Self {
+        Stream::Tls(Box::new(stream))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod relay;
 pub mod splice;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 pub use proxy::{serve, Client};
@@ -17,6 +18,7 @@ pub use proxy::{serve, Client};
 use crate::config::{Cluster, Host, Slot};
 use crate::runtime::Stream;
 use crate::telemetry::stream_info::ResponseFlags;
+use crate::tls::TlsInfo;
 
 /// What an attempt to reach an upstream may depend on.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,8 @@ pub struct Dialed<P> {
     pub id: u64,
     /// The host it goes to.
     pub host: Arc<Host>,
+    /// What TLS agreed on.
+    pub tls: Option<Rc<TlsInfo>>,
     /// Held as long as the connection is open: gives back what was taken for it.
     pub permit: P,
 }

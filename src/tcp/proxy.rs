@@ -160,6 +160,7 @@ impl Session {
                     self.info.host = Some(dialed.host.clone());
                     self.info.upstream_local = dialed.stream.local_addr();
                     self.info.upstream_connection_id = dialed.id;
+                    self.info.upstream_tls.clone_from(&dialed.tls);
                     return Some((cluster, dialed));
                 }
                 Err(error) => {

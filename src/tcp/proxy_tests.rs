@@ -80,7 +80,7 @@ impl Dial for Script {
         match next {
             Some(Ok(address)) => {
                 let stream = socket::connect(&Address::Ip(address), &SocketTuning::default()).await.unwrap();
-                Ok(Dialed { stream, id: 7, host: host(address), permit: self.open.clone() })
+                Ok(Dialed { stream, id: 7, host: host(address), tls: None, permit: self.open.clone() })
             }
             Some(Err((flag, details))) => {
                 let tried = flag == ResponseFlags::UF;

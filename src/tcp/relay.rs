@@ -124,8 +124,9 @@ pub async fn relay(
     pipes: &Rc<Pipes>,
 ) -> End {
     traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
-    let mut up = Half::new(prefix, pipes, limits.buffer);
-    let mut down = Half::new(BytesMut::new(), pipes, limits.buffer);
+    let splices = downstream.is_plain() && upstream.is_plain();
+    let mut up = Half::new(prefix, pipes, limits.buffer, splices);
+    let mut down = Half::new(BytesMut::new(), pipes, limits.buffer, splices);
     let mut broken = None;
     let mut active = Instant::now();
     let mut cut = pin!(cut);
@@ -310,8 +311,8 @@ enum Mode {
 }
 
 impl Half {
-    fn new(pending: BytesMut, pipes: &Rc<Pipes>, limit: usize) -> Self {
-        let (state, mode) = (State::Open, Mode::Copy(0));
+    fn new(pending: BytesMut, pipes: &Rc<Pipes>, limit: usize, splices: bool) -> Self {
+        let (state, mode) = (State::Open, if splices { Mode::Copy(0) } else { Mode::CopyOnly });
         Self { state, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false }
     }
 

@@ -42,6 +42,7 @@ pub(crate) fn connection(remote: Option<SocketAddr>, local: Option<SocketAddr>) 
         direct_remote: remote,
         local,
         direct_local: local,
+        tls: None,
         server_name: None,
         filter_chain: "".into(),
         start: Instant::now(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Host, Retirement};
+use crate::tls::TlsInfo;
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct ConnectionInfo {
     pub local: Option<SocketAddr>,
     /// Our end of the socket itself.
     pub direct_local: Option<SocketAddr>,
+    /// TLS with the client.
+    pub tls: Option<Rc<TlsInfo>>,
     /// SNI.
     pub server_name: Option<Box<str>>,
     /// Name of the filter chain.
@@ -187,8 +190,12 @@ pub struct StreamInfo {
     pub upstream_local: Option<SocketAddr>,
     /// Number of the upstream connection.
     pub upstream_connection_id: u64,
+    /// TLS with the upstream.
+    pub upstream_tls: Option<Rc<TlsInfo>>,
     /// HTTP version upstream.
     pub upstream_protocol: Option<Protocol>,
+    /// Why the downstream transport failed.
+    pub downstream_failure: Option<Box<str>>,
     /// Why the upstream transport failed.
     pub upstream_failure: Option<Box<str>>,
     /// Attempts made, the first included.
@@ -243,7 +250,9 @@ impl StreamInfo {
             host: None,
             upstream_local: None,
             upstream_connection_id: 0,
+            upstream_tls: None,
             upstream_protocol: None,
+            downstream_failure: None,
             upstream_failure: None,
             attempts: 0,
             times: StreamTimes::default(),

@@ -125,6 +125,14 @@ pub enum UpstreamError {
         /// Whether our side failed (no local port, no descriptor) and not the peer.
         local: bool,
     },
+    /// TLS with the host failed.
+    #[error("TLS with {host} failed: {reason}")]
+    Tls {
+        /// The host.
+        host: Arc<str>,
+        /// Envoy's transport failure reason; empty where the host only went away.
+        reason: String,
+    },
     /// The host did not answer in time.
     #[error("connection to {host} timed out")]
     ConnectTimeout {
@@ -139,7 +147,9 @@ impl UpstreamError {
         match self {
             UpstreamError::NoHealthyHost => ResponseFlags::UH,
             UpstreamError::Overflow(_) => ResponseFlags::UO,
-            UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. } => ResponseFlags::UF,
+            UpstreamError::Connect { .. }
+            | UpstreamError::Tls { .. }
+            | UpstreamError::ConnectTimeout { .. } => ResponseFlags::UF,
         }
     }
 }

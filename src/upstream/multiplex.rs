@@ -18,12 +18,14 @@ use h2::SendStream;
 use http::Request;
 
 use super::permit::{Kind, Permit};
-use super::pool::{ConnectionPermit, HostPool};
+use super::pool::{ConnectionPermit, HostPool, UpstreamConnection};
 use super::UpstreamError;
 use crate::http::h2::guard::{Account, Flood, Guarded};
 use crate::http::h2::ping::Pinger;
 use crate::http::h2::{client_builder, HeadLimits, Options};
 use crate::telemetry::stats::{Held, Http2Stats};
+use crate::tls::upstream::Purpose;
+use crate::tls::TlsInfo;
 
 /// The connections of a pool and who waits for them.
 #[derive(Debug, Default)]
@@ -50,6 +52,7 @@ pub struct Multiplexed {
     pool: Rc<HostPool>,
     id: u64,
     local: Option<SocketAddr>,
+    tls: Option<Rc<TlsInfo>>,
     account: Rc<Account>,
     permit: ConnectionPermit,
     active: Cell<u32>,
@@ -78,6 +81,11 @@ impl Multiplexed {
     /// Our address on it.
     pub fn local(&self) -> Option<SocketAddr> {
         self.local
+    }
+
+    /// What TLS agreed on.
+    pub fn tls(&self) -> Option<&Rc<TlsInfo>> {
+        self.tls.as_ref()
     }
 
     /// What its codec counts.
@@ -347,10 +355,18 @@ impl HostPool {
     }
 
     async fn connect_multiplexed(self: &Rc<Self>, permit: Permit) -> Result<Rc<Multiplexed>, UpstreamError> {
+        let connection = self.connect(permit, Purpose::Http2).await?;
+        self.multiplex(connection).await
+    }
+
+    /// Begins with HTTP/2 on `connection`.
+    pub(super) async fn multiplex(
+        self: &Rc<Self>,
+        connection: Box<UpstreamConnection>,
+    ) -> Result<Rc<Multiplexed>, UpstreamError> {
         let options: &Options = &self.cluster().http.http2;
-        let connection = self.connect(permit, false).await?;
         self.cluster().stats().upstream_cx_http2_total.increment(1);
-        let (id, local) = (connection.id, connection.local);
+        let (id, local, tls) = (connection.id, connection.local, connection.tls.clone());
         let (stream, permit) = connection.split();
         let account: Rc<Account> = Rc::default();
         let http = &self.cluster().http;
@@ -369,6 +385,7 @@ impl HostPool {
             pool: self.clone(),
             id,
             local,
+            tls,
             account,
             permit,
             active: Cell::new(0),

@@ -5,7 +5,7 @@
 //! nobody asked for, is dropped. When the connection limit is reached, requests wait in order.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +24,8 @@ use crate::config::{Cluster, Host};
 use crate::runtime::buffer;
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
+use crate::tls::upstream::{HostTls, Names, Purpose};
+use crate::tls::TlsInfo;
 
 /// The pool of one host.
 #[derive(Debug)]
@@ -40,6 +42,14 @@ pub struct HostPool {
     learned_idle: Cell<Option<Duration>>,
     /// Those that carry several requests at a time.
     multiplexed: Connections,
+    /// The names that TLS asks for.
+    names: Names,
+    /// What TLS keeps between connections.
+    tls: HostTls,
+    /// Whether the host speaks HTTP/2, where it is the host that says so.
+    speaks_http2: Cell<Option<bool>>,
+    /// Pools of connections that ask for other names.
+    named: RefCell<HashMap<Names, Rc<HostPool>>>,
 }
 
 #[derive(Debug)]
@@ -74,6 +84,8 @@ static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new
 pub struct UpstreamConnection {
     /// The socket.
     pub stream: Stream,
+    /// What TLS agreed on.
+    pub tls: Option<Rc<TlsInfo>>,
     /// Our address on it.
     pub local: Option<SocketAddr>,
     /// Bytes read and not used yet.
@@ -189,6 +201,10 @@ impl Drop for ConnectionPermit {
 
 impl HostPool {
     pub(super) fn new(cluster: &Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
+        Self::with_names(cluster, host, Names::default())
+    }
+
+    fn with_names(cluster: &Arc<Cluster>, host: Arc<Host>, names: Names) -> Rc<Self> {
         Rc::new(Self {
             host,
             cluster: cluster.clone(),
@@ -198,7 +214,60 @@ impl HostPool {
             retired: Cell::new(false),
             learned_idle: Cell::new(None),
             multiplexed: Connections::default(),
+            names,
+            tls: HostTls::default(),
+            speaks_http2: Cell::new(None),
+            named: RefCell::default(),
         })
+    }
+
+    /// The pool of connections to the same host that ask for `names`.
+    pub fn named(self: &Rc<Self>, names: Names) -> Rc<Self> {
+        if names == self.names {
+            return self.clone();
+        }
+        let mut named = self.named.borrow_mut();
+        let make = || Self::with_names(&self.cluster, self.host.clone(), names.clone());
+        named.entry(names.clone()).or_insert_with(make).clone()
+    }
+
+    /// Whether the host speaks HTTP/2, where it is the host that says so; `None` while it has no connection.
+    pub fn speaks_http2(&self) -> Option<bool> {
+        self.speaks_http2.get().filter(|_| self.open.get() > 0)
+    }
+
+    /// Opens a connection to find out what the host speaks; it serves the next request.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn find_out(self: &Rc<Self>, priority: usize) -> Result<bool, UpstreamError> {
+        let stats = self.cluster.stats();
+        let Some(_pending) = Permit::take(&self.cluster, priority, Kind::Pending) else {
+            stats.upstream_rq_pending_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        stats.upstream_rq_pending_total.increment(1);
+        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        loop {
+            if let Some(known) = self.speaks_http2() {
+                return Ok(known);
+            }
+            let Some(permit) = self.connection_permit(priority) else {
+                if let Some(connection) = self.wait().await {
+                    self.give_back(connection, true, Instant::now());
+                }
+                continue;
+            };
+            let connection = self.connect(permit, Purpose::Auto).await?;
+            let http2 = connection.stream.tls().is_some_and(|tls| tls.speaks(b"h2"));
+            self.speaks_http2.set(Some(http2));
+            if http2 {
+                self.multiplex(connection).await?;
+            } else {
+                stats.upstream_cx_http1_total.increment(1);
+                self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
+            }
+        }
     }
 
     pub(super) fn cluster(&self) -> &Arc<Cluster> {
@@ -243,7 +312,7 @@ impl HostPool {
         let _gauge = Held::new(&stats.upstream_rq_pending_active);
         loop {
             if let Some(permit) = self.connection_permit(priority) {
-                return self.connect(permit, true).await;
+                return self.connect(permit, Purpose::Http1).await;
             }
             if let Some(connection) = self.wait().await {
                 return Ok(connection);
@@ -271,7 +340,7 @@ impl HostPool {
             stats.upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
-        self.connect(permit, false).await
+        self.connect(permit, Purpose::Tcp).await
     }
 
     /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.
@@ -310,15 +379,23 @@ impl HostPool {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.multiplexed.retire();
+        for pool in self.named.borrow().values() {
+            pool.retire();
+        }
     }
 
     /// Whether any connection is open.
     pub fn is_used(&self) -> bool {
-        self.open.get() > 0
+        self.open.get() > 0 || self.named.borrow().values().any(|pool| pool.is_used())
     }
 
     pub(super) fn sweep(&self, now: Instant) {
         self.multiplexed.sweep(self, now);
+        // Names come from requests: those that nobody uses are forgotten.
+        self.named.borrow_mut().retain(|_, pool| {
+            pool.sweep(now);
+            pool.is_used() || Rc::strong_count(pool) > 1
+        });
         let limit = match (self.cluster.http.idle_timeout, self.learned_idle.get()) {
             (Some(configured), Some(learned)) => Some(configured.min(learned)),
             (configured, learned) => configured.or(learned),
@@ -377,29 +454,30 @@ impl HostPool {
         (self.open.get() == 0).then(|| Permit::take_anyway(&self.cluster, priority, Kind::Connections))
     }
 
-    /// Opens a connection; `http` says that it is for HTTP/1.
+    /// Opens a connection for `purpose`.
     pub(super) async fn connect(
         self: &Rc<Self>,
         permit: Permit,
-        http: bool,
+        purpose: Purpose,
     ) -> Result<Box<UpstreamConnection>, UpstreamError> {
+        let http1 = purpose == Purpose::Http1;
         let stats = self.cluster.stats();
         self.open.set(self.open.get() + 1);
         let opening = Opening(Some(self.clone()));
         stats.upstream_cx_total.increment(1);
-        stats.upstream_cx_http1_total.increment(u64::from(http));
+        stats.upstream_cx_http1_total.increment(u64::from(http1));
         self.host.shared.counters.cx_total.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
-        let outcome = tokio::time::timeout(self.cluster.connect_timeout, connect).await;
+        let outcome = tokio::time::timeout(self.cluster.connect_timeout, self.reach(purpose)).await;
         let error = match outcome {
-            Ok(Ok(stream)) => {
+            Ok(Ok((stream, tls))) => {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
                 self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
                 return Ok(Box::new(UpstreamConnection {
                     local: stream.local_addr(),
                     stream,
+                    tls,
                     input: BytesMut::new(),
                     id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                     requests: 0,
@@ -408,17 +486,13 @@ impl HostPool {
                         opened: started,
                         pool: self.clone(),
                         remote_closed: Cell::new(false),
-                        busy: Cell::new(http),
+                        busy: Cell::new(http1),
                         _permit: permit,
                         _active: Active(Held::new(&stats.upstream_cx_active)),
                     },
                 }));
             }
-            Ok(Err(error)) => UpstreamError::Connect {
-                host: self.host.address_text.clone(),
-                local: is_local(&error),
-                reason: error.to_string(),
-            },
+            Ok(Err(error)) => error,
             Err(_) => {
                 stats.upstream_cx_connect_timeout.increment(1);
                 UpstreamError::ConnectTimeout { host: self.host.address_text.clone() }
@@ -430,6 +504,23 @@ impl HostPool {
         stats.upstream_rq_pending_failure_eject.increment(1);
         self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
         Err(error)
+    }
+
+    /// Connects to the host, and speaks TLS with it if config says so.
+    async fn reach(&self, purpose: Purpose) -> Result<(Stream, Option<Rc<TlsInfo>>), UpstreamError> {
+        let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
+        let stream = connect.await.map_err(|error| UpstreamError::Connect {
+            host: self.host.address_text.clone(),
+            local: is_local(&error),
+            reason: error.to_string(),
+        })?;
+        let Some(tls) = self.cluster.tls.as_ref().and_then(|tls| tls.for_host(&self.host)) else {
+            return Ok((stream, None));
+        };
+        let connected = Box::pin(tls.connect(stream, &self.host, &self.names, purpose, &self.tls)).await;
+        let (stream, info) = connected
+            .map_err(|reason| UpstreamError::Tls { host: self.host.address_text.clone(), reason })?;
+        Ok((stream.into(), Some(info)))
     }
 
     async fn wait(&self) -> Option<Box<UpstreamConnection>> {

@@ -22,7 +22,7 @@ use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
 use serde_json::{json, Value};
 
-use super::resource::{Compiler, Environment, Needs};
+use super::resource::{Compiler, Environment, Needs, StaticSecrets};
 use super::runtime::{self, Runtime};
 use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms};
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
@@ -97,11 +97,17 @@ pub struct Node {
 }
 
 /// The bootstrap in its compact form, for the admin port.
-#[derive(Debug)]
 pub struct ConfigDump {
     bootstrap: Vec<u8>,
     /// With the flags' values; null when nothing is said of the node.
     node: Value,
+}
+
+/// There may be keys in it.
+impl std::fmt::Debug for ConfigDump {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a bootstrap of {} bytes", self.bootstrap.len())
+    }
 }
 
 impl ConfigDump {
@@ -211,7 +217,9 @@ fn check_support(dynamic: &DynamicMessage, named: &BTreeSet<String>) -> (Finding
         let path = format!("static_resources.clusters[{index}]");
         let inside = |problem: &Problem| check::is_inside(&problem.path, &path);
         let is_named = name.as_deref().and_then(Field::as_str).is_some_and(|name| named.contains(name));
-        if !is_named || !findings.rejected.iter().any(inside) {
+        // Its certificates may be there later than the process: the way to a control plane waits for them.
+        let other = has_tls(cluster) || findings.rejected.iter().any(inside);
+        if !is_named || !other {
             continue;
         }
         reserved.insert(index);
@@ -222,6 +230,16 @@ fn check_support(dynamic: &DynamicMessage, named: &BTreeSet<String>) -> (Finding
         findings.observed.extend(found.observed);
     }
     (findings, reserved)
+}
+
+/// Whether the connections of a cluster are TLS.
+fn has_tls(cluster: &DynamicMessage) -> bool {
+    let socket = cluster.get_field_by_name("transport_socket");
+    let socket = socket.as_deref().and_then(Field::as_message);
+    let config = socket.and_then(|socket| socket.get_field_by_name("typed_config"));
+    let config = config.as_deref().and_then(Field::as_message);
+    let kind = config.and_then(|config| config.get_field_by_name("type_url"));
+    kind.as_deref().and_then(Field::as_str).is_some_and(|kind| kind.ends_with(".UpstreamTlsContext"))
 }
 
 fn compile(
@@ -256,6 +274,9 @@ fn compile(
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
         source_address,
+        static_secrets: StaticSecrets(
+            resources.secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect(),
+        ),
         static_clusters: resources.clusters.iter().map(|cluster| cluster.name.clone()).collect(),
         discovery_only: reserved.map(|cluster| cluster.name.clone()).collect(),
         has_ads: dynamic.is_some_and(|dynamic| dynamic.ads_config.is_some()),
@@ -471,6 +492,7 @@ fn compile_listeners(
     problems: &mut Problems,
 ) -> (Vec<Arc<Listener>>, Vec<Needs>) {
     let mut listeners: Vec<Arc<Listener>> = Vec::new();
+    let of_clusters = environment.needs.take();
     let mut all_needs = Vec::new();
     let mut names = HashSet::new();
     for (index, config) in list.iter().enumerate() {
@@ -492,6 +514,7 @@ fn compile_listeners(
             all_needs.push(needs);
         });
     }
+    all_needs.push(of_clusters);
     (listeners, all_needs)
 }
 

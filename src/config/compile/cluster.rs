@@ -20,7 +20,7 @@ use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::{http1_options, http2_options};
-use super::{buffer_limit, duration_or, extension, idle, keepalive, u32_or, Environment};
+use super::{buffer_limit, duration_or, extension, idle, keepalive, tls, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, Hosts, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -66,6 +66,7 @@ pub fn compile(
             .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
+    let tls = tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -89,6 +90,7 @@ pub fn compile(
         ),
         http,
         socket,
+        tls,
         added_via_api: environment.dynamic,
         dropped: Arc::default(),
         hosts: Hosts::new(HostSet::new(hosts, options)),
@@ -516,7 +518,12 @@ fn upstream_protocol(chosen: Option<UpstreamProtocolOptions>) -> Chosen {
             config.http2_protocol_options,
             "use_downstream_protocol_config.http2_protocol_options",
         ),
-        // `auto_config` is refused by the support table.
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => (
+            UpstreamProtocol::Auto,
+            config.http_protocol_options,
+            config.http2_protocol_options,
+            "auto_config.http2_protocol_options",
+        ),
         _ => (UpstreamProtocol::Http1, None, None, EXPLICIT),
     }
 }

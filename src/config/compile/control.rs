@@ -1,7 +1,5 @@
 //! Clusters of control planes: what a `GrpcService` of the bootstrap needs of the static cluster that
 //! it names. In: the cluster. Out: the way to the control plane.
-//!
-//! Such a cluster may speak TLS, which requests to other clusters cannot yet.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -169,7 +167,9 @@ fn transport_socket(
     problems: &mut Problems,
 ) -> Option<ControlTls> {
     let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
-        super::listener::transport_socket(socket, problems);
+        if socket.name != "envoy.transport_sockets.raw_buffer" {
+            problems.report_at("typed_config", "is required");
+        }
         return None;
     };
     problems.at("typed_config", |problems| match type_of(any) {

@@ -21,8 +21,9 @@ use super::{
 };
 use crate::config::demand::OnDemand;
 use crate::config::http::{
-    Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options, HttpConnectionManager, HttpFilter,
-    RequestLimits, RouterOptions, Routes, ServerHeader, StripPort, Underscores, Upgrade,
+    CertDetails, ClientCert, Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options,
+    HttpConnectionManager, HttpFilter, RequestLimits, RouterOptions, Routes, ServerHeader, StripPort,
+    Underscores, Upgrade,
 };
 use crate::config::problems::Problems;
 use crate::config::route::RouteTable;
@@ -123,9 +124,27 @@ pub fn compile(
         upgrades,
         delayed_close_timeout,
         local_reply,
-        always_forward_client_cert: config.forward_client_cert_details()
-            == pb::http_connection_manager::ForwardClientCertDetails::AlwaysForwardOnly,
+        client_cert: client_cert(config),
     })
+}
+
+fn client_cert(config: &pb::HttpConnectionManager) -> ClientCert {
+    use pb::http_connection_manager::ForwardClientCertDetails as Mode;
+    let set = config.set_current_client_cert_details.as_ref();
+    let details = set.map_or_else(CertDetails::default, |set| CertDetails {
+        subject: super::bool_or(set.subject, false),
+        cert: set.cert,
+        chain: set.chain,
+        dns: set.dns,
+        uri: set.uri,
+    });
+    match config.forward_client_cert_details() {
+        Mode::Sanitize => ClientCert::Sanitize,
+        Mode::ForwardOnly => ClientCert::ForwardOnly,
+        Mode::AppendForward => ClientCert::AppendForward(details),
+        Mode::SanitizeSet => ClientCert::SanitizeSet(details),
+        Mode::AlwaysForwardOnly => ClientCert::AlwaysForwardOnly,
+    }
 }
 
 fn request_limits(

@@ -1,5 +1,6 @@
 //! Listeners and filter chains: `envoy.config.listener.v3.Listener` in, a [`Listener`] out.
 
+use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +14,15 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::{
-    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rooms, u32_or, Environment,
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rooms, tls, u32_or,
+    Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
 use crate::config::problems::Problems;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
-
-const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+use crate::tls::stats::SslStats;
 
 /// What may change without the listener being another one.
 const CHAIN_FIELDS: &[&str] = &["filter_chains", "default_filter_chain", "filter_chain_matcher"];
@@ -53,15 +54,19 @@ pub fn compile(
     if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() && !special {
         problems.report_at("filter_chains", "is empty: a listener needs a filter chain");
     }
+    let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
+    let ssl = OnceCell::new();
+    let ssl = || ssl.get_or_init(|| Arc::new(SslStats::server(&Scope::listener(stat_prefix)))).clone();
+    let owner = Owner { name: &name, ssl: &ssl };
     let mut chains = Vec::with_capacity(listener.filter_chains.len());
     for (index, config) in listener.filter_chains.iter().enumerate() {
-        let compiled =
-            problems.at_index("filter_chains", index, |problems| chain(config, &name, environment, problems));
+        let compiled = problems
+            .at_index("filter_chains", index, |problems| chain(config, &owner, environment, problems));
         chains.extend(compiled.map(Arc::new));
     }
     let default_chain = listener.default_filter_chain.as_ref().and_then(|config| {
         problems
-            .at("default_filter_chain", |problems| chain(config, &name, environment, problems))
+            .at("default_filter_chain", |problems| chain(config, &owner, environment, problems))
             .map(Arc::new)
     });
     let index = rooms::chain_index(&listener.filter_chains, problems);
@@ -77,7 +82,6 @@ pub fn compile(
         return None;
     }
     let bind = address?;
-    let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     Some(Listener {
         stats: Arc::new(ListenerStats::new(&Scope::listener(stat_prefix))),
         name,
@@ -184,17 +188,26 @@ fn inspect(listener: &pb::Listener, problems: &mut Problems) -> Inspect {
     inspect
 }
 
+/// The listener of a filter chain.
+struct Owner<'a> {
+    name: &'a str,
+    /// Statistics of its TLS, made where there is any.
+    ssl: &'a dyn Fn() -> Arc<SslStats>,
+}
+
 fn chain(
     config: &pb::FilterChain,
-    owner: &str,
+    owner: &Owner<'_>,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<FilterChain> {
     let before = problems.count();
-    if let Some(socket) = &config.transport_socket {
-        problems.at("transport_socket", |problems| transport_socket(socket, problems));
-    }
-    let terminal = terminal(&config.filters, owner, environment, problems);
+    let tls = config.transport_socket.as_ref().and_then(|socket| {
+        problems.at("transport_socket", |problems| tls::downstream(socket, owner.ssl, environment, problems))
+    });
+    let field = "transport_socket_connect_timeout";
+    let handshake_timeout = idle(&config.transport_socket_connect_timeout, None, field, problems);
+    let terminal = terminal(&config.filters, owner.name, environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -202,22 +215,10 @@ fn chain(
         name: config.name.as_str().into(),
         fingerprint: canonical::fingerprint(config),
         retirement: Arc::default(),
+        tls,
+        handshake_timeout,
         terminal: terminal?,
     })
-}
-
-/// Only plain text is supported; TLS is refused by the support table.
-pub(super) fn transport_socket(socket: &core::TransportSocket, problems: &mut Problems) {
-    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
-        if socket.name != "envoy.transport_sockets.raw_buffer" {
-            problems.report_at("typed_config", "is required");
-        }
-        return;
-    };
-    if type_of(any) != RAW_BUFFER {
-        let message = format!("the transport socket {} ({}) is not supported yet", socket.name, type_of(any));
-        problems.report_at("typed_config", message);
-    }
 }
 
 /// The chain's one filter. A chain without any closes its connections at once, as in Envoy.

@@ -29,6 +29,7 @@ pub mod resource;
 mod rooms;
 pub mod runtime;
 pub mod scoped;
+pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

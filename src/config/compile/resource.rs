@@ -20,6 +20,7 @@ use outrigger_control_api::pb::envoy::config::listener::v3::Listener as Listener
 use outrigger_control_api::pb::envoy::config::route::v3::{
     RouteConfiguration, ScopedRouteConfiguration, VirtualHost,
 };
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretConfig;
 use outrigger_control_api::{pool, DynamicMessage};
 use prost::{Message, Name};
 
@@ -39,6 +40,7 @@ use crate::config::route::{self, RouteTable};
 use crate::config::scopes::ScopeTable;
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
+use crate::tls;
 use crate::upstream::host_set::SplitOptions;
 
 /// Everything that resources are compiled against. Shared by the control thread and the workers, which
@@ -52,6 +54,10 @@ pub struct Compiler {
     pub routes: Arc<Directory<RouteTable>>,
     /// Scopes of SRDS, as [`Compiler::scopes_slot`] names them.
     pub scopes: Directory<ScopeTable>,
+    /// The bootstrap's TLS secrets. They are compiled when something needs them.
+    pub static_secrets: StaticSecrets,
+    /// TLS secrets: those of the bootstrap by their names, those of SDS as [`Compiler::secret_slot`] names them.
+    pub secrets: tls::Secrets,
     /// Where requests ask for what is not there yet.
     pub demand: Arc<Demand>,
     /// Runtime values: those of the bootstrap and of RTDS.
@@ -80,6 +86,17 @@ pub struct Compiler {
     pub cds: Option<Source>,
     /// The sources of route tables so far; their positions tell equal names apart.
     pub(super) sources: Mutex<Vec<Arc<ApiSource>>>,
+}
+
+/// Secrets of the bootstrap by their names.
+#[derive(Default)]
+pub struct StaticSecrets(pub HashMap<String, SecretConfig>);
+
+/// Only names: what they hold is secret.
+impl fmt::Debug for StaticSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// A resource, compiled.
@@ -183,7 +200,7 @@ impl<'a> Environment<'a> {
         let reserved = !self.dynamic && self.compiler.discovery_only.contains(cluster);
         if reserved {
             let message = format!(
-                "the cluster {cluster:?} serves discovery only: TLS to upstreams is not supported yet"
+                "the cluster {cluster:?} serves discovery only: a gRPC service names it, and its connections are TLS"
             );
             problems.report_at(field, message);
         }
@@ -200,6 +217,23 @@ impl Compiler {
     /// The slot of the scopes from `source` whose tables come from `tables`: the same each time.
     pub fn scopes_slot(&self, source: &Source, tables: &Source) -> Arc<Slot<ScopeTable>> {
         self.scopes.slot(&format!("{} {}", self.label(source), self.label(tables)))
+    }
+
+    /// The slot of the secret `name` from `source`: the same each time.
+    pub fn secret_slot(&self, source: &Source, name: &str) -> Arc<tls::Slot> {
+        self.secrets.slot(&format!("{}:{name}", self.label(source)))
+    }
+
+    /// Compiles an encoded `envoy.extensions.transport_sockets.tls.v3.Secret`. Its value goes into the slot with
+    /// [`tls::Slot::put`].
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn secret(&self, body: &[u8]) -> Result<Compiled<Arc<tls::Secret>>, Vec<Problem>> {
+        self.compile(body, &|_| true, |config: &SecretConfig, _, problems| {
+            let compiled = super::tls::secret_content(config, problems)?;
+            Some((config.name.as_str().into(), compiled))
+        })
     }
 
     /// A text for each source.

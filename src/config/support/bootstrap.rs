@@ -2,7 +2,7 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{observed, refused, whole};
+use super::{observed, whole};
 
 const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
@@ -44,7 +44,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("application_log_config", "log lines have one fixed format"),
             ("grpc_async_client_manager_config", "there is one gRPC client"),
             ("memory_allocator_manager", "the allocator returns memory by itself"),
-            ("certificate_provider_instances", "TLS is not supported yet"),
+            ("certificate_provider_instances", "certificate providers are not supported; use secrets"),
         ],
         rejected: &[
             ("hds_config", "health discovery is not supported"),
@@ -61,8 +61,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
-        implemented: &["listeners", "clusters"],
-        observe: &[("secrets", "TLS is not supported yet")],
+        implemented: &["listeners", "clusters", "secrets"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {
@@ -189,14 +189,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[],
     },
     whole("envoy.extensions.regex_engines.v3.GoogleRE2"),
-    refused(
-        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        &[("*", "TLS to upstreams is not supported yet")],
-    ),
-    refused(
-        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        &[("*", "TLS termination is not supported yet")],
-    ),
     whole("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
     MessageSupport {
         message: "envoy.config.core.v3.TransportSocket",

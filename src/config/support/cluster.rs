@@ -9,7 +9,6 @@ const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const HEALTH: &str = "health checking is not supported yet";
 const OUTLIER: &str = "outlier detection is not supported yet";
-const TLS: &str = "TLS to upstreams is not supported yet";
 const SUBSETS: &str = "subset load balancing is not supported yet";
 const HASH: &str = "consistent hashing is not supported yet";
 const METADATA: &str = "metadata is not used yet";
@@ -53,6 +52,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "round_robin_lb_config",
             "common_lb_config",
             "transport_socket",
+            "transport_socket_matches",
+            "upstream_http_protocol_options",
             "upstream_connection_options",
             "load_balancing_policy",
         ],
@@ -67,7 +68,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
             ("ring_hash_lb_config", "it belongs to another lb_policy"),
             ("maglev_lb_config", "it belongs to another lb_policy"),
-            ("upstream_http_protocol_options", "TLS to upstreams is not supported yet"),
         ],
         rejected: &[
             ("lb_policy=RING_HASH", HASH),
@@ -75,7 +75,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("lb_subset_config", SUBSETS),
             ("health_checks", HEALTH),
             ("outlier_detection", OUTLIER),
-            ("transport_socket_matches", TLS),
             ("filters", "upstream network filters are not supported yet"),
             ("upstream_config", "custom upstreams are not supported"),
             ("preconnect_policy", "connecting ahead is not supported"),
@@ -207,7 +206,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
         message: "envoy.config.endpoint.v3.LbEndpoint",
         implemented: &["endpoint", "endpoint_name", "health_status", "load_balancing_weight"],
-        observe: &[("metadata", METADATA)],
+        observe: &[("metadata", "only envoy.transport_socket_match is used")],
         rejected: &[],
     },
     MessageSupport {
@@ -269,10 +268,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "common_http_protocol_options",
             "explicit_http_config",
             "use_downstream_protocol_config",
+            "auto_config",
+            "upstream_http_protocol_options",
         ],
-        observe: &[("upstream_http_protocol_options", "TLS to upstreams is not supported yet")],
+        observe: &[],
         rejected: &[
-            ("auto_config", "the protocol is agreed on by TLS, which is not supported to upstreams yet"),
             ("http_filters", "upstream HTTP filters are not supported yet"),
             ("header_validation_config", "there is one header validator"),
             ("outlier_detection", OUTLIER),
@@ -289,6 +289,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         implemented: &["http_protocol_options", "http2_protocol_options"],
         observe: &[("http3_protocol_options", HTTP3)],
         rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig",
+        implemented: &["http_protocol_options", "http2_protocol_options"],
+        observe: &[],
+        rejected: &[
+            ("http3_protocol_options", HTTP3),
+            ("alternate_protocols_cache_options", "what an upstream announces is not followed"),
+        ],
     },
     observed(
         "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions",

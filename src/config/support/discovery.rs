@@ -2,7 +2,7 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{observed, refused, whole};
+use super::{observed, whole};
 
 const CREDENTIALS: &str = "only ssl_credentials and local_credentials are supported";
 const CONNECTION: &str = "the connection to a control plane has fixed limits";
@@ -255,7 +255,6 @@ pub(super) const CONTROL: &[MessageSupport] = &[
         observe: &[("alpn_protocols", "gRPC asks for h2")],
         rejected: &[],
     },
-    whole("envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext"),
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.TlsParameters",
         implemented: &["tls_minimum_protocol_version", "tls_maximum_protocol_version"],
@@ -279,13 +278,10 @@ pub(super) const CONTROL: &[MessageSupport] = &[
         observe: &[("watched_directory", "files are read before each connection")],
         rejected: &[],
     },
-    whole("envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts"),
-    whole("envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher"),
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig",
         implemented: &["name"],
         observe: &[],
         rejected: &[("sds_config", "secrets for control planes must be in the bootstrap")],
     },
-    refused("envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance", &[("*", TLS)]),
 ];

@@ -7,7 +7,6 @@ use super::{observed, whole};
 const XDSTP: &str = "xdstp collections are not supported";
 const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 const TRACING: &str = "requests are not traced yet";
-const TLS: &str = "without TLS there is no client certificate";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -44,6 +43,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "preserve_external_request_id",
             "always_set_request_id_in_response",
             "forward_client_cert_details",
+            "set_current_client_cert_details",
             "proxy_100_continue",
             "upgrade_configs",
             "normalize_path",
@@ -59,7 +59,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[
             ("tracing", TRACING),
             ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
-            ("set_current_client_cert_details", TLS),
             ("http3_protocol_options", "HTTP/3 is not supported"),
             ("append_local_overload", "there is no overload manager"),
             ("add_proxy_protocol_connection_state", "the PROXY protocol is not supported yet"),
@@ -112,6 +111,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[("emit_filter_state", "there is no filter state yet")],
         rejected: &[],
     },
+    whole("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails"),
     whole("envoy.config.core.v3.GrpcMethodList"),
     whole("envoy.config.core.v3.GrpcMethodList.Service"),
     whole("envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes"),

@@ -69,11 +69,14 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.listener.v3.FilterChain",
-        implemented: &["filter_chain_match", "filters", "transport_socket", "name"],
-        observe: &[
-            ("metadata", "metadata is not used yet"),
-            ("transport_socket_connect_timeout", "without TLS there is no handshake"),
+        implemented: &[
+            "filter_chain_match",
+            "filters",
+            "transport_socket",
+            "transport_socket_connect_timeout",
+            "name",
         ],
+        observe: &[("metadata", "metadata is not used yet")],
         rejected: &[
             ("use_proxy_proto", "the PROXY protocol is not supported yet"),
             ("on_demand_configuration", "filter chains are always ready"),

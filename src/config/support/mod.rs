@@ -11,6 +11,7 @@ pub mod route;
 pub mod rules;
 mod scan;
 pub mod tcp;
+mod tls;
 
 use std::sync::LazyLock;
 
@@ -43,6 +44,7 @@ const PARTS: &[&[MessageSupport]] = &[
     accesslog::ACCESS_LOG,
     tcp::TCP,
     route::ROUTE,
+    tls::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

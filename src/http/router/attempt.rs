@@ -11,7 +11,7 @@ use super::lent::Lent;
 use super::retry::Retries;
 use super::{Attempts, Failure};
 use crate::config::cluster::{Discovery, UpstreamProtocol};
-use crate::config::{HeaderView, RequestView};
+use crate::config::{HeaderView, Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::h1::{self, Framing, ParsedResponse, ResponseLimits};
@@ -62,7 +62,12 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         was_timeout: bool,
     ) -> Result<Answered, Failed> {
-        let pool = self.pick(ex).map_err(Failure::Upstream)?;
+        let mut pool = self.pick(ex).map_err(Failure::Upstream)?;
+        if let Some(auto) = self.cluster.cluster.tls.as_ref().and_then(|tls| tls.auto.as_ref()) {
+            if let Some(request) = &ex.request {
+                pool = pool.named(auto.of(request, &Known::Authority.into()));
+            }
+        }
         if self.retries.is_some() {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
         }
@@ -70,7 +75,11 @@ impl Attempts<'_> {
         // Written before there is a connection: the client's body is taken in meanwhile.
         if !self.terminate {
             self.stamp(ex, &pool, was_timeout);
-            if self.speaks_http2(ex) {
+            let http2 = match self.cluster.cluster.http.protocol {
+                UpstreamProtocol::Auto => self.find_out(ex, &pool).await?,
+                _ => self.speaks_http2(ex),
+            };
+            if http2 {
                 return Box::pin(self.attempt_stream(ex, pool)).await;
             }
         }
@@ -100,6 +109,7 @@ impl Attempts<'_> {
         };
         ex.info.upstream_connection_id = connection.id;
         ex.info.upstream_local = connection.local;
+        ex.info.upstream_tls.clone_from(&connection.tls);
         let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at);
         if self.terminate {
@@ -117,6 +127,13 @@ impl Attempts<'_> {
                 let closed = matches!(failure, Failure::Closed);
                 if let (true, Lent::Http1(connection)) = (closed, &connection) {
                     connection.note_remote_close();
+                    if let Some(reason) = crate::tls::failure::of_stream(&connection.stream) {
+                        ex.info.upstream_failure = Some(reason.into());
+                        let tls = self.cluster.cluster.tls.as_ref();
+                        if let Some(tls) = tls.and_then(|tls| tls.for_host(&connection.pool().host)) {
+                            tls.broken();
+                        }
+                    }
                 }
                 // Nothing of an answer came on a connection that had served before: the upstream
                 // closed it as we wrote. Safe to repeat if not one byte went out, or if the method
@@ -125,6 +142,15 @@ impl Attempts<'_> {
                 Err(Failed { failure, started: true, unprocessed })
             }
         }
+    }
+
+    /// Whether a host that says itself what it speaks wants HTTP/2.
+    async fn find_out(&mut self, ex: &mut Exchange<'_>, pool: &Rc<HostPool>) -> Result<bool, Failure> {
+        if let Some(known) = pool.speaks_http2() {
+            return Ok(known);
+        }
+        let priority = self.forward.priority;
+        Box::pin(self.wait(ex, pool.find_out(priority))).await?.map_err(Failure::Upstream)
     }
 
     /// A new connection, or the next that becomes free; the client's body goes into `out` meanwhile.

@@ -174,11 +174,25 @@ impl Attempts<'_> {
                 ex.info.upstream_failure = Some(reason.into());
                 told
             }
+            Failure::Upstream(UpstreamError::Tls { reason, .. }) => {
+                let (kind, text) = ("remote_connection_failure", "remote connection failure");
+                let shown =
+                    if reason.is_empty() { String::new() } else { format!("|{}", reason.replace(' ', "_")) };
+                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}{shown}"), text);
+                ex.info.upstream_failure = Some(reason.into());
+                told
+            }
             Failure::Upstream(UpstreamError::ConnectTimeout { .. }) => {
                 Told::reset(ex, 503, ResponseFlags::UF, "connection_timeout", "connection timeout")
             }
             Failure::Closed => {
-                Told::reset(ex, 503, ResponseFlags::UC, "connection_termination", "connection termination")
+                let why = ex
+                    .info
+                    .upstream_failure
+                    .as_deref()
+                    .map(|reason| format!("|{}", reason.replace(' ', "_")));
+                let details = format!("connection_termination{}", why.unwrap_or_default());
+                Told::reset(ex, 503, ResponseFlags::UC, &details, "connection termination")
             }
             Failure::Reset(StreamError::Refused) => {
                 let (details, reason) = ("remote_refused_stream_reset", "remote refused stream reset");

@@ -47,6 +47,7 @@ impl Attempts<'_> {
         };
         ex.info.upstream_connection_id = slot.connection().id();
         ex.info.upstream_local = slot.connection().local();
+        ex.info.upstream_tls = slot.connection().tls().cloned();
         ex.info.upstream_protocol = Some(Protocol::Http2);
         let reused = slot.reused();
         let (Some(request), Out::Frames(frames)) = (&ex.request, &mut out) else {

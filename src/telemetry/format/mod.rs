@@ -14,6 +14,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod time;
+mod tls;
 mod values;
 
 use crate::config::HeaderView;

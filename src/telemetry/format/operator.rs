@@ -5,9 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::parse::Token;
 use super::time::TimeFormat;
+use super::tls;
 use super::values::{
     grpc_status, put, put_bytes, put_grpc_name, put_number, put_query_param, put_underscored, split_query,
-    AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS, TEXTS, TLS,
+    AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS, TEXTS,
 };
 use super::{FormatContext, FormatError};
 use crate::config::{HeaderKey, HeaderView};
@@ -50,6 +51,10 @@ pub(super) enum Operator {
     Details { keep_spaces: bool },
     /// `REQUESTED_SERVER_NAME(option)`.
     ServerName(ServerName),
+    /// What TLS agreed on, or a certificate says.
+    Tls(tls::Side, tls::What),
+    /// When a peer's certificate begins or ends to be valid.
+    Validity(tls::Side, tls::What, TimeFormat),
     /// Accepted, but this proxy has no such value.
     Never(Box<str>),
 }
@@ -159,6 +164,9 @@ impl Operator {
                 Operator::Constant(name.map(|name| name.trim().into()))
             }
             name => {
+                if let Some((side, what, Argument::Optional)) = tls::operator(name) {
+                    return Ok(Operator::Validity(side, what, time()?));
+                }
                 let operator = by_table(name).ok_or_else(|| FormatError::Unknown(name.into()))?;
                 match operator {
                     (operator, Argument::None) => none().map(|()| operator)?,
@@ -244,6 +252,14 @@ impl Operator {
                     },
                 )
             }
+            Operator::Tls(side, what) => tls::write(*side, *what, info, out),
+            Operator::Validity(side, what, format) => match tls::time(*side, *what, info) {
+                Some(time) => {
+                    format.write(out, time);
+                    true
+                }
+                None => false,
+            },
             Operator::Never(_) => false,
         }
     }
@@ -264,9 +280,14 @@ fn by_table(name: &str) -> Option<(Operator, Argument)> {
             _ => {}
         }
     }
-    let tls = name.strip_prefix("DOWNSTREAM_").or_else(|| name.strip_prefix("UPSTREAM_"));
+    if let Some((side, what, argument)) = tls::operator(name) {
+        let operator = match what {
+            tls::What::Never => Operator::Never(name.into()),
+            what => Operator::Tls(side, what),
+        };
+        return Some((operator, argument));
+    }
     let never = NEVER.iter().find(|(n, _)| *n == name);
-    let never = never.or_else(|| TLS.iter().find(|(n, _)| Some(*n) == tls));
     never.map(|(_, argument)| (Operator::Never(name.into()), *argument))
 }
 

@@ -107,8 +107,8 @@ fn literals_are_known_beforehand() {
         Some(format!("x{}", &path[..3]).as_bytes())
     );
     assert_eq!(render("%ENVIRONMENT(OUTRIGGER_NOT_SET)%"), "-");
-    let format = Format::parse("%TRACE_ID% %PROTOCOL% %UPSTREAM_TLS_VERSION%").unwrap();
-    assert_eq!(format.never_filled(), [Box::from("TRACE_ID"), Box::from("UPSTREAM_TLS_VERSION")]);
+    let format = Format::parse("%TRACE_ID% %PROTOCOL% %UPSTREAM_TLS_VERSION% %SPAN_ID%").unwrap();
+    assert_eq!(format.never_filled(), [Box::from("TRACE_ID"), Box::from("SPAN_ID")]);
 }
 
 #[test]

@@ -79,6 +79,9 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", |c, out| {
         put_underscored(out, c.info.upstream_failure.as_deref().unwrap_or_default())
     }),
+    ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", |c, out| {
+        put_underscored(out, c.info.downstream_failure.as_deref().unwrap_or_default())
+    }),
     ("ACCESS_LOG_TYPE", |c, out| put(out, Some(log_type_name(c.log_type)))),
     ("LOCAL_REPLY_BODY", |c, out| {
         out.extend_from_slice(c.local_reply_body);
@@ -118,7 +121,6 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("DOWNSTREAM_DETECTED_CLOSE_TYPE", Argument::None),
     ("DOWNSTREAM_HANDSHAKE_DURATION", Argument::None),
     ("DOWNSTREAM_LOCAL_CLOSE_REASON", Argument::None),
-    ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", Argument::None),
     ("DYNAMIC_METADATA", Argument::Required),
     ("FILTER_STATE", Argument::Required),
     ("METADATA", Argument::Required),
@@ -143,35 +145,6 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("UPSTREAM_LOCAL_CLOSE_REASON", Argument::None),
     ("UPSTREAM_METADATA", Argument::Required),
     ("VIRTUAL_CLUSTER_NAME", Argument::None),
-];
-
-/// After `DOWNSTREAM_` or `UPSTREAM_`: values of a TLS connection.
-pub(super) const TLS: &[(&str, Argument)] = &[
-    ("LOCAL_DNS_SAN", Argument::None),
-    ("LOCAL_EMAIL_SAN", Argument::None),
-    ("LOCAL_IP_SAN", Argument::None),
-    ("LOCAL_OTHERNAME_SAN", Argument::None),
-    ("LOCAL_SUBJECT", Argument::None),
-    ("LOCAL_URI_SAN", Argument::None),
-    ("PEER_CERT", Argument::None),
-    ("PEER_CERT_V_END", Argument::Optional),
-    ("PEER_CERT_V_START", Argument::Optional),
-    ("PEER_CHAIN_FINGERPRINTS_1", Argument::None),
-    ("PEER_CHAIN_FINGERPRINTS_256", Argument::None),
-    ("PEER_CHAIN_SERIALS", Argument::None),
-    ("PEER_DNS_SAN", Argument::None),
-    ("PEER_EMAIL_SAN", Argument::None),
-    ("PEER_FINGERPRINT_1", Argument::None),
-    ("PEER_FINGERPRINT_256", Argument::None),
-    ("PEER_IP_SAN", Argument::None),
-    ("PEER_ISSUER", Argument::None),
-    ("PEER_OTHERNAME_SAN", Argument::None),
-    ("PEER_SERIAL", Argument::None),
-    ("PEER_SUBJECT", Argument::None),
-    ("PEER_URI_SAN", Argument::None),
-    ("TLS_CIPHER", Argument::None),
-    ("TLS_SESSION_ID", Argument::None),
-    ("TLS_VERSION", Argument::None),
 ];
 
 pub(super) struct Keys {

@@ -169,7 +169,7 @@ fn protocol_options() {
     refuses_cluster(
         options(json!({"@type": kind, "auto_config": {"http2_protocol_options": {}}})),
         &format!(
-            "{AT}.auto_config: the protocol is agreed on by TLS, which is not supported to upstreams yet"
+            "static_resources.clusters[0].transport_socket: auto_config needs TLS, by which the protocol is agreed on"
         ),
     );
     let explicit = |http2: Value| {
@@ -233,8 +233,8 @@ fn wrong_clusters_are_refused() {
          "load_assignment.endpoints: a LOGICAL_DNS cluster needs exactly one endpoint, this has 2"),
         (json!({"outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
         (json!({"transport_socket": {"name": "tls", "typed_config": {
-            "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext")}}}),
-         "transport_socket.typed_config: TLS to upstreams is not supported yet"),
+            "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext"), "auto_sni_san_validation": true}}}),
+         "transport_socket.typed_config.auto_sni_san_validation: needs a validation context"),
         (json!({"type": "STRICT_DNS", "dns_failure_refresh_rate": {"base_interval": "2s", "max_interval": "1s"},
             "load_assignment": assignment(&[endpoint("a", 1)])}),
          "dns_failure_refresh_rate.max_interval: is 1s, must not be less than base_interval (2s)"),

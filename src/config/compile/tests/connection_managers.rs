@@ -53,7 +53,7 @@ fn options() {
     assert_eq!(upgrades, [("websocket", true), ("x", false)]);
     assert_eq!(hcm.internal_networks, [("10.0.0.0".parse().unwrap(), 8)]);
     assert_eq!(hcm.xff_num_trusted_hops, 2);
-    assert!(hcm.internal_unix && hcm.always_forward_client_cert);
+    assert!(hcm.internal_unix && hcm.client_cert == crate::config::http::ClientCert::AlwaysForwardOnly);
     assert_eq!((hcm.limits.max_head, hcm.limits.max_fields), (96 * 1024, 9));
 }
 

@@ -112,7 +112,8 @@ fn a_route_to_a_cluster_for_discovery_is_refused() {
         (CLUSTERS, clusters(&[tls_cluster()])),
         (&*pointer, "xds-grpc".into()),
     ];
-    let wrong = "the cluster \"xds-grpc\" serves discovery only: TLS to upstreams is not supported yet";
+    let wrong = "the cluster \"xds-grpc\" serves discovery only: a gRPC service names it, and its \
+                 connections are TLS";
     refuses(&changes, &format!("{HCM_PATH}.route_config.virtual_hosts[0].routes[0].route.cluster: {wrong}"));
     let filters = "/static_resources/listeners/0/filter_chains/0/filters/0";
     refuses(
@@ -126,11 +127,10 @@ fn a_route_to_a_cluster_for_discovery_is_refused() {
 }
 
 #[test]
-fn tls_is_for_clusters_of_control_planes_only() {
-    refuses(
-        &[(CLUSTERS, clusters(&[tls_cluster()]))],
-        "static_resources.clusters[1].transport_socket.typed_config: TLS to upstreams is not supported yet",
-    );
+fn a_cluster_with_tls_that_no_grpc_service_names_serves_requests() {
+    let compiled = compiled(&[(CLUSTERS, clusters(&[tls_cluster()]))]);
+    let cluster = compiled.clusters.find("xds-grpc").and_then(|slot| slot.get()).unwrap();
+    assert!(cluster.tls.as_ref().is_some_and(|tls| tls.default.is_some()));
 }
 
 #[test]

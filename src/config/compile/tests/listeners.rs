@@ -81,7 +81,8 @@ fn wrong_listeners_are_refused() {
         (
             json!({"filter_chains/0/transport_socket": {"name": "tls", "typed_config": {
             "@type": typed("extensions.transport_sockets.tls.v3.DownstreamTlsContext")}}}),
-            "filter_chains[0].transport_socket.typed_config: TLS termination is not supported yet",
+            "filter_chains[0].transport_socket.typed_config.common_tls_context.tls_certificates: a listener \
+             needs a certificate",
         ),
         (
             json!({"use_original_dst": true}),

@@ -1,0 +1,651 @@
+//! TLS contexts and secrets: `envoy.extensions.transport_sockets.tls.v3` in, what [`crate::tls`] works with out.
+//!
+//! Files are read here: a certificate that cannot be used makes the resource invalid. What a control plane is to
+//! send leaves an empty slot, and a note of whom to ask for it.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::{cluster::v3 as cluster_pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use outrigger_control_api::pb::envoy::r#type::matcher::v3::{
+    string_matcher::MatchPattern, StringMatcher as MatcherConfig,
+};
+use outrigger_control_api::pb::google::protobuf::{Any, Struct, Value as ProtoValue};
+use outrigger_control_api::{type_of, unpack};
+
+use super::discovery::config_source;
+use super::{bool_or, data_source, duration, extension, Environment};
+use crate::config::cluster::UpstreamProtocol;
+use crate::config::discovery::{Material, SanKind};
+use crate::config::headers::HeaderKey;
+use crate::config::matcher::StringMatcher;
+use crate::config::pieces::{PieceNeed, SecretPlace};
+use crate::config::problems::Problems;
+use crate::config::tls::{AutoNames, ClusterTls, SocketMatch};
+use crate::tls::downstream::{DownstreamSpec, Resume, Trust};
+use crate::tls::identity::{certificates, revocation_lists, Identity};
+use crate::tls::names::NameMatcher;
+use crate::tls::params::{group, suites, Params};
+use crate::tls::secret::Content;
+use crate::tls::sessions::TicketKeys;
+use crate::tls::stats::SslStats;
+use crate::tls::upstream::UpstreamSpec;
+use crate::tls::validation::{Crls, Roots};
+use crate::tls::{DownstreamTls, Secret, Slot, UpstreamTls, Validation};
+
+const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+
+/// The configuration of a transport socket; `None` for plain text, and when a problem was reported.
+fn socket_config<'s>(
+    socket: &'s core::TransportSocket,
+    wanted: &str,
+    problems: &mut Problems,
+) -> Option<&'s Any> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        if socket.name != "envoy.transport_sockets.raw_buffer" {
+            problems.report_at("typed_config", "is required");
+        }
+        return None;
+    };
+    if type_of(any) == wanted {
+        return Some(any);
+    }
+    if type_of(any) != RAW_BUFFER {
+        let message =
+            format!("the transport socket {} ({}) is not supported here", socket.name, type_of(any));
+        problems.report_at("typed_config", message);
+    }
+    None
+}
+
+/// The transport socket of a filter chain; `None` for plain text, and when a problem was reported.
+pub(super) fn downstream(
+    socket: &core::TransportSocket,
+    stats: &dyn Fn() -> Arc<SslStats>,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<DownstreamTls>> {
+    use pb::downstream_tls_context::SessionTicketKeysType as Keys;
+    let any = socket_config(socket, DOWNSTREAM, problems)?;
+    problems.at("typed_config", |problems| {
+        let before = problems.count();
+        let context: pb::DownstreamTlsContext = extension(any, "", problems)?;
+        let common = common(context.common_tls_context.as_ref(), environment, problems);
+        if common.certificates.is_empty() && problems.count() == before {
+            problems.report_at("common_tls_context.tls_certificates", "a listener needs a certificate");
+        }
+        let resume = match &context.session_ticket_keys_type {
+            Some(Keys::SessionTicketKeys(keys)) => problems
+                .at("session_ticket_keys", |problems| ticket_keys(keys, problems))
+                .map_or(Resume::Never, |secret| Resume::Keys(Slot::anonymous(secret))),
+            Some(Keys::SessionTicketKeysSdsSecretConfig(config)) => problems
+                .at("session_ticket_keys_sds_secret_config", |problems| secret(config, environment, problems))
+                .map_or(Resume::Never, Resume::Keys),
+            Some(Keys::DisableStatelessSessionResumption(true))
+                if context.disable_stateful_session_resumption =>
+            {
+                Resume::Never
+            }
+            Some(Keys::DisableStatelessSessionResumption(true)) => Resume::Sessions,
+            Some(Keys::DisableStatelessSessionResumption(false)) | None => Resume::Tickets,
+        };
+        let spec = DownstreamSpec {
+            params: common.params,
+            certificates: common.certificates,
+            trust: common.trust,
+            alpn: common.alpn,
+            require_client_certificate: bool_or(context.require_client_certificate, false),
+            require_sni: bool_or(context.require_sni, false),
+            full_scan: bool_or(context.full_scan_certs_on_sni_mismatch, false),
+            prefer_client_ciphers: context.prefer_client_ciphers,
+            resume,
+            session_timeout: duration(&context.session_timeout, "session_timeout", problems),
+        };
+        (problems.count() == before).then(|| Arc::new(DownstreamTls::new(spec, stats())))
+    })
+}
+
+/// The transport socket of a cluster; `None` for plain text, and when a problem was reported.
+fn upstream(
+    socket: &core::TransportSocket,
+    stat_name: &Arc<str>,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<UpstreamTls>> {
+    let any = socket_config(socket, UPSTREAM, problems)?;
+    problems.at("typed_config", |problems| {
+        let before = problems.count();
+        let context: pb::UpstreamTlsContext = extension(any, "", problems)?;
+        let common = common(context.common_tls_context.as_ref(), environment, problems);
+        if common.certificates.len() > 1 {
+            problems
+                .report_at("common_tls_context.tls_certificates", "upstreams are shown one certificate only");
+        }
+        if context.sni.len() > 255 {
+            problems.report_at("sni", "has more than 255 bytes");
+        }
+        let has_trust = common.trust.fixed.is_some() || common.trust.slot.is_some();
+        if context.auto_sni_san_validation && !has_trust {
+            problems.report_at("auto_sni_san_validation", "needs a validation context");
+        }
+        let spec = UpstreamSpec {
+            params: common.params,
+            certificate: common.certificates.into_iter().next(),
+            trust: common.trust,
+            alpn: common.alpn,
+            sni: context.sni.as_str().into(),
+            auto_host_sni: context.auto_host_sni,
+            auto_sni_san_validation: context.auto_sni_san_validation,
+            max_session_keys: context.max_session_keys.map_or(1, |most| most.value as usize),
+        };
+        (problems.count() == before).then(|| Arc::new(UpstreamTls::new(spec, stat_name.clone())))
+    })
+}
+
+/// TLS towards the hosts of a cluster; `None` for plain text, and when a problem was reported.
+pub(super) fn cluster(
+    cluster: &cluster_pb::Cluster,
+    stat_name: &Arc<str>,
+    protocol: UpstreamProtocol,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<ClusterTls>> {
+    let before = problems.count();
+    let socket = |socket: &core::TransportSocket, problems: &mut Problems| {
+        problems.at("transport_socket", |problems| upstream(socket, stat_name, environment, problems))
+    };
+    let default = cluster.transport_socket.as_ref().and_then(|config| socket(config, problems));
+    let mut matches = Vec::new();
+    for (index, entry) in cluster.transport_socket_matches.iter().enumerate() {
+        problems.at_index("transport_socket_matches", index, |problems| {
+            let criteria = entry.r#match.as_ref().map(criteria).unwrap_or_default();
+            let tls = entry.transport_socket.as_ref().and_then(|config| socket(config, problems));
+            matches.push(SocketMatch { criteria, tls });
+        });
+    }
+    if protocol == UpstreamProtocol::Auto && default.is_none() && problems.count() == before {
+        problems.report_at("transport_socket", "auto_config needs TLS, by which the protocol is agreed on");
+    }
+    let options = cluster
+        .typed_extension_protocol_options
+        .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+        .and_then(|any| unpack::<HttpProtocolOptions>(any).ok());
+    let options = match options {
+        Some(options) => options.upstream_http_protocol_options,
+        None => cluster.upstream_http_protocol_options.clone(),
+    };
+    let auto =
+        options.filter(|options| options.auto_sni || options.auto_san_validation).map(|options| AutoNames {
+            sni: options.auto_sni,
+            san: options.auto_san_validation,
+            header: (!options.override_auto_sni_header.is_empty())
+                .then(|| HeaderKey::new(&options.override_auto_sni_header)),
+        });
+    if default.is_none() && matches.is_empty() {
+        return None;
+    }
+    Some(Arc::new(ClusterTls { default, matches, auto }))
+}
+
+/// The fields of a `Struct`, to be compared one by one.
+fn criteria(fields: &Struct) -> Vec<(Box<str>, serde_json::Value)> {
+    let mut all: Vec<_> =
+        fields.fields.iter().map(|(key, value)| (key.as_str().into(), message_value(value))).collect();
+    all.sort_by(|(one, _): &(Box<str>, _), (two, _)| one.cmp(two));
+    all
+}
+
+/// What endpoints are chosen sockets by: their metadata `envoy.transport_socket_match`.
+pub(super) fn socket_match(
+    metadata: Option<&core::Metadata>,
+) -> Option<Arc<serde_json::Map<String, serde_json::Value>>> {
+    let fields = metadata?.filter_metadata.get("envoy.transport_socket_match")?;
+    let all = criteria(fields).into_iter().map(|(key, value)| (key.into_string(), value));
+    Some(Arc::new(all.collect()))
+}
+
+fn message_value(value: &ProtoValue) -> serde_json::Value {
+    use outrigger_control_api::pb::google::protobuf::value::Kind;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(value)) => (*value).into(),
+        Some(Kind::StringValue(value)) => value.as_str().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(message_value).collect(),
+        Some(Kind::StructValue(fields)) => {
+            let fields = criteria(fields).into_iter().map(|(key, value)| (key.into_string(), value));
+            serde_json::Value::Object(fields.collect())
+        }
+    }
+}
+
+/// The parts that both contexts have.
+struct Common {
+    params: Params,
+    certificates: Vec<Arc<Slot>>,
+    trust: Trust,
+    alpn: Vec<Vec<u8>>,
+}
+
+fn common(
+    context: Option<&pb::CommonTlsContext>,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Common {
+    let default = pb::CommonTlsContext::default();
+    let context = context.unwrap_or(&default);
+    problems.at("common_tls_context", |problems| {
+        let params = problems.at("tls_params", |problems| params(context.tls_params.as_ref(), problems));
+        let mut found = Vec::new();
+        for (index, certificate) in context.tls_certificates.iter().enumerate() {
+            let secret = problems
+                .at_index("tls_certificates", index, |problems| certificate_secret(certificate, problems));
+            found.extend(secret.map(Slot::anonymous));
+        }
+        for (index, config) in context.tls_certificate_sds_secret_configs.iter().enumerate() {
+            found.extend(problems.at_index("tls_certificate_sds_secret_configs", index, |problems| {
+                secret(config, environment, problems)
+            }));
+        }
+        let mut alpn = Vec::new();
+        for (index, name) in context.alpn_protocols.iter().enumerate() {
+            // Envoy lets one entry name several, separated by commas.
+            for name in name.split(',') {
+                if name.is_empty() || name.len() > 255 {
+                    let message = format!("{name:?} is no name of a protocol: it must have 1 to 255 bytes");
+                    problems.at_index("alpn_protocols", index, |problems| problems.report(message));
+                }
+                alpn.push(name.as_bytes().to_vec());
+            }
+        }
+        Common { params, certificates: found, trust: trust(context, environment, problems), alpn }
+    })
+}
+
+fn params(params: Option<&pb::TlsParameters>, problems: &mut Problems) -> Params {
+    use pb::tls_parameters::TlsProtocol;
+    let Some(params) = params else { return Params::default() };
+    let low = match params.tls_minimum_protocol_version() {
+        TlsProtocol::TlSv13 => 13,
+        // Older versions than 1.2 are never spoken.
+        _ => 12,
+    };
+    let high = match params.tls_maximum_protocol_version() {
+        TlsProtocol::TlsAuto | TlsProtocol::TlSv13 => 13,
+        TlsProtocol::TlSv12 => 12,
+        TlsProtocol::TlSv10 | TlsProtocol::TlSv11 => {
+            problems.report_at("tls_maximum_protocol_version", "TLS before 1.2 is not supported");
+            12
+        }
+    };
+    if low > high {
+        problems.report("the lowest TLS version is above the highest");
+    }
+    let mut chosen = Vec::new();
+    for (index, entry) in params.cipher_suites.iter().enumerate() {
+        match suites(entry) {
+            Ok(found) => chosen.extend(found),
+            Err(name) => {
+                let message = format!("{name:?} is not supported");
+                problems.at_index("cipher_suites", index, |problems| problems.report(message));
+            }
+        }
+    }
+    let mut groups = Vec::new();
+    for (index, name) in params.ecdh_curves.iter().enumerate() {
+        match group(name) {
+            Some(found) => groups.push(found),
+            None => problems.at_index("ecdh_curves", index, |problems| {
+                problems.report(format!("{name:?} is not supported"));
+            }),
+        }
+    }
+    Params::new((low, high), &chosen, groups)
+}
+
+/// The slot of a secret that has a name: one of the bootstrap's, or one that a control plane is asked for.
+fn secret(
+    config: &pb::SdsSecretConfig,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<Slot>> {
+    let compiler = environment.compiler;
+    let Some(source) = &config.sds_config else {
+        let name = &config.name;
+        if let Some(found) = compiler.secrets.get(name) {
+            return Some(found);
+        }
+        let Some(known) = compiler.static_secrets.0.get(name) else {
+            problems.report_at("name", format!("there is no static secret {name:?}"));
+            return None;
+        };
+        let mut of_secret = Problems::new();
+        let compiled = secret_content(known, &mut of_secret);
+        for problem in of_secret.list() {
+            let message = format!("the static secret {name:?}: {}: {}", problem.path, problem.message);
+            problems.report_at("name", message);
+        }
+        let slot = compiler.secrets.slot(name);
+        slot.put(Some(compiled?));
+        return Some(slot);
+    };
+    let parent = environment.parent();
+    let source =
+        problems.at("sds_config", |problems| config_source(source, parent.as_ref(), compiler, problems))?;
+    let slot = compiler.secret_slot(&source.source, &config.name);
+    let name: Arc<str> = config.name.as_str().into();
+    let piece = Arc::new(SecretPlace { name: name.clone(), slot: slot.clone() });
+    environment.needs.borrow_mut().pieces.push(PieceNeed { source, name, piece, optional: false });
+    Some(slot)
+}
+
+fn trust(context: &pb::CommonTlsContext, environment: &Environment<'_>, problems: &mut Problems) -> Trust {
+    use pb::common_tls_context::ValidationContextType as Kind;
+    match &context.validation_context_type {
+        Some(Kind::ValidationContext(context)) => problems.at("validation_context", |problems| {
+            if !context.match_typed_subject_alt_names.is_empty() && !has_roots(context) {
+                problems.report_at("trusted_ca", "is required to match subject alternative names");
+            }
+            let slot = validation_secret(context, problems).map(Slot::anonymous);
+            Trust { fixed: None, slot }
+        }),
+        Some(Kind::ValidationContextSdsSecretConfig(config)) => {
+            let slot = problems
+                .at("validation_context_sds_secret_config", |problems| secret(config, environment, problems));
+            Trust { fixed: None, slot }
+        }
+        Some(Kind::CombinedValidationContext(combined)) => {
+            problems.at("combined_validation_context", |problems| {
+                let fixed = combined.default_validation_context.as_ref().and_then(|context| {
+                    problems.at("default_validation_context", |problems| validation(context, problems))
+                });
+                let slot = combined.validation_context_sds_secret_config.as_ref().and_then(|config| {
+                    problems.at("validation_context_sds_secret_config", |problems| {
+                        secret(config, environment, problems)
+                    })
+                });
+                Trust { fixed, slot }
+            })
+        }
+        // Others are refused by the support table.
+        _ => Trust::default(),
+    }
+}
+
+fn has_roots(context: &pb::CertificateValidationContext) -> bool {
+    context.trusted_ca.is_some() || context.system_root_certs.is_some()
+}
+
+/// Compiles a secret: one of the bootstrap's, or one that a control plane sent. `None` when a problem was
+/// reported.
+pub fn secret_content(secret: &pb::Secret, problems: &mut Problems) -> Option<Arc<Secret>> {
+    use pb::secret::Type;
+    match &secret.r#type {
+        Some(Type::TlsCertificate(certificate)) => {
+            problems.at("tls_certificate", |problems| certificate_secret(certificate, problems))
+        }
+        Some(Type::ValidationContext(context)) => {
+            problems.at("validation_context", |problems| validation_secret(context, problems))
+        }
+        Some(Type::SessionTicketKeys(keys)) => {
+            problems.at("session_ticket_keys", |problems| ticket_keys(keys, problems))
+        }
+        // Refused by the support table.
+        Some(Type::GenericSecret(_)) => None,
+        None => {
+            problems.report("has neither a certificate nor a validation context nor ticket keys");
+            None
+        }
+    }
+}
+
+fn ticket_keys(keys: &pb::TlsSessionTicketKeys, problems: &mut Problems) -> Option<Arc<Secret>> {
+    let mut found = Vec::new();
+    for (index, key) in keys.keys.iter().enumerate() {
+        found.extend(problems.at_index("keys", index, |problems| data_source(key, problems)));
+    }
+    if found.len() != keys.keys.len() {
+        return None;
+    }
+    match TicketKeys::new(found.iter().map(|key| &**key)) {
+        Ok(keys) => Some(Secret::new(Content::TicketKeys(Arc::new(keys)))),
+        Err((index, error)) => {
+            problems.at_index("keys", index, |problems| problems.report(error));
+            None
+        }
+    }
+}
+
+/// The directories to watch for `sources`: the one that config names. Without one files are read once.
+fn watched(directory: Option<&core::WatchedDirectory>, sources: &[&Material]) -> Vec<PathBuf> {
+    let has_files = sources.iter().any(|source| matches!(source, Material::File(_)));
+    directory.filter(|_| has_files).map(|directory| PathBuf::from(&directory.path)).into_iter().collect()
+}
+
+fn certificate_secret(certificate: &pb::TlsCertificate, problems: &mut Problems) -> Option<Arc<Secret>> {
+    let required = |source: &'_ Option<core::DataSource>, field: &str, problems: &mut Problems| {
+        let Some(source) = source else {
+            problems.report_at(field, "is required");
+            return None;
+        };
+        let material = Material::of(source, field, problems)?;
+        let bytes = problems.at(field, |problems| data_source(source, problems))?;
+        Some((material, bytes))
+    };
+    let chain = required(&certificate.certificate_chain, "certificate_chain", problems);
+    let key = required(&certificate.private_key, "private_key", problems);
+    let ((chain, chain_pem), (key, key_pem)) = chain.zip(key)?;
+    if let Material::File(path) = &key {
+        warn_if_public(path);
+    }
+    let identity = match Identity::from_pem(&chain_pem, &key_pem) {
+        Ok(identity) => Arc::new(identity),
+        Err((field, error)) => {
+            problems.report_at(field, error);
+            return None;
+        }
+    };
+    let directories = watched(certificate.watched_directory.as_ref(), &[&chain, &key]);
+    if directories.is_empty() {
+        return Some(Secret::new(Content::Certificate(identity)));
+    }
+    let read = move || {
+        let read = |material: &Material| material.read().map_err(|error| format!("{material:?}: {error}"));
+        let identity = Identity::from_pem(&read(&chain)?, &read(&key)?)
+            .map_err(|(field, error)| format!("{field}: {error}"))?;
+        Ok(Content::Certificate(Arc::new(identity)))
+    };
+    Some(Secret::from_files(Content::Certificate(identity), directories, Box::new(read)))
+}
+
+/// Says once of each private key that others on this machine may read it.
+fn warn_if_public(path: &std::path::Path) {
+    static TOLD: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
+    let Ok(found) = std::fs::metadata(path) else { return };
+    if found.mode() & 0o004 != 0
+        && TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned())
+    {
+        tracing::warn!("the private key {} can be read by every user of this machine", path.display());
+    }
+}
+
+fn validation_secret(
+    context: &pb::CertificateValidationContext,
+    problems: &mut Problems,
+) -> Option<Arc<Secret>> {
+    let compiled = validation(context, problems)?;
+    let material = |source: &Option<core::DataSource>, field: &str, problems: &mut Problems| {
+        source.as_ref().and_then(|source| Material::of(source, field, problems))
+    };
+    let ca = material(&context.trusted_ca, "trusted_ca", problems);
+    let crl = material(&context.crl, "crl", problems);
+    let files: Vec<_> = ca.iter().chain(&crl).collect();
+    let directories = watched(context.watched_directory.as_ref(), &files);
+    let content = Content::Validation(Arc::new(compiled.clone()));
+    if directories.is_empty() {
+        return Some(Secret::new(content));
+    }
+    let read = move || {
+        let read = |material: &Material| material.read().map_err(|error| format!("{material:?}: {error}"));
+        let mut renewed = compiled.clone();
+        if let Some(ca) = &ca {
+            renewed.roots = Some(Arc::new(Roots::new(certificates(&read(ca)?)?)?));
+        }
+        if let Some(crl) = &crl {
+            renewed.crls = Some(Arc::new(Crls::new(&revocation_lists(&read(crl)?)?)?));
+        }
+        Ok(Content::Validation(Arc::new(renewed)))
+    };
+    Some(Secret::from_files(content, directories, Box::new(read)))
+}
+
+/// What the system trusts, read once.
+static SYSTEM: LazyLock<Arc<Roots>> = LazyLock::new(|| Arc::new(Roots::system()));
+
+fn validation(context: &pb::CertificateValidationContext, problems: &mut Problems) -> Option<Validation> {
+    use pb::certificate_validation_context::TrustChainVerification;
+    let before = problems.count();
+    let bytes = |source: &Option<core::DataSource>, field: &str, problems: &mut Problems| -> Option<Bytes> {
+        let source = source.as_ref()?;
+        problems.at(field, |problems| data_source(source, problems))
+    };
+    let roots = match bytes(&context.trusted_ca, "trusted_ca", problems) {
+        Some(pem) => problems.at("trusted_ca", |problems| {
+            problems.take(certificates(&pem).and_then(Roots::new)).map(Arc::new)
+        }),
+        None => context.system_root_certs.map(|_| SYSTEM.clone()),
+    };
+    let crls = bytes(&context.crl, "crl", problems).and_then(|pem| {
+        problems.at("crl", |problems| {
+            problems.take(revocation_lists(&pem).and_then(|lists| Crls::new(&lists))).map(Arc::new)
+        })
+    });
+    let mut names = Vec::new();
+    for (index, matcher) in context.match_typed_subject_alt_names.iter().enumerate() {
+        problems.at_index("match_typed_subject_alt_names", index, |problems| {
+            use pb::subject_alt_name_matcher::SanType;
+            let kind = match matcher.san_type() {
+                SanType::Dns => SanKind::Dns,
+                SanType::Uri => SanKind::Uri,
+                SanType::Email => SanKind::Email,
+                SanType::IpAddress => SanKind::Ip,
+                SanType::Unspecified => return problems.report_at("san_type", "is required"),
+            };
+            let Some(config) = &matcher.matcher else { return };
+            names.extend(problems.at("matcher", |problems| name(Some(kind), config, problems)));
+        });
+    }
+    for (index, config) in context.match_subject_alt_names.iter().enumerate() {
+        names.extend(
+            problems.at_index("match_subject_alt_names", index, |problems| name(None, config, problems)),
+        );
+    }
+    let mut pins = |list: &[String], field: &str, decode: fn(&str) -> Option<[u8; 32]>| {
+        let mut found = Vec::new();
+        for (index, text) in list.iter().enumerate() {
+            match decode(text) {
+                Some(hash) => found.push(hash),
+                None => problems.at_index(field, index, |problems| {
+                    problems.report(format!("{text:?} is no SHA-256 hash in the form wanted here"));
+                }),
+            }
+        }
+        found
+    };
+    let hashes = pins(&context.verify_certificate_hash, "verify_certificate_hash", hash_of_hex);
+    let spkis = pins(&context.verify_certificate_spki, "verify_certificate_spki", hash_of_base64);
+    if context.trust_chain_verification() == TrustChainVerification::VerifyTrustChain
+        && context.allow_expired_certificate
+        && context.trusted_ca.is_none()
+        && context.system_root_certs.is_none()
+    {
+        problems.report_at("allow_expired_certificate", "needs a trusted CA");
+    }
+    (problems.count() == before).then(|| Validation {
+        roots,
+        names,
+        hashes,
+        spkis,
+        crls,
+        leaf_crl_only: context.only_verify_leaf_cert_crl,
+        accept_untrusted: context.trust_chain_verification() == TrustChainVerification::AcceptUntrusted,
+        allow_expired: context.allow_expired_certificate,
+        max_depth: context.max_verify_depth.map(|depth| depth.value),
+        suppress_ca_list: context.suppress_client_ca_list,
+    })
+}
+
+fn name(kind: Option<SanKind>, config: &MatcherConfig, problems: &mut Problems) -> Option<NameMatcher> {
+    let exact = match &config.match_pattern {
+        Some(MatchPattern::Exact(text)) => Some(text.as_str().into()),
+        _ => None,
+    };
+    Some(NameMatcher { kind, exact, matcher: StringMatcher::compile(config, problems)? })
+}
+
+/// 64 hexadecimal digits, or 32 pairs of them with colons between.
+fn hash_of_hex(text: &str) -> Option<[u8; 32]> {
+    let digits: String = match text.len() {
+        64 => text.to_owned(),
+        95 => text.split(':').filter(|pair| pair.len() == 2).collect(),
+        _ => return None,
+    };
+    let mut hash = [0; 32];
+    if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+/// 44 digits of base 64.
+fn hash_of_base64(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_suffix('=').filter(|digits| digits.len() == 43)?;
+    let mut bytes = Vec::with_capacity(33);
+    let (mut word, mut bits) = (0u32, 0u32);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        word = word << 6 | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((word >> bits) as u8);
+            word &= (1 << bits) - 1;
+        }
+    }
+    bytes.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_in_all_their_forms() {
+        let plain = "0f".repeat(32);
+        assert_eq!(hash_of_hex(&plain), Some([0x0f; 32]));
+        assert_eq!(hash_of_hex(&vec!["0F"; 32].join(":")), Some([0x0f; 32]));
+        for wrong in [&plain[1..], "", &"zz".repeat(32), &vec!["0"; 48].join(":")] {
+            assert_eq!(hash_of_hex(wrong), None, "{wrong}");
+        }
+        assert_eq!(hash_of_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="), Some([0; 32]));
+        assert_eq!(hash_of_base64("//////////////////////////////////////////8="), Some([255; 32]));
+        assert_eq!(hash_of_base64("AAAA"), None);
+    }
+}

@@ -1,0 +1,91 @@
+//! TLS of clusters: which context connections to a host have, and which names requests ask for.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::headers::{HeaderKey, HeaderView};
+use super::Host;
+use crate::tls::upstream::Names;
+use crate::tls::UpstreamTls;
+
+/// TLS towards the hosts of a cluster.
+#[derive(Debug)]
+pub struct ClusterTls {
+    /// `transport_socket`; `None` = plain text.
+    pub default: Option<Arc<UpstreamTls>>,
+    /// `transport_socket_matches`: the first that fits a host counts, in place of `default`.
+    pub matches: Vec<SocketMatch>,
+    /// Names by the request.
+    pub auto: Option<AutoNames>,
+}
+
+/// An entry of `transport_socket_matches`.
+#[derive(Debug)]
+pub struct SocketMatch {
+    /// What the host's metadata `envoy.transport_socket_match` must have; nothing fits every host.
+    pub criteria: Vec<(Box<str>, serde_json::Value)>,
+    /// The context; `None` = plain text.
+    pub tls: Option<Arc<UpstreamTls>>,
+}
+
+/// `auto_sni`, `auto_san_validation`, `override_auto_sni_header`.
+#[derive(Debug)]
+pub struct AutoNames {
+    /// Ask for the name that the request asks for.
+    pub sni: bool,
+    /// The certificate must have it.
+    pub san: bool,
+    /// Where the request has it, unless that is empty: then its authority counts.
+    pub header: Option<HeaderKey>,
+}
+
+impl ClusterTls {
+    /// The context for connections to `host`.
+    pub fn for_host(&self, host: &Host) -> Option<&Arc<UpstreamTls>> {
+        let fits = |entry: &&SocketMatch| {
+            entry.criteria.iter().all(|(key, value)| {
+                let metadata = host.template.socket_match.as_ref();
+                metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value))
+            })
+        };
+        match self.matches.iter().find(fits) {
+            Some(entry) => entry.tls.as_ref(),
+            None => self.default.as_ref(),
+        }
+    }
+
+    /// All contexts.
+    pub fn contexts(&self) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+        self.default.iter().chain(self.matches.iter().filter_map(|entry| entry.tls.as_ref()))
+    }
+}
+
+impl AutoNames {
+    /// The names for a request with these headers.
+    pub fn of<V: HeaderView + ?Sized>(&self, request: &V, authority: &HeaderKey) -> Names {
+        let named = self.header.as_ref().and_then(|key| request.first(key)).filter(|value| !value.is_empty());
+        let value = named.or_else(|| request.first(authority)).unwrap_or_default();
+        let text = String::from_utf8_lossy(value);
+        let host = without_port(&text);
+        if host.is_empty() {
+            return Names::default();
+        }
+        let is_ip = host.parse::<std::net::IpAddr>().is_ok();
+        Names {
+            sni: (self.sni && !is_ip).then(|| host.clone().into()),
+            sans: if self.san { vec![host.into()] } else { Vec::new() },
+        }
+    }
+}
+
+/// The host of an authority, an IPv6 address without its brackets.
+fn without_port<'a>(authority: &'a Cow<'_, str>) -> Cow<'a, str> {
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((inner, _)) => inner,
+        None => match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => authority,
+        },
+    };
+    Cow::Borrowed(host)
+}

@@ -1,0 +1,145 @@
+//! The TLS library's verifiers, which ask a [`Validation`].
+
+use std::sync::Arc;
+
+use tokio_rustls::rustls;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+
+use super::stats::SslStats;
+use super::validation::{ExpectedNames, Role, Validation};
+
+/// Of clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    pub(super) validation: Validation,
+    /// A client without a certificate is refused.
+    pub(super) mandatory: bool,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) stats: Arc<SslStats>,
+}
+
+/// Of servers. Without a validation any certificate will do.
+#[derive(Debug)]
+pub(super) struct Servers {
+    pub(super) validation: Option<Arc<Validation>>,
+    /// Names of which the certificate must have one besides.
+    pub(super) names: ExpectedNames,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) stats: Arc<SslStats>,
+}
+
+fn chain<'c>(leaf: &CertificateDer<'c>, others: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
+    std::iter::once(leaf).chain(others).cloned().collect()
+}
+
+impl ClientCertVerifier for Clients {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        match &self.validation.roots {
+            Some(roots) if !self.validation.suppress_ca_list => roots.subjects(),
+            _ => &[],
+        }
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let algorithms = self.provider.signature_verification_algorithms;
+        let chain = chain(end_entity, intermediates);
+        self.validation.verify(
+            &chain,
+            Role::Client,
+            &ExpectedNames::default(),
+            now,
+            algorithms,
+            &self.stats.counters,
+        )?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for Servers {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(validation) = &self.validation {
+            let algorithms = self.provider.signature_verification_algorithms;
+            let chain = chain(end_entity, intermediates);
+            let counters = &self.stats.counters;
+            validation.verify(&chain, Role::Server, &self.names, now, algorithms, counters)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
+        self.stats.signed(signed.scheme);
+        Ok(verified)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
