@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{json, Map, Value};
 
 use super::{AdminState, Answer, Params};
-use crate::config::cluster::{Address, Cluster, Discovery, Health, Host};
+use crate::config::cluster::{Address, Cluster, Discovery, Health};
+use crate::config::Host;
 
 pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
     let filter = match params.regex("filter") {

@@ -2,8 +2,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::config::cluster::{Discovery, Host, HostSet, HostTemplate, LbPolicy, Locality};
+use crate::config::cluster::{Discovery, HostTemplate, Hosts, LbPolicy, Locality};
 use crate::config::fixtures;
+use crate::config::{Host, HostSet};
 use crate::telemetry::log::LogLevel;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ServerState;
@@ -18,7 +19,7 @@ fn cluster(name: &str) -> Cluster {
     };
     let host = Host::new(Address::Ip("127.0.0.1:18083".parse().unwrap()), template);
     host.shared.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
-    let hosts = ArcSwap::from_pointee(HostSet { all: vec![host], ..HostSet::default() });
+    let hosts = Hosts::new(HostSet { all: vec![host], ..HostSet::default() });
     Cluster { lb_policy: LbPolicy::Random, hosts, ..fixtures::cluster(name, Discovery::Static) }
 }
 

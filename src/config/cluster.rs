@@ -1,18 +1,17 @@
-//! Clusters and hosts: where requests can go.
+//! Clusters: groups of hosts where requests can go.
 //!
-//! A [`Cluster`] is immutable but for its host set, which the control thread swaps whole. A
-//! [`Host`] is shared by all workers and by successive host sets; its counters are atomics, and stay
-//! even when its weight, health or place changes.
+//! A [`Cluster`] is immutable but for its host set, which is swapped whole.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::discovery::Source;
+pub use super::hosts::{
+    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, PriorityHosts,
+    PriorityLoad,
+};
 use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
 
@@ -52,7 +51,7 @@ pub struct Cluster {
     /// Requests that a circuit breaker refused, for load reports.
     pub dropped: Arc<AtomicU64>,
     /// The current hosts.
-    pub hosts: ArcSwap<HostSet>,
+    pub hosts: Hosts,
     /// Statistics, made on first use so that an unused cluster costs no series.
     pub stats: OnceLock<Box<ClusterStats>>,
 }
@@ -302,156 +301,4 @@ pub struct Keepalive {
     pub time: Option<Duration>,
     /// Time between probes.
     pub interval: Option<Duration>,
-}
-
-/// Where a host listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Address {
-    /// IP and port.
-    Ip(SocketAddr),
-    /// Unix domain socket.
-    Pipe(PathBuf),
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Address::Ip(address) => address.fmt(f),
-            Address::Pipe(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// What config says of a host besides its address.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct HostTemplate {
-    /// The name it was given or resolved from.
-    pub hostname: Arc<str>,
-    /// `load_balancing_weight`, at least 1.
-    pub weight: u32,
-    /// Priority level; 0 is tried first.
-    pub priority: u32,
-    /// Region, zone, sub-zone.
-    pub locality: Arc<Locality>,
-    /// Health told by the control plane.
-    pub health: Health,
-    /// Metadata `envoy.transport_socket_match`.
-    pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
-}
-
-/// `envoy.config.core.v3.Locality`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub struct Locality {
-    pub region: Box<str>,
-    pub zone: Box<str>,
-    pub sub_zone: Box<str>,
-}
-
-/// `health_status` of an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Health {
-    /// HEALTHY or UNKNOWN.
-    #[default]
-    Healthy,
-    /// DEGRADED.
-    Degraded,
-    /// UNHEALTHY, DRAINING or TIMEOUT.
-    Unhealthy,
-}
-
-/// One endpoint as one host set describes it. What outlives a change of that description is in
-/// `shared`: a host that stays across updates keeps its counters and its pooled connections.
-#[derive(Debug)]
-pub struct Host {
-    /// Where it listens.
-    pub address: Address,
-    /// `address`, as text for logs.
-    pub address_text: Arc<str>,
-    /// What config says of it.
-    pub template: HostTemplate,
-    /// What the successive descriptions of one endpoint share; its identity is the `Arc`.
-    pub shared: Arc<HostShared>,
-}
-
-/// What is counted of an endpoint, by all workers of this process.
-#[derive(Debug, Default)]
-pub struct HostShared {
-    /// Requests in flight.
-    pub active_requests: AtomicU32,
-    /// Connections open now.
-    pub active_connections: AtomicU32,
-    /// Counters shown by `/clusters`.
-    pub counters: HostCounters,
-}
-
-/// Per-host counters of Envoy's `/clusters`.
-#[derive(Debug, Default)]
-#[allow(missing_docs)]
-pub struct HostCounters {
-    pub cx_total: AtomicU64,
-    pub cx_connect_fail: AtomicU64,
-    pub rq_total: AtomicU64,
-    pub rq_success: AtomicU64,
-    pub rq_error: AtomicU64,
-    pub rq_timeout: AtomicU64,
-}
-
-impl Host {
-    /// A host with zeroed counters.
-    pub fn new(address: Address, template: HostTemplate) -> Arc<Self> {
-        let address_text = address.to_string().into();
-        Arc::new(Self { address, address_text, template, shared: Arc::default() })
-    }
-
-    /// The same endpoint as `self` with another description: counters and pools stay.
-    pub fn described(&self, template: HostTemplate) -> Arc<Self> {
-        let (address, address_text) = (self.address.clone(), self.address_text.clone());
-        Arc::new(Self { address, address_text, template, shared: self.shared.clone() })
-    }
-
-    /// Whether a host with `template` at the same address is this endpoint: connections to it may go
-    /// on, whatever its weight, health, priority and locality are now.
-    pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
-        self.template.hostname == template.hostname && self.template.socket_match == template.socket_match
-    }
-
-    /// What the control plane says of its health.
-    pub fn health(&self) -> Health {
-        self.template.health
-    }
-}
-
-/// The hosts of a cluster at one moment, sorted into priorities, with what picking needs computed
-/// beforehand.
-#[derive(Debug, Default)]
-pub struct HostSet {
-    /// Every host, in config order.
-    pub all: Vec<Arc<Host>>,
-    /// By priority; indices into `all`.
-    pub priorities: Vec<PriorityHosts>,
-    /// Share of traffic per priority in percent: healthy hosts, then degraded ones.
-    pub load: Vec<PriorityLoad>,
-}
-
-/// One priority level.
-#[derive(Debug, Default, Clone)]
-pub struct PriorityHosts {
-    /// Every host of the level.
-    pub hosts: Vec<u32>,
-    /// The healthy ones.
-    pub healthy: Vec<u32>,
-    /// The degraded ones.
-    pub degraded: Vec<u32>,
-}
-
-/// A priority's share of traffic.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PriorityLoad {
-    /// Percent sent to its healthy hosts.
-    pub healthy: u8,
-    /// Percent sent to its degraded hosts.
-    pub degraded: u8,
-    /// In panic: health is ignored.
-    pub panic: bool,
 }

@@ -3,8 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::cluster::{
     Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -47,7 +45,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         tls: None,
         added_via_api: false,
         dropped: Arc::default(),
-        hosts: ArcSwap::default(),
+        hosts: Default::default(),
         stats: OnceLock::new(),
     }
 }

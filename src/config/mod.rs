@@ -13,9 +13,11 @@ pub mod discovery;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod headers;
+pub mod hosts;
 pub mod http;
 pub mod listener;
 pub mod matcher;
+pub mod pieces;
 pub mod problems;
 pub mod regex;
 pub mod retirement;
@@ -29,8 +31,9 @@ mod sync;
 pub mod tcp;
 pub mod tls;
 
-pub use cluster::{Cluster, Host, HostSet};
+pub use cluster::Cluster;
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};
+pub use hosts::{Host, HostSet};
 pub use problems::{Problem, Problems};
 pub use retirement::Retirement;
 pub use slot::{Directory, Slot};

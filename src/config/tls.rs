@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::cluster::Host;
 use super::headers::{HeaderKey, HeaderView};
+use super::Host;
 use crate::tls::upstream::Names;
 use crate::tls::UpstreamTls;
 

@@ -31,7 +31,7 @@ impl Rig {
 
     fn cluster(&self, hosts: &[Arc<Host>]) -> Arc<Cluster> {
         let cluster = Arc::new(fixtures::cluster("web", Discovery::Static));
-        cluster.hosts.store(Arc::new(HostSet::new(hosts.to_vec(), Default::default())));
+        cluster.hosts.store(HostSet::new(hosts.to_vec(), Default::default()));
         self.directory.slot("web").set(Some(cluster.clone()));
         cluster
     }
@@ -90,7 +90,7 @@ fn hosts_that_leave_are_reported_until_their_last_request_is_over() {
     request(&stays, true);
     let locality = Arc::new(Locality { zone: "c".into(), ..Locality::default() });
     let moved = stays.described(HostTemplate { locality, ..HostTemplate::default() });
-    cluster.hosts.store(Arc::new(HostSet::new(vec![moved], Default::default())));
+    cluster.hosts.store(HostSet::new(vec![moved], Default::default()));
     assert_eq!(rig.take(), Some(vec![line("b", 0, [1, 0, 0, 1]), line("c", 0, [1, 1, 0, 0])]));
     leaves.shared.counters.rq_success.fetch_add(1, Ordering::Relaxed);
     leaves.shared.active_requests.fetch_sub(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ fn a_cluster_that_sleeps_or_is_replaced_loses_nothing_that_was_counted_before() 
     impl Dormant<Cluster> for Asleep {
         fn wake(&self) -> Option<Arc<Cluster>> {
             let cluster = fixtures::cluster("web", Discovery::Static);
-            cluster.hosts.store(Arc::new(HostSet::new(vec![host(1, "a", 0)], Default::default())));
+            cluster.hosts.store(HostSet::new(vec![host(1, "a", 0)], Default::default()));
             Some(Arc::new(cluster))
         }
     }

@@ -116,7 +116,7 @@ impl Dormant<Cluster> for SleepingCluster {
         let cluster = compiled.ok()?.value;
         if let Some(body) = self.assignment.as_ref().and_then(|assignment| assignment.get()) {
             if let Ok(hosts) = self.compiler.hosts(&cluster, &body, &[]) {
-                cluster.hosts.store(Arc::new(hosts));
+                cluster.hosts.store(hosts);
             }
         }
         crate::upstream::dns::announce_members(&cluster);

@@ -22,9 +22,10 @@ use super::stats::{SslCounters, SslStats};
 use super::upstream::{HostTls, Names, Purpose, UpstreamSpec};
 use super::validation::{ExpectedNames, Role, Roots};
 use super::{DownstreamTls, Secret, Secrets, Slot, UpstreamTls, Validation};
-use crate::config::cluster::{Address, Host, HostTemplate};
+use crate::config::cluster::{Address, HostTemplate};
 use crate::config::discovery::SanKind;
 use crate::config::matcher::StringMatcher;
+use crate::config::Host;
 use crate::runtime::Stream;
 use crate::telemetry::metrics::Scope;
 

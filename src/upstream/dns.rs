@@ -260,7 +260,7 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
     if !(logical && hosts.len() == present.all.len()) {
         cluster.stats().membership_change.increment(1);
     }
-    cluster.hosts.store(Arc::new(HostSet::new(hosts, options)));
+    cluster.hosts.store(HostSet::new(hosts, options));
     publish_membership(cluster);
 }
 

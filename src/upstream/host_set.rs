@@ -7,7 +7,7 @@ use crate::config::cluster::{Health, PriorityHosts, PriorityLoad};
 use crate::config::{Host, HostSet};
 
 /// What the split depends on besides the hosts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SplitOptions {
     /// `overprovisioning_factor`. Default 140.
     pub overprovisioning: u32,
@@ -42,7 +42,31 @@ impl HostSet {
             .map(|level| (level.hosts.len() as u64, level.healthy.len() as u64, level.degraded.len() as u64))
             .collect();
         let load = split(&counts, options);
-        Self { all, priorities, load }
+        Self { all, priorities, load, options }
+    }
+
+    /// The same hosts by their health of now.
+    pub(crate) fn sorted_again(&self) -> Self {
+        Self::new(self.all.clone(), self.options)
+    }
+
+    /// Whether each host's health is what it was sorted by.
+    pub(crate) fn is_sorted(&self) -> bool {
+        let health = |index: &u32| self.all.get(*index as usize).map(|host| host.health());
+        self.priorities.iter().all(|level| {
+            let (mut healthy, mut degraded) =
+                (level.healthy.iter().peekable(), level.degraded.iter().peekable());
+            level.hosts.iter().all(|index| {
+                let sorted = if healthy.next_if_eq(&index).is_some() {
+                    Health::Healthy
+                } else if degraded.next_if_eq(&index).is_some() {
+                    Health::Degraded
+                } else {
+                    Health::Unhealthy
+                };
+                health(index) == Some(sorted)
+            })
+        })
     }
 }
 
@@ -114,6 +138,7 @@ fn percent_of(wanted: u64, left: u64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::cluster::{Address, HealthFlags, HostTemplate, Hosts};
 
     fn loads(levels: &[(u64, u64)]) -> Vec<(u8, bool)> {
         let levels: Vec<_> = levels.iter().map(|(healthy, all)| (*all, *healthy, 0)).collect();
@@ -129,6 +154,26 @@ mod tests {
         assert_eq!(loads(&[(25, 100), (100, 100)]), [(35, false), (65, false)]);
         assert_eq!(loads(&[(25, 100), (25, 100)]), [(50, true), (50, true)]);
         assert_eq!(loads(&[(5, 100), (65, 100)]), [(8, true), (92, false)]);
+    }
+
+    #[test]
+    fn a_change_of_health_sorts_the_hosts_anew() {
+        let hosts: Vec<_> = (0..3u16)
+            .map(|port| Host::new(Address::Ip(([127, 0, 0, 1], port).into()), HostTemplate::default()))
+            .collect();
+        let current = Hosts::new(HostSet::new(hosts.clone(), SplitOptions::default()));
+        assert!(!current.health_changed(), "nothing did");
+        hosts[1].shared.health.set(HealthFlags::FAILED_OUTLIER_CHECK);
+        assert!(current.health_changed());
+        assert_eq!(current.load().priorities[0].healthy, [0, 2]);
+        hosts[2].shared.health.set(HealthFlags::DEGRADED_ACTIVE_HC);
+        assert!(current.health_changed());
+        assert_eq!(current.load().priorities[0].degraded, [2]);
+        // Sorted before, stored after a change.
+        let late = HostSet::new(hosts.clone(), SplitOptions::default());
+        hosts[1].shared.health.clear(HealthFlags::FAILED_OUTLIER_CHECK);
+        current.store(late);
+        assert_eq!(current.load().priorities[0].healthy, [0, 1]);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
 use outrigger_control_api::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use outrigger_control_api::pb::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
@@ -23,7 +22,7 @@ use super::endpoints::static_hosts;
 use super::http_options::{http1_options, http2_options};
 use super::{buffer_limit, duration_or, extension, idle, keepalive, tls, u32_or, Environment};
 use crate::config::cluster::{
-    Breakers, Discovery, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
+    Breakers, Discovery, Hosts, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
 use crate::config::discovery::Source;
 use crate::config::problems::Problems;
@@ -94,7 +93,7 @@ pub fn compile(
         tls,
         added_via_api: environment.dynamic,
         dropped: Arc::default(),
-        hosts: ArcSwap::from_pointee(HostSet::new(hosts, options)),
+        hosts: Hosts::new(HostSet::new(hosts, options)),
         stats: OnceLock::new(),
     })
 }

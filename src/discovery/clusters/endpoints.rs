@@ -158,7 +158,7 @@ impl Clusters {
                             stats.update_no_rebuild.increment(1);
                         } else {
                             stats.membership_change.increment(1);
-                            cluster.hosts.store(Arc::new(hosts));
+                            cluster.hosts.store(hosts);
                         }
                         dns::publish_membership(cluster);
                     }

@@ -1,0 +1,264 @@
+//! Hosts of a cluster.
+//!
+//! A [`Host`] is shared by all workers and by successive host sets; its counters are atomics, and stay even when its
+//! weight, health or place changes. [`Hosts`] holds the set of the moment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::upstream::host_set::SplitOptions;
+
+/// Where a host listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// IP and port.
+    Ip(SocketAddr),
+    /// Unix domain socket.
+    Pipe(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Ip(address) => address.fmt(f),
+            Address::Pipe(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What config says of a host besides its address.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostTemplate {
+    /// The name it was given or resolved from.
+    pub hostname: Arc<str>,
+    /// `load_balancing_weight`, at least 1.
+    pub weight: u32,
+    /// Priority level; 0 is tried first.
+    pub priority: u32,
+    /// Region, zone, sub-zone.
+    pub locality: Arc<Locality>,
+    /// Health told by the control plane.
+    pub health: Health,
+    /// Metadata `envoy.transport_socket_match`.
+    pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
+}
+
+/// `envoy.config.core.v3.Locality`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Locality {
+    pub region: Box<str>,
+    pub zone: Box<str>,
+    pub sub_zone: Box<str>,
+}
+
+/// `health_status` of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// HEALTHY or UNKNOWN.
+    #[default]
+    Healthy,
+    /// DEGRADED.
+    Degraded,
+    /// UNHEALTHY, DRAINING or TIMEOUT.
+    Unhealthy,
+}
+
+/// One endpoint as one host set describes it. What outlives a change of that description is in
+/// `shared`: a host that stays across updates keeps its counters and its pooled connections.
+#[derive(Debug)]
+pub struct Host {
+    /// Where it listens.
+    pub address: Address,
+    /// `address`, as text for logs.
+    pub address_text: Arc<str>,
+    /// What config says of it.
+    pub template: HostTemplate,
+    /// What the successive descriptions of one endpoint share; its identity is the `Arc`.
+    pub shared: Arc<HostShared>,
+}
+
+/// What is counted and found out about an endpoint, by all workers of this process.
+#[derive(Debug, Default)]
+pub struct HostShared {
+    /// What was found out about its health. Who changes it calls [`Hosts::health_changed`] then.
+    pub health: HealthFlags,
+    /// Requests in flight.
+    pub active_requests: AtomicU32,
+    /// Connections open now.
+    pub active_connections: AtomicU32,
+    /// Counters shown by `/clusters`.
+    pub counters: HostCounters,
+}
+
+/// Per-host counters of Envoy's `/clusters`.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct HostCounters {
+    pub cx_total: AtomicU64,
+    pub cx_connect_fail: AtomicU64,
+    pub rq_total: AtomicU64,
+    pub rq_success: AtomicU64,
+    pub rq_error: AtomicU64,
+    pub rq_timeout: AtomicU64,
+}
+
+impl Host {
+    /// A host with zeroed counters.
+    pub fn new(address: Address, template: HostTemplate) -> Arc<Self> {
+        let address_text = address.to_string().into();
+        Arc::new(Self { address, address_text, template, shared: Arc::default() })
+    }
+
+    /// The same endpoint as `self` with another description: counters and pools stay.
+    pub fn described(&self, template: HostTemplate) -> Arc<Self> {
+        let (address, address_text) = (self.address.clone(), self.address_text.clone());
+        Arc::new(Self { address, address_text, template, shared: self.shared.clone() })
+    }
+
+    /// Whether a host with `template` at the same address is this endpoint: connections to it may go
+    /// on, whatever its weight, health, priority and locality are now.
+    pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
+        self.template.hostname == template.hostname && self.template.socket_match == template.socket_match
+    }
+
+    /// Its health by all that is known: the control plane, health checks, outlier detection
+    /// (Envoy's `Host::coarseHealth`).
+    pub fn health(&self) -> Health {
+        let flags = self.shared.health.get();
+        if self.template.health == Health::Unhealthy || flags & HealthFlags::UNHEALTHY != 0 {
+            Health::Unhealthy
+        } else if self.template.health == Health::Degraded || flags & HealthFlags::DEGRADED_ACTIVE_HC != 0 {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        }
+    }
+}
+
+/// The hosts of a cluster at one moment, sorted into priorities, with what picking needs computed
+/// beforehand.
+#[derive(Debug, Default)]
+pub struct HostSet {
+    /// Every host, in config order.
+    pub all: Vec<Arc<Host>>,
+    /// By priority; indices into `all`.
+    pub priorities: Vec<PriorityHosts>,
+    /// Share of traffic per priority in percent: healthy hosts, then degraded ones.
+    pub load: Vec<PriorityLoad>,
+    /// What they were sorted by.
+    pub options: SplitOptions,
+}
+
+/// One priority level.
+#[derive(Debug, Default, Clone)]
+pub struct PriorityHosts {
+    /// Every host of the level.
+    pub hosts: Vec<u32>,
+    /// The healthy ones.
+    pub healthy: Vec<u32>,
+    /// The degraded ones.
+    pub degraded: Vec<u32>,
+}
+
+/// A priority's share of traffic.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PriorityLoad {
+    /// Percent sent to its healthy hosts.
+    pub healthy: u8,
+    /// Percent sent to its degraded hosts.
+    pub degraded: u8,
+    /// In panic: health is ignored.
+    pub panic: bool,
+}
+
+/// The current hosts of a cluster. Read without a lock; whoever changes them takes turns.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    current: ArcSwap<HostSet>,
+    turn: Mutex<()>,
+}
+
+impl Hosts {
+    /// Begins with `set`.
+    pub fn new(set: HostSet) -> Self {
+        Self { current: ArcSwap::from_pointee(set), turn: Mutex::default() }
+    }
+
+    /// The set of the moment.
+    #[inline]
+    pub fn load(&self) -> Guard<Arc<HostSet>> {
+        self.current.load()
+    }
+
+    /// The set of the moment, to be kept.
+    pub fn load_full(&self) -> Arc<HostSet> {
+        self.current.load_full()
+    }
+
+    /// Another set takes its place. It may have been sorted before the health of a host changed, so it is
+    /// sorted again if that is so.
+    pub fn store(&self, set: HostSet) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = if set.is_sorted() { set } else { set.sorted_again() };
+        self.current.store(Arc::new(set));
+    }
+
+    /// Sorts the hosts anew if the health of one is no longer what it was sorted by. Says whether it was so.
+    pub fn health_changed(&self) -> bool {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load();
+        let stale = !current.is_sorted();
+        if stale {
+            self.current.store(Arc::new(current.sorted_again()));
+        }
+        stale
+    }
+}
+
+/// What was found out about a host's health, as bits (Envoy's `Host::HealthFlag`).
+#[derive(Debug, Default)]
+pub struct HealthFlags(AtomicU8);
+
+impl HealthFlags {
+    /// Active health checks fail.
+    pub const FAILED_ACTIVE_HC: u8 = 1;
+    /// Ejected by outlier detection.
+    pub const FAILED_OUTLIER_CHECK: u8 = 2;
+    /// Active health checks say that it is degraded.
+    pub const DEGRADED_ACTIVE_HC: u8 = 4;
+    /// It was not checked yet.
+    pub const PENDING_ACTIVE_HC: u8 = 8;
+    /// A health check answered that it wants to be left alone: it is in no host count either.
+    pub const EXCLUDED_VIA_IMMEDIATE_HC_FAIL: u8 = 16;
+    /// It refused or could not be reached a moment ago.
+    pub const SUSPECT: u8 = 32;
+    /// With any of these, it gets no traffic.
+    const UNHEALTHY: u8 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK;
+
+    /// All bits.
+    #[inline]
+    pub fn get(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether one of `flags` is set.
+    #[inline]
+    pub fn has(&self, flags: u8) -> bool {
+        self.get() & flags != 0
+    }
+
+    /// Sets `flags`; false when all of them were set before.
+    pub fn set(&self, flags: u8) -> bool {
+        self.0.fetch_or(flags, Ordering::Relaxed) & flags != flags
+    }
+
+    /// Clears `flags`; false when none of them was set.
+    pub fn clear(&self, flags: u8) -> bool {
+        self.0.fetch_and(!flags, Ordering::Relaxed) & flags != 0
+    }
+}
