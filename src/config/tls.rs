@@ -1,6 +1,5 @@
 //! TLS of clusters: which context connections to a host have, and which names requests ask for.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::headers::{HeaderKey, HeaderView};
@@ -72,20 +71,19 @@ impl AutoNames {
         }
         let is_ip = host.parse::<std::net::IpAddr>().is_ok();
         Names {
-            sni: (self.sni && !is_ip).then(|| host.clone().into()),
+            sni: (self.sni && !is_ip).then(|| host.into()),
             sans: if self.san { vec![host.into()] } else { Vec::new() },
         }
     }
 }
 
 /// The host of an authority, an IPv6 address without its brackets.
-fn without_port<'a>(authority: &'a Cow<'_, str>) -> Cow<'a, str> {
-    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+fn without_port(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((inner, _)) => inner,
         None => match authority.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
             _ => authority,
         },
-    };
-    Cow::Borrowed(host)
+    }
 }

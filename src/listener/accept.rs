@@ -324,7 +324,7 @@ fn log_unserved(
     let mut info = StreamInfo::new(info, start, worker.clock.wall());
     info.flags.insert(flags);
     info.details = details.into();
-    info.downstream_failure = Some(failure.into()).filter(|text: &Box<str>| !text.is_empty());
+    info.downstream_failure = (!failure.is_empty()).then(|| failure.into());
     info.times.end = Some(Instant::now());
     let context = FormatContext { log_type: LogType::NotSet, ..FormatContext::new(&info) };
     for log in &listener.access_logs {

@@ -19,6 +19,9 @@ pub mod upstream;
 pub mod validation;
 mod verifier;
 
+#[cfg(test)]
+mod tests;
+
 pub use downstream::DownstreamTls;
 pub use peer::{Peer, TlsInfo};
 pub use secret::{Secret, Secrets, Slot};

@@ -261,7 +261,7 @@ impl Validation {
             }
             result => result,
         };
-        result.map_err(|error| failure_of(error, chain, now))
+        result.map_err(|error| failure_of(&error, chain, now))
     }
 
     fn path(
@@ -344,7 +344,7 @@ fn out_of_date(chain: &[CertificateDer<'_>], now: UnixTime) -> Option<VerifyFail
 }
 
 /// An error of the library in the words of BoringSSL.
-fn failure_of(error: webpki::Error, chain: &[CertificateDer<'_>], now: UnixTime) -> VerifyFailure {
+fn failure_of(error: &webpki::Error, chain: &[CertificateDer<'_>], now: UnixTime) -> VerifyFailure {
     use webpki::Error;
     let top = chain.len().saturating_sub(1);
     let (depth, text, error) = match error {

@@ -222,8 +222,8 @@ impl HostPool {
     }
 
     /// The pool of connections to the same host that ask for `names`.
-    pub fn named(self: &Rc<Self>, names: Names) -> Rc<Self> {
-        if names == self.names {
+    pub fn named(self: &Rc<Self>, names: &Names) -> Rc<Self> {
+        if *names == self.names {
             return self.clone();
         }
         let mut named = self.named.borrow_mut();

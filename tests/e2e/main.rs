@@ -17,3 +17,4 @@ mod lifecycle;
 mod load;
 mod peers;
 mod pressure;
+mod tls;

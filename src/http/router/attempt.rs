@@ -65,7 +65,7 @@ impl Attempts<'_> {
         let mut pool = self.pick(ex).map_err(Failure::Upstream)?;
         if let Some(auto) = self.cluster.cluster.tls.as_ref().and_then(|tls| tls.auto.as_ref()) {
             if let Some(request) = &ex.request {
-                pool = pool.named(auto.of(request, &Known::Authority.into()));
+                pool = pool.named(&auto.of(request, &Known::Authority.into()));
             }
         }
         if self.retries.is_some() {

@@ -14,6 +14,7 @@ mod on_demand;
 mod scale;
 mod scopes;
 mod scripted;
+mod secrets;
 mod secure;
 mod sources;
 mod status;

@@ -103,7 +103,7 @@ fn observed_fields_are_warned_about_once() {
     assert_eq!(
         compiled.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["static_resources.clusters[0].load_assignment.endpoints[0].lb_endpoints[0].metadata: \
-          metadata is not used yet (and 2 more)"]
+          only envoy.transport_socket_match is used (and 2 more)"]
     );
 }
 

@@ -168,9 +168,7 @@ fn protocol_options() {
         "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
     refuses_cluster(
         options(json!({"@type": kind, "auto_config": {"http2_protocol_options": {}}})),
-        &format!(
-            "static_resources.clusters[0].transport_socket: auto_config needs TLS, by which the protocol is agreed on"
-        ),
+        "transport_socket: auto_config needs TLS, by which the protocol is agreed on",
     );
     let explicit = |http2: Value| {
         options(json!({"@type": kind, "explicit_http_config": {"http2_protocol_options": http2}}))
