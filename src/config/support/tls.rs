@@ -8,8 +8,6 @@ const PROVIDERS: &str = "certificate providers are not supported; use secrets";
 const SELECTOR: &str = "certificates are chosen by server name and key type";
 const SCT: &str = "certificate transparency is not supported";
 const OCSP: &str = "OCSP stapling is not supported";
-const SDS: &str =
-    "secrets from a control plane are not supported yet; without it the name is that of a static secret";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -137,12 +135,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[("oid", "names of other kinds are not looked at")],
     },
     whole("envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys"),
-    MessageSupport {
-        message: "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig",
-        implemented: &["name"],
-        observe: &[],
-        rejected: &[("sds_config", SDS)],
-    },
+    whole("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig"),
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.Secret",
         implemented: &["name", "tls_certificate", "session_ticket_keys", "validation_context"],

@@ -88,7 +88,8 @@ async fn secrets(delta: bool) {
     let (own, other) = (certificate(&issue(&first)), certificate(&issue(&second)));
     let control = ControlPlane::on(0, snapshot(&resources(vec![own.clone(), trust(&[&first])]))).await;
     let proxy = Proxy::outrigger(&bootstrap(delta), &[("control", control.port.to_string())]).await;
-    wait_for(front, "200 one", "mTLS with secrets of the control plane").await;
+    let served = eventually(DEADLINE * 2, || async { answer(front).await == "200 one" }).await;
+    assert!(served, "{}\n{}\n{:?}", proxy.output(), proxy.admin("/config_dump").await, control.refused());
     let stats = proxy.stats().await;
     assert_eq!((stats["sds.own.update_success"], stats["sds.trust.update_success"]), (1, 1));
     // The CA changes: first both are trusted, then the other certificate, then only the new CA.
