@@ -486,7 +486,7 @@ impl State {
         if outgoing.len() < WRITE_ROOM {
             outgoing.resize(WRITE_ROOM, 0);
         }
-        let encrypted = either!(&mut self.session, connection => encrypt(connection, part, &mut outgoing, &mut self.unsent));
+        let encrypted = either!(&mut self.session, connection => encrypt(connection, &mut self.partial, part, &mut outgoing, &mut self.unsent));
         let result = match encrypted {
             Ok(length) => self.send_records(socket, outgoing.get(..length).unwrap_or_default(), part.len()),
             Err(failure) => {
@@ -524,8 +524,10 @@ impl State {
 
     /// `close_notify` behind what is unsent.
     fn say_close(&mut self) {
-        let Self { session, unsent, .. } = self;
-        either!(session, connection => close(connection, unsent));
+        let Self { session, partial, unsent, failed, .. } = self;
+        if failed.is_none() {
+            either!(session, connection => close(connection, partial, unsent));
+        }
     }
 }
 
@@ -584,7 +586,11 @@ impl Sink<'_> {
 /// The same for both sides, whose types differ in what they look for in early data.
 trait Records {
     type Data;
+    /// Lets the session work. `incoming` is always all that it has not used up: part of a handshake message
+    /// stays there, in the place where the session has put it together.
     fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    /// Whether the session has something to say, which then comes before all else.
+    fn says(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -592,12 +598,20 @@ impl Records for UnbufferedClientConnection {
     fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         UnbufferedConnectionCommon::<Self::Data>::process_tls_records(self, incoming)
     }
+
+    fn says(&self) -> bool {
+        CommonState::wants_write(self)
+    }
 }
 
 impl Records for UnbufferedServerConnection {
     type Data = rustls::server::ServerConnectionData;
     fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         UnbufferedConnectionCommon::<Self::Data>::process_tls_records(self, incoming)
+    }
+
+    fn says(&self) -> bool {
+        CommonState::wants_write(self)
     }
 }
 
@@ -613,30 +627,22 @@ fn pass<C: Records>(
 ) -> usize {
     let mut used = 0;
     loop {
-        let waiting = match failed {
-            None => incoming.get_mut(used..).unwrap_or_default(),
-            // Nothing more is looked at; the alert is still in the session.
-            Some(_) => &mut [],
-        };
+        if failed.is_some() && !connection.says() {
+            return used;
+        }
+        let waiting = incoming.get_mut(used..).unwrap_or_default();
         let UnbufferedStatus { discard, state } = connection.records(waiting);
         used += discard;
         match state {
-            Err(error) => {
-                if failed.is_some() {
-                    return used;
-                }
-                *failed = Some(Failure::Tls(error));
-            }
+            // What the peer is told of it comes next: while there is any, nothing else is looked at.
+            Err(error) => *failed = Some(Failure::Tls(error)),
             Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
                     match record {
                         Ok(record) => sink.put(record.payload),
-                        Err(error) => {
-                            *failed = Some(Failure::Tls(error));
-                            return used;
-                        }
+                        Err(error) => *failed = Some(Failure::Tls(error)),
                     }
                 }
             }
@@ -654,15 +660,19 @@ fn pass<C: Records>(
 /// Encrypts `bytes` into `outgoing`: how long it became. What the session itself has to say goes to `unsent`.
 fn encrypt<C: Records>(
     connection: &mut C,
+    partial: &mut Vec<u8>,
     bytes: &[u8],
     outgoing: &mut Vec<u8>,
     unsent: &mut Vec<u8>,
 ) -> Result<usize, Failure> {
     loop {
-        let UnbufferedStatus { state, .. } = connection.records(&mut []);
+        let UnbufferedStatus { discard, state } = connection.records(partial);
         match state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => match traffic.encrypt(bytes, outgoing) {
-                Ok(length) => return Ok(length),
+                Ok(length) => {
+                    drop_front(partial, discard);
+                    return Ok(length);
+                }
                 Err(EncryptError::InsufficientSize(need)) => outgoing.resize(need.required_size, 0),
                 Err(EncryptError::EncryptExhausted) => {
                     return Err(Failure::Io(io::ErrorKind::ConnectionAborted))
@@ -675,25 +685,33 @@ fn encrypt<C: Records>(
             Ok(_) => return Err(Failure::Io(io::ErrorKind::BrokenPipe)),
             Err(error) => return Err(Failure::Tls(error)),
         }
+        drop_front(partial, discard);
     }
 }
 
 /// Queues `close_notify`.
-fn close<C: Records>(connection: &mut C, unsent: &mut Vec<u8>) {
+fn close<C: Records>(connection: &mut C, partial: &mut Vec<u8>, unsent: &mut Vec<u8>) {
     loop {
-        let UnbufferedStatus { state, .. } = connection.records(&mut []);
+        let UnbufferedStatus { discard, state } = connection.records(partial);
         match state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                 let mut room = [0u8; 256];
                 let said = traffic.queue_close_notify(&mut room).unwrap_or(0);
                 unsent.extend_from_slice(room.get(..said).unwrap_or_default());
-                return;
+                return drop_front(partial, discard);
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => {}
             _ => return,
         }
+        drop_front(partial, discard);
+    }
+}
+
+fn drop_front(bytes: &mut Vec<u8>, count: usize) {
+    if count > 0 {
+        bytes.drain(..count.min(bytes.len()));
     }
 }
 
