@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod process;
 pub mod socket;
 pub mod stream;
+mod tls_records;
 pub mod tls_stream;
 pub mod worker;
 

@@ -20,12 +20,10 @@ use tokio_rustls::rustls;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon, UnbufferedStatus,
-};
 use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 
 use super::stream::Stream;
+use super::tls_records::{close, encrypt, pass, Growing, Place, Sink, Slice};
 
 /// Read at a time: four full records.
 const READ: usize = 4 * RECORD;
@@ -35,8 +33,6 @@ const RECORD: usize = 16_640;
 const WRITE: usize = 64 << 10;
 /// Room for what they become.
 const WRITE_ROOM: usize = WRITE + 5 * 64;
-/// Room for a handshake's flight; it grows where a certificate chain is longer.
-const FLIGHT: usize = 8 << 10;
 
 /// Why there is no TLS connection.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +89,9 @@ struct State {
     closing: Closing,
 }
 
+/// Why a connection is broken.
 #[derive(Clone)]
-enum Failure {
+pub(super) enum Failure {
     Tls(rustls::Error),
     Io(io::ErrorKind),
 }
@@ -486,7 +483,7 @@ impl State {
         if outgoing.len() < WRITE_ROOM {
             outgoing.resize(WRITE_ROOM, 0);
         }
-        let encrypted = either!(&mut self.session, connection => encrypt(connection, part, &mut outgoing, &mut self.unsent));
+        let encrypted = either!(&mut self.session, connection => encrypt(connection, &mut self.partial, part, &mut outgoing, &mut self.unsent));
         let result = match encrypted {
             Ok(length) => self.send_records(socket, outgoing.get(..length).unwrap_or_default(), part.len()),
             Err(failure) => {
@@ -524,189 +521,11 @@ impl State {
 
     /// `close_notify` behind what is unsent.
     fn say_close(&mut self) {
-        let Self { session, unsent, .. } = self;
-        either!(session, connection => close(connection, unsent));
-    }
-}
-
-/// Room that a reader has.
-trait Place {
-    /// Takes as much of `bytes` as fits.
-    fn put(&mut self, bytes: &[u8]) -> usize;
-}
-
-struct Slice<'a> {
-    buffer: &'a mut [u8],
-    filled: usize,
-}
-
-impl Place for Slice<'_> {
-    fn put(&mut self, bytes: &[u8]) -> usize {
-        let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
-        let count = bytes.len().min(room.len());
-        if let (Some(room), Some(bytes)) = (room.get_mut(..count), bytes.get(..count)) {
-            room.copy_from_slice(bytes);
-        }
-        self.filled += count;
-        count
-    }
-}
-
-struct Growing<'a, B> {
-    buffer: &'a mut B,
-    room: usize,
-}
-
-impl<B: BufMut> Place for Growing<'_, B> {
-    fn put(&mut self, bytes: &[u8]) -> usize {
-        let count = bytes.len().min(self.room);
-        self.buffer.put_slice(bytes.get(..count).unwrap_or_default());
-        self.room -= count;
-        count
-    }
-}
-
-/// Where decrypted bytes go: the reader's room first, then what waits for it.
-struct Sink<'a> {
-    place: &'a mut dyn Place,
-    given: usize,
-    plain: &'a mut Vec<u8>,
-}
-
-impl Sink<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        let fits = if self.plain.is_empty() { self.place.put(bytes) } else { 0 };
-        self.given += fits;
-        self.plain.extend_from_slice(bytes.get(fits..).unwrap_or_default());
-    }
-}
-
-/// The same for both sides, whose types differ in what they look for in early data.
-trait Records {
-    type Data;
-    fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-}
-
-impl Records for UnbufferedClientConnection {
-    type Data = rustls::client::ClientConnectionData;
-    fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        UnbufferedConnectionCommon::<Self::Data>::process_tls_records(self, incoming)
-    }
-}
-
-impl Records for UnbufferedServerConnection {
-    type Data = rustls::server::ServerConnectionData;
-    fn records<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        UnbufferedConnectionCommon::<Self::Data>::process_tls_records(self, incoming)
-    }
-}
-
-/// Lets the session work on `incoming` until it wants more; how much of it is used up is returned.
-fn pass<C: Records>(
-    connection: &mut C,
-    incoming: &mut [u8],
-    sink: &mut Sink<'_>,
-    unsent: &mut Vec<u8>,
-    handshaking: &mut bool,
-    ended: &mut bool,
-    failed: &mut Option<Failure>,
-) -> usize {
-    let mut used = 0;
-    loop {
-        let waiting = match failed {
-            None => incoming.get_mut(used..).unwrap_or_default(),
-            // Nothing more is looked at; the alert is still in the session.
-            Some(_) => &mut [],
-        };
-        let UnbufferedStatus { discard, state } = connection.records(waiting);
-        used += discard;
-        match state {
-            Err(error) => {
-                if failed.is_some() {
-                    return used;
-                }
-                *failed = Some(Failure::Tls(error));
-            }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    match record {
-                        Ok(record) => sink.put(record.payload),
-                        Err(error) => {
-                            *failed = Some(Failure::Tls(error));
-                            return used;
-                        }
-                    }
-                }
-            }
-            Ok(ConnectionState::WriteTraffic(_)) => {
-                *handshaking &= failed.is_some();
-                return used;
-            }
-            Ok(ConnectionState::PeerClosed) => *ended = true,
-            // More is needed; or both ends are closed; or early data came, which is never offered.
-            Ok(_) => return used,
+        let Self { session, partial, unsent, failed, .. } = self;
+        if failed.is_none() {
+            either!(session, connection => close(connection, partial, unsent));
         }
     }
-}
-
-/// Encrypts `bytes` into `outgoing`: how long it became. What the session itself has to say goes to `unsent`.
-fn encrypt<C: Records>(
-    connection: &mut C,
-    bytes: &[u8],
-    outgoing: &mut Vec<u8>,
-    unsent: &mut Vec<u8>,
-) -> Result<usize, Failure> {
-    loop {
-        let UnbufferedStatus { state, .. } = connection.records(&mut []);
-        match state {
-            Ok(ConnectionState::WriteTraffic(mut traffic)) => match traffic.encrypt(bytes, outgoing) {
-                Ok(length) => return Ok(length),
-                Err(EncryptError::InsufficientSize(need)) => outgoing.resize(need.required_size, 0),
-                Err(EncryptError::EncryptExhausted) => {
-                    return Err(Failure::Io(io::ErrorKind::ConnectionAborted))
-                }
-            },
-            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            // The peer has closed its end, which does not keep us from writing; it is told only once.
-            Ok(ConnectionState::PeerClosed) => {}
-            Ok(_) => return Err(Failure::Io(io::ErrorKind::BrokenPipe)),
-            Err(error) => return Err(Failure::Tls(error)),
-        }
-    }
-}
-
-/// Queues `close_notify`.
-fn close<C: Records>(connection: &mut C, unsent: &mut Vec<u8>) {
-    loop {
-        let UnbufferedStatus { state, .. } = connection.records(&mut []);
-        match state {
-            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                let mut room = [0u8; 256];
-                let said = traffic.queue_close_notify(&mut room).unwrap_or(0);
-                unsent.extend_from_slice(room.get(..said).unwrap_or_default());
-                return;
-            }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, unsent),
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            Ok(ConnectionState::PeerClosed) => {}
-            _ => return,
-        }
-    }
-}
-
-/// Appends what the session says by itself.
-fn encode<D>(data: &mut EncodeTlsData<'_, D>, unsent: &mut Vec<u8>) {
-    let start = unsent.len();
-    unsent.resize(start + FLIGHT, 0);
-    let mut encoded = data.encode(unsent.get_mut(start..).unwrap_or_default());
-    if let Err(EncodeError::InsufficientSize(need)) = &encoded {
-        unsent.resize(start + need.required_size, 0);
-        encoded = data.encode(unsent.get_mut(start..).unwrap_or_default());
-    }
-    unsent.truncate(start + encoded.unwrap_or(0));
 }
 
 thread_local! {

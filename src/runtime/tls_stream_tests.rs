@@ -231,6 +231,55 @@ async fn records_that_were_tampered_with_break_the_connection() {
 }
 
 #[tokio::test]
+async fn writes_between_the_parts_of_a_handshake_message_do_no_harm() {
+    let (server, client) = configs();
+    // Tickets come in many small records, byte by byte.
+    let mut server = ServerConfig::clone(&server);
+    server.max_fragment_size = Some(64);
+    let ((far, relay_client), (relay_server, near)) = (sockets().await, sockets().await);
+    let relay = async move {
+        let (mut client, mut server) = (relay_client, relay_server);
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
+        let down = async {
+            let mut byte = [0];
+            while let Ok(1) = from_server.read(&mut byte).await {
+                to_client.write_all(&byte).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let _ = tokio::join!(down, tokio::io::copy(&mut from_client, &mut to_server));
+    };
+    let serve = async move {
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let mut accepted = acceptor.accept(near).await.unwrap();
+        let mut all = vec![0; 3000];
+        accepted.read_exact(&mut all).await.unwrap();
+        accepted.write_all(b"done").await.unwrap();
+        accepted.shutdown().await.unwrap();
+    };
+    let work = async move {
+        let connected = Stream::from(TlsStream::connect(far.into(), client, name()).await.unwrap());
+        let (mut got, mut held) = (Vec::new(), false);
+        for _ in 0..3000 {
+            connected.write_all(b"x").await.unwrap();
+            let mut part = [0; 8];
+            got.extend(connected.try_read(&mut part).map(|count| part[..count].to_vec()).unwrap_or_default());
+            held |= !connected.tls().unwrap().state.borrow().partial.is_empty();
+            tokio::task::yield_now().await;
+        }
+        assert!(held, "no write came between");
+        got.extend(read_all(&connected, 64).await);
+        assert_eq!(got, b"done");
+    };
+    let both = async { tokio::join!(work, serve) };
+    tokio::select! {
+        _ = both => {}
+        () = relay => panic!("the relay ended first"),
+    }
+}
+
+#[tokio::test]
 async fn an_idle_connection_holds_no_buffer() {
     let (one, other) = pair().await;
     one.write_all(&body(100_000)).await.unwrap();

@@ -93,7 +93,7 @@ impl ClientCertVerifier for Clients {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        schemes(&self.provider)
     }
 }
 
@@ -140,6 +140,22 @@ impl ServerCertVerifier for Servers {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        schemes(&self.provider)
     }
+}
+
+/// What peers may sign with, in BoringSSL's order: its first is the one that costs least.
+fn schemes(provider: &CryptoProvider) -> Vec<SignatureScheme> {
+    const ORDER: &[SignatureScheme] = &[
+        SignatureScheme::ECDSA_NISTP256_SHA256,
+        SignatureScheme::RSA_PSS_SHA256,
+        SignatureScheme::RSA_PKCS1_SHA256,
+        SignatureScheme::ECDSA_NISTP384_SHA384,
+        SignatureScheme::RSA_PSS_SHA384,
+        SignatureScheme::RSA_PKCS1_SHA384,
+    ];
+    let mut all = provider.signature_verification_algorithms.supported_schemes();
+    // Stable: what is not in the list stays in its order, behind.
+    all.sort_by_key(|scheme| ORDER.iter().position(|known| known == scheme).unwrap_or(ORDER.len()));
+    all
 }

@@ -20,7 +20,7 @@ use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::{http1_options, http2_options};
-use super::{buffer_limit, duration_or, extension, idle, keepalive, tls, u32_or, Environment};
+use super::{buffer_limit, cluster_tls, duration_or, extension, idle, keepalive, u32_or, Environment};
 use crate::config::cluster::{
     Breakers, Discovery, Hosts, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -66,7 +66,7 @@ pub fn compile(
             .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
-    let tls = tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
+    let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
     if problems.count() > before {
         return None;
     }

@@ -175,7 +175,7 @@ fn endpoint(
             priority,
             locality: locality.clone(),
             health: health(entry.health_status()),
-            socket_match: super::tls::socket_match(entry.metadata.as_ref()),
+            socket_match: super::cluster_tls::socket_match(entry.metadata.as_ref()),
         };
         problems.at("address", |problems| each(address, template, problems));
     });

@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod canonical;
 mod check;
 pub mod cluster;
+mod cluster_tls;
 mod control;
 mod discovery;
 mod dns;

@@ -122,8 +122,10 @@ async fn see(certs: &Certs, kind: Kind, config: &Config, names: &[&str]) -> Vec<
         let log = LOGGED.iter().map(|key| (*key, field(&line, key).to_owned())).collect();
         let start = format!("cluster.{name}.");
         let wanted = |stat: &str| {
-            let tls =
-                stat.starts_with("ssl.") && !stat.starts_with("ssl.ciphers") && !stat.starts_with("ssl.cert");
+            let tls = stat.starts_with("ssl.")
+                && ![".ciphers", ".cert", ".sigalgs"]
+                    .iter()
+                    .any(|part| stat.starts_with(&format!("ssl{part}")));
             tls || ["upstream_cx_connect_fail", "upstream_cx_http1_total"].contains(&stat)
         };
         let counted = proxy.stats().await.into_iter().filter_map(|(stat, value)| {

@@ -1,0 +1,92 @@
+//! TLS of clusters: the contexts of their hosts, and which host has which.
+
+use std::sync::Arc;
+
+use outrigger_control_api::pb::envoy::config::{cluster::v3 as cluster_pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use outrigger_control_api::pb::google::protobuf::{Struct, Value as ProtoValue};
+use outrigger_control_api::unpack;
+
+use super::tls::upstream;
+use super::Environment;
+use crate::config::cluster::UpstreamProtocol;
+use crate::config::headers::HeaderKey;
+use crate::config::problems::Problems;
+use crate::config::tls::{AutoNames, ClusterTls, SocketMatch};
+
+/// TLS towards the hosts of a cluster; `None` for plain text, and when a problem was reported.
+pub(super) fn cluster(
+    cluster: &cluster_pb::Cluster,
+    stat_name: &Arc<str>,
+    protocol: UpstreamProtocol,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<Arc<ClusterTls>> {
+    let before = problems.count();
+    let socket = |socket: &core::TransportSocket, problems: &mut Problems| {
+        problems.at("transport_socket", |problems| upstream(socket, stat_name, environment, problems))
+    };
+    let default = cluster.transport_socket.as_ref().and_then(|config| socket(config, problems));
+    let mut matches = Vec::new();
+    for (index, entry) in cluster.transport_socket_matches.iter().enumerate() {
+        problems.at_index("transport_socket_matches", index, |problems| {
+            let criteria = entry.r#match.as_ref().map(criteria).unwrap_or_default();
+            let tls = entry.transport_socket.as_ref().and_then(|config| socket(config, problems));
+            matches.push(SocketMatch { criteria, tls });
+        });
+    }
+    if protocol == UpstreamProtocol::Auto && default.is_none() && problems.count() == before {
+        problems.report_at("transport_socket", "auto_config needs TLS, by which the protocol is agreed on");
+    }
+    let options = cluster
+        .typed_extension_protocol_options
+        .get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+        .and_then(|any| unpack::<HttpProtocolOptions>(any).ok());
+    let options = match options {
+        Some(options) => options.upstream_http_protocol_options,
+        None => cluster.upstream_http_protocol_options.clone(),
+    };
+    let auto =
+        options.filter(|options| options.auto_sni || options.auto_san_validation).map(|options| AutoNames {
+            sni: options.auto_sni,
+            san: options.auto_san_validation,
+            header: (!options.override_auto_sni_header.is_empty())
+                .then(|| HeaderKey::new(&options.override_auto_sni_header)),
+        });
+    if default.is_none() && matches.is_empty() {
+        return None;
+    }
+    Some(Arc::new(ClusterTls { default, matches, auto }))
+}
+
+/// The fields of a `Struct`, to be compared one by one.
+fn criteria(fields: &Struct) -> Vec<(Box<str>, serde_json::Value)> {
+    let mut all: Vec<_> =
+        fields.fields.iter().map(|(key, value)| (key.as_str().into(), message_value(value))).collect();
+    all.sort_by(|(one, _): &(Box<str>, _), (two, _)| one.cmp(two));
+    all
+}
+
+/// What endpoints are chosen sockets by: their metadata `envoy.transport_socket_match`.
+pub(super) fn socket_match(
+    metadata: Option<&core::Metadata>,
+) -> Option<Arc<serde_json::Map<String, serde_json::Value>>> {
+    let fields = metadata?.filter_metadata.get("envoy.transport_socket_match")?;
+    let all = criteria(fields).into_iter().map(|(key, value)| (key.into_string(), value));
+    Some(Arc::new(all.collect()))
+}
+
+fn message_value(value: &ProtoValue) -> serde_json::Value {
+    use outrigger_control_api::pb::google::protobuf::value::Kind;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(value)) => (*value).into(),
+        Some(Kind::StringValue(value)) => value.as_str().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(message_value).collect(),
+        Some(Kind::StructValue(fields)) => {
+            let fields = criteria(fields).into_iter().map(|(key, value)| (key.into_string(), value));
+            serde_json::Value::Object(fields.collect())
+        }
+    }
+}
