@@ -13,6 +13,7 @@ pub use super::hosts::{
     PriorityLoad,
 };
 use crate::telemetry::stats::ClusterStats;
+use crate::upstream::health::ClusterHealth;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Cluster {
     pub added_via_api: bool,
     /// Requests that a circuit breaker refused, for load reports.
     pub dropped: Arc<AtomicU64>,
+    /// Outlier detection and active health checks, where it has either.
+    pub health: Option<Box<ClusterHealth>>,
     /// The current hosts.
     pub hosts: Hosts,
     /// Statistics, made on first use so that an unused cluster costs no series.
@@ -58,6 +61,9 @@ impl Cluster {
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
             let [default, high] = &self.breakers;
+            if let Some(health) = &self.health {
+                health.make_stats(&self.stat_name);
+            }
             Box::new(ClusterStats::for_cluster(
                 &self.stat_name,
                 [default.track_remaining, high.track_remaining],

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-
 use super::cluster::{
     Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -45,6 +44,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         socket: SocketTuning::default(),
         added_via_api: false,
         dropped: Arc::default(),
+        health: None,
         hosts: Default::default(),
         stats: OnceLock::new(),
     }

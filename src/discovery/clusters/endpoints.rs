@@ -171,7 +171,19 @@ impl Clusters {
             });
         }
         if warming && body.is_some() {
-            self.activate(user, effects);
+            self.warmed_by_endpoints(user, body, effects);
+        }
+    }
+
+    /// The first endpoints of a version that is warming came: it serves now, or when they were checked.
+    fn warmed_by_endpoints(&mut self, user: &str, body: Option<&Arc<[u8]>>, effects: &mut Effects) {
+        let warming = self.entries.get_mut(user).and_then(|entry| entry.warming.as_deref_mut());
+        let Some(version) = warming else { return };
+        let (followed, generation) = (std::mem::replace(&mut version.followed, true), version.generation);
+        let Some(cluster) = version.resolving.clone() else { return self.activate(user, effects) };
+        self.fill(&cluster, body);
+        if !followed {
+            effects.follow(user, generation, cluster);
         }
     }
 

@@ -125,6 +125,9 @@ impl Attempts<'_> {
         ex.info.bytes_sent += download.bytes;
         ex.trailers = download.received_trailers.take();
         drop(request_permit);
+        if let Err(failure) = &result {
+            self.broke_off(ex, failure);
+        }
         match result {
             Ok(()) => {
                 let end = ex.now;
@@ -225,6 +228,7 @@ impl Attempts<'_> {
         })
         .await;
         if let Err(failure) = collected {
+            self.broke_off(ex, &failure);
             return self.fail(ex, failure).await;
         }
         ex.trailers = download.received_trailers.take();

@@ -231,7 +231,8 @@ fn wrong_clusters_are_refused() {
           is 70000, must be at most 65535"),
         (json!({"type": "LOGICAL_DNS", "load_assignment": assignment(&[endpoint("a", 1), endpoint("b", 2)])}),
          "load_assignment.endpoints: a LOGICAL_DNS cluster needs exactly one endpoint, this has 2"),
-        (json!({"outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
+        (json!({"outlier_detection": {"monitors": [{"name": "x"}]}}),
+         "outlier_detection.monitors: monitors that are extensions are not supported"),
         (json!({"transport_socket": {"name": "tls", "typed_config": {
             "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext")}}}),
          "transport_socket.typed_config: TLS to upstreams is not supported yet"),
