@@ -289,7 +289,7 @@ fn simulate(seed: u64) {
     let hosts = rng.u16(1..40);
     let mut rig = Rig::new(hosts, options);
     let mut ill = vec![false; hosts.into()];
-    let mut out_since: Vec<Option<Instant>> = vec![None; hosts.into()];
+    let mut out: Vec<(u32, Instant)> = vec![(0, rig.now); hosts.into()];
     for _ in 0..720 {
         for host in 0..usize::from(hosts) {
             if rng.u32(0..50) == 0 {
@@ -316,15 +316,13 @@ fn simulate(seed: u64) {
             rig.ejected().len()
         );
         for host in 0..usize::from(hosts) {
-            let since = out_since[host].take();
+            let ejections = rig.hosts[host].shared.outlier.get().unwrap().record().ejections;
+            if out[host].0 != ejections {
+                out[host] = (ejections, rig.now);
+            }
             if is_ejected(&rig.hosts[host]) {
-                let since = since.unwrap_or(rig.now);
-                assert!(
-                    rig.now - since <= most,
-                    "seed {seed}: host {host} is out since {:?}",
-                    rig.now - since
-                );
-                out_since[host] = Some(since);
+                let since = rig.now - out[host].1;
+                assert!(since <= most, "seed {seed}: host {host} is out since {since:?}");
             }
         }
         rig.sweep(interval);
