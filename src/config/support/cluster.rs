@@ -220,7 +220,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.endpoint.v3.Endpoint.HealthCheckConfig"),
     MessageSupport {
         message: "envoy.config.cluster.v3.OutlierDetection",
-        implemented: &["*"],
+        implemented: &["*", "always_eject_one_host", "detect_degraded_hosts"],
         observe: &[],
         rejected: &[("monitors", "monitors that are extensions are not supported")],
     },
