@@ -95,6 +95,8 @@ static_resources:
   - name: c
     type: STATIC
     connect_timeout: 0.5s
+    # Workers of Envoy would follow a change of health up to a second later.
+    common_lb_config: {{ update_merge_window: 0s }}
 {options}    load_assignment:
       cluster_name: c
       endpoints:
