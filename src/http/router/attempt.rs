@@ -77,6 +77,7 @@ impl Attempts<'_> {
         let mut wire = OutBuf::default();
         if !self.terminate {
             self.write_head(ex, &mut wire);
+            ex.info.upstream_wire_sent += wire.len() as u64;
         }
         let mut out = Out::Wire(wire);
         if !self.terminate {
