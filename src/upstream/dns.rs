@@ -248,7 +248,8 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
         }
     }
     let unchanged = hosts.len() == present.all.len()
-        && hosts.iter().zip(&present.all).all(|(new, old)| Arc::ptr_eq(new, old));
+        && hosts.iter().zip(&present.all).all(|(new, old)| Arc::ptr_eq(new, old))
+        && !hosts.iter().any(|host| host.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL));
     if unchanged {
         cluster.stats().update_no_rebuild.increment(1);
         return;

@@ -13,7 +13,7 @@ use super::super::effects::{Effects, EDS};
 use super::super::resource::{Assignment, Refused, Stored};
 use super::super::sources::{Sources, StreamId};
 use super::{Clusters, EdsKey, Version};
-use crate::config::cluster::Discovery;
+use crate::config::cluster::{Discovery, HealthFlags};
 use crate::config::{Cluster, Host, Problem};
 use crate::upstream::dns;
 
@@ -302,6 +302,10 @@ impl Endpoints {
     }
 }
 
+/// Whether these are the same hosts, and none of them was only kept.
 fn same_hosts(one: &[Arc<Host>], other: &[Arc<Host>]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
+    let same = |(one, other): (&Arc<Host>, &Arc<Host>)| {
+        Arc::ptr_eq(one, other) && !one.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL)
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
 }

@@ -291,12 +291,12 @@ fn simulate(seed: u64) {
     let mut ill = vec![false; hosts.into()];
     let mut out: Vec<(u32, Instant)> = vec![(0, rig.now); hosts.into()];
     for _ in 0..720 {
-        for host in 0..usize::from(hosts) {
+        for (host, ill) in ill.iter_mut().enumerate() {
             if rng.u32(0..50) == 0 {
-                ill[host] = !ill[host];
+                *ill = !*ill;
             }
             for _ in 0..rng.u32(0..30) {
-                let bad = if ill[host] { rng.u32(0..10) > 0 } else { rng.u32(0..500) == 0 };
+                let bad = if *ill { rng.u32(0..10) > 0 } else { rng.u32(0..500) == 0 };
                 let outcome = match (bad, rng.u32(0..4)) {
                     (false, _) => Outcome::Answered(200),
                     (true, 0) => Outcome::Failed { connected: rng.bool() },
@@ -315,13 +315,13 @@ fn simulate(seed: u64) {
             "seed {seed}: {} of {hosts}, {allowed} may",
             rig.ejected().len()
         );
-        for host in 0..usize::from(hosts) {
+        for (host, out) in out.iter_mut().enumerate() {
             let ejections = rig.hosts[host].shared.outlier.get().unwrap().record().ejections;
-            if out[host].0 != ejections {
-                out[host] = (ejections, rig.now);
+            if out.0 != ejections {
+                *out = (ejections, rig.now);
             }
             if is_ejected(&rig.hosts[host]) {
-                let since = rig.now - out[host].1;
+                let since = rig.now - out.1;
                 assert!(since <= most, "seed {seed}: host {host} is out since {since:?}");
             }
         }
