@@ -72,7 +72,7 @@ pub fn compile(
     }
     let options = SplitOptions { overprovisioning, panic_threshold: panic_threshold.into() };
     let hosts = Hosts::new(HostSet::new(hosts, options));
-    if let Some(policy) = health_check::policy(cluster) {
+    if let Some(policy) = health_check::policy(cluster, kind?) {
         hosts.check(policy);
     }
     Some(Cluster {

@@ -65,12 +65,13 @@ pub(super) fn health(
 }
 
 /// What health checks of `config` want done with hosts that come and go; `None` without checks.
-pub(super) fn policy(config: &cluster::Cluster) -> Option<CheckPolicy> {
+pub(super) fn policy(config: &cluster::Cluster, kind: Kind) -> Option<CheckPolicy> {
     let ignore_new =
         config.common_lb_config.as_ref().is_some_and(|common| common.ignore_new_hosts_until_first_hc);
     (!config.health_checks.is_empty()).then(|| CheckPolicy {
         ignore_new,
         remove_healthy: config.ignore_health_on_host_removal,
+        logical: kind == Kind::LogicalDns,
         ..CheckPolicy::default()
     })
 }

@@ -169,6 +169,8 @@ pub struct CheckPolicy {
     pub ignore_new: bool,
     /// A host that discovery takes away goes even while its checks succeed (`ignore_health_on_host_removal`).
     pub remove_healthy: bool,
+    /// There is one host whose address changes (LOGICAL_DNS): its health stays.
+    pub logical: bool,
     /// Told when hosts came or went.
     pub changed: Notify,
 }
@@ -190,12 +192,14 @@ impl CheckPolicy {
         for host in &next.all {
             if known.contains(&identity(host)) {
                 host.shared.health.clear(HealthFlags::PENDING_DYNAMIC_REMOVAL);
+            } else if let Some(before) = present.all.first().filter(|_| self.logical) {
+                host.shared.health.set(before.shared.health.get());
             } else if is_checked(host) {
                 let pending = if self.ignore_new { HealthFlags::PENDING_ACTIVE_HC } else { 0 };
                 host.shared.health.set(HealthFlags::FAILED_ACTIVE_HC | pending);
             }
         }
-        if self.remove_healthy {
+        if self.remove_healthy || self.logical {
             return next;
         }
         let addresses: HashSet<_> = next.all.iter().map(|host| &host.address).collect();

@@ -231,6 +231,14 @@ fn a_host_whose_checks_succeed_outlives_its_removal() {
     hosts.remove(&good.shared);
     assert_eq!(ports(&hosts), ["3"]);
 
+    // A logical host moves with its health.
+    let hosts = Hosts::new(set(&[&good]));
+    hosts.check(CheckPolicy { logical: true, ..CheckPolicy::default() });
+    good.shared.health.clear(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::PENDING_DYNAMIC_REMOVAL);
+    let moved = host(4);
+    hosts.store(set(&[&moved]));
+    assert_eq!((ports(&hosts), moved.shared.health.get()), (vec!["4".to_owned()], 0));
+
     let hosts = Hosts::new(set(&[&good]));
     hosts.check(CheckPolicy { remove_healthy: true, ..CheckPolicy::default() });
     good.shared.health.clear(HealthFlags::FAILED_ACTIVE_HC);
