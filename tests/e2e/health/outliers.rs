@@ -31,13 +31,19 @@ async fn rounds(bed: &Bed, rounds: usize, hosts: usize) -> String {
 
 /// Requests until so many ejections were enforced. Which host is next after one is chance.
 async fn until_ejected(bed: &Bed, ejections: u64) -> String {
+    until_counted(bed, "ejections_enforced_total", ejections).await
+}
+
+/// Requests until a counter of outlier detection says so.
+async fn until_counted(bed: &Bed, counter: &str, value: u64) -> String {
+    let counter = format!("outlier_detection.{counter}");
     for _ in 0..400 {
-        if bed.stat("outlier_detection.ejections_enforced_total").await >= ejections {
+        if bed.stat(&counter).await >= value {
             break;
         }
         bed.requests(1).await;
     }
-    format!("{} ejections\n", bed.stat("outlier_detection.ejections_enforced_total").await)
+    format!("{counter}: {}\n", bed.stat(&counter).await)
 }
 
 #[tokio::test]
@@ -96,9 +102,7 @@ async fn gateway_failures_and_what_is_not_enforced() {
         bed.answers(1, status(500));
         let mut text = rounds(&bed, 2, 3).await;
         text += &bed.until_flags(&["/failed_outlier_check", "healthy", "healthy"]).await;
-        // Two more for the other one.
-        text += &rounds(&bed, 2, 2).await;
-        text += &bed.until_stat("outlier_detection.ejections_detected_consecutive_5xx", 1).await;
+        text += &until_counted(&bed, "ejections_detected_consecutive_5xx", 1).await;
         text + &observed(&bed, 2).await
     })
     .await;
