@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{json, Map, Value};
 
 use super::{AdminState, Answer, Params};
-use crate::config::cluster::{Address, Cluster, Discovery, Health};
+use crate::config::cluster::{Address, Cluster, Discovery, Health, HealthFlags};
 use crate::config::Host;
+use crate::upstream::outlier::{Origin, OutlierDetection, Rates};
 
 pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
     let filter = match params.regex("filter") {
@@ -38,6 +39,17 @@ fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
     if let Discovery::Eds { service_name, .. } = &cluster.discovery {
         writeln!(out, "{name}::eds_service_name::{}", one_line(service_name))?;
     }
+    if let Some(outlier) = outlier(cluster) {
+        for (origin, prefix) in [(Origin::External, ""), (Origin::Local, "local_origin_")] {
+            let Rates { average, threshold } = outlier.rates(origin);
+            writeln!(out, "{name}::outlier::{prefix}success_rate_average::{}", general(average))?;
+            writeln!(
+                out,
+                "{name}::outlier::{prefix}success_rate_ejection_threshold::{}",
+                general(threshold)
+            )?;
+        }
+    }
     for (priority, breakers) in ["default", "high"].iter().zip(&cluster.breakers) {
         writeln!(out, "{name}::{priority}_priority::max_connections::{}", breakers.connections.max())?;
         writeln!(out, "{name}::{priority}_priority::max_pending_requests::{}", breakers.pending.max())?;
@@ -52,24 +64,86 @@ fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
         }
         let template = &host.template;
         let locality = &template.locality;
-        let flags = match host.health() {
-            Health::Healthy => "healthy",
-            Health::Degraded => "/degraded_eds_health",
-            Health::Unhealthy => "/failed_eds_health",
-        };
         writeln!(out, "{prefix}::hostname::{}", one_line(&template.hostname))?;
-        writeln!(out, "{prefix}::health_flags::{flags}")?;
+        writeln!(out, "{prefix}::health_flags::{}", health_flags(host))?;
         writeln!(out, "{prefix}::weight::{}", template.weight)?;
         writeln!(out, "{prefix}::region::{}", one_line(&locality.region))?;
         writeln!(out, "{prefix}::zone::{}", one_line(&locality.zone))?;
         writeln!(out, "{prefix}::sub_zone::{}", one_line(&locality.sub_zone))?;
         writeln!(out, "{prefix}::canary::false")?;
         writeln!(out, "{prefix}::priority::{}", template.priority)?;
-        // Outlier detection has no rates to show: Envoy's value for that.
-        writeln!(out, "{prefix}::success_rate::-1")?;
-        writeln!(out, "{prefix}::local_origin_success_rate::-1")?;
+        writeln!(out, "{prefix}::success_rate::{}", rate(host, Origin::External))?;
+        writeln!(out, "{prefix}::local_origin_success_rate::{}", rate(host, Origin::Local))?;
     }
     Ok(())
+}
+
+fn outlier(cluster: &Cluster) -> Option<&OutlierDetection> {
+    cluster.health.as_ref()?.outlier.as_ref()
+}
+
+/// A host's success rate in the last interval, in percent; -1 where there is none.
+fn rate(host: &Host, origin: Origin) -> f64 {
+    host.shared.outlier.get().map_or(-1.0, |monitor| monitor.rate(origin))
+}
+
+/// A number with six significant digits at most, as C's `%g` writes it.
+fn general(number: f64) -> String {
+    let exponent = if number == 0.0 { 0 } else { number.abs().log10().floor() as i32 };
+    // Percentages are far from where `%g` begins to write exponents.
+    let decimals = usize::try_from(5 - exponent).unwrap_or(0).min(12);
+    let text = format!("{number:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
+/// The flags of a host in Envoy's words and order, `healthy` without any.
+fn health_flags(host: &Host) -> String {
+    let flags = &host.shared.health;
+    let eds = host.template.health;
+    let all = [
+        (flags.has(HealthFlags::FAILED_ACTIVE_HC), "/failed_active_hc"),
+        (flags.has(HealthFlags::FAILED_OUTLIER_CHECK), "/failed_outlier_check"),
+        (eds == Health::Unhealthy, "/failed_eds_health"),
+        (flags.has(HealthFlags::DEGRADED_ACTIVE_HC), "/degraded_active_hc"),
+        (eds == Health::Degraded, "/degraded_eds_health"),
+        (flags.has(HealthFlags::PENDING_DYNAMIC_REMOVAL), "/pending_dynamic_removal"),
+        (flags.has(HealthFlags::PENDING_ACTIVE_HC), "/pending_active_hc"),
+        (flags.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL), "/excluded_via_immediate_hc_fail"),
+        (flags.has(HealthFlags::ACTIVE_HC_TIMEOUT), "/active_hc_timeout"),
+        (flags.has(HealthFlags::DEGRADED_OUTLIER_DETECTION), "/degraded_outlier_detection"),
+    ];
+    let text: String = all.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    if text.is_empty() {
+        "healthy".to_owned()
+    } else {
+        text
+    }
+}
+
+/// `HostHealthStatus`; what is false is left out.
+fn health_status(host: &Host) -> Value {
+    let flag = |flag: u16| host.shared.health.has(flag).then_some(Value::Bool(true));
+    let eds = match host.template.health {
+        Health::Healthy => "HEALTHY",
+        Health::Degraded => "DEGRADED",
+        Health::Unhealthy => "UNHEALTHY",
+    };
+    let fields = [
+        ("failed_active_health_check", flag(HealthFlags::FAILED_ACTIVE_HC)),
+        ("failed_outlier_check", flag(HealthFlags::FAILED_OUTLIER_CHECK)),
+        ("eds_health_status", Some(eds.into())),
+        ("failed_active_degraded_check", flag(HealthFlags::DEGRADED_ACTIVE_HC)),
+        ("pending_dynamic_removal", flag(HealthFlags::PENDING_DYNAMIC_REMOVAL)),
+        ("pending_active_hc", flag(HealthFlags::PENDING_ACTIVE_HC)),
+        ("excluded_via_immediate_hc_fail", flag(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL)),
+        ("active_hc_timeout", flag(HealthFlags::ACTIVE_HC_TIMEOUT)),
+        ("failed_degraded_outlier_detection", flag(HealthFlags::DEGRADED_OUTLIER_DETECTION)),
+    ];
+    let set = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(set.collect())
 }
 
 fn cluster_json(cluster: &Cluster) -> Value {
@@ -95,8 +169,16 @@ fn cluster_json(cluster: &Cluster) -> Value {
     if cluster.added_via_api {
         shown.insert("added_via_api".into(), true.into());
     }
+    let thresholds_of = |origin: Origin| outlier(cluster).map(|outlier| outlier.rates(origin).threshold);
+    let threshold = |origin: Origin| thresholds_of(origin).filter(|threshold| *threshold > 0.0);
+    if let Some(threshold) = threshold(Origin::External) {
+        shown.insert("success_rate_ejection_threshold".into(), json!({ "value": threshold }));
+    }
     if !hosts.is_empty() {
         shown.insert("host_statuses".into(), hosts.into());
+    }
+    if let Some(threshold) = threshold(Origin::Local) {
+        shown.insert("local_origin_success_rate_ejection_threshold".into(), json!({ "value": threshold }));
     }
     shown.insert("circuit_breakers".into(), json!({ "thresholds": thresholds }));
     shown.insert("observability_name".into(), cluster.stat_name.as_ref().into());
@@ -107,7 +189,9 @@ fn cluster_json(cluster: &Cluster) -> Value {
 }
 
 fn host_json(host: &Host) -> Value {
-    let stats = host_stats(host).map(|(name, value, is_gauge)| {
+    // Counters first, gauges after them.
+    let (gauges, counters): (Vec<_>, Vec<_>) = host_stats(host).into_iter().partition(|(_, _, gauge)| *gauge);
+    let stats = counters.into_iter().chain(gauges).map(|(name, value, is_gauge)| {
         let mut stat = Map::new();
         if is_gauge {
             stat.insert("type".into(), "GAUGE".into());
@@ -119,11 +203,6 @@ fn host_json(host: &Host) -> Value {
         Value::from(stat)
     });
     let template = &host.template;
-    let health = match host.health() {
-        Health::Healthy => "HEALTHY",
-        Health::Degraded => "DEGRADED",
-        Health::Unhealthy => "UNHEALTHY",
-    };
     let mut locality = Map::new();
     for (name, value) in [
         ("region", &template.locality.region),
@@ -136,14 +215,20 @@ fn host_json(host: &Host) -> Value {
     }
     let mut shown = Map::new();
     shown.insert("address".into(), address_json(&host.address));
-    shown.insert("stats".into(), Value::Array(stats.into()));
-    shown.insert("health_status".into(), json!({ "eds_health_status": health }));
+    shown.insert("stats".into(), Value::Array(stats.collect()));
+    shown.insert("health_status".into(), health_status(host));
+    if rate(host, Origin::External) >= 0.0 {
+        shown.insert("success_rate".into(), json!({ "value": rate(host, Origin::External) }));
+    }
     shown.insert("weight".into(), template.weight.into());
     if !template.hostname.is_empty() {
         shown.insert("hostname".into(), template.hostname.as_ref().into());
     }
     if template.priority != 0 {
         shown.insert("priority".into(), template.priority.into());
+    }
+    if rate(host, Origin::Local) >= 0.0 {
+        shown.insert("local_origin_success_rate".into(), json!({ "value": rate(host, Origin::Local) }));
     }
     shown.insert("locality".into(), locality.into());
     shown.into()

@@ -157,7 +157,7 @@ fn clusters_and_listeners() {
     }
     let statuses = &get_json(&state, "/clusters?format=json")["cluster_statuses"];
     assert_eq!(statuses[0]["host_statuses"][0]["address"]["socket_address"]["port_value"], 18083);
-    assert_eq!(statuses[0]["host_statuses"][0]["stats"][2], json!({"value": "2", "name": "cx_total"}));
+    assert_eq!(statuses[0]["host_statuses"][0]["stats"][1], json!({"value": "2", "name": "cx_total"}));
     assert_eq!(statuses[0]["circuit_breakers"]["thresholds"][1]["priority"], "HIGH");
     assert_eq!(get(&state, "/clusters?filter=nothing"), (200, String::new()));
     assert_eq!(get(&state, "/clusters?filter=(").0, 400);

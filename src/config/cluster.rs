@@ -14,6 +14,7 @@ pub use super::hosts::{
 };
 use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
+use crate::upstream::health::ClusterHealth;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub struct Cluster {
     pub added_via_api: bool,
     /// Requests that a circuit breaker refused, for load reports.
     pub dropped: Arc<AtomicU64>,
+    /// Outlier detection and active health checks, where it has either.
+    pub health: Option<Box<ClusterHealth>>,
     /// The current hosts.
     pub hosts: Hosts,
     /// Statistics, made on first use so that an unused cluster costs no series.
@@ -61,6 +64,9 @@ impl Cluster {
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
             let [default, high] = &self.breakers;
+            if let Some(health) = &self.health {
+                health.make_stats(&self.stat_name);
+            }
             Box::new(ClusterStats::for_cluster(
                 &self.stat_name,
                 [default.track_remaining, high.track_remaining],

@@ -45,6 +45,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         tls: None,
         added_via_api: false,
         dropped: Arc::default(),
+        health: None,
         hosts: Default::default(),
         stats: OnceLock::new(),
     }

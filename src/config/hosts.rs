@@ -5,12 +5,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
+use crate::upstream::health::{CheckPolicy, HostCheck};
 use crate::upstream::host_set::SplitOptions;
+use crate::upstream::outlier::Monitor;
 
 /// Where a host listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +47,8 @@ pub struct HostTemplate {
     pub health: Health,
     /// Metadata `envoy.transport_socket_match`.
     pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
+    /// How it is checked, where that differs from the other hosts (`health_check_config`).
+    pub check: Option<Arc<HostCheck>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -93,6 +97,10 @@ pub struct HostShared {
     pub active_connections: AtomicU32,
     /// Counters shown by `/clusters`.
     pub counters: HostCounters,
+    /// What outlier detection counts; made by the first request of a cluster that has it.
+    pub outlier: OnceLock<Box<Monitor>>,
+    /// How often it was found to have failed, by checks or as an outlier: its pooled connections are not used on.
+    pub failures: AtomicU32,
 }
 
 /// Per-host counters of Envoy's `/clusters`.
@@ -123,7 +131,9 @@ impl Host {
     /// Whether a host with `template` at the same address is this endpoint: connections to it may go
     /// on, whatever its weight, health, priority and locality are now.
     pub fn is_same_endpoint(&self, template: &HostTemplate) -> bool {
-        self.template.hostname == template.hostname && self.template.socket_match == template.socket_match
+        self.template.hostname == template.hostname
+            && self.template.socket_match == template.socket_match
+            && self.template.check == template.check
     }
 
     /// Its health by all that is known: the control plane, health checks, outlier detection
@@ -132,7 +142,7 @@ impl Host {
         let flags = self.shared.health.get();
         if self.template.health == Health::Unhealthy || flags & HealthFlags::UNHEALTHY != 0 {
             Health::Unhealthy
-        } else if self.template.health == Health::Degraded || flags & HealthFlags::DEGRADED_ACTIVE_HC != 0 {
+        } else if self.template.health == Health::Degraded || flags & HealthFlags::DEGRADED != 0 {
             Health::Degraded
         } else {
             Health::Healthy
@@ -181,12 +191,14 @@ pub struct PriorityLoad {
 pub struct Hosts {
     current: ArcSwap<HostSet>,
     turn: Mutex<()>,
+    /// What active health checks want done with hosts that come and go.
+    policy: OnceLock<Box<CheckPolicy>>,
 }
 
 impl Hosts {
     /// Begins with `set`.
     pub fn new(set: HostSet) -> Self {
-        Self { current: ArcSwap::from_pointee(set), turn: Mutex::default() }
+        Self { current: ArcSwap::from_pointee(set), turn: Mutex::default(), policy: OnceLock::new() }
     }
 
     /// The set of the moment.
@@ -204,8 +216,40 @@ impl Hosts {
     /// sorted again if that is so.
     pub fn store(&self, set: HostSet) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = self.policy.get();
+        let set = match policy {
+            Some(policy) => policy.admit(&self.current.load(), set),
+            None => set,
+        };
         let set = if set.is_sorted() { set } else { set.sorted_again() };
         self.current.store(Arc::new(set));
+        if let Some(policy) = policy {
+            policy.changed.notify_one();
+        }
+    }
+
+    /// Hosts are checked from now on, and those that are there start as `policy` wants. Heeded once.
+    pub fn check(&self, policy: CheckPolicy) {
+        policy.begin(&self.current.load());
+        let _ = self.policy.set(Box::new(policy));
+        self.health_changed();
+    }
+
+    /// What active health checks want done with hosts that come and go, where there are checks.
+    pub fn policy(&self) -> Option<&CheckPolicy> {
+        self.policy.get().map(|policy| &**policy)
+    }
+
+    /// Takes out a host that was kept only because its checks succeeded.
+    pub fn remove(&self, host: &Arc<HostShared>) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load();
+        let stay = |other: &&Arc<Host>| !Arc::ptr_eq(&other.shared, host);
+        let all = current.all.iter().filter(stay).cloned().collect();
+        self.current.store(Arc::new(HostSet::new(all, current.options)));
+        if let Some(policy) = self.policy.get() {
+            policy.changed.notify_one();
+        }
     }
 
     /// Sorts the hosts anew if the health of one is no longer what it was sorted by. Says whether it was so.
@@ -222,43 +266,53 @@ impl Hosts {
 
 /// What was found out about a host's health, as bits (Envoy's `Host::HealthFlag`).
 #[derive(Debug, Default)]
-pub struct HealthFlags(AtomicU8);
+pub struct HealthFlags(AtomicU16);
 
 impl HealthFlags {
     /// Active health checks fail.
-    pub const FAILED_ACTIVE_HC: u8 = 1;
+    pub const FAILED_ACTIVE_HC: u16 = 1;
     /// Ejected by outlier detection.
-    pub const FAILED_OUTLIER_CHECK: u8 = 2;
+    pub const FAILED_OUTLIER_CHECK: u16 = 2;
     /// Active health checks say that it is degraded.
-    pub const DEGRADED_ACTIVE_HC: u8 = 4;
+    pub const DEGRADED_ACTIVE_HC: u16 = 4;
     /// It was not checked yet.
-    pub const PENDING_ACTIVE_HC: u8 = 8;
+    pub const PENDING_ACTIVE_HC: u16 = 8;
     /// A health check answered that it wants to be left alone: it is in no host count either.
-    pub const EXCLUDED_VIA_IMMEDIATE_HC_FAIL: u8 = 16;
+    pub const EXCLUDED_VIA_IMMEDIATE_HC_FAIL: u16 = 16;
     /// It refused or could not be reached a moment ago.
-    pub const SUSPECT: u8 = 32;
+    pub const SUSPECT: u16 = 32;
+    /// The last check was not answered in time.
+    pub const ACTIVE_HC_TIMEOUT: u16 = 64;
+    /// Discovery took it away, but its checks succeed.
+    pub const PENDING_DYNAMIC_REMOVAL: u16 = 128;
+    /// Its answers say that it is degraded.
+    pub const DEGRADED_OUTLIER_DETECTION: u16 = 256;
+    /// With any of these, it is degraded.
+    const DEGRADED: u16 = Self::DEGRADED_ACTIVE_HC | Self::DEGRADED_OUTLIER_DETECTION;
+    /// With any of these, it is in no host count.
+    pub const EXCLUDED: u16 = Self::PENDING_ACTIVE_HC | Self::EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
     /// With any of these, it gets no traffic.
-    const UNHEALTHY: u8 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK;
+    const UNHEALTHY: u16 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK;
 
     /// All bits.
     #[inline]
-    pub fn get(&self) -> u8 {
+    pub fn get(&self) -> u16 {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Whether one of `flags` is set.
     #[inline]
-    pub fn has(&self, flags: u8) -> bool {
+    pub fn has(&self, flags: u16) -> bool {
         self.get() & flags != 0
     }
 
     /// Sets `flags`; false when all of them were set before.
-    pub fn set(&self, flags: u8) -> bool {
+    pub fn set(&self, flags: u16) -> bool {
         self.0.fetch_or(flags, Ordering::Relaxed) & flags != flags
     }
 
     /// Clears `flags`; false when none of them was set.
-    pub fn clear(&self, flags: u8) -> bool {
+    pub fn clear(&self, flags: u16) -> bool {
         self.0.fetch_and(!flags, Ordering::Relaxed) & flags != 0
     }
 }

@@ -24,6 +24,7 @@ use crate::config::compile::resource::Compiler;
 use crate::config::slot::Dormant;
 use crate::config::{Cluster, Problem, Slot};
 use crate::telemetry::process::ClusterManagerStats;
+use crate::upstream::{dns, health};
 
 const TYPE_NAME: &str = "envoy.config.cluster.v3.Cluster";
 
@@ -67,8 +68,10 @@ pub(super) struct Version {
     eds: Option<EdsKey>,
     /// The name in `eds` is one that the cluster gives.
     named: bool,
-    /// A DNS cluster is never asleep: its names are followed from the start.
+    /// A cluster whose names are resolved or whose hosts are checked is never asleep: that goes on from the start.
     resolving: Option<Arc<Cluster>>,
+    /// Whether it has begun.
+    followed: bool,
     generation: u64,
     /// Secrets. Given back by being dropped.
     pieces: Box<[Held]>,
@@ -103,6 +106,7 @@ impl Clusters {
                 eds: Some(key),
                 named,
                 resolving: Some(cluster),
+                followed: true,
                 generation: 0,
                 pieces: Box::default(),
                 due: true,
@@ -176,16 +180,23 @@ impl Clusters {
         let generation = self.next_generation;
         let named = is_named(&compiled.value);
         let eds = self.want(&compiled.value, Some(stream), sources, effects);
-        let resolves = matches!(compiled.value.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+        let resolves = health::run::is_followed(&compiled.value);
         let resolving = resolves.then(|| Arc::new(compiled.value));
-        if let Some(cluster) = &resolving {
-            effects.follow_dns(name, generation, cluster.clone());
-        }
         let pieces = pieces.ask(&compiled.needs.pieces, Some(stream), sources, effects);
-        let version = Version { stored, eds, named, resolving, generation, pieces, due: false };
+        let mut version =
+            Version { stored, eds, named, resolving, followed: false, generation, pieces, due: false };
         let endpoints = version.eds.as_ref().and_then(|key| self.endpoints.get(key));
+        let assignment = endpoints.and_then(|endpoints| endpoints.stored.as_ref()).map(|stored| &stored.body);
+        if let Some(cluster) = &version.resolving {
+            if version.eds.is_none() || assignment.is_some() {
+                self.fill(cluster, assignment);
+                effects.follow(name, generation, cluster.clone());
+                version.followed = true;
+            }
+        }
         let Some(entry) = self.entries.get_mut(name) else { return Ok(()) };
         let ready = match endpoints {
+            Some(_) if version.followed => false,
             Some(endpoints) => endpoints.stored.is_some() || endpoints.absent && entry.active.is_none(),
             None => !resolves,
         };
@@ -198,6 +209,19 @@ impl Clusters {
         }
         self.changed = true;
         Ok(())
+    }
+
+    /// Gives a cluster that is about to be followed the hosts that it has from the start.
+    fn fill(&self, cluster: &Cluster, assignment: Option<&Arc<[u8]>>) {
+        if let Some(body) = assignment {
+            // It passed the same checks when it came.
+            if let Ok(hosts) = self.compiler.hosts(cluster, body, &cluster.hosts.load().all) {
+                cluster.hosts.store(hosts);
+            }
+        }
+        if !cluster.hosts.load().all.is_empty() {
+            dns::announce_members(cluster);
+        }
     }
 
     fn refuse(&mut self, resource: &Resource, problems: &[Problem]) -> Rejection {
@@ -249,9 +273,13 @@ impl Clusters {
             version.due = true;
             version.pieces.iter().all(Held::is_settled)
         };
-        let Some(version) = entry.warming.take_if(settled) else { return };
+        let Some(mut version) = entry.warming.take_if(settled) else { return };
         match &version.resolving {
             Some(cluster) => {
+                if !std::mem::replace(&mut version.followed, true) {
+                    // Nobody knows its endpoints; if they come, they are checked.
+                    effects.follow(name, version.generation, cluster.clone());
+                }
                 let old = entry.slot.set(Some(cluster.clone()));
                 if old.is_some_and(|old| old.stats.get().is_some()) {
                     cluster.stats();
@@ -278,7 +306,7 @@ impl Clusters {
     /// A version is not needed any more.
     fn retire(&mut self, name: &str, version: Version, effects: &mut Effects) {
         if version.resolving.is_some() {
-            effects.stop_dns(name, version.generation);
+            effects.stop_following(name, version.generation);
         }
         if let Some(key) = version.eds {
             self.release(name, &key, effects);

@@ -33,10 +33,10 @@ pub(super) enum Effect {
     UnsubscribeAll { stream: StreamId, type_url: &'static str },
     /// Ask for it no longer.
     Unsubscribe { stream: StreamId, type_url: &'static str, name: Arc<str> },
-    /// Follow the names of a cluster, and say when all were answered.
-    FollowDns { name: Arc<str>, generation: u64, cluster: Arc<Cluster> },
+    /// Resolve the names of a cluster and check its hosts, and say when all were answered.
+    Follow { name: Arc<str>, generation: u64, cluster: Arc<Cluster> },
     /// Follow them no longer.
-    StopDns { generation: u64 },
+    StopFollowing { generation: u64 },
 }
 
 /// What is to be done after an update, in order.
@@ -75,12 +75,12 @@ impl Effects {
         self.list.push(Effect::Unsubscribe { stream, type_url, name: name.clone() });
     }
 
-    pub(super) fn follow_dns(&mut self, name: &str, generation: u64, cluster: Arc<Cluster>) {
-        self.list.push(Effect::FollowDns { name: name.into(), generation, cluster });
+    pub(super) fn follow(&mut self, name: &str, generation: u64, cluster: Arc<Cluster>) {
+        self.list.push(Effect::Follow { name: name.into(), generation, cluster });
     }
 
-    pub(super) fn stop_dns(&mut self, _name: &str, generation: u64) {
-        self.list.push(Effect::StopDns { generation });
+    pub(super) fn stop_following(&mut self, _name: &str, generation: u64) {
+        self.list.push(Effect::StopFollowing { generation });
     }
 
     /// Logs what was accepted without effect, each kind once however many resources have it.

@@ -54,7 +54,7 @@ use crate::config::discovery::DiscoveryConfig;
 use crate::config::listener::Listener;
 use crate::config::Cluster;
 use crate::telemetry::metrics::Scope;
-use crate::upstream::dns;
+use crate::upstream::health;
 
 /// Who serves listeners.
 pub trait Serving {
@@ -379,10 +379,10 @@ impl Discovery {
                             subscriptions.change(Change::UnsubscribeAll { type_url: type_url.to_owned() });
                         }
                     }
-                    Effect::FollowDns { name, generation, cluster } => {
-                        self.follow_dns(name, generation, cluster);
+                    Effect::Follow { name, generation, cluster } => {
+                        self.follow(name, generation, cluster);
                     }
-                    Effect::StopDns { generation } => {
+                    Effect::StopFollowing { generation } => {
                         if let Some(lookup) = self.lookups.remove(&generation) {
                             lookup.abort();
                         }
@@ -415,16 +415,18 @@ impl Discovery {
         }
     }
 
-    fn follow_dns(&mut self, name: Arc<str>, generation: u64, cluster: Arc<Cluster>) {
+    fn follow(&mut self, name: Arc<str>, generation: u64, cluster: Arc<Cluster>) {
         let sender = self.resolved.0.clone();
         let task = tokio::spawn(async move {
             let (first, answer) = tokio::sync::oneshot::channel();
+            let awaited = cluster.clone();
             let answered = async move {
                 // Without an answer in time the cluster serves without hosts.
-                let _ = dns::first_resolution(answer).await;
+                health::run::warmed(&awaited, answer).await;
+                drop(awaited);
                 let _ = sender.send((name, generation));
             };
-            tokio::join!(dns::follow_announcing(cluster, first), answered);
+            tokio::join!(health::run::follow(cluster, first), answered);
         });
         self.lookups.insert(generation, task.abort_handle());
     }

@@ -16,7 +16,7 @@ use super::sessions::Sessions;
 use crate::config::chain_match::ConnectionFacts;
 use crate::config::cluster::Discovery;
 use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
-use crate::config::{Cluster, Slot};
+use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::socket::tune_accepted;
 use crate::runtime::tls_stream::TlsStream;
@@ -26,6 +26,7 @@ use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::tls::{DownstreamTls, TlsInfo};
+use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
 use crate::upstream::{PickContext, UpstreamError};
 
@@ -332,6 +333,12 @@ fn log_unserved(
     }
 }
 
+fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
+    if let Some(health) = &cluster.health {
+        health.report(cluster, host, outcome);
+    }
+}
+
 /// Connects TCP sessions through the worker's pools.
 struct Dialler<'a> {
     worker: &'a Worker,
@@ -355,6 +362,7 @@ impl Dial for Dialler<'_> {
         };
         match pool.dedicated().await {
             Ok(connection) => {
+                report(&local.cluster, &pool.host, Outcome::Connected);
                 let id = connection.id;
                 let host = pool.host.clone();
                 let tls = connection.tls.clone();
@@ -362,6 +370,17 @@ impl Dial for Dialler<'_> {
                 Ok(Dialed { stream, id, host, tls, permit })
             }
             Err(error) => {
+                match &error {
+                    UpstreamError::Connect { local: false, .. } => {
+                        report(&local.cluster, &pool.host, Outcome::Failed { connected: false });
+                    }
+                    UpstreamError::ConnectTimeout { .. } => {
+                        let late = Outcome::TimedOut { connected: false, status: 504 };
+                        report(&local.cluster, &pool.host, late);
+                    }
+                    // What is lacking here says nothing of the host.
+                    _ => {}
+                }
                 let details: Box<str> = match &error {
                     UpstreamError::Connect { reason, .. } => {
                         let reason = reason.split(" (os error").next().unwrap_or(reason);

@@ -23,7 +23,7 @@ use crate::discovery::{Discovery, Serving};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{Managers, Server, ServerState};
-use crate::upstream::dns;
+use crate::upstream::{dns, health};
 
 /// Why the process cannot run. The text is one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,7 @@ async fn serve(
     let server = Server::new(count);
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
+    tokio::spawn(compiled.compiler.outliers.clone().run());
     start_clusters(&compiled).await;
     // All of them, as in Envoy: also those that only lead to control planes.
     let _managers = Managers::new(compiled.compiler.static_clusters.len());
@@ -230,17 +231,19 @@ async fn start_clusters(compiled: &CompiledBootstrap) {
     let mut answers = Vec::new();
     for slot in compiled.clusters.all() {
         let Some(cluster) = slot.get() else { continue };
-        if matches!(cluster.discovery, cluster::Discovery::StrictDns(_) | cluster::Discovery::LogicalDns(_)) {
-            let (first, answer) = oneshot::channel();
-            answers.push(answer);
-            tokio::spawn(dns::follow_announcing(cluster, first));
-        } else {
+        if !matches!(cluster.discovery, cluster::Discovery::StrictDns(_) | cluster::Discovery::LogicalDns(_))
+        {
             dns::announce_members(&cluster);
         }
+        if health::run::is_followed(&cluster) {
+            let (first, answer) = oneshot::channel();
+            answers.push((cluster.clone(), answer));
+            tokio::spawn(health::run::follow(cluster, first));
+        }
     }
-    for answer in answers {
+    for (cluster, answer) in answers {
         // Without an answer in time the listeners open anyway; requests get 503 until it comes.
-        let _ = dns::first_resolution(answer).await;
+        health::run::warmed(&cluster, answer).await;
     }
 }
 

@@ -190,6 +190,16 @@ impl UpstreamTls {
         }
     }
 
+    /// What a client of its own needs that connects to `host` once in a while, as health checks do. `None` while
+    /// secrets are missing.
+    pub fn client(&self, host: &Host, purpose: Purpose) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let built = self.context()?;
+        let names = Names::default();
+        let config = self.config_for(&built, host, &names, purpose, &HostTls::default());
+        let name = self.server_name(host, &names).and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
+        Some((config, name.unwrap_or_else(|| nameless(host))))
+    }
+
     /// The server's name to ask for.
     fn server_name<'a>(&'a self, host: &'a Host, names: &'a Names) -> Option<&'a str> {
         if let Some(sni) = &names.sni {

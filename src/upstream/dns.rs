@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::{Id, JoinSet};
 
 use super::host_set::SplitOptions;
-use crate::config::cluster::{Address, Discovery, Dns, DnsFamily, DnsName, Health};
+use crate::config::cluster::{Address, Discovery, Dns, DnsFamily, DnsName, Health, HealthFlags};
 use crate::config::{Cluster, Host, HostSet};
 
 /// How long start-up waits for the first answer.
@@ -85,7 +85,8 @@ pub fn publish_membership(cluster: &Cluster) {
     stats.membership_total.set(hosts.all.len() as f64);
     stats.membership_healthy.set(of(Health::Healthy));
     stats.membership_degraded.set(of(Health::Degraded));
-    stats.membership_excluded.set(0.0);
+    let excluded = hosts.all.iter().filter(|host| host.shared.health.has(HealthFlags::EXCLUDED)).count();
+    stats.membership_excluded.set(excluded as f64);
     // Envoy keeps this one only where the hosts may change.
     if let Discovery::StrictDns(_) = cluster.discovery {
         let heaviest = hosts.all.iter().map(|host| host.template.weight).max().unwrap_or(0);
@@ -247,7 +248,8 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
         }
     }
     let unchanged = hosts.len() == present.all.len()
-        && hosts.iter().zip(&present.all).all(|(new, old)| Arc::ptr_eq(new, old));
+        && hosts.iter().zip(&present.all).all(|(new, old)| Arc::ptr_eq(new, old))
+        && !hosts.iter().any(|host| host.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL));
     if unchanged {
         cluster.stats().update_no_rebuild.increment(1);
         return;

@@ -131,7 +131,19 @@ impl ClusterLocal {
         let mut kept: Kept =
             view.pools.drain(..).map(|pool| (Arc::as_ptr(&pool.host.shared), pool)).collect();
         let set = self.cluster.hosts.load_full();
-        let keep = set.all.iter().filter_map(|host| kept.remove_entry(&Arc::as_ptr(&host.shared))).collect();
+        let keep = set
+            .all
+            .iter()
+            .filter_map(|host| kept.remove_entry(&Arc::as_ptr(&host.shared)))
+            .filter(|(_, pool)| {
+                let fit = !pool.has_failed();
+                if !fit {
+                    // Its connections are not used on: if one of them leads astray, others may not.
+                    pool.retire();
+                }
+                fit
+            })
+            .collect();
         for pool in kept.into_values() {
             pool.retire();
         }

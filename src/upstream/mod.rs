@@ -7,9 +7,11 @@
 
 pub mod dns;
 pub mod edf;
+pub mod health;
 pub mod host_set;
 pub mod local;
 pub mod multiplex;
+pub mod outlier;
 pub mod permit;
 pub mod pick;
 pub mod pool;

@@ -38,6 +38,8 @@ pub struct HostPool {
     /// Connections open or opening, idle or lent.
     open: Cell<u32>,
     retired: Cell<bool>,
+    /// How often the host had failed when this pool was made.
+    failures: u32,
     /// What the host has taught us about how long it keeps idle connections.
     learned_idle: Cell<Option<Duration>>,
     /// Those that carry several requests at a time.
@@ -206,6 +208,7 @@ impl HostPool {
 
     fn with_names(cluster: &Arc<Cluster>, host: Arc<Host>, names: Names) -> Rc<Self> {
         Rc::new(Self {
+            failures: host.shared.failures.load(Ordering::Relaxed),
             host,
             cluster: cluster.clone(),
             idle: RefCell::default(),
@@ -382,6 +385,11 @@ impl HostPool {
         for pool in self.named.borrow().values() {
             pool.retire();
         }
+    }
+
+    /// Whether checks or outlier detection have found the host to have failed since this pool was made.
+    pub(super) fn has_failed(&self) -> bool {
+        self.host.shared.failures.load(Ordering::Relaxed) != self.failures
     }
 
     /// Whether any connection is open.

@@ -8,6 +8,7 @@ mod discovery;
 mod examples;
 mod flags;
 mod harness;
+mod health;
 mod hostile;
 mod http2;
 mod inputs;

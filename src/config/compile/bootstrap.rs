@@ -34,7 +34,8 @@ use crate::config::problems::{Problem, Problems};
 use crate::config::route::RouteTable;
 use crate::config::slot::Directory;
 use crate::config::support;
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::{AccessLog, LineFile};
+use crate::upstream::outlier::Registry;
 
 /// What the command line says that the bootstrap also could.
 #[derive(Debug, Clone, Default)]
@@ -265,11 +266,24 @@ fn compile(
     let source_address = bind.and_then(|bind| {
         problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_address(bind, problems))
     });
+    let outliers = Arc::new(Registry::default());
+    let manager = message.cluster_manager.as_ref();
+    if let Some(config) = manager.and_then(|manager| manager.outlier_detection.as_ref()) {
+        let field = "cluster_manager.outlier_detection.event_log_path";
+        match config.event_log_path.as_str() {
+            "" => {}
+            path => match LineFile::open(path) {
+                Ok(file) => outliers.log_to(file),
+                Err(error) => problems.report_at(field, format!("cannot open {path}: {error}")),
+            },
+        }
+    }
     let resources = message.static_resources.unwrap_or_default();
     let dynamic = message.dynamic_resources.as_ref();
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let reserved = control.reserved.iter().filter_map(|index| resources.clusters.get(*index));
     let mut compiler = Compiler {
+        outliers,
         runtime: ArcSwap::from_pointee(runtime.clone()),
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),

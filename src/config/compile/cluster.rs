@@ -20,7 +20,9 @@ use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
 use super::http_options::{http1_options, http2_options};
-use super::{buffer_limit, cluster_tls, duration_or, extension, idle, keepalive, u32_or, Environment};
+use super::{
+    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, u32_or, Environment,
+};
 use crate::config::cluster::{
     Breakers, Discovery, Hosts, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -67,10 +69,15 @@ pub fn compile(
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
+    let health = health_check::health(cluster, kind?, &http, hosts.len(), environment, problems);
     if problems.count() > before {
         return None;
     }
     let options = SplitOptions { overprovisioning, panic_threshold: panic_threshold.into() };
+    let hosts = Hosts::new(HostSet::new(hosts, options));
+    if let Some(policy) = health_check::policy(cluster, kind?) {
+        hosts.check(policy);
+    }
     Some(Cluster {
         name,
         stat_name,
@@ -93,7 +100,8 @@ pub fn compile(
         tls,
         added_via_api: environment.dynamic,
         dropped: Arc::default(),
-        hosts: Hosts::new(HostSet::new(hosts, options)),
+        health: health.map(Box::new),
+        hosts,
         stats: OnceLock::new(),
     })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
 
-use super::{duration, port, u32_or};
+use super::{duration, health_check, port, u32_or};
 use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
 use crate::config::problems::Problems;
 use crate::config::Host;
@@ -98,7 +98,10 @@ pub(super) fn check(
 }
 
 /// An address that needs no resolver.
-fn fixed_address(address: Option<&core::address::Address>, problems: &mut Problems) -> Option<Address> {
+pub(super) fn fixed_address(
+    address: Option<&core::address::Address>,
+    problems: &mut Problems,
+) -> Option<Address> {
     let Some(address) = address else {
         problems.report("is required");
         return None;
@@ -176,6 +179,7 @@ fn endpoint(
             locality: locality.clone(),
             health: health(entry.health_status()),
             socket_match: super::cluster_tls::socket_match(entry.metadata.as_ref()),
+            check: health_check::host_check(target.health_check_config.as_ref(), problems),
         };
         problems.at("address", |problems| each(address, template, problems));
     });

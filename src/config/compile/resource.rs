@@ -42,6 +42,7 @@ use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
 use crate::tls;
 use crate::upstream::host_set::SplitOptions;
+use crate::upstream::outlier::Registry;
 
 /// Everything that resources are compiled against. Shared by the control thread and the workers, which
 /// compile the hosts of a cluster when they first use it.
@@ -60,6 +61,8 @@ pub struct Compiler {
     pub secrets: tls::Secrets,
     /// Where requests ask for what is not there yet.
     pub demand: Arc<Demand>,
+    /// Where clusters with outlier detection register, and what their event log is.
+    pub outliers: Arc<Registry>,
     /// Runtime values: those of the bootstrap and of RTDS.
     pub runtime: ArcSwap<Runtime>,
     /// This node's cluster and id, as `add_user_agent` sends them.

@@ -155,5 +155,8 @@ fn fraction(fields: &Struct) -> Option<Value> {
 
 /// Whether a value under `key` changes anything here.
 pub(super) fn is_used(key: &str) -> bool {
-    key == "upstream.healthy_panic_threshold" || key.starts_with("circuit_breakers.")
+    key == "upstream.healthy_panic_threshold"
+        || key.starts_with("circuit_breakers.")
+        || key.starts_with("outlier_detection.")
+        || matches!(key, "health_check.min_interval" | "health_check.max_interval")
 }

@@ -7,12 +7,11 @@ use crate::config::compile::{LOCALITY, SLOW_START};
 
 const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
-const HEALTH: &str = "health checking is not supported yet";
-const OUTLIER: &str = "outlier detection is not supported yet";
+const OUTLIER: &str = "outlier detection goes by statuses";
+const HEALTH_TLS: &str = "health checks do not use TLS yet";
 const SUBSETS: &str = "subset load balancing is not supported yet";
 const HASH: &str = "consistent hashing is not supported yet";
 const METADATA: &str = "metadata is not used yet";
-const NO_HEALTH: &str = "nothing checks health yet";
 const METADATA_FRAMES: &str = "METADATA frames are not passed on";
 const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
 const STREAM_ERRORS: &str = "an invalid message resets its stream, never the connection";
@@ -56,14 +55,19 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "upstream_http_protocol_options",
             "upstream_connection_options",
             "load_balancing_policy",
+            "health_checks",
+            "outlier_detection",
+            "ignore_health_on_host_removal",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
             ("metadata", METADATA),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
-            ("close_connections_on_host_health_failure", NO_HEALTH),
-            ("ignore_health_on_host_removal", NO_HEALTH),
+            (
+                "close_connections_on_host_health_failure",
+                "requests do not use the pooled connections of a host that failed, but what is open goes on",
+            ),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
             ("ring_hash_lb_config", "it belongs to another lb_policy"),
@@ -73,8 +77,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("lb_policy=RING_HASH", HASH),
             ("lb_policy=MAGLEV", HASH),
             ("lb_subset_config", SUBSETS),
-            ("health_checks", HEALTH),
-            ("outlier_detection", OUTLIER),
             ("filters", "upstream network filters are not supported yet"),
             ("upstream_config", "custom upstreams are not supported"),
             ("preconnect_policy", "connecting ahead is not supported"),
@@ -131,10 +133,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.CommonLbConfig",
-        implemented: &["healthy_panic_threshold", "zone_aware_lb_config"],
+        implemented: &["healthy_panic_threshold", "zone_aware_lb_config", "ignore_new_hosts_until_first_hc"],
         observe: &[
             ("update_merge_window", "an update changes only its own cluster, so none waits"),
-            ("ignore_new_hosts_until_first_hc", NO_HEALTH),
             ("override_host_status", "hosts cannot be overridden yet"),
             ("consistent_hashing_lb_config", HASH),
         ],
@@ -211,13 +212,46 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.Endpoint",
-        implemented: &["address", "hostname"],
-        observe: &[
-            ("health_check_config", HEALTH),
-            ("additional_addresses", "connections go to the first address only"),
-        ],
+        implemented: &["address", "hostname", "health_check_config"],
+        observe: &[("additional_addresses", "connections go to the first address only")],
         rejected: &[],
     },
+    whole("envoy.config.endpoint.v3.Endpoint.HealthCheckConfig"),
+    MessageSupport {
+        message: "envoy.config.cluster.v3.OutlierDetection",
+        implemented: &["*", "always_eject_one_host", "detect_degraded_hosts"],
+        observe: &[],
+        rejected: &[("monitors", "monitors that are extensions are not supported")],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.HealthCheck",
+        implemented: &["*"],
+        observe: &[
+            ("alt_port", "health_check_config of an endpoint sets its port"),
+            ("tls_options", HEALTH_TLS),
+            ("transport_socket_match_criteria", HEALTH_TLS),
+            ("name", "there is one health check"),
+        ],
+        rejected: &[
+            ("event_service", "events are logged to files only"),
+            ("custom_health_check", "HTTP, gRPC and TCP are supported"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.HealthCheck.HttpHealthCheck",
+        implemented: &["*"],
+        observe: &[("use_alpn_protocol", HEALTH_TLS)],
+        rejected: &[("codec_client_type=HTTP3", HTTP3)],
+    },
+    whole("envoy.config.core.v3.HealthCheck.GrpcHealthCheck"),
+    MessageSupport {
+        message: "envoy.config.core.v3.HealthCheck.TcpHealthCheck",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[("proxy_protocol_config", "checks do not send the PROXY protocol")],
+    },
+    whole("envoy.config.core.v3.HealthCheck.Payload"),
+    whole("envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink"),
     MessageSupport {
         message: "envoy.config.core.v3.HttpProtocolOptions",
         implemented: &[

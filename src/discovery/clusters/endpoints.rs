@@ -13,7 +13,7 @@ use super::super::effects::{Effects, EDS};
 use super::super::resource::{Assignment, Refused, Stored};
 use super::super::sources::{Sources, StreamId};
 use super::{Clusters, EdsKey, Version};
-use crate::config::cluster::Discovery;
+use crate::config::cluster::{Discovery, HealthFlags};
 use crate::config::{Cluster, Host, Problem};
 use crate::upstream::dns;
 
@@ -171,7 +171,19 @@ impl Clusters {
             });
         }
         if warming && body.is_some() {
-            self.activate(user, effects);
+            self.warmed_by_endpoints(user, body, effects);
+        }
+    }
+
+    /// The first endpoints of a version that is warming came: it serves now, or when they were checked.
+    fn warmed_by_endpoints(&mut self, user: &str, body: Option<&Arc<[u8]>>, effects: &mut Effects) {
+        let warming = self.entries.get_mut(user).and_then(|entry| entry.warming.as_deref_mut());
+        let Some(version) = warming else { return };
+        let (followed, generation) = (std::mem::replace(&mut version.followed, true), version.generation);
+        let Some(cluster) = version.resolving.clone() else { return self.activate(user, effects) };
+        self.fill(&cluster, body);
+        if !followed {
+            effects.follow(user, generation, cluster);
         }
     }
 
@@ -290,6 +302,10 @@ impl Endpoints {
     }
 }
 
+/// Whether these are the same hosts, and none of them was only kept.
 fn same_hosts(one: &[Arc<Host>], other: &[Arc<Host>]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
+    let same = |(one, other): (&Arc<Host>, &Arc<Host>)| {
+        Arc::ptr_eq(one, other) && !one.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL)
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
 }

@@ -11,6 +11,7 @@
 mod attempt;
 mod deadlines;
 mod fail;
+mod health;
 mod lent;
 mod mirror;
 mod request;
@@ -233,6 +234,7 @@ impl Attempts<'_> {
             ex.info.attempts += 1;
             match self.attempt(ex, was_timeout).await {
                 Ok(answered) => {
+                    self.heard(ex, &answered.parsed.head);
                     if !self.retry_response(ex, &answered.parsed.head) {
                         return self.respond(ex, answered).await;
                     }
@@ -255,6 +257,7 @@ impl Attempts<'_> {
                         continue;
                     }
                     self.count(ex, &failed);
+                    self.failed(ex, &failed);
                     if !self.retry_failure(ex, &failed) {
                         return Box::pin(self.fail(ex, failed.failure)).await;
                     }

@@ -129,6 +129,9 @@ impl Attempts<'_> {
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
         drop(request_permit);
+        if let Err(failure) = &result {
+            self.broke_off(ex, failure);
+        }
         match result {
             Ok(()) => {
                 let end = ex.now;
@@ -229,6 +232,7 @@ impl Attempts<'_> {
         })
         .await;
         if let Err(failure) = collected {
+            self.broke_off(ex, &failure);
             return self.fail(ex, failure).await;
         }
         ex.info.upstream_wire_received += download.bytes;

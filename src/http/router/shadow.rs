@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
+use super::health::heard;
 use super::request::framing_line;
 use crate::config::cluster::UpstreamProtocol;
 use crate::config::RequestView;
@@ -186,6 +187,7 @@ impl Shadow {
                     Heard::Interim(_) => {}
                 }
             };
+            heard(cluster, &pool.host, &self.request, &parsed.head);
             let stats = cluster.stats();
             stats.responses.count(parsed.head.status);
             stats.upstream_rq_completed.increment(1);
@@ -277,6 +279,7 @@ impl Shadow {
                 return None;
             }
         };
+        heard(cluster, &connection.pool().host, &self.request, &parsed.head);
         let stats = cluster.stats();
         stats.responses.count(parsed.head.status);
         stats.upstream_rq_completed.increment(1);

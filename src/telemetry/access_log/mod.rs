@@ -11,7 +11,7 @@ mod sink;
 mod tests;
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use compile::substitution_format;
 pub use filter::LogFilter;
@@ -25,6 +25,32 @@ pub struct AccessLog {
     filter: Option<LogFilter>,
     format: Format,
     sink: Sink,
+}
+
+/// A file that whole lines are appended to, shared with loggers that name the same one.
+#[derive(Clone, Debug)]
+pub struct LineFile(Sink);
+
+impl LineFile {
+    /// Opens the file at `path`, or joins those that have it open.
+    ///
+    /// # Errors
+    /// The kernel's, if it cannot be opened.
+    pub fn open(path: &str) -> std::io::Result<Self> {
+        Sink::open(sink::Target::of_path(path)).map(Self)
+    }
+
+    /// Appends `line`, which brings its end along. Never blocks on I/O.
+    pub fn append(&self, line: &[u8]) {
+        self.0.append(line);
+    }
+}
+
+/// `time` as protobuf's JSON has it: UTC, with milliseconds unless there are none.
+pub fn json_time(time: SystemTime) -> String {
+    let Ok(time) = jiff::Timestamp::try_from(time) else { return String::new() };
+    let format = if time.subsec_millisecond() == 0 { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S.%3fZ" };
+    time.strftime(format).to_string()
 }
 
 thread_local! {

@@ -6,6 +6,7 @@ mod churn;
 pub mod clients;
 mod extensions;
 mod groups;
+mod health;
 mod loads;
 mod loss;
 pub mod mesh;

@@ -80,13 +80,13 @@ fn all_problems_come_at_once() {
     let problems = try_compile(&with(&[
         ("/static_resources/clusters/0/connect_timeout", json!("0s")),
         ("/static_resources/listeners/0/filter_chains", json!([])),
-        ("/static_resources/clusters/0/health_checks", json!([{}])),
+        ("/static_resources/clusters/0/preconnect_policy", json!({})),
     ]))
     .unwrap_err();
     assert_eq!(
         problems,
         [
-            "static_resources.clusters[0].health_checks: health checking is not supported yet",
+            "static_resources.clusters[0].preconnect_policy: connecting ahead is not supported",
             "static_resources.clusters[0].connect_timeout: is 0s, must be greater than 0s",
             "static_resources.listeners[0].filter_chains: is empty: a listener needs a filter chain",
         ]

@@ -229,7 +229,8 @@ fn wrong_clusters_are_refused() {
           is 70000, must be at most 65535"),
         (json!({"type": "LOGICAL_DNS", "load_assignment": assignment(&[endpoint("a", 1), endpoint("b", 2)])}),
          "load_assignment.endpoints: a LOGICAL_DNS cluster needs exactly one endpoint, this has 2"),
-        (json!({"outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
+        (json!({"outlier_detection": {"monitors": [{"name": "x"}]}}),
+         "outlier_detection.monitors: monitors that are extensions are not supported"),
         (json!({"transport_socket": {"name": "tls", "typed_config": {
             "@type": typed("extensions.transport_sockets.tls.v3.UpstreamTlsContext"), "auto_sni_san_validation": true}}}),
          "transport_socket.typed_config.auto_sni_san_validation: needs a validation context"),
@@ -263,4 +264,66 @@ fn wrong_clusters_are_refused() {
 fn gaps_in_priorities_are_accepted_as_by_envoy() {
     let cluster = cluster(json!({"load_assignment/endpoints/0/priority": 2}));
     assert_eq!(cluster.hosts.load().priorities.len(), 3);
+}
+
+#[test]
+fn outlier_detection_has_envoys_defaults() {
+    let cluster = cluster(json!({"outlier_detection": {"base_ejection_time": "400s"}}));
+    let options = &cluster.health.as_ref().unwrap().outlier.as_ref().unwrap().options;
+    let expected = crate::upstream::outlier::Options {
+        base_ejection_time: Duration::from_secs(400),
+        max_ejection_time: Duration::from_secs(400),
+        ..Default::default()
+    };
+    assert_eq!(*options, expected);
+}
+
+fn http_check(changes: Value) -> Value {
+    let mut check = json!({"timeout": "1s", "interval": "10s", "unhealthy_threshold": 2, "healthy_threshold": 3,
+        "http_health_check": {"path": "/hc"}});
+    if let (Value::Object(check), Value::Object(changes)) = (&mut check, changes) {
+        check.extend(changes);
+    }
+    json!({"health_checks": [check]})
+}
+
+#[test]
+fn health_checks_have_envoys_defaults() {
+    use crate::config::cluster::HealthFlags;
+    let cluster = cluster(http_check(json!({"unhealthy_interval": "3s"})));
+    let options = &cluster.health.as_ref().unwrap().checks.as_ref().unwrap().options;
+    let seconds = |time: Duration| time.as_secs();
+    assert_eq!(
+        (seconds(options.no_traffic_interval), seconds(options.no_traffic_healthy_interval)),
+        (60, 60)
+    );
+    assert_eq!((seconds(options.unhealthy_edge_interval), seconds(options.healthy_edge_interval)), (3, 10));
+    assert!(options.reuse_connection);
+    let hosts = cluster.hosts.load();
+    let failed =
+        |host: &std::sync::Arc<crate::config::Host>| host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC);
+    assert!(hosts.all.iter().all(failed), "until their first check");
+}
+
+#[test]
+fn wrong_health_checks_are_refused() {
+    for (check, expected) in [
+        (json!({"timeout": null}), "health_checks[0].timeout: is required"),
+        (json!({"tcp_health_check": {"receive": [{"text": "0g"}]}, "http_health_check": null}),
+         "health_checks[0].tcp_health_check.receive[0].text: invalid hex string \"0g\""),
+        (json!({"grpc_health_check": {}, "http_health_check": null}),
+         "health_checks[0].grpc_health_check: origin cluster must support HTTP/2 for gRPC healthchecking"),
+        (json!({"http_health_check": {"path": "/", "expected_statuses": [{"start": 99, "end": 200}]}}),
+         "health_checks[0].http_health_check.expected_statuses[0]: 99 to 200 is no range of statuses within 100 and 600"),
+        (json!({"http_health_check": {"path": "/", "send": {"text": "00"}}}),
+         "health_checks[0].http_health_check.send: a check by GET has no body"),
+        (json!({"http_health_check": {"path": "/", "codec_client_type": "HTTP3"}}),
+         "health_checks[0].http_health_check.codec_client_type: HTTP/3 upstream is not supported"),
+        (json!({"custom_health_check": {"name": "envoy.health_checkers.redis"}, "http_health_check": null}),
+         "health_checks[0].custom_health_check: HTTP, gRPC and TCP are supported"),
+    ] {
+        refuses_cluster(http_check(check), expected);
+    }
+    let two = json!({"health_checks": [http_check(json!({}))["health_checks"][0], http_check(json!({}))["health_checks"][0]]});
+    refuses_cluster(two, "health_checks: multiple health checks are not supported");
 }

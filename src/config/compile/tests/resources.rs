@@ -78,7 +78,8 @@ fn wrong_eds_clusters_are_refused() {
         ),
         (json!({"/eds_cluster_config": null}), "eds_cluster_config.eds_config: is required for an EDS cluster"),
         (json!({"/type": "STATIC"}), "eds_cluster_config: is only for clusters of type EDS"),
-        (json!({"/outlier_detection": {}}), "outlier_detection: outlier detection is not supported yet"),
+        (json!({"/outlier_detection": {"base_ejection_time": "9s", "max_ejection_time": "8s"}}),
+            "outlier_detection.max_ejection_time: must not be less than base_ejection_time"),
         (json!({"/connect_timeout": "0s"}), "connect_timeout: is 0s, must be greater than 0s"),
         (
             json!({"/eds_cluster_config/eds_config": {"resource_api_version": "V3", "api_config_source": {
