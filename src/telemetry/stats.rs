@@ -89,6 +89,20 @@ stats! {
 }
 
 stats! {
+    /// `cluster.<name>.` statistics of what only some clusters do to choose a host.
+    pub struct BalancingStats {
+        counters {
+            lb_local_cluster_not_ok, lb_zone_cluster_too_small, lb_zone_no_capacity_left,
+            lb_zone_routing_all_directly, lb_zone_routing_cross_zone, lb_zone_routing_sampled,
+            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected,
+            upstream_host_suspected,
+        }
+        gauges { lb_subsets_active, lb_subsets_single_host_per_subset_duplicate }
+        histograms {}
+    }
+}
+
+stats! {
     /// `cluster.<name>.circuit_breakers.<priority>.` gauges.
     pub struct BreakerGauges {
         counters {}
@@ -121,6 +135,7 @@ pub struct ClusterStats {
     pub remaining: [Option<RemainingGauges>; 2],
     scope: Scope,
     http2: OnceLock<Box<Http2Stats>>,
+    balancing: OnceLock<Box<BalancingStats>>,
 }
 
 impl ClusterStats {
@@ -140,8 +155,26 @@ impl ClusterStats {
             ],
             breakers: [BreakerGauges::new(default), BreakerGauges::new(high)],
             http2: OnceLock::new(),
+            balancing: OnceLock::new(),
             scope,
         }
+    }
+
+    /// What only some clusters count, made when this one first does.
+    pub fn balancing(&self) -> &BalancingStats {
+        self.balancing.get_or_init(|| Box::new(BalancingStats::new(&self.scope)))
+    }
+
+    /// The gauges of a table of consistent hashing: its entries, and those of the host with the fewest and
+    /// with the most.
+    pub fn set_table(&self, ring: bool, size: u64, least: u64, most: u64) {
+        let (scope, what) = if ring { ("ring_hash_lb", "hashes") } else { ("maglev_lb", "entries") };
+        let scope = self.scope.sub(scope);
+        if ring {
+            scope.gauge("size").set(size as f64);
+        }
+        scope.gauge(&format!("min_{what}_per_host")).set(least as f64);
+        scope.gauge(&format!("max_{what}_per_host")).set(most as f64);
     }
 
     /// `cluster.<name>.http2.`, made when the cluster first has an HTTP/2 connection.

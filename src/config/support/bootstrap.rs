@@ -67,9 +67,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.ClusterManager",
-        implemented: &["upstream_bind_config", "load_stats_config"],
+        implemented: &["upstream_bind_config", "load_stats_config", "local_cluster_name"],
         observe: &[
-            ("local_cluster_name", "zone-aware load balancing is not supported yet"),
             ("outlier_detection", "outlier detection is not supported yet"),
             ("enable_deferred_cluster_creation", "what a cluster costs is always made on first use"),
         ],
