@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{json, Map, Value};
 
 use super::{AdminState, Answer, Params};
-use crate::config::cluster::{Address, Cluster, Discovery, Health};
+use crate::config::cluster::{Address, Cluster, Discovery, Health, HealthFlags};
 use crate::config::Host;
 
 pub(super) fn clusters(state: &AdminState, params: &Params) -> Answer {
@@ -59,6 +59,10 @@ fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
         };
         writeln!(out, "{prefix}::hostname::{}", one_line(&template.hostname))?;
         writeln!(out, "{prefix}::health_flags::{flags}")?;
+        if host.shared.health.has(HealthFlags::SUSPECT) {
+            // No line of Envoy's: picks pass it over.
+            writeln!(out, "{prefix}::suspect::true")?;
+        }
         writeln!(out, "{prefix}::weight::{}", template.weight)?;
         writeln!(out, "{prefix}::region::{}", one_line(&locality.region))?;
         writeln!(out, "{prefix}::zone::{}", one_line(&locality.zone))?;

@@ -55,8 +55,11 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Weighted {
     /// Each with the sum of the weights up to and including its own; ascending.
-    clusters: Vec<(u64, Arc<Slot<Cluster>>, Option<Arc<Criteria>>)>,
+    clusters: Vec<(u64, Destination)>,
 }
+
+/// A cluster, and what is asked of its host's metadata.
+pub type Destination = (Arc<Slot<Cluster>>, Option<Arc<Criteria>>);
 
 /// `access_log_options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,7 +141,7 @@ impl Weighted {
         let add = |cluster: &pb::tcp_proxy::weighted_cluster::ClusterWeight| {
             sum = sum.saturating_add(cluster.weight.into());
             let metadata = Criteria::under(cluster.metadata_match.as_ref(), outer);
-            (sum, environment.compiler.clusters.slot(&cluster.name), metadata)
+            (sum, (environment.compiler.clusters.slot(&cluster.name), metadata))
         };
         Self { clusters: weighted.clusters.iter().map(add).collect() }
     }
@@ -150,23 +153,21 @@ impl Weighted {
 
     /// The cluster that `draw`, a number below [`Weighted::total`], falls on.
     pub fn at(&self, draw: u64) -> Option<&Arc<Slot<Cluster>>> {
-        self.entry(draw).map(|(_, slot, _)| slot)
+        self.entry(draw).map(|(slot, _)| slot)
     }
 
-    fn entry(&self, draw: u64) -> Option<&(u64, Arc<Slot<Cluster>>, Option<Arc<Criteria>>)> {
-        self.clusters.get(self.clusters.partition_point(|(sum, ..)| *sum <= draw))
+    fn entry(&self, draw: u64) -> Option<&Destination> {
+        let at = self.clusters.partition_point(|(sum, _)| *sum <= draw);
+        self.clusters.get(at).map(|(_, destination)| destination)
     }
 }
 
 impl TcpProxy {
     /// The cluster for one attempt, and what is asked of the host's metadata.
-    pub fn draw(&self) -> Option<(&Arc<Slot<Cluster>>, Option<&Arc<Criteria>>)> {
+    pub fn draw(&self) -> Option<Destination> {
         match &self.target {
-            Target::Cluster(slot) => Some((slot, self.metadata_match.as_ref())),
-            Target::Weighted(weighted) => {
-                let (_, slot, metadata) = weighted.entry(fastrand::u64(..weighted.total().max(1)))?;
-                Some((slot, metadata.as_ref()))
-            }
+            Target::Cluster(slot) => Some((slot.clone(), self.metadata_match.clone())),
+            Target::Weighted(weighted) => weighted.entry(fastrand::u64(..weighted.total().max(1))).cloned(),
         }
     }
 }

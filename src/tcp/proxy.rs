@@ -135,7 +135,7 @@ impl Session {
     /// Tries hosts until one is connected; otherwise the flags say why not.
     async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         loop {
-            let drawn = self.proxy.draw().map(|(slot, metadata)| (slot.clone(), metadata.cloned()));
+            let drawn = self.proxy.draw();
             let found = drawn.and_then(|(slot, metadata)| Some((slot.wake()?, slot, metadata)));
             let Some((cluster, slot, metadata)) = found else {
                 self.proxy.stats.downstream_cx_no_route.increment(1);

@@ -259,8 +259,7 @@ impl ClusterLocal {
         let stats = self.cluster.stats().balancing();
         if !more.subsets_known {
             more.subsets_known = true;
-            stats.lb_subsets_active.set(index.len() as f64);
-            stats.lb_subsets_single_host_per_subset_duplicate.set(index.duplicates as f64);
+            self.cluster.stats().set_subsets(index.len(), index.duplicates);
         }
         for (target, note) in plan.iter() {
             if *note == SubsetNote::Selected {

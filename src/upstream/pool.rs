@@ -434,7 +434,7 @@ impl HostPool {
         self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
         let ours = matches!(error, UpstreamError::Connect { local: true, .. });
         if !ours && suspect::failed(&self.host, clock()) {
-            stats.balancing().upstream_host_suspected.increment(1);
+            stats.count_suspect();
         }
         Err(error)
     }

@@ -92,6 +92,10 @@ fn classic(
             use_hostname: config.use_hostname_for_hashing,
             balance_factor: u32_or(config.hash_balance_factor, 0),
         });
+    if hashing.use_hostname && kind.is_some_and(|kind| kind != Kind::StrictDns) {
+        let field = "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing";
+        problems.report_at(field, "is only for clusters of type STRICT_DNS");
+    }
     let mut slow_start = None;
     let policy = match cluster.lb_policy() {
         Classic::RoundRobin => {
@@ -148,7 +152,7 @@ fn classic(
     use pb::cluster::common_lb_config::LocalityConfigSpecifier;
     match &common.locality_config_specifier {
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
-            balancing.locality = LocalityLb::Weighted
+            balancing.locality = LocalityLb::Weighted;
         }
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
             balancing.fail_traffic_on_panic = config.fail_traffic_on_panic;
@@ -164,7 +168,7 @@ fn classic(
     }
     if let Some(config) = &cluster.lb_subset_config {
         problems.at("lb_subset_config", |problems| {
-            balancing.subsets = subsets(&classic_subsets(config), &balancing, problems);
+            set_subsets(&classic_subsets(config), &mut balancing, problems);
         });
     }
     Some(balancing)
@@ -312,7 +316,7 @@ fn of(any: &Any, environment: &Environment<'_>, problems: &mut Problems) -> Opti
                 problems.report_at("subset_lb_policy", "subsets of subsets are not supported");
                 return None;
             }
-            balancing.subsets = subsets(&config, &balancing, problems);
+            set_subsets(&config, &mut balancing, problems);
             Some(balancing)
         }
         "override_host.v3.OverrideHost" => {
@@ -372,7 +376,8 @@ fn maglev(size: Option<UInt64Value>, hashing: Hashing, problems: &mut Problems) 
     if table_size > LARGEST {
         return None;
     }
-    let prime = table_size > 1 && (2..).take_while(|by| by * by <= table_size).all(|by| table_size % by != 0);
+    let prime = table_size > 1
+        && (2..).take_while(|by| by * by <= table_size).all(|by| !table_size.is_multiple_of(by));
     if !prime {
         problems.report_at("table_size", format!("is {table_size}, must be a prime number"));
         return None;
@@ -490,6 +495,16 @@ fn classic_subsets(config: &pb::cluster::LbSubsetConfig) -> lb::subset::v3::Subs
     }
 }
 
+/// Puts `balancing` to work on subsets.
+fn set_subsets(config: &lb::subset::v3::Subset, balancing: &mut Balancing, problems: &mut Problems) {
+    balancing.subsets = subsets(config, balancing, problems);
+    // Unless it is said, weights of localities do not reach into subsets, of which "any host" is one.
+    let aware = config.locality_weight_aware || balancing.subsets.is_none();
+    if balancing.locality == LocalityLb::Weighted && !aware {
+        balancing.locality = LocalityLb::None;
+    }
+}
+
 fn subsets(
     config: &lb::subset::v3::Subset,
     balancing: &Balancing,
@@ -498,9 +513,6 @@ fn subsets(
     use lb::subset::v3::subset::{LbSubsetFallbackPolicy, LbSubsetMetadataFallbackPolicy};
     if balancing.policy == LbPolicy::ClusterProvided {
         problems.report("CLUSTER_PROVIDED cannot be combined with subsets");
-    }
-    if balancing.locality == LocalityLb::Weighted && !config.locality_weight_aware {
-        problems.report_at("locality_weight_aware", "is required with locality_weighted_lb_config");
     }
     if config.locality_weight_aware && balancing.locality != LocalityLb::Weighted {
         let message = "needs locality_weighted_lb_config";
@@ -512,7 +524,7 @@ fn subsets(
     let selectors = config.subset_selectors.iter().enumerate();
     let selectors = selectors
         .map(|(index, one)| problems.at_index("subset_selectors", index, |problems| selector(one, problems)))
-        .collect();
+        .collect::<Vec<_>>();
     // Without selectors there are no subsets, as in Envoy.
     if config.subset_selectors.is_empty() {
         return None;
@@ -524,7 +536,7 @@ fn subsets(
             LbSubsetFallbackPolicy::DefaultSubset => SubsetFallback::Default,
         },
         default_subset: config.default_subset.as_ref().map(Criteria::of).unwrap_or_default(),
-        selectors,
+        selectors: without_hidden_fallbacks(selectors).into(),
         locality_weight_aware: config.locality_weight_aware,
         scale_locality_weight: config.scale_locality_weight,
         panic_mode_any: config.panic_mode_any,
@@ -532,6 +544,19 @@ fn subsets(
         fallback_list: config.metadata_fallback_policy() == LbSubsetMetadataFallbackPolicy::FallbackList,
         allow_redundant_keys: config.allow_redundant_keys,
     }))
+}
+
+/// Envoy keeps selectors in a tree by their keys, and forgets the fallback of one whose keys an earlier one begins
+/// with.
+fn without_hidden_fallbacks(mut selectors: Vec<Selector>) -> Vec<Selector> {
+    for index in 0..selectors.len() {
+        let (before, after) = selectors.split_at_mut(index);
+        let Some(one) = after.first_mut() else { break };
+        if before.iter().any(|earlier| earlier.keys.starts_with(&one.keys)) {
+            one.fallback = SelectorFallback::Inherit;
+        }
+    }
+    selectors
 }
 
 fn selector(config: &lb::subset::v3::subset::LbSubsetSelector, problems: &mut Problems) -> Selector {

@@ -2,7 +2,7 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{observed, refused, whole};
+use super::{refused, whole};
 
 const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
@@ -203,5 +203,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    observed("envoy.config.core.v3.Metadata", &[("*", "metadata is not used yet")]),
+    MessageSupport {
+        message: "envoy.config.core.v3.Metadata",
+        implemented: &["filter_metadata"],
+        observe: &[("typed_filter_metadata", "only filter_metadata is used")],
+        rejected: &[],
+    },
 ];

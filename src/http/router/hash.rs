@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use smallvec::SmallVec;
-use xxhash_rust::xxh64::{xxh64, Xxh64};
+use xxhash_rust::xxh64::xxh64;
 
 use crate::config::matcher::cookie_value;
 use crate::config::route::{HashCookie, HashInput, HashPolicy};
@@ -118,9 +118,8 @@ fn header<R: HeaderView>(
         return None;
     }
     values.sort_unstable();
-    let mut state = Xxh64::new(0);
-    values.iter().for_each(|value| state.update(value));
-    Some(state.digest())
+    // The hash of each is the seed of the next.
+    Some(values.iter().fold(0, |hash, value| xxh64(value, hash)))
 }
 
 /// The first value of a query parameter, as it stands in the path; empty where it has none.

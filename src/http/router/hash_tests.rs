@@ -52,8 +52,9 @@ fn policies_are_combined_by_turning() {
 fn the_order_of_a_headers_values_does_not_matter() {
     let one = request("/", &[("x-user", "a"), ("x-user", "b")]);
     let other = request("/", &[("x-user", "b"), ("x-user", "a")]);
-    assert_eq!(of(&[by_header("x-user")], &one).hash, Some(xxh64(b"ab", 0)));
-    assert_eq!(of(&[by_header("x-user")], &other).hash, Some(xxh64(b"ab", 0)));
+    let expected = Some(xxh64(b"b", xxh64(b"a", 0)));
+    assert_eq!(of(&[by_header("x-user")], &one).hash, expected);
+    assert_eq!(of(&[by_header("x-user")], &other).hash, expected);
 }
 
 #[test]

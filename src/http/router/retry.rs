@@ -80,7 +80,7 @@ impl Retries {
         let Some(frequency) = self.update_frequency() else { return };
         if self.attempted.len() < frequency {
             self.excluded.clear();
-        } else if self.attempted.len() % frequency.max(1) == 0 {
+        } else if self.attempted.len().is_multiple_of(frequency.max(1)) {
             self.excluded.extend_from_slice(&self.attempted);
             if !others(&self.excluded) {
                 self.excluded.clear();

@@ -19,7 +19,10 @@ fn hash_tables_have_envoys_defaults() {
     assert_eq!((minimum_size, maximum_size, murmur, hashing.balance_factor), (1024, 8_388_608, false, 0));
     let common = json!({"consistent_hashing_lb_config": {"use_hostname_for_hashing": true, "hash_balance_factor": 150}});
     let LbPolicy::Maglev(Maglev { table_size, hashing }) =
-        cluster(json!({"lb_policy": "MAGLEV", "common_lb_config": common})).balancing.policy.clone()
+        cluster(json!({"type": "STRICT_DNS", "lb_policy": "MAGLEV", "common_lb_config": common}))
+            .balancing
+            .policy
+            .clone()
     else {
         panic!()
     };
@@ -87,8 +90,8 @@ fn subsets_that_cannot_be_are_refused() {
     );
     refuses_cluster(
         json!({"lb_subset_config": {"subset_selectors": [{"keys": ["a"]}]},
-               "common_lb_config": {"locality_weighted_lb_config": {}}}),
-        "lb_subset_config.locality_weight_aware: is required with locality_weighted_lb_config",
+               "common_lb_config": {"consistent_hashing_lb_config": {"use_hostname_for_hashing": true}}}),
+        "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing: is only for clusters of type STRICT_DNS",
     );
     // As in Envoy, no selectors mean no subsets.
     assert!(cluster(json!({"lb_subset_config": {}})).balancing.subsets.is_none());
