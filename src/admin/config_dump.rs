@@ -30,6 +30,7 @@ const RESOURCES: &[(&str, &str, &str)] = &[
     ),
     ("RoutesConfigDump", "static_route_configs", "RoutesConfigDump.StaticRouteConfig"),
     ("RoutesConfigDump", "dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig"),
+    ("EcdsConfigDump", "ecds_filters", "EcdsConfigDump.EcdsFilterConfig"),
     ("SecretsConfigDump", "static_secrets", "SecretsConfigDump.StaticSecret"),
     ("SecretsConfigDump", "dynamic_active_secrets", "SecretsConfigDump.DynamicSecret"),
     ("SecretsConfigDump", "dynamic_warming_secrets", "SecretsConfigDump.DynamicSecret"),
@@ -142,6 +143,10 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
         String::new(),
         dynamic,
     ));
+    let extensions = discovery.map(View::extensions).unwrap_or_default();
+    if extensions.iter().any(|(_, filters)| !filters.is_empty()) {
+        dump.push(extended(message("EcdsConfigDump", []), String::new(), extensions));
+    }
     dump.push(listed("SecretsConfigDump", "static_secrets", secrets(statics("secrets"), &updated)));
     dump
 }

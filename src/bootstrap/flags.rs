@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::http::h2::rebalance;
 use crate::telemetry::log::LogLevel;
 
 /// The whole command line.
@@ -124,6 +125,13 @@ pub struct Flags {
     /// Ask clients to leave little by little, or at once.
     #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
     pub drain_strategy: DrainStrategy,
+    /// When the cluster of this name grows, of which this process is a host, ask a fair share of the clients with
+    /// HTTP/2 connections to connect anew, so that they find the new hosts [default: never].
+    #[arg(long, value_name = "NAME")]
+    pub rebalance_cluster: Option<String>,
+    /// Over how many seconds they are asked, one by one.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "rebalance_cluster")]
+    pub rebalance_window_s: u32,
     /// When a hot restart's parent is shut down, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub parent_shutdown_time_s: u32,
@@ -263,6 +271,14 @@ impl Flags {
     /// Whether connections of retired filter chains are closed at the end of the drain time: it was asked for.
     pub fn drain_ends(&self) -> bool {
         self.drain_time_s.is_some()
+    }
+
+    /// `--rebalance-cluster` and `--rebalance-window-s`.
+    pub fn rebalance(&self) -> Option<rebalance::Options> {
+        let window = Duration::from_secs(self.rebalance_window_s.into());
+        self.rebalance_cluster
+            .as_deref()
+            .map(|cluster| rebalance::Options { cluster: cluster.into(), window })
     }
 
     /// `--file-flush-interval-msec`.

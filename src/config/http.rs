@@ -178,10 +178,12 @@ pub enum Codec {
 pub enum HttpFilter {
     /// `envoy.filters.http.grpc_stats`.
     GrpcStats(crate::http::filters::grpc_stats::Config),
+    /// One that a control plane configures.
+    Discovered(Arc<super::pieces::DiscoveredFilter>),
     /// `envoy.filters.http.grpc_web`.
     GrpcWeb,
     /// `envoy.filters.http.grpc_http1_bridge`.
-    GrpcHttp1Bridge,
+    GrpcHttp1Bridge(crate::http::filters::grpc_http1_bridge::Config),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

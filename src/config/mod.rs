@@ -18,6 +18,7 @@ pub mod hosts;
 pub mod http;
 pub mod listener;
 pub mod matcher;
+pub mod pieces;
 pub mod problems;
 pub mod regex;
 pub mod retirement;

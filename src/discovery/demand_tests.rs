@@ -8,14 +8,14 @@ use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use serde_json::{json, Value};
 use tokio::sync::{mpsc, oneshot};
 
-use super::effects::{Effect, CDS, LDS, RDS, SRDS, VHDS};
+use super::effects::{Effect, CDS, ECDS, LDS, RDS, SRDS, VHDS};
 use super::manager::Manager;
 use super::sources::StreamId;
 use super::Serving;
 use crate::config::compile::resource::Compiler;
 use crate::config::demand::{Ask, ClusterSource, OnDemandClusters, Want, CLUSTER_PATIENCE};
 use crate::config::discovery::{ConfigSource, DiscoveryConfig, Source};
-use crate::config::http::{HttpConnectionManager, Routes};
+use crate::config::http::{HttpConnectionManager, HttpFilter, Routes};
 use crate::config::listener::{Listener, Terminal};
 
 /// Keeps the connection managers that serve.
@@ -413,4 +413,40 @@ fn a_cluster_is_asked_for_once_however_many_requests_wait() {
     world.manager.timed_out(world.stream, CDS, Some("late"), &mut world.served);
     world.act();
     assert_eq!((late.try_recv(), world.wanted(CDS)), (Ok(()), vec!["bad", "c"]));
+}
+
+#[test]
+fn a_listener_waits_for_the_configuration_of_its_filters() {
+    const BRIDGE: &str = "type.googleapis.com/envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
+    let extension = |kind: &str| {
+        let value = json!({"name": "f", "typed_config": {"@type": kind}});
+        resource("f", "core.v3.TypedExtensionConfig", value)
+    };
+    let filters = json!([{"name": "f", "config_discovery": {
+        "config_source": {"resource_api_version": "V3", "ads": {}}, "type_urls": [BRIDGE]}}]);
+    let mut world = World::new();
+    world.good(LDS, &[listener(&json!({"route_config": {"name": "t"}}), &filters)], &[]);
+    assert_eq!((world.served.0.len(), world.wanted(ECDS)), (0, vec!["f"]));
+    let refused = world.update(
+        ECDS,
+        &[extension("type.googleapis.com/envoy.extensions.filters.http.router.v3.Router")],
+        &[],
+    );
+    assert!(refused[0].message.starts_with("typed_config: is of type"), "{refused:?}");
+    assert_eq!(world.served.0.len(), 1, "it will not come soon");
+    let current = |world: &World| match &world.served.0.last().unwrap().filters[0] {
+        HttpFilter::Discovered(filter) => filter.current().is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(!current(&world));
+    world.good(ECDS, &[extension(BRIDGE)], &[]);
+    assert!(current(&world));
+    // Another version of the listener has it at once.
+    let table = json!({"route_config": {"name": "u"}});
+    world.good(LDS, &[listener(&table, &filters)], &[]);
+    assert_eq!((world.served.0.len(), current(&world)), (2, true));
+    world.good(ECDS, &[], &["f"]);
+    assert!(!current(&world));
+    world.good(LDS, &[], &["l"]);
+    assert_eq!(world.wanted(ECDS), Vec::<&str>::new());
 }

@@ -15,6 +15,7 @@ pub(super) const LDS: &str = type_url::LISTENER;
 pub(super) const SRDS: &str = type_url::SCOPED_ROUTE;
 pub(super) const RDS: &str = type_url::ROUTE;
 pub(super) const VHDS: &str = type_url::VIRTUAL_HOST;
+pub(super) const ECDS: &str = type_url::EXTENSION;
 pub(super) const RTDS: &str = type_url::RUNTIME;
 
 /// Kinds of warnings remembered.

@@ -151,7 +151,7 @@ impl Listeners {
             // One that serves is not replaced by one whose routes do not exist.
             let replaces = entry.active.is_some();
             let is_ready = |(version, _): &mut (Version, Listener)| {
-                version.wanted.is_met(replaces, world.ground.scopes, world.ground.routes)
+                version.wanted.is_met(replaces, world.ground.scopes, world.ground.routes, world.ground.pieces)
             };
             if let Some((version, listener)) = entry.warming.take_if(is_ready) {
                 versions.push((name.clone(), version));

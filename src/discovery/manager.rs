@@ -12,9 +12,10 @@ use outrigger_control_api::client::{warming_order, Cause, Change, Rejection, Res
 use super::called_clusters::CalledClusters;
 use super::clusters::Clusters;
 use super::demands::{Awaited, Demands};
-use super::effects::{Effect, Effects, CDS, EDS, LDS, RDS, RTDS, SRDS, VHDS};
+use super::effects::{Effect, Effects, CDS, ECDS, EDS, LDS, RDS, RTDS, SRDS, VHDS};
 use super::last_good::{Group, Kept};
 use super::listeners::{Listeners, World};
+use super::pieces::Pieces;
 use super::resource::Stored;
 use super::routes::Routes;
 use super::runtime::Layers;
@@ -50,6 +51,7 @@ pub(super) struct Manager {
     pub(super) clusters: Clusters,
     pub(super) routes: Routes,
     pub(super) scopes: Scopes,
+    pub(super) pieces: Pieces,
     pub(super) listeners: Listeners,
     pub(super) layers: Layers,
     pub(super) sources: Sources,
@@ -95,6 +97,7 @@ impl Manager {
             clusters: Clusters::new(compiler.clone(), stats),
             routes: Routes::new(compiler.clone()),
             scopes: Scopes::new(compiler.clone()),
+            pieces: Pieces::new(compiler.clone()),
             listeners: Listeners::new(compiler.clone()),
             layers,
             sources,
@@ -110,8 +113,8 @@ impl Manager {
             changed: None,
         };
         manager.clusters.follow_fixed(&mut manager.sources, &mut manager.effects);
-        let Self { scopes, routes, sources, effects, .. } = &mut manager;
-        let ground = &mut Ground { scopes, routes, sources, effects };
+        let Self { scopes, routes, pieces, sources, effects, .. } = &mut manager;
+        let ground = &mut Ground { scopes, routes, pieces, sources, effects };
         let wanted = needs.iter().map(|needs| Wanted::ask(needs, None, ground)).collect();
         manager.fixed_needs = wanted;
         manager
@@ -131,7 +134,7 @@ impl Manager {
     ) -> Vec<Rejection> {
         let now = Instant::now();
         let Update { type_url, version, added, removed, flawed, .. } = update;
-        let Self { clusters, routes, scopes, listeners, called, sources, effects, .. } = self;
+        let Self { clusters, routes, scopes, pieces, listeners, called, sources, effects, .. } = self;
         let mut refused = Vec::new();
         let whole = match type_url.as_str() {
             CDS => {
@@ -158,27 +161,36 @@ impl Manager {
                     refused.extend(routes.update(resource, stream, &known, sources, effects).err());
                 }
                 removed.iter().for_each(|name| routes.missing(name, stream));
-                let ground = Ground { scopes, routes, sources, effects };
+                let ground = Ground { scopes, routes, pieces, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
             }
             VHDS => {
                 refused = routes.update_hosts(stream, update, &|name| clusters.knows(name), effects);
-                let ground = Ground { scopes, routes, sources, effects };
+                let ground = Ground { scopes, routes, pieces, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
             }
             SRDS => {
                 refused = scopes.update(stream, update, routes, effects);
-                let ground = Ground { scopes, routes, sources, effects };
+                let ground = Ground { scopes, routes, pieces, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
             }
             LDS => {
-                let ground = Ground { scopes, routes, sources, effects };
+                let ground = Ground { scopes, routes, pieces, sources, effects };
                 let world = &mut World { clusters, ground, serving };
                 refused = listeners.update(added, removed, stream, world);
                 self.lds.as_mut()
+            }
+            ECDS => {
+                for resource in added {
+                    refused.extend(pieces.update(resource, stream, ECDS, effects).err());
+                }
+                removed.iter().for_each(|name| pieces.absent(name, stream, ECDS, true));
+                let ground = Ground { scopes, routes, pieces, sources, effects };
+                listeners.advance(&mut World { clusters, ground, serving });
+                None
             }
             RTDS => {
                 let mut changed = false;
@@ -231,6 +243,10 @@ impl Manager {
                 self.routes.absent(name, stream);
                 self.advance(serving);
             }
+            (ECDS, Some(name)) => {
+                self.pieces.absent(name, stream, ECDS, false);
+                self.advance(serving);
+            }
             (CDS, Some(name)) => self.called.absent(name, stream, &mut self.effects),
             (VHDS, name) => {
                 self.routes.hosts_absent(stream, name, &mut self.effects);
@@ -247,8 +263,8 @@ impl Manager {
 
     /// Lets listeners serve whose needs are met now.
     fn advance(&mut self, serving: &mut dyn Serving) {
-        let Self { clusters, routes, scopes, listeners, sources, effects, .. } = self;
-        let ground = Ground { scopes, routes, sources, effects };
+        let Self { clusters, routes, scopes, pieces, listeners, sources, effects, .. } = self;
+        let ground = Ground { scopes, routes, pieces, sources, effects };
         listeners.advance(&mut World { clusters, ground, serving });
     }
 
@@ -319,6 +335,7 @@ impl Manager {
         self.clusters.failed(stream);
         self.routes.failed(stream);
         self.scopes.failed(stream);
+        self.pieces.failed(stream);
     }
 
     /// A response was refused, in part or whole.
@@ -383,7 +400,10 @@ impl Manager {
             }
         }
         let listeners = self.lds.as_ref().is_none_or(|lds| lds.answered) && self.listeners.is_warm();
-        let fixed = self.fixed_needs.iter().all(|wanted| wanted.is_met(false, &self.scopes, &self.routes));
+        let fixed = self
+            .fixed_needs
+            .iter()
+            .all(|wanted| wanted.is_met(false, &self.scopes, &self.routes, &self.pieces));
         self.initialized = clusters && listeners && fixed;
     }
 
@@ -500,6 +520,11 @@ impl Manager {
         for (name, stream, table) in self.routes.tables() {
             if let Some(stored) = &table.stored {
                 put(stream, RDS, &stored.version, name, stored);
+            }
+        }
+        for ((stream, type_url, name), piece) in self.pieces.entries() {
+            if let Some(stored) = &piece.stored {
+                put(*stream, type_url, &stored.version, name, stored);
             }
         }
         for (stream, feed) in self.routes.host_feeds() {

@@ -16,6 +16,7 @@ mod last_good;
 mod listeners;
 mod loads;
 mod manager;
+mod pieces;
 mod resource;
 mod routes;
 mod runtime;

@@ -18,6 +18,15 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `extension_config_discovery.http_filter.<name>.`, beside its subscription's.
+    pub struct PieceStats {
+        counters { config_reload, config_fail, config_conflict }
+        gauges {}
+        histograms {}
+    }
+}
+
+crate::stats! {
     /// `http.<prefix>.rds.<name>.`.
     pub struct RdsStats {
         counters {

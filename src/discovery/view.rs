@@ -8,6 +8,7 @@ use outrigger_control_api::client::TypeStatus;
 use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
 use serde_json::{json, Map, Value};
 
+use super::effects::ECDS;
 use super::manager::Manager;
 use super::resource::{Refused, Stored};
 use super::sources::{Origin, StreamId};
@@ -165,6 +166,19 @@ impl View {
         })
     }
 
+    /// `EcdsConfigDump`.
+    pub fn extensions(&self) -> Parts {
+        self.with(|manager| {
+            let mut all = Vec::new();
+            for ((_, type_url, name), piece) in manager.pieces.entries() {
+                if let Some(stored) = piece.stored.as_ref().filter(|_| *type_url == ECDS) {
+                    all.push((name.clone(), state(EXTENSION, "ecds_filter", stored, piece.refused.as_ref())));
+                }
+            }
+            vec![("ecds_filters", sorted(all))]
+        })
+    }
+
     /// `RoutesConfigDump`.
     pub fn routes(&self) -> Parts {
         self.with(|manager| {
@@ -215,6 +229,7 @@ const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const SCOPE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
+const EXTENSION: &str = "envoy.config.core.v3.TypedExtensionConfig";
 const ROUTE: &str = "envoy.config.route.v3.RouteConfiguration";
 
 fn sorted(mut named: Vec<(Arc<str>, Value)>) -> Vec<Value> {

@@ -24,7 +24,7 @@ use super::router::{self, End};
 use super::worker::Worker;
 use crate::config::http::{HttpConnectionManager, Routes};
 use crate::config::route::{Action, Route, RouteTable, Selection};
-use crate::config::{Known, Slot};
+use crate::config::{HeaderView, Known, Slot};
 use crate::runtime::{buffer, Counted};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
@@ -239,9 +239,10 @@ impl<'a> Exchange<'a> {
     }
 
     async fn serve(&mut self, parsed: ParsedRequest) -> End {
-        let ParsedRequest { mut head, framing, keep_alive, expects_continue, .. } = parsed;
+        let ParsedRequest { mut head, framing, keep_alive, expects_continue, consumed } = parsed;
         self.keep_alive = keep_alive;
-        self.info.request_headers_bytes = manager::head_bytes(&head);
+        // Over HTTP/2 a head is counted as it is without compression.
+        self.info.request_headers_bytes = if consumed > 0 { consumed } else { head.byte_size() } as u64;
         let limit = self.manager.max_requests_per_connection;
         let http2 = self.down.client.is_http2();
         if limit != 0 && self.down.requests >= limit && !http2 {
@@ -286,7 +287,10 @@ impl<'a> Exchange<'a> {
             }
         }
         if !self.manager.filters.is_empty() {
-            filters::on_request(self);
+            if let Err(filters::Untold) = filters::on_request(self) {
+                self.info.flags.insert(ResponseFlags::NFCF);
+                return self.reply(Reply::new(500, "")).await;
+            }
         }
         self.route().await
     }
@@ -404,17 +408,19 @@ impl<'a> Exchange<'a> {
                     }
                 }
                 let (case, http_10) = (self.manager.http1.header_case, protocol == Protocol::Http10);
+                let before = wire.output.len();
                 h1::write::response_head(wire.output.flat(), &head, case, extra, http_10);
+                self.info.response_headers_bytes = (wire.output.len() - before) as u64;
             }
             Client::Http2(stream) => {
                 if leaving && stream.drain() {
                     self.manager.stats.downstream_cx_drain_close.increment(1);
                 }
+                self.info.response_headers_bytes = head.byte_size() as u64;
                 stream.begin(&head, ends);
             }
         }
         self.info.response_code = head.status;
-        self.info.response_headers_bytes = manager::head_bytes(&head);
         self.info.times.first_downstream_tx = Some(now);
         if !self.manager.access_logs.is_empty() {
             self.response = Some(head);

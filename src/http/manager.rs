@@ -8,7 +8,7 @@ use super::head::{RequestHead, ResponseHead};
 use super::path::{normalize, Normalized};
 use super::worker::Worker;
 use crate::config::http::{EscapedSlashes, HttpConnectionManager, ServerHeader, StripPort};
-use crate::config::{HeaderView, Known, KnownSet, RequestView};
+use crate::config::{Known, KnownSet, RequestView};
 use crate::telemetry::stream_info::ConnectionInfo;
 use std::time::Instant;
 
@@ -468,11 +468,6 @@ fn ip_text(ip: IpAddr, buffer: &mut [u8; 48]) -> &[u8] {
     let _ = write!(rest, "{ip}");
     let used = 48 - rest.len();
     buffer.get(..used).unwrap_or_default()
-}
-
-/// Bytes of a head as the access log counts them.
-pub fn head_bytes(head: &impl HeaderView) -> u64 {
-    head.byte_size() as u64
 }
 
 #[cfg(test)]

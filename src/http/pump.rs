@@ -336,10 +336,15 @@ impl Pump {
             let mut passed = None;
             let mut trailers = end.as_ref().filter(|_| self.trailers);
             if let Some(transform) = self.filter.as_mut().and_then(|filter| filter.transform.as_mut()) {
+                let web = matches!(transform, Transform::Web { .. });
                 let Some((piece, left)) = transform.end(end.clone()) else {
                     return Err(PumpError::Source(Refusal::CODEC));
                 };
                 if !piece.is_empty() {
+                    let filter = self.filter.as_mut();
+                    if let Some(messages) = filter.filter(|_| !web).and_then(|f| f.messages.as_mut()) {
+                        messages.feed(&piece);
+                    }
                     each(Seen::Shared(&piece));
                     shelf.put(piece, self.chunked);
                 }

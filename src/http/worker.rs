@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::filters::grpc_stats::Methods;
+use super::h2::rebalance::Rebalance;
 use super::h2::server::Registry;
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
@@ -22,6 +23,8 @@ pub struct Worker {
     pub drain: Arc<Drain>,
     /// Connections that carry several requests.
     pub multiplexed: Registry,
+    /// Whether connections move when the service grows.
+    pub rebalance: Option<Rebalance>,
     /// Statistics of gRPC calls, by method.
     pub grpc: Methods,
     /// Random numbers for routing, ids and back-off.
@@ -44,6 +47,7 @@ impl Worker {
             clusters,
             drain,
             multiplexed: Registry::default(),
+            rebalance: None,
             grpc: Methods::default(),
             rng: RefCell::new(fastrand::Rng::new()),
             clock: Clock::new(),

@@ -82,6 +82,7 @@ impl Rig {
                 drains_end: self.policy.ends,
                 clusters: self.config.clusters.clone(),
                 drain: Arc::default(),
+                rebalance: None,
                 status: Arc::default(),
                 end: self.end.subscribe(),
             };

@@ -295,6 +295,7 @@ fn start_workers(
             drains_end: flags.drain_ends(),
             clusters: clusters.clone(),
             drain: drain.clone(),
+            rebalance: flags.rebalance(),
             status,
             end: ended.clone(),
         };

@@ -14,6 +14,7 @@ use super::drain::Drain;
 use super::socket::Bound;
 use super::stream::Acceptor;
 use crate::config::{Cluster, Directory, Retirement};
+use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
 use crate::listener::live::Share;
@@ -30,6 +31,8 @@ pub struct Assignment {
     pub clusters: Arc<Directory<Cluster>>,
     /// The process's drain.
     pub drain: Arc<Drain>,
+    /// Whether connections move when the service grows.
+    pub rebalance: Option<rebalance::Options>,
     /// What the worker reports.
     pub status: Arc<Status>,
     /// Becomes true when the worker is to end, whatever it does.
@@ -94,8 +97,10 @@ pub fn run(assignment: Assignment) -> io::Result<()> {
 }
 
 async fn serve(assignment: Assignment) -> io::Result<()> {
-    let Assignment { mut commands, drains_end, clusters, drain, status, mut end, .. } = assignment;
-    let worker = Rc::new(Worker::new(clusters, drain.clone()));
+    let Assignment { mut commands, drains_end, clusters, drain, rebalance, status, mut end, .. } = assignment;
+    let mut worker = Worker::new(clusters, drain.clone());
+    worker.rebalance = rebalance.map(Rebalance::new);
+    let worker = Rc::new(worker);
     let census = Rc::new(Census::new(drains_end));
     let cut = end.clone();
     let obey = |command: Command| -> io::Result<()> {
@@ -112,8 +117,10 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
     while let Ok(command) = commands.try_recv() {
         obey(command)?;
     }
-    status.ready.store(true, Ordering::Release);
     let mut last_sweep = Instant::now();
+    // What grows from now on has grown.
+    worker.multiplexed.sweep(&worker, last_sweep);
+    status.ready.store(true, Ordering::Release);
     loop {
         let pause = if drain.is_draining() { REPORT } else { SWEEP.min(Duration::from_millis(250)) };
         tokio::select! {

@@ -132,6 +132,7 @@ impl ClusterLocal {
     }
 
     /// Whether its hosts are those of other clusters.
+    #[inline]
     pub fn is_aggregate(&self) -> bool {
         self.aggregate.is_some()
     }
@@ -150,6 +151,21 @@ impl ClusterLocal {
             Some(aggregate) => aggregate.priority_of(pool),
             None => pool.host.template.priority,
         }
+    }
+
+    /// The next host, where nothing but the order of hosts decides; else `None`, and
+    /// [`ClusterLocal::pick`] has to be asked.
+    pub fn next(&self) -> Option<Rc<HostPool>> {
+        if self.special {
+            return None;
+        }
+        let view = &mut *self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
+            return None;
+        }
+        let ground = Ground { all: &view.set.all, split: &view.set.split, now: 0 };
+        let index = view.picker.next(ground)?;
+        view.pools.get(index).cloned()
     }
 
     /// Chooses a host.

@@ -51,6 +51,8 @@ pub struct Ground<'a> {
 pub struct Picker {
     balancing: Arc<Balancing>,
     hashes: bool,
+    /// One list of healthy hosts takes turns, and nothing else matters.
+    plain: bool,
     levels: Vec<Level>,
     zone: Option<ZoneRouting>,
     panicked: bool,
@@ -132,9 +134,12 @@ impl Picker {
                 }
             }
         }
+        let one = matches!(split.load.as_slice(), [only] if only.healthy == 100 && !only.panic);
+        let near = levels.iter().any(|level| level.near.is_some());
         Self {
             balancing: balancing.clone(),
             hashes: balancing.hashes(),
+            plain: one && !near && balancing.policy == LbPolicy::RoundRobin,
             levels,
             zone: None,
             panicked: false,
@@ -174,6 +179,27 @@ impl Picker {
     #[inline]
     pub fn take_suspect(&mut self) -> Option<u32> {
         self.suspect.take()
+    }
+
+    /// What [`Picker::pick`] would say without any context, where that takes nothing but the next of a list; else
+    /// `None`, and nothing has happened.
+    #[inline]
+    pub fn next(&mut self, ground: Ground<'_>) -> Option<usize> {
+        if !self.plain {
+            return None;
+        }
+        let [Level { sources: [_, source, _], .. }] = self.levels.as_mut_slice() else { return None };
+        let [PriorityHosts { healthy, .. }] = ground.split.priorities.as_slice() else { return None };
+        if !source.ready || source.weighted.is_some() {
+            return None;
+        }
+        let next = if source.next + 1 >= healthy.len() { 0 } else { source.next + 1 };
+        let index = *healthy.get(next)? as usize;
+        if ground.all.get(index)?.shared.health.has(HealthFlags::SUSPECT) {
+            return None;
+        }
+        source.next = next;
+        Some(index)
     }
 
     /// The index of a host, or `None` when no host may be used.

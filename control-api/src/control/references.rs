@@ -82,6 +82,13 @@ impl Walk {
             "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig" if is_ours(message, "sds_config") => {
                 self.names(message, "name", &ResourceType::SECRET);
             }
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter" => {
+                if let Some(Value::Message(discovery)) = set(message, "config_discovery") {
+                    if is_ours(discovery, "config_source") {
+                        self.names(message, "name", &ResourceType::EXTENSION);
+                    }
+                }
+            }
             _ => {}
         }
         for (field, value) in message.fields() {

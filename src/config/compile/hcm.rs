@@ -255,10 +255,12 @@ fn filters(list: &[pb::HttpFilter], environment: &Environment<'_>, problems: &mu
         problems.at_index("http_filters", index, |problems| {
             let any = match &filter.config_type {
                 Some(ConfigType::TypedConfig(any)) if !type_of(any).is_empty() => any,
-                Some(ConfigType::ConfigDiscovery(_)) => {
-                    // Refused by the support table.
-                    unsupported = true;
-                    return;
+                Some(ConfigType::ConfigDiscovery(config)) => {
+                    let compiled = problems.at("config_discovery", |problems| {
+                        http_filters::config_discovery(&filter.name, config, environment, problems)
+                    });
+                    unsupported |= compiled.is_none();
+                    return filters.extend(compiled.filter(|_| !filter.disabled));
                 }
                 _ => {
                     unsupported = true;

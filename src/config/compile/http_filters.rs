@@ -2,20 +2,92 @@
 
 use std::sync::Arc;
 
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_http1_bridge::v3::Config as Bridge;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_stats::v3 as stats;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
-use super::{bool_or, extension};
+use super::discovery::config_source;
+use super::{bool_or, extension, Environment};
 use crate::config::http::HttpFilter;
+use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
+use crate::http::filters::grpc_http1_bridge;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
+
+/// A filter whose configuration a control plane sends; the environment learns that it is needed. `None` when a problem
+/// was reported.
+pub(super) fn config_discovery(
+    name: &str,
+    config: &core::ExtensionConfigSource,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Option<HttpFilter> {
+    let before = problems.count();
+    let source = problems.at("config_source", |problems| {
+        // Demanded by a field rule.
+        let parent = environment.parent();
+        config_source(config.config_source.as_ref()?, parent.as_ref(), environment.compiler, problems)
+    });
+    let types: Vec<Box<str>> =
+        config.type_urls.iter().map(|url| url.rsplit('/').next().unwrap_or_default().into()).collect();
+    for (index, found) in types.iter().enumerate().filter(|(_, found)| !knows(found)) {
+        let message = format!("an HTTP filter of type {found} cannot be discovered");
+        problems.report_at(format_args!("type_urls[{index}]"), message);
+    }
+    let default = config.default_config.as_ref().and_then(|any| {
+        problems.at("default_config", |problems| {
+            check_type(any, &types, problems);
+            knows(type_of(any)).then(|| compile(any, problems)).flatten()
+        })
+    });
+    let optional = config.apply_default_config_without_warming;
+    if optional && config.default_config.is_none() {
+        problems.report_at("default_config", "is required with apply_default_config_without_warming");
+    }
+    if problems.count() > before {
+        return None;
+    }
+    let filter = Arc::new(DiscoveredFilter::new(name.into(), types, default));
+    environment.needs.borrow_mut().pieces.push(PieceNeed {
+        source: source?,
+        name: name.into(),
+        piece: filter.clone(),
+        optional,
+    });
+    Some(HttpFilter::Discovered(filter))
+}
+
+/// A filter's configuration as a control plane sends it. `None` when a problem was reported.
+pub(super) fn discovered(
+    config: &core::TypedExtensionConfig,
+    types: &[Box<str>],
+    problems: &mut Problems,
+) -> Option<HttpFilter> {
+    problems.at("typed_config", |problems| {
+        // Demanded by a field rule.
+        let any = config.typed_config.as_ref()?;
+        if !check_type(any, types, problems) {
+            return None;
+        }
+        compile(any, problems)
+    })
+}
+
+fn check_type(any: &Any, types: &[Box<str>], problems: &mut Problems) -> bool {
+    let found = type_of(any);
+    let allowed = types.iter().any(|allowed| **allowed == *found);
+    if !allowed {
+        problems.report(format!("is of type {found}, must be of {}", types.join(" or ")));
+    }
+    allowed
+}
 
 /// Whether filters of this type are compiled here.
 pub(super) fn knows(kind: &str) -> bool {
@@ -31,9 +103,11 @@ pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> 
             Some(HttpFilter::GrpcWeb)
         }
         _ => {
-            // What it can be told is refused by the support table.
-            let _: Bridge = extension(any, "", problems)?;
-            Some(HttpFilter::GrpcHttp1Bridge)
+            let config: Bridge = extension(any, "", problems)?;
+            Some(HttpFilter::GrpcHttp1Bridge(grpc_http1_bridge::Config {
+                protobuf: config.upgrade_protobuf_to_grpc,
+                drop_query: config.ignore_query_parameters,
+            }))
         }
     }
 }

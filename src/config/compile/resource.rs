@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster as ClusterConfig;
+use outrigger_control_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use outrigger_control_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrigger_control_api::pb::envoy::config::listener::v3::Listener as ListenerConfig;
 use outrigger_control_api::pb::envoy::config::route::v3::{
@@ -27,11 +28,13 @@ use super::discovery::config_source;
 use super::dns::Resolver;
 use super::runtime::Runtime;
 use super::scoped::{self, ScopeConfig};
-use super::{cluster, endpoints, known_clusters, listener, on_demand};
+use super::{cluster, endpoints, http_filters, known_clusters, listener, on_demand};
 use crate::config::cluster::Locality;
 use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
+use crate::config::http::HttpFilter;
 use crate::config::listener::Listener;
+use crate::config::pieces::PieceNeed;
 use crate::config::problems::{Problem, Problems};
 use crate::config::route::{self, RouteTable};
 use crate::config::scopes::ScopeTable;
@@ -108,6 +111,8 @@ pub struct Needs {
     pub scoped_routes: Vec<ScopesNeed>,
     /// Where a route table has the virtual hosts that are not in it (VHDS).
     pub virtual_hosts: Option<ConfigSource>,
+    /// Parts that come by themselves.
+    pub pieces: Vec<PieceNeed>,
     /// Requests may ask for more.
     pub on_demand: bool,
 }
@@ -115,9 +120,9 @@ pub struct Needs {
 impl Needs {
     /// Whether nothing is needed.
     pub fn is_empty(&self) -> bool {
-        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, on_demand } = self;
+        let Self { route_tables, lazy_tables, scoped_routes, virtual_hosts, pieces, on_demand } = self;
         let tables = route_tables.is_empty() && lazy_tables.is_empty() && scoped_routes.is_empty();
-        tables && virtual_hosts.is_none() && !on_demand
+        tables && virtual_hosts.is_none() && pieces.is_empty() && !on_demand
     }
 }
 
@@ -309,6 +314,17 @@ impl Compiler {
         self.compile(body, known, |config: &ListenerConfig, environment, problems| {
             let compiled = listener::compile(config, environment, problems)?;
             Some((compiled.name.clone(), compiled))
+        })
+    }
+
+    /// Compiles an encoded `envoy.config.core.v3.TypedExtensionConfig` for an HTTP filter that may be one of `types`.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn http_filter(&self, body: &[u8], types: &[Box<str>]) -> Result<Compiled<HttpFilter>, Vec<Problem>> {
+        self.compile(body, &|_| true, |config: &TypedExtensionConfig, _, problems| {
+            let filter = http_filters::discovered(config, types, problems)?;
+            Some((config.name.as_str().into(), filter))
         })
     }
 

@@ -94,20 +94,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        implemented: &["name", "typed_config", "is_optional", "disabled"],
+        implemented: &["name", "typed_config", "config_discovery", "is_optional", "disabled"],
         observe: &[],
-        rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
+        rejected: &[],
     },
+    whole("envoy.config.core.v3.ExtensionConfigSource"),
     whole("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
-    MessageSupport {
-        message: "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config",
-        implemented: &[],
-        observe: &[],
-        rejected: &[
-            ("upgrade_protobuf_to_grpc", "only requests that are gRPC already are bridged"),
-            ("ignore_query_parameters", "it belongs to upgrade_protobuf_to_grpc"),
-        ],
-    },
+    whole("envoy.extensions.filters.http.grpc_http1_bridge.v3.Config"),
     MessageSupport {
         message: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
         implemented: &[

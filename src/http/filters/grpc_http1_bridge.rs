@@ -7,9 +7,55 @@ use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::telemetry::stream_info::Protocol;
 
-/// Whether the request is one of gRPC over HTTP/1.
-pub(super) fn concerns(request: &RequestHead) -> bool {
-    matches!(request.protocol, Protocol::Http10 | Protocol::Http11) && request.is_grpc()
+/// `envoy.extensions.filters.http.grpc_http1_bridge.v3.Config`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Config {
+    /// `upgrade_protobuf_to_grpc`: a Protobuf message without gRPC's framing is one of gRPC.
+    pub protobuf: bool,
+    /// `ignore_query_parameters`: the path of a request that is bridged ends before its query.
+    pub drop_query: bool,
+}
+
+/// How a request of HTTP/1 is one of gRPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::http) enum Bridged {
+    /// It says so.
+    Grpc,
+    /// It is a message without framing, and so is its response.
+    Protobuf,
+}
+
+const PROTOBUF: &[u8] = b"application/x-protobuf";
+/// A message begins with whether it is compressed, and its length.
+const FRAME: usize = 5;
+
+impl Bridged {
+    /// Makes a message without framing one of gRPC. `None` when the request is none.
+    pub(super) fn of(config: &Config, request: &mut RequestHead) -> Option<Self> {
+        if !matches!(request.protocol, Protocol::Http10 | Protocol::Http11) {
+            return None;
+        }
+        let bridged = if request.is_grpc() {
+            Bridged::Grpc
+        } else if config.protobuf && request.fields.get(Known::ContentType) == Some(PROTOBUF) {
+            Bridged::Protobuf
+        } else {
+            return None;
+        };
+        if bridged == Bridged::Protobuf {
+            // The client does not speak gRPC: an answer of our own is none of gRPC.
+            request.fields.set_known(Known::ContentType, b"application/grpc");
+            request.fields.remove_known(Known::ContentLength);
+        }
+        if config.drop_query {
+            let path = request.path();
+            if let Some(end) = path.iter().position(|byte| *byte == b'?') {
+                let path = path.get(..end).unwrap_or_default().to_vec();
+                request.set_path(&path);
+            }
+        }
+        Some(bridged)
+    }
 }
 
 /// A response without body and trailers: the status stands in its head already.
@@ -22,7 +68,16 @@ pub(super) fn head_only(head: &mut ResponseHead) {
 }
 
 /// Puts what `trailers` say into the head; a call that failed is a 503, as clients of HTTP/1 expect.
-pub(in crate::http) fn complete(head: &mut ResponseHead, trailers: Option<&Fields>, length: usize) {
+pub(in crate::http) fn complete(
+    head: &mut ResponseHead,
+    trailers: Option<&Fields>,
+    body: &mut Vec<u8>,
+    bridged: Option<Bridged>,
+) {
+    if bridged == Some(Bridged::Protobuf) {
+        body.drain(..FRAME.min(body.len()));
+    }
+    let length = body.len();
     if let Some(trailers) = trailers {
         if let Some(status) = trailers.get(Known::GrpcStatus) {
             if status != b"0" {
@@ -54,7 +109,7 @@ mod tests {
             trailers.push_known(Known::GrpcMessage, b"why");
             trailers.push(b"x-other", b"1");
             let mut head = head();
-            complete(&mut head, Some(&trailers), 12);
+            complete(&mut head, Some(&trailers), &mut vec![0; 12], Some(Bridged::Grpc));
             assert_eq!(
                 (head.status, head.fields.get(Known::GrpcStatus)),
                 (expected, Some(status.as_bytes()))

@@ -112,15 +112,15 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call, if the request is one.
-    pub(super) fn of(config: &Config, request: &RequestHead) -> Option<Self> {
+    /// A call that begins.
+    pub(super) fn of(config: &Config, request: &RequestHead) -> Self {
         let apart = match &config.by_method {
             ByMethod::None => false,
             ByMethod::All => true,
             ByMethod::These(these) => these.contains(request.path()),
         };
         let (replace_dots, times) = (config.replace_dots, config.times);
-        request.is_grpc().then_some(Self { apart, replace_dots, times, stats: None, status: None })
+        Self { apart, replace_dots, times, stats: None, status: None }
     }
 
     /// Its cluster is known.

@@ -73,6 +73,8 @@ impl Web {
 pub enum Transform {
     /// Base64 becomes bytes. Holds what is no whole group yet.
     Decode(Vec<u8>),
+    /// All of it becomes one message of gRPC, of at most so many bytes.
+    Message(Vec<u8>, usize),
     /// Trailers become the last message, and if `text`, everything base64.
     Web {
         /// Everything is base64.
@@ -89,6 +91,10 @@ impl Transform {
         match self {
             Transform::Web { text: false } => Some(Bytes::copy_from_slice(piece)),
             Transform::Web { text: true } => Some(encode(piece).into()),
+            Transform::Message(message, limit) => {
+                message.extend_from_slice(piece);
+                (message.len() <= *limit).then(Bytes::new)
+            }
             Transform::Decode(rest) => {
                 rest.extend_from_slice(piece);
                 let whole = rest.len() / 4 * 4;
@@ -107,6 +113,11 @@ impl Transform {
     pub fn end(&mut self, trailers: Option<Fields>) -> Option<(Bytes, Option<Fields>)> {
         match self {
             Transform::Decode(rest) => rest.is_empty().then_some((Bytes::new(), trailers)),
+            Transform::Message(message, _) => {
+                let length = u32::try_from(message.len()).ok()?;
+                let framed = [&[0], &length.to_be_bytes()[..], message].concat();
+                Some((framed.into(), trailers))
+            }
             Transform::Web { text } => {
                 let Some(trailers) = trailers else { return Some((Bytes::new(), None)) };
                 let mut message = vec![TRAILERS, 0, 0, 0, 0];

@@ -10,37 +10,58 @@ pub mod grpc_stats;
 pub mod grpc_web;
 
 use self::framing::Messages;
+use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
-use self::grpc_web::Web;
+use self::grpc_web::{Transform, Web};
 use super::exchange::Exchange;
 use super::fields::Fields;
 use super::head::ResponseHead;
 use super::pump::Pump;
 use crate::config::http::HttpFilter;
-use crate::config::Known;
+use crate::config::{Known, RequestView};
 
 /// What the filters do to one request.
 #[derive(Debug, Default)]
 pub struct Active {
     web: Option<Web>,
     /// The client is told in a head what gRPC says in trailers.
-    bridged: bool,
+    bridged: Option<Bridged>,
     call: Option<Call>,
 }
 
+/// A filter without configuration.
+#[derive(Debug)]
+pub(super) struct Untold;
+
 impl Active {
     fn concerns_nothing(&self) -> bool {
-        self.web.is_none() && !self.bridged && self.call.is_none()
+        self.web.is_none() && self.bridged.is_none() && self.call.is_none()
     }
 }
 
 /// Filters see a request's head.
-pub(super) fn on_request(ex: &mut Exchange<'_>) {
+///
+/// # Errors
+/// One of them was told by nobody what to do.
+pub(super) fn on_request(ex: &mut Exchange<'_>) -> Result<(), Untold> {
     let mut active = Active::default();
     for filter in &ex.manager.filters {
-        let Some(request) = &mut ex.request else { return };
+        let Some(request) = &mut ex.request else { return Ok(()) };
+        let held;
+        let filter = match filter {
+            HttpFilter::Discovered(filter) => {
+                held = filter.current();
+                held.as_deref().ok_or(Untold)?
+            }
+            filter => filter,
+        };
         match filter {
-            HttpFilter::GrpcStats(config) => active.call = Call::of(config, request),
+            // None is the configuration of another.
+            HttpFilter::Discovered(_) => {}
+            HttpFilter::GrpcStats(config) if request.is_grpc() || active.bridged.is_some() => {
+                active.call = Some(Call::of(config, request));
+            }
+            HttpFilter::GrpcStats(_) => {}
             HttpFilter::GrpcWeb => {
                 if let Some(web) = Web::of(request) {
                     ex.upload.transform(web.request_transform());
@@ -48,11 +69,17 @@ pub(super) fn on_request(ex: &mut Exchange<'_>) {
                 }
             }
             // A client of gRPC-Web reads trailers in its own way.
-            HttpFilter::GrpcHttp1Bridge if active.web.is_some() => {}
-            HttpFilter::GrpcHttp1Bridge => active.bridged |= grpc_http1_bridge::concerns(request),
+            HttpFilter::GrpcHttp1Bridge(_) if active.web.is_some() || active.bridged.is_some() => {}
+            HttpFilter::GrpcHttp1Bridge(config) => {
+                active.bridged = Bridged::of(config, request);
+                if active.bridged == Some(Bridged::Protobuf) {
+                    ex.upload.transform(Some(Transform::Message(Vec::new(), ex.down.buffer_limit)));
+                }
+            }
         }
     }
     ex.filters = (!active.concerns_nothing()).then(|| Box::new(active));
+    Ok(())
 }
 
 /// The router has chosen a cluster: what counts messages knows where.
@@ -73,7 +100,12 @@ pub(super) fn is_web(ex: &Exchange<'_>) -> bool {
 
 /// Whether the response is to be complete before any of it is sent.
 pub(super) fn collects_response(ex: &Exchange<'_>) -> bool {
-    ex.filters.as_ref().is_some_and(|active| active.bridged)
+    bridged(ex).is_some()
+}
+
+/// How the request came over the bridge from HTTP/1.
+pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
+    ex.filters.as_ref().and_then(|active| active.bridged)
 }
 
 /// Filters see a response's head. `ends` says that nothing follows it.
@@ -82,7 +114,7 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
     if let Some(call) = &mut active.call {
         call.answered(head);
     }
-    if active.bridged && ends {
+    if active.bridged == Some(Bridged::Grpc) && ends {
         grpc_http1_bridge::head_only(head);
     }
     if let Some(web) = &active.web {

@@ -12,6 +12,7 @@ pub mod heads;
 mod huffman;
 mod outbound;
 pub mod ping;
+pub mod rebalance;
 mod screen;
 pub mod server;
 mod watch;

@@ -127,6 +127,8 @@ struct Connection {
     idle_since: Cell<Instant>,
     /// GOAWAY is to be sent, or was.
     drain: Cell<bool>,
+    /// When it is to be sent, because the client should connect anew.
+    moves: Cell<Option<Instant>>,
     ended: Cell<u64>,
     premature: Cell<u64>,
     waker: RefCell<Option<Waker>>,
@@ -146,16 +148,39 @@ impl Registry {
 
     /// Tells those to leave whose time has come. Called about once a second.
     pub fn sweep(&self, worker: &Worker, now: Instant) {
+        self.choose_movers(worker, now);
         self.0.borrow_mut().retain(|connection| {
             let Some(connection) = connection.upgrade() else { return false };
             let info = &connection.info;
             let leaving = worker.drain.announces_close(now, info.inbound, || worker.random())
-                || info.retirement.announces_close(now, || worker.random());
+                || info.retirement.announces_close(now, || worker.random())
+                || connection.moves.get().is_some_and(|moment| moment <= now);
             if leaving && !connection.drain.replace(true) {
                 connection.wake();
             }
             !leaving
         });
+    }
+}
+
+impl Registry {
+    /// Where this service has grown, chooses who is to connect anew, and when.
+    fn choose_movers(&self, worker: &Worker, now: Instant) {
+        let Some(rebalance) = &worker.rebalance else { return };
+        let options = &rebalance.options;
+        let cluster = worker.clusters.find(&options.cluster);
+        let cluster = cluster.and_then(|slot| worker.upstreams.cluster(&slot));
+        let hosts = cluster.map_or(0, |cluster| cluster.cluster.hosts.load().all.len());
+        let share = rebalance.share(hosts);
+        if share == 0.0 {
+            return;
+        }
+        let mut rng = worker.rng.borrow_mut();
+        for connection in self.0.borrow().iter().filter_map(Weak::upgrade) {
+            if rng.f64() < share && connection.moves.get().is_none() {
+                connection.moves.set(Some(now + options.window.mul_f64(rng.f64())));
+            }
+        }
     }
 }
 
@@ -281,6 +306,7 @@ pub async fn serve(
         active: Cell::new(0),
         idle_since: Cell::new(info.start),
         drain: Cell::new(false),
+        moves: Cell::new(None),
         ended: Cell::new(0),
         premature: Cell::new(0),
         waker: RefCell::default(),

@@ -63,7 +63,10 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         was_timeout: bool,
     ) -> Result<Answered, Failed> {
-        let pool = self.pick(ex).map_err(Failure::Upstream)?;
+        let pool = match self.pick(ex) {
+            Ok(pool) => pool,
+            Err(error) => return Err(Failure::Upstream(error).into()),
+        };
         if let Some(retries) = &mut self.retries {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
             retries.note_priority(|| self.cluster.priority_of(&pool));
@@ -82,6 +85,7 @@ impl Attempts<'_> {
         let mut wire = OutBuf::default();
         if !self.terminate {
             self.write_head(ex, &mut wire);
+            ex.info.upstream_wire_sent += wire.len() as u64;
         }
         let mut out = Out::Wire(wire);
         if !self.terminate {
@@ -193,11 +197,21 @@ impl Attempts<'_> {
     }
 
     /// The cluster that is asked: the picked member of an aggregate.
+    #[inline]
     pub(super) fn upstream(&self) -> &Arc<Cluster> {
-        self.member.as_ref().unwrap_or(&self.cluster.cluster)
+        match &self.member {
+            Some(member) => member,
+            None => &self.cluster.cluster,
+        }
     }
 
     fn pick(&mut self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+        let asks_nothing = self.forward.hash_policies.is_empty() && self.forward.metadata_match.is_none();
+        if asks_nothing && self.weighted.is_none() && self.tried.is_empty() {
+            if let Some(pool) = self.cluster.next() {
+                return Ok(pool);
+            }
+        }
         if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
             let named =
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));

@@ -195,7 +195,9 @@ pub(in crate::http) async fn forward(
         upgrade,
         terminate,
     };
-    attempts.run(ex).await
+    let end = attempts.run(ex).await;
+    attempts.count_bytes(ex);
+    end
 }
 
 /// The upgrade as the route has it, else as the connection manager has it.
@@ -224,6 +226,16 @@ fn strict_check(ex: &Exchange<'_>) -> Option<Reply> {
 }
 
 impl Attempts<'_> {
+    /// Counts what passed between us and the upstream: heads, and bodies without their framing.
+    fn count_bytes(&self, ex: &mut Exchange<'_>) {
+        if ex.info.upstream_wire_sent > 0 || self.terminate {
+            ex.info.upstream_wire_sent += ex.upload.bytes;
+        }
+        let stats = self.upstream().stats();
+        stats.upstream_cx_tx_bytes_total.increment(ex.info.upstream_wire_sent);
+        stats.upstream_cx_rx_bytes_total.increment(ex.info.upstream_wire_received);
+    }
+
     async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
         let mut replays = 0;
         let mut was_timeout = false;

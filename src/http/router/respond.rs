@@ -27,7 +27,10 @@ impl Attempts<'_> {
         let Answered { parsed, mut connection, request_permit, mut sent } = answered;
         let now = Instant::now();
         ex.now = now;
-        let ParsedResponse { mut head, framing, keep_alive, .. } = parsed;
+        let ParsedResponse { mut head, framing, keep_alive, consumed } = parsed;
+        // Over HTTP/2 a head is counted as it is without compression.
+        let head_size = if connection.is_http2() { head.fields.size() } else { consumed };
+        ex.info.upstream_wire_received += head_size as u64;
         self.copies.stop();
         if !keep_alive {
             self.upstream().stats().upstream_cx_close_notify.increment(1);
@@ -128,6 +131,7 @@ impl Attempts<'_> {
         download.limit(ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
+        ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
         drop(request_permit);
         match result {
@@ -232,8 +236,10 @@ impl Attempts<'_> {
         if let Err(failure) = collected {
             return self.fail(ex, failure).await;
         }
+        ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
-        filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), body.len());
+        let bridged = filters::bridged(ex);
+        filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), &mut body, bridged);
         let now = Instant::now();
         ex.now = now;
         ex.info.times.last_upstream_rx = Some(now);

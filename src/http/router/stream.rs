@@ -51,6 +51,7 @@ impl Attempts<'_> {
         let (Some(request), Out::Frames(frames)) = (&ex.request, &mut out) else {
             return Err(Failure::Gone.into());
         };
+        ex.info.upstream_wire_sent += request.fields.size() as u64;
         let stream = match ClientStream::send(slot, request, self.upgrade, frames) {
             Ok(stream) => stream,
             Err(Unsent::Unspeakable) => return Err(Failure::Refused(Refusal::TARGET).into()),

@@ -129,5 +129,6 @@ pub(super) async fn run(
     }
     ex.upload.bytes += up.bytes;
     ex.info.bytes_sent += back.bytes;
+    ex.info.upstream_wire_received += back.bytes;
     end
 }

@@ -4,6 +4,7 @@ mod beside;
 mod blocking;
 mod churn;
 pub mod clients;
+mod extensions;
 mod groups;
 mod loads;
 mod loss;

@@ -110,7 +110,9 @@ async fn thousands_of_clusters_sleep_and_one_changes_at_once() {
     let each = resident.saturating_sub(base) / CLUSTERS;
     eprintln!("ready after {ready:?}; {resident} bytes, {each} for each cluster");
     assert!(ready < READY, "{ready:?}");
-    assert!(each < EACH, "{each} bytes for each cluster");
+    // Memory that was used while all of it came goes back little by little.
+    let small = || std::future::ready(proxy.resident().saturating_sub(base) / CLUSTERS < EACH);
+    assert!(eventually(DEADLINE, small).await, "{each} bytes for each cluster");
 
     // Nobody has called: no cluster has anything to count with.
     let clusters_counting =

@@ -5,9 +5,9 @@ use super::raw::*;
 use crate::differential::bootstrap::{origins, Bootstrap};
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};
-use crate::harness::DEADLINE;
+use crate::harness::{eventually, DEADLINE};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 const HIGHEST: u32 = 0x7fff_ffff;
@@ -153,4 +153,75 @@ async fn time_limits_of_a_connection_end_it_in_good_order() {
     }
     assert!(served, "the last request is served");
     assert_eq!(goaways, [(HIGHEST, NO_ERROR), (3, NO_ERROR)]);
+}
+
+/// Endpoints for a cluster whose source is a file, moved into place.
+fn put_endpoints(directory: &std::path::Path, ports: &[u16]) {
+    let endpoints: Vec<_> = ports
+        .iter()
+        .map(|port| {
+            let address =
+                serde_json::json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
+            serde_json::json!({ "endpoint": { "address": address } })
+        })
+        .collect();
+    let assignment = serde_json::json!({
+        "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "cluster_name": "pods",
+        "endpoints": [{ "lb_endpoints": endpoints }],
+    });
+    let response = serde_json::json!({ "version_info": ports.len().to_string(), "resources": [assignment] });
+    let aside = directory.join("aside");
+    std::fs::write(&aside, response.to_string()).expect("written");
+    std::fs::rename(&aside, directory.join("eds.json")).expect("moved");
+}
+
+#[tokio::test]
+async fn a_fair_share_of_the_clients_moves_when_the_service_grows() {
+    let origin = Origin::start().await;
+    let files = tempfile::tempdir().expect("a directory");
+    put_endpoints(files.path(), &[origin.port()]);
+    let path = files.path().join("eds.json").display().to_string();
+    let template = Bootstrap::new().plain("main", "codec_type: HTTP2").render().replace(
+        "  clusters:\n",
+        &format!(
+            "  clusters:\n  - name: pods\n    type: EDS\n    eds_cluster_config: {{ eds_config: \
+             {{ resource_api_version: V3, path_config_source: {{ path: {path} }} }} }}\n"
+        ),
+    );
+    let values = origins(origin.port(), origin.port());
+    let mut plan = Plan::new(Kind::Outrigger, &template, &values);
+    plan.arguments = &["--rebalance-cluster", "pods", "--rebalance-window-s", "1"];
+    let proxy = Proxy::start(plan).await;
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut raw = Raw::open(proxy.port("main")).await;
+        assert_eq!(raw.get(1, "/").await, Outcome::Status(200, 2));
+        clients.push(raw);
+    }
+    let members = |count: u64| {
+        let proxy = &proxy;
+        move || async move { proxy.stats().await.get("cluster.pods.membership_total") == Some(&count) }
+    };
+    assert!(eventually(DEADLINE, members(1)).await);
+    put_endpoints(files.path(), &[origin.port(), 1]);
+    assert!(eventually(DEADLINE, members(2)).await);
+    let mut moved = 0;
+    let mut stream = 1;
+    // They ask on, until all who are to move must have been told: growth is seen within a second.
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        stream += 2;
+        let mut staying = Vec::new();
+        for mut raw in clients {
+            assert_eq!(raw.get(stream, "/").await, Outcome::Status(200, 2), "a request is lost");
+            let told = raw.goaway.is_some();
+            moved += usize::from(told);
+            if !told {
+                staying.push(raw);
+            }
+        }
+        clients = staying;
+    }
+    assert!((8..=32).contains(&moved), "{moved} of 40 moved, where half is fair");
 }

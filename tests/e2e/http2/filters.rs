@@ -40,10 +40,14 @@ fn template() -> String {
     let listener = |name, filter| LISTENER.replace("@name@", name).replace("@filter@", filter);
     format!(
         "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
-         static_resources:\n  listeners:{}{}\n  clusters:\n{}  - name: gone\n    type: STATIC\n    \
+         static_resources:\n  listeners:{}{}{}\n  clusters:\n{}  - name: gone\n    type: STATIC\n    \
          connect_timeout: 1s\n    load_assignment: {{ cluster_name: gone }}\n",
         listener("web", "grpc_web.v3.GrpcWeb"),
         listener("bridge", "grpc_http1_bridge.v3.Config"),
+        listener(
+            "protobuf",
+            "grpc_http1_bridge.v3.Config, upgrade_protobuf_to_grpc: true, ignore_query_parameters: true"
+        ),
         http2::cluster("origin", "@origin@")
     )
 }
@@ -59,6 +63,7 @@ async fn answer(request: http::Request<h2::RecvStream>, mut respond: h2::server:
     let status = parts.headers.get("x-status").cloned().unwrap_or(http::HeaderValue::from_static("0"));
     let seen = parts.headers.get("content-type").cloned().expect("a type");
     let head = http::Response::builder().header("content-type", "application/grpc").header("x-seen", seen);
+    let head = head.header("x-path", parts.uri.path_and_query().map_or("", |path| path.as_str()));
     if parts.headers.contains_key("x-only") {
         let head = head.header("grpc-status", status).header("grpc-message", "only");
         let _ = respond.send_response(head.body(()).expect("a head"), true);
@@ -152,6 +157,48 @@ const CASES: &[Case] = &[
         body: b"hello",
     },
     Case {
+        name: "protobuf",
+        listener: "protobuf",
+        path: "/t.Echo/Say?a=b",
+        headers: "content-type: application/x-protobuf\r\n",
+        body: b"abc",
+    },
+    Case {
+        name: "protobuf for a call that fails",
+        listener: "protobuf",
+        path: "/t.Echo/Say",
+        headers: "content-type: application/x-protobuf\r\nx-status: 13\r\n",
+        body: b"abc",
+    },
+    Case {
+        name: "protobuf for a call that fails at once",
+        listener: "protobuf",
+        path: "/t.Echo/Say",
+        headers: "content-type: application/x-protobuf\r\nx-status: 13\r\nx-only: 1\r\n",
+        body: b"abc",
+    },
+    Case {
+        name: "protobuf for nobody",
+        listener: "protobuf",
+        path: "/t.Gone/Say",
+        headers: "content-type: application/x-protobuf\r\n",
+        body: b"abc",
+    },
+    Case {
+        name: "gRPC where protobuf may come",
+        listener: "protobuf",
+        path: "/t.Echo/Say?a=b",
+        headers: "content-type: application/grpc\r\n",
+        body: b"\0\0\0\0\x03abc",
+    },
+    Case {
+        name: "neither",
+        listener: "protobuf",
+        path: "/t.Echo/Say?a=b",
+        headers: "content-type: application/json\r\n",
+        body: b"abc",
+    },
+    Case {
         name: "bridge that is none",
         listener: "bridge",
         path: "/t.Echo/Say",
@@ -174,12 +221,19 @@ async fn observe(proxy: &Proxy) -> Vec<String> {
         .into_bytes();
         request.extend_from_slice(case.body);
         let answer = client.exchange(&request).await.expect("an answer");
-        let fields: BTreeMap<&str, Option<&str>> =
-            ["content-type", "grpc-status", "grpc-message", "content-length", "transfer-encoding", "x-seen"]
-                .into_iter()
-                .map(|name| (name, answer.header(name)))
-                .filter(|(_, value)| value.is_some())
-                .collect();
+        let fields: BTreeMap<&str, Option<&str>> = [
+            "content-type",
+            "grpc-status",
+            "grpc-message",
+            "content-length",
+            "transfer-encoding",
+            "x-seen",
+            "x-path",
+        ]
+        .into_iter()
+        .map(|name| (name, answer.header(name)))
+        .filter(|(_, value)| value.is_some())
+        .collect();
         seen.push(format!("{}: {} {fields:?} {:?}", case.name, answer.status(), answer.text()));
     }
     seen
