@@ -10,8 +10,8 @@ use crate::bootstrap::compiled;
 /// Picking from few and from many hosts, all of them healthy.
 pub fn picking(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("picks");
-    for policy in ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST"] {
-        for hosts in [10, 10_000] {
+    for policy in ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "RING_HASH", "MAGLEV"] {
+        for hosts in [10, 10_000, 100_000] {
             let config = compiled(1, hosts, policy);
             let slot = config.clusters.find("origin").expect("the cluster");
             let upstreams = Upstreams::default();

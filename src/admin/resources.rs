@@ -66,6 +66,10 @@ fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
         let locality = &template.locality;
         writeln!(out, "{prefix}::hostname::{}", one_line(&template.hostname))?;
         writeln!(out, "{prefix}::health_flags::{}", health_flags(host))?;
+        if host.shared.health.has(HealthFlags::SUSPECT) {
+            // No line of Envoy's: picks pass it over.
+            writeln!(out, "{prefix}::suspect::true")?;
+        }
         writeln!(out, "{prefix}::weight::{}", template.weight)?;
         writeln!(out, "{prefix}::region::{}", one_line(&locality.region))?;
         writeln!(out, "{prefix}::zone::{}", one_line(&locality.zone))?;

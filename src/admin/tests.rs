@@ -2,7 +2,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::config::cluster::{Discovery, HostTemplate, Hosts, LbPolicy, Locality};
+use crate::config::cluster::{Discovery, HostTemplate, Hosts, Locality};
 use crate::config::fixtures;
 use crate::config::{Host, HostSet};
 use crate::telemetry::log::LogLevel;
@@ -20,7 +20,7 @@ fn cluster(name: &str) -> Cluster {
     let host = Host::new(Address::Ip("127.0.0.1:18083".parse().unwrap()), template);
     host.shared.counters.cx_total.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
     let hosts = Hosts::new(HostSet { all: vec![host], ..HostSet::default() });
-    Cluster { lb_policy: LbPolicy::Random, hosts, ..fixtures::cluster(name, Discovery::Static) }
+    Cluster { hosts, ..fixtures::cluster(name, Discovery::Static) }
 }
 
 fn bootstrap() -> serde_json::Value {

@@ -7,14 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use super::balancing::LbPolicy;
+use super::balancing::{Balancing, Members};
 use super::discovery::Source;
 pub use super::hosts::{
-    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, PriorityHosts,
-    PriorityLoad,
+    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, LocalityHosts,
+    PriorityHosts, PriorityLoad, Split,
 };
 use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
 use crate::upstream::health::ClusterHealth;
+use crate::upstream::host_set::SplitOptions;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
 #[derive(Debug)]
@@ -26,7 +29,7 @@ pub struct Cluster {
     /// How its hosts are found.
     pub discovery: Discovery,
     /// How a host is chosen.
-    pub lb_policy: LbPolicy,
+    pub balancing: Arc<Balancing>,
     /// Time for TCP connect (and TLS handshake). Envoy's default: 5 s.
     pub connect_timeout: Duration,
     /// Soft limit in bytes of what one upstream connection may buffer. Default 1 MiB.
@@ -37,10 +40,10 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// `overprovisioning_factor` in percent. Default 140.
     pub overprovisioning: u32,
+    /// Priorities share by the weights of their hosts instead of their numbers.
+    pub weighted_priority_health: bool,
     /// How often unused hosts of an original-destination cluster are dropped. Default 5 s.
     pub cleanup_interval: Duration,
-    /// In panic, fail instead of using unhealthy hosts.
-    pub fail_traffic_on_panic: bool,
     /// HTTP towards the upstream.
     pub http: UpstreamHttp,
     /// Socket options for upstream connections.
@@ -60,6 +63,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// What its hosts are sorted by.
+    pub fn split_options(&self) -> SplitOptions {
+        SplitOptions {
+            overprovisioning: self.overprovisioning,
+            panic_threshold: self.panic_threshold.into(),
+            weighted: self.weighted_priority_health,
+            localities: self.balancing.by_locality(),
+            ignore_new_hosts: self.balancing.ignore_new_hosts,
+        }
+    }
+
     /// The cluster's statistics.
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
@@ -102,6 +116,8 @@ pub enum Discovery {
         /// Port that replaces the destination's.
         port_override: Option<u16>,
     },
+    /// The hosts of other clusters, as if their priorities followed each other.
+    Aggregate(Members),
 }
 
 /// DNS discovery options.
@@ -149,24 +165,6 @@ pub enum DnsFamily {
     V4Preferred,
     /// Both.
     All,
-}
-
-/// `lb_policy`, classic or extension form.
-#[derive(Clone, Debug, PartialEq)]
-pub enum LbPolicy {
-    /// Rotation; by EDF when weights differ.
-    RoundRobin,
-    /// Uniform.
-    Random,
-    /// The least loaded of `choice_count` random hosts.
-    LeastRequest {
-        /// Draws per pick, 2 or more. Default 2.
-        choice_count: u32,
-        /// Exponent on active requests when weights differ. Default 1.0.
-        active_request_bias: f64,
-    },
-    /// The cluster decides (original destination).
-    ClusterProvided,
 }
 
 /// Circuit breakers of one routing priority, shared by all workers.

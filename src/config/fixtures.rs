@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::balancing::Balancing;
 use super::cluster::{
     Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
@@ -22,14 +23,14 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         name: name.into(),
         stat_name: name.into(),
         discovery,
-        lb_policy: LbPolicy::RoundRobin,
+        balancing: Arc::new(Balancing::new(LbPolicy::RoundRobin)),
         connect_timeout: Duration::from_secs(5),
         per_connection_buffer_limit: 1 << 20,
         breakers: [breakers(), breakers()],
         panic_threshold: 50,
         overprovisioning: 140,
         cleanup_interval: Duration::from_secs(5),
-        fail_traffic_on_panic: false,
+        weighted_priority_health: false,
         http: UpstreamHttp {
             protocol: UpstreamProtocol::Http1,
             idle_timeout: None,

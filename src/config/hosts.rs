@@ -10,8 +10,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::balancing::{Hashing, HostMetadata, MetaValue};
+use crate::upstream::balancing::subset::SubsetIndex;
+use crate::upstream::balancing::suspect::Suspicion;
+use crate::upstream::balancing::table::HashTable;
 use crate::upstream::health::{CheckPolicy, HostCheck};
-use crate::upstream::host_set::SplitOptions;
+use crate::upstream::host_set::{HostState, SplitOptions};
 use crate::upstream::outlier::Monitor;
 
 /// Where a host listens.
@@ -43,12 +47,16 @@ pub struct HostTemplate {
     pub priority: u32,
     /// Region, zone, sub-zone.
     pub locality: Arc<Locality>,
+    /// Weight of its locality; 0 = none was given.
+    pub locality_weight: u32,
     /// Health told by the control plane.
     pub health: Health,
     /// Metadata `envoy.transport_socket_match`.
     pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
     /// How it is checked, where that differs from the other hosts (`health_check_config`).
     pub check: Option<Arc<HostCheck>>,
+    /// What subsets and hashes read.
+    pub metadata: Option<Arc<HostMetadata>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -101,6 +109,11 @@ pub struct HostShared {
     pub outlier: OnceLock<Box<Monitor>>,
     /// How often it was found to have failed, by checks or as an outlier: its pooled connections are not used on.
     pub failures: AtomicU32,
+    /// Whether it could not be reached a moment ago.
+    pub suspicion: Suspicion,
+    /// Since when it is healthy, for slow start, in milliseconds of [`crate::upstream::balancing::clock`];
+    /// 0 = it never was.
+    pub healthy_since: AtomicU64,
 }
 
 /// Per-host counters of Envoy's `/clusters`.
@@ -148,6 +161,28 @@ impl Host {
             Health::Healthy
         }
     }
+
+    /// Whether it is in no host count: panic and the split between priorities do not see it.
+    pub fn is_excluded(&self, ignore_new_hosts: bool) -> bool {
+        let new = if ignore_new_hosts { HealthFlags::PENDING_ACTIVE_HC } else { 0 };
+        self.shared.health.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL | new)
+    }
+
+    /// What stands for it in a consistent hash.
+    pub fn hash_key(&self, hashing: &Hashing) -> &str {
+        let named = self.template.metadata.as_ref().and_then(|metadata| metadata.value("hash_key"));
+        match named {
+            Some(MetaValue::Text(key)) if !key.is_empty() => key,
+            _ if hashing.use_hostname => &self.template.hostname,
+            _ => &self.address_text,
+        }
+    }
+
+    /// Whether its metadata call it a canary.
+    pub fn is_canary(&self) -> bool {
+        let metadata = self.template.metadata.as_ref();
+        metadata.is_some_and(|metadata| metadata.value("canary") == Some(&MetaValue::Bool(true)))
+    }
 }
 
 /// The hosts of a cluster at one moment, sorted into priorities, with what picking needs computed
@@ -156,16 +191,37 @@ impl Host {
 pub struct HostSet {
     /// Every host, in config order.
     pub all: Vec<Arc<Host>>,
-    /// By priority; indices into `all`.
+    /// All of them by priority, locality and health.
+    pub split: Split,
+    /// What they were sorted by.
+    pub options: SplitOptions,
+    /// What each one's health was then.
+    pub(crate) states: Box<[HostState]>,
+    /// The subsets, where somebody has asked for them.
+    pub(crate) subsets: OnceLock<Arc<SubsetIndex>>,
+}
+
+impl std::ops::Deref for HostSet {
+    type Target = Split;
+
+    fn deref(&self) -> &Split {
+        &self.split
+    }
+}
+
+/// Hosts of a [`HostSet`], all or some, sorted into priorities.
+#[derive(Debug, Default)]
+pub struct Split {
+    /// By priority.
     pub priorities: Vec<PriorityHosts>,
     /// Share of traffic per priority in percent: healthy hosts, then degraded ones.
     pub load: Vec<PriorityLoad>,
-    /// What they were sorted by.
-    pub options: SplitOptions,
+    /// How much of its share each priority could take, in percent: healthy hosts, and degraded ones.
+    pub availability: Vec<(u8, u8)>,
 }
 
-/// One priority level.
-#[derive(Debug, Default, Clone)]
+/// One priority level. Hosts are indices into [`HostSet::all`].
+#[derive(Debug, Default)]
 pub struct PriorityHosts {
     /// Every host of the level.
     pub hosts: Vec<u32>,
@@ -173,6 +229,29 @@ pub struct PriorityHosts {
     pub healthy: Vec<u32>,
     /// The degraded ones.
     pub degraded: Vec<u32>,
+    /// How many are in no count.
+    pub excluded: u32,
+    /// The same by locality, sorted, where picks need that.
+    pub localities: Vec<LocalityHosts>,
+    /// The table of a consistent-hashing policy, made by the first who needs it.
+    pub(crate) table: OnceLock<Arc<HashTable>>,
+}
+
+/// Hosts of one priority in one locality.
+#[derive(Debug, Default)]
+pub struct LocalityHosts {
+    /// Where they are.
+    pub locality: Arc<Locality>,
+    /// The weight that config gives the locality.
+    pub weight: u32,
+    /// Every host.
+    pub hosts: Vec<u32>,
+    /// The healthy ones.
+    pub healthy: Vec<u32>,
+    /// The degraded ones.
+    pub degraded: Vec<u32>,
+    /// How many are in no count.
+    pub excluded: u32,
 }
 
 /// A priority's share of traffic.
@@ -222,6 +301,7 @@ impl Hosts {
             None => set,
         };
         let set = if set.is_sorted() { set } else { set.sorted_again() };
+        set.prepare_as(&self.current.load());
         self.current.store(Arc::new(set));
         if let Some(policy) = policy {
             policy.changed.notify_one();
@@ -258,7 +338,9 @@ impl Hosts {
         let current = self.current.load();
         let stale = !current.is_sorted();
         if stale {
-            self.current.store(Arc::new(current.sorted_again()));
+            let set = current.sorted_again();
+            set.prepare_as(&current);
+            self.current.store(Arc::new(set));
         }
         stale
     }

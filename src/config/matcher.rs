@@ -292,7 +292,7 @@ impl CookieMatcher {
 }
 
 /// The first value of the cookie `name` in the `cookie` header `pairs`.
-fn cookie_value<'p>(pairs: &'p [u8], name: &[u8]) -> Option<&'p [u8]> {
+pub(crate) fn cookie_value<'p>(pairs: &'p [u8], name: &[u8]) -> Option<&'p [u8]> {
     pairs.split(|byte| *byte == b';').find_map(|pair| {
         let pair = pair.trim_ascii();
         let equals = memchr::memchr(b'=', pair)?;

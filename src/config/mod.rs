@@ -5,6 +5,7 @@
 //! be wrong with a resource is found while it is compiled and reported with its field path.
 //! Nothing here does I/O, and nothing here knows about threads.
 
+pub mod balancing;
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;

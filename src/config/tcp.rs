@@ -6,6 +6,7 @@ use std::time::Duration;
 use outrigger_control_api::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use outrigger_control_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
+use super::balancing::Criteria;
 use super::cluster::Cluster;
 use super::compile::{duration, idle, Environment};
 use super::problems::Problems;
@@ -37,6 +38,8 @@ pub struct TcpProxy {
     pub log_options: LogOptions,
     /// `hash_policy` with `source_ip`: hash-based balancing goes by the client's address.
     pub hash_source_ip: bool,
+    /// What is asked of the host's metadata.
+    pub metadata_match: Option<Arc<Criteria>>,
 }
 
 /// Where connections go.
@@ -52,8 +55,11 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Weighted {
     /// Each with the sum of the weights up to and including its own; ascending.
-    clusters: Vec<(u64, Arc<Slot<Cluster>>)>,
+    clusters: Vec<(u64, Destination)>,
 }
+
+/// A cluster, and what is asked of its host's metadata.
+pub type Destination = (Arc<Slot<Cluster>>, Option<Arc<Criteria>>);
 
 /// `access_log_options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +81,7 @@ impl TcpProxy {
         problems: &mut Problems,
     ) -> Option<Self> {
         let before = problems.count();
+        let metadata = Criteria::under(config.metadata_match.as_ref(), None);
         let target = match &config.cluster_specifier {
             Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
                 environment.check_reserved(name, "cluster", problems);
@@ -85,7 +92,7 @@ impl TcpProxy {
                     let field = format_args!("weighted_clusters.clusters[{index}].name");
                     environment.check_reserved(&cluster.name, field, problems);
                 }
-                Target::Weighted(Weighted::compile(weighted, environment))
+                Target::Weighted(Weighted::compile(weighted, metadata.as_ref(), environment))
             }
             // Reported by the field rules.
             None => return None,
@@ -118,39 +125,49 @@ impl TcpProxy {
             access_logs,
             log_options: log_options(config, problems),
             hash_source_ip: hashes_source_ip(config, problems),
+            metadata_match: metadata,
         };
         (problems.count() == before).then_some(proxy)
     }
 }
 
 impl Weighted {
-    fn compile(weighted: &pb::tcp_proxy::WeightedCluster, environment: &Environment<'_>) -> Self {
+    fn compile(
+        weighted: &pb::tcp_proxy::WeightedCluster,
+        outer: Option<&Arc<Criteria>>,
+        environment: &Environment<'_>,
+    ) -> Self {
         let mut sum = 0u64;
         let add = |cluster: &pb::tcp_proxy::weighted_cluster::ClusterWeight| {
             sum = sum.saturating_add(cluster.weight.into());
-            (sum, environment.compiler.clusters.slot(&cluster.name))
+            let metadata = Criteria::under(cluster.metadata_match.as_ref(), outer);
+            (sum, (environment.compiler.clusters.slot(&cluster.name), metadata))
         };
         Self { clusters: weighted.clusters.iter().map(add).collect() }
     }
 
     /// The sum of the weights.
     pub fn total(&self) -> u64 {
-        self.clusters.last().map_or(0, |(sum, _)| *sum)
+        self.clusters.last().map_or(0, |(sum, ..)| *sum)
     }
 
     /// The cluster that `draw`, a number below [`Weighted::total`], falls on.
     pub fn at(&self, draw: u64) -> Option<&Arc<Slot<Cluster>>> {
+        self.entry(draw).map(|(slot, _)| slot)
+    }
+
+    fn entry(&self, draw: u64) -> Option<&Destination> {
         let at = self.clusters.partition_point(|(sum, _)| *sum <= draw);
-        self.clusters.get(at).map(|(_, slot)| slot)
+        self.clusters.get(at).map(|(_, destination)| destination)
     }
 }
 
-impl Target {
-    /// The cluster for one attempt.
-    pub fn draw(&self) -> Option<&Arc<Slot<Cluster>>> {
-        match self {
-            Target::Cluster(slot) => Some(slot),
-            Target::Weighted(weighted) => weighted.at(fastrand::u64(..weighted.total().max(1))),
+impl TcpProxy {
+    /// The cluster for one attempt, and what is asked of the host's metadata.
+    pub fn draw(&self) -> Option<Destination> {
+        match &self.target {
+            Target::Cluster(slot) => Some((slot.clone(), self.metadata_match.clone())),
+            Target::Weighted(weighted) => weighted.entry(fastrand::u64(..weighted.total().max(1))).cloned(),
         }
     }
 }

@@ -22,7 +22,7 @@ fn defaults_are_envoys() {
     assert_eq!(proxy.max_connection_duration, None);
     assert_eq!(proxy.log_options, LogOptions::default());
     assert!(!proxy.hash_source_ip);
-    assert_eq!(&**proxy.target.draw().unwrap().name(), "one");
+    assert_eq!(&**proxy.draw().unwrap().0.name(), "one");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn weights_are_kept() {
     }
     assert_eq!(counts, [("a", 1), ("b", 3), ("c", 6)].map(|(name, n)| (name.to_owned(), n)).into());
     assert!(weighted.at(10).is_none());
-    assert!(proxy.target.draw().is_some());
+    assert!(proxy.draw().is_some());
 }
 
 #[test]

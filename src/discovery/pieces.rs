@@ -94,12 +94,12 @@ impl Pieces {
         let ask = |need: &PieceNeed| {
             let type_url = need.piece.type_url();
             let key = (sources.stream(&need.source.source, parent, type_url), type_url, need.name.clone());
-            self.want(key, need, effects)
+            self.want(&key, need, effects)
         };
         needs.iter().map(ask).collect()
     }
 
-    fn want(&mut self, key: PieceKey, need: &PieceNeed, effects: &mut Effects) -> Held {
+    fn want(&mut self, key: &PieceKey, need: &PieceNeed, effects: &mut Effects) -> Held {
         let entry = self.entries.entry(key.clone()).or_insert_with(|| {
             effects.subscribe(key.0, key.1, &key.2, need.source.initial_fetch_timeout);
             let scope = Scope::raw(&need.piece.scope());

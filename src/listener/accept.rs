@@ -29,6 +29,7 @@ use crate::tls::{DownstreamTls, TlsInfo};
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
 use crate::upstream::{PickContext, UpstreamError};
+use xxhash_rust::xxh64::xxh64;
 
 /// What a worker knows of the connections it serves.
 #[derive(Debug)]
@@ -358,7 +359,12 @@ impl Dial for Dialler<'_> {
         };
         let pool = match (&local.cluster.discovery, context.local) {
             (Discovery::OriginalDst { .. }, Some(address)) => local.original_destination(address),
-            _ => local.pick(&PickContext::default()).map_err(|error| none(error.flag()))?,
+            _ => {
+                let hash = context.hash_source.map(|client| xxh64(client.ip().to_string().as_bytes(), 0));
+                let pick =
+                    PickContext { hash, metadata: context.metadata.as_ref(), ..PickContext::default() };
+                local.pick(&pick).map_err(|error| none(error.flag()))?
+            }
         };
         match pool.dedicated().await {
             Ok(connection) => {

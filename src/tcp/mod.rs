@@ -15,13 +15,14 @@ use std::sync::Arc;
 
 pub use proxy::{serve, Client};
 
+use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};
 use crate::runtime::Stream;
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::tls::TlsInfo;
 
 /// What an attempt to reach an upstream may depend on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DialContext {
     /// Number of the attempt, from 0.
     pub attempt: u32,
@@ -29,6 +30,8 @@ pub struct DialContext {
     pub hash_source: Option<SocketAddr>,
     /// Where the client meant to go, if it was redirected here; for original-destination clusters.
     pub local: Option<SocketAddr>,
+    /// What is asked of the host's metadata.
+    pub metadata: Option<Arc<Criteria>>,
 }
 
 /// A connection to an upstream.

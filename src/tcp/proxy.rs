@@ -135,9 +135,9 @@ impl Session {
     /// Tries hosts until one is connected; otherwise the flags say why not.
     async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         loop {
-            let slot = self.proxy.target.draw().cloned();
-            let found = slot.and_then(|slot| slot.wake().map(|cluster| (slot, cluster)));
-            let Some((slot, cluster)) = found else {
+            let drawn = self.proxy.draw();
+            let found = drawn.and_then(|(slot, metadata)| Some((slot.wake()?, slot, metadata)));
+            let Some((cluster, slot, metadata)) = found else {
                 self.proxy.stats.downstream_cx_no_route.increment(1);
                 self.info.flags.insert(ResponseFlags::NC);
                 return None;
@@ -153,6 +153,7 @@ impl Session {
                 attempt,
                 hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
                 local: self.info.connection.restored(),
+                metadata,
             };
             match dialler.dial(&slot, context).await {
                 Ok(dialed) => {

@@ -188,7 +188,7 @@ fn a_connection_and_its_record() {
         assert_eq!(count("cluster.good.upstream_cx_rx_bytes_total"), 6);
         drop(server);
         assert_eq!(rig.client.read(&mut [0; 10]).await.unwrap(), 0);
-        let context = rig.script.contexts.borrow()[0];
+        let context = rig.script.contexts.borrow()[0].clone();
         assert_eq!(context.hash_source, Some(rig.client.local_addr().unwrap()));
         assert_eq!(context.local, None, "nobody redirected it");
         let (lines, _proxy) = rig.finish().await;

@@ -89,6 +89,19 @@ stats! {
 }
 
 stats! {
+    /// `cluster.<name>.` statistics of what only some clusters do to choose a host.
+    pub struct BalancingStats {
+        counters {
+            lb_local_cluster_not_ok, lb_zone_cluster_too_small, lb_zone_no_capacity_left,
+            lb_zone_routing_all_directly, lb_zone_routing_cross_zone, lb_zone_routing_sampled,
+            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected,
+        }
+        gauges { lb_subsets_active }
+        histograms {}
+    }
+}
+
+stats! {
     /// `cluster.<name>.circuit_breakers.<priority>.` gauges.
     pub struct BreakerGauges {
         counters {}
@@ -121,7 +134,14 @@ pub struct ClusterStats {
     pub remaining: [Option<RemainingGauges>; 2],
     scope: Scope,
     http2: OnceLock<Box<Http2Stats>>,
+    balancing: OnceLock<Box<BalancingStats>>,
+    suspected: OnceLock<Counter>,
+    duplicates: OnceLock<Gauge>,
+    table: OnceLock<Box<TableGauges>>,
 }
+
+/// The size of a ring, and the entries of the host with the fewest and with the most.
+type TableGauges = (Option<Gauge>, [Gauge; 2]);
 
 impl ClusterStats {
     /// Resolves the statistics of the cluster shown as `name`; `remaining` says for which priorities
@@ -140,8 +160,46 @@ impl ClusterStats {
             ],
             breakers: [BreakerGauges::new(default), BreakerGauges::new(high)],
             http2: OnceLock::new(),
+            balancing: OnceLock::new(),
+            suspected: OnceLock::new(),
+            duplicates: OnceLock::new(),
+            table: OnceLock::new(),
             scope,
         }
+    }
+
+    /// What only some clusters count, made when this one first does.
+    pub fn balancing(&self) -> &BalancingStats {
+        self.balancing.get_or_init(|| Box::new(BalancingStats::new(&self.scope)))
+    }
+
+    /// Counts a host that became suspect.
+    pub fn count_suspect(&self) {
+        self.suspected.get_or_init(|| self.scope.counter("upstream_host_suspected")).increment(1);
+    }
+
+    /// How many subsets there are, and how many hosts have no place in one that has room for one.
+    pub fn set_subsets(&self, active: usize, duplicates: u64) {
+        self.balancing().lb_subsets_active.set(active as f64);
+        let name = "lb_subsets_single_host_per_subset_duplicate";
+        self.duplicates.get_or_init(|| self.scope.gauge(name)).set(duplicates as f64);
+    }
+
+    /// The gauges of a table of consistent hashing: its entries, and those of the host with the fewest and
+    /// with the most.
+    pub fn set_table(&self, ring: bool, size: u64, least: u64, most: u64) {
+        let gauges = self.table.get_or_init(|| {
+            let (scope, what) = if ring { ("ring_hash_lb", "hashes") } else { ("maglev_lb", "entries") };
+            let scope = self.scope.sub(scope);
+            let of_host = |bound: &str| scope.gauge(&format!("{bound}_{what}_per_host"));
+            Box::new((ring.then(|| scope.gauge("size")), [of_host("min"), of_host("max")]))
+        });
+        let (whole, [min, max]) = &**gauges;
+        if let Some(whole) = whole {
+            whole.set(size as f64);
+        }
+        min.set(least as f64);
+        max.set(most as f64);
     }
 
     /// `cluster.<name>.http2.`, made when the cluster first has an HTTP/2 connection.

@@ -20,7 +20,6 @@ use hickory_resolver::{system_conf, TokioResolver, MAX_TTL};
 use tokio::sync::oneshot;
 use tokio::task::{Id, JoinSet};
 
-use super::host_set::SplitOptions;
 use crate::config::cluster::{Address, Discovery, Dns, DnsFamily, DnsName, Health, HealthFlags};
 use crate::config::{Cluster, Host, HostSet};
 
@@ -85,8 +84,8 @@ pub fn publish_membership(cluster: &Cluster) {
     stats.membership_total.set(hosts.all.len() as f64);
     stats.membership_healthy.set(of(Health::Healthy));
     stats.membership_degraded.set(of(Health::Degraded));
-    let excluded = hosts.all.iter().filter(|host| host.shared.health.has(HealthFlags::EXCLUDED)).count();
-    stats.membership_excluded.set(excluded as f64);
+    let excluded = hosts.priorities.iter().map(|level| level.excluded).sum::<u32>();
+    stats.membership_excluded.set(f64::from(excluded));
     // Envoy keeps this one only where the hosts may change.
     if let Discovery::StrictDns(_) = cluster.discovery {
         let heaviest = hosts.all.iter().map(|host| host.template.weight).max().unwrap_or(0);
@@ -254,10 +253,7 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
         cluster.stats().update_no_rebuild.increment(1);
         return;
     }
-    let options = SplitOptions {
-        overprovisioning: cluster.overprovisioning,
-        panic_threshold: cluster.panic_threshold.into(),
-    };
+    let options = cluster.split_options();
     // A logical host that moves stays one member: Envoy does not count it.
     if !(logical && hosts.len() == present.all.len()) {
         cluster.stats().membership_change.increment(1);

@@ -1,9 +1,12 @@
 //! Sorting hosts into priorities and splitting traffic between them, by Envoy's integer arithmetic
 //! (envoyproxy.io: load_balancing/priority, panic_threshold, degraded).
 
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use crate::config::cluster::{Health, PriorityHosts, PriorityLoad};
+use super::balancing::clock;
+use crate::config::cluster::{Health, HealthFlags, LocalityHosts, PriorityHosts, PriorityLoad, Split};
 use crate::config::{Host, HostSet};
 
 /// What the split depends on besides the hosts.
@@ -13,121 +16,269 @@ pub struct SplitOptions {
     pub overprovisioning: u32,
     /// `healthy_panic_threshold` in percent. Default 50; 0 disables.
     pub panic_threshold: u32,
+    /// `weighted_priority_health`: weights count, not heads.
+    pub weighted: bool,
+    /// Sort by locality too.
+    pub localities: bool,
+    /// Hosts that were never checked are in no count.
+    pub ignore_new_hosts: bool,
 }
 
 impl Default for SplitOptions {
     fn default() -> Self {
-        Self { overprovisioning: 140, panic_threshold: 50 }
+        Self {
+            overprovisioning: 140,
+            panic_threshold: 50,
+            weighted: false,
+            localities: false,
+            ignore_new_hosts: false,
+        }
+    }
+}
+
+/// What a host's health was when it was sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostState {
+    health: Health,
+    excluded: bool,
+    /// Active health checks failed: when they no longer do, it starts slowly again.
+    checks_failed: bool,
+}
+
+impl HostState {
+    fn of(host: &Host, options: SplitOptions) -> Self {
+        Self {
+            health: host.health(),
+            excluded: host.is_excluded(options.ignore_new_hosts),
+            checks_failed: host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC),
+        }
     }
 }
 
 impl HostSet {
     /// Sorts `all` into priorities and computes each one's share.
     pub fn new(all: Vec<Arc<Host>>, options: SplitOptions) -> Self {
-        let levels = all.iter().map(|host| host.template.priority + 1).max().unwrap_or(1);
-        let mut priorities = vec![PriorityHosts::default(); levels as usize];
-        for (index, host) in all.iter().enumerate() {
-            // `levels` is one more than the largest priority; a set has far less than 2^32 hosts.
-            let level = &mut priorities[host.template.priority as usize];
-            let index = index as u32;
-            level.hosts.push(index);
-            match host.health() {
-                Health::Healthy => level.healthy.push(index),
-                Health::Degraded => level.degraded.push(index),
-                Health::Unhealthy => {}
+        let states: Box<[_]> = all.iter().map(|host| HostState::of(host, options)).collect();
+        let mut now = None;
+        for (host, state) in all.iter().zip(&states) {
+            let since = &host.shared.healthy_since;
+            if state.health == Health::Healthy && since.load(Ordering::Relaxed) == 0 {
+                since.store(*now.get_or_insert_with(clock), Ordering::Relaxed);
             }
         }
-        let counts: Vec<_> = priorities
-            .iter()
-            .map(|level| (level.hosts.len() as u64, level.healthy.len() as u64, level.degraded.len() as u64))
-            .collect();
-        let load = split(&counts, options);
-        Self { all, priorities, load, options }
+        // A set has far less than 2^32 hosts.
+        let split = Split::new(&all, &states, 0..all.len() as u32, options);
+        Self { all, split, options, states, ..Self::default() }
     }
 
     /// The same hosts by their health of now.
     pub(crate) fn sorted_again(&self) -> Self {
+        for (host, state) in self.all.iter().zip(&self.states) {
+            let back = state.checks_failed && !host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC);
+            if back {
+                host.shared.healthy_since.store(clock(), Ordering::Relaxed);
+            }
+        }
         Self::new(self.all.clone(), self.options)
     }
 
     /// Whether each host's health is what it was sorted by.
     pub(crate) fn is_sorted(&self) -> bool {
-        let health = |index: &u32| self.all.get(*index as usize).map(|host| host.health());
-        self.priorities.iter().all(|level| {
-            let (mut healthy, mut degraded) =
-                (level.healthy.iter().peekable(), level.degraded.iter().peekable());
-            level.hosts.iter().all(|index| {
-                let sorted = if healthy.next_if_eq(&index).is_some() {
-                    Health::Healthy
-                } else if degraded.next_if_eq(&index).is_some() {
-                    Health::Degraded
-                } else {
-                    Health::Unhealthy
-                };
-                health(index) == Some(sorted)
-            })
-        })
+        let current = self.all.iter().map(|host| HostState::of(host, self.options));
+        current.eq(self.states.iter().copied())
+    }
+
+    /// Makes the tables that workers use of `before`, so that none of them has to.
+    pub(crate) fn prepare_as(&self, before: &HostSet) {
+        self.split.prepare_as(&self.all, &before.split, &before.all);
+        if let Some(subsets) = before.subsets.get() {
+            self.subsets.get_or_init(|| subsets.renewed(self));
+        }
+    }
+}
+
+impl Split {
+    /// Sorts the hosts at `indices` of `all`.
+    pub(crate) fn new(
+        all: &[Arc<Host>],
+        states: &[HostState],
+        indices: impl Iterator<Item = u32>,
+        options: SplitOptions,
+    ) -> Self {
+        let mut priorities = vec![];
+        let mut near: Vec<BTreeMap<_, LocalityHosts>> = Vec::new();
+        for index in indices {
+            let at = index as usize;
+            let (Some(host), Some(state)) = (all.get(at), states.get(at)) else { continue };
+            let priority = host.template.priority as usize;
+            if priorities.len() <= priority {
+                priorities.resize_with(priority + 1, PriorityHosts::default);
+                near.resize_with(priority + 1, BTreeMap::new);
+            }
+            // Resized above.
+            let level = &mut priorities[priority];
+            level.hosts.push(index);
+            level.excluded += u32::from(state.excluded);
+            match state.health {
+                Health::Healthy => level.healthy.push(index),
+                Health::Degraded => level.degraded.push(index),
+                Health::Unhealthy => {}
+            }
+            if options.localities {
+                let locality = &host.template.locality;
+                let place = near[priority].entry(locality.clone()).or_default();
+                place.weight = host.template.locality_weight;
+                place.hosts.push(index);
+                place.excluded += u32::from(state.excluded);
+                match state.health {
+                    Health::Healthy => place.healthy.push(index),
+                    Health::Degraded => place.degraded.push(index),
+                    Health::Unhealthy => {}
+                }
+            }
+        }
+        if priorities.is_empty() {
+            priorities.push(PriorityHosts::default());
+        }
+        for (level, near) in priorities.iter_mut().zip(near) {
+            level.localities =
+                near.into_iter().map(|(locality, hosts)| LocalityHosts { locality, ..hosts }).collect();
+        }
+        let tallies: Vec<_> = priorities.iter().map(|level| Tally::of(level, all, states, options)).collect();
+        let (load, availability) = shares(&tallies, options.panic_threshold);
+        Self { priorities, load, availability }
+    }
+
+    fn prepare_as(&self, all: &[Arc<Host>], before: &Split, hosts_before: &[Arc<Host>]) {
+        for (level, (now, before)) in self.priorities.iter().zip(&before.priorities).enumerate() {
+            if let Some(table) = before.table.get() {
+                now.table.get_or_init(|| table.renewed(all, self, level, hosts_before));
+            }
+        }
+    }
+}
+
+/// What the split needs to know of one priority.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Hosts, excluded ones too.
+    pub hosts: u64,
+    /// Hosts that count.
+    pub counted: u64,
+    /// Healthy hosts.
+    pub healthy: u64,
+    /// Degraded hosts.
+    pub degraded: u64,
+    /// All that count, the healthy and the degraded, as the availability weighs them.
+    pub weighed: (u64, u64, u64),
+    /// `overprovisioning_factor`.
+    pub overprovisioning: u32,
+}
+
+impl Tally {
+    /// Counts one level.
+    pub fn of(level: &PriorityHosts, all: &[Arc<Host>], states: &[HostState], options: SplitOptions) -> Self {
+        let hosts = level.hosts.len() as u64;
+        let counted = hosts.saturating_sub(level.excluded.into());
+        let (healthy, degraded) = (level.healthy.len() as u64, level.degraded.len() as u64);
+        let weighed = if options.weighted {
+            let weight = |index: &u32| all.get(*index as usize).map_or(0, |host| host.template.weight.max(1));
+            let sum = |list: &[u32]| list.iter().map(|index| u64::from(weight(index))).sum::<u64>();
+            let counts = |index: &&u32| states.get(**index as usize).is_some_and(|state| !state.excluded);
+            let counted = level.hosts.iter().filter(counts).map(|index| u64::from(weight(index))).sum();
+            (counted, sum(&level.healthy), sum(&level.degraded))
+        } else {
+            (counted, healthy, degraded)
+        };
+        Self { hosts, counted, healthy, degraded, weighed, overprovisioning: options.overprovisioning }
     }
 }
 
 /// Splits 100 % over priorities given (hosts, healthy, degraded) of each.
 pub fn split(levels: &[(u64, u64, u64)], options: SplitOptions) -> Vec<PriorityLoad> {
-    let share = |part: u64, all: u64| {
-        (u64::from(options.overprovisioning) * part).checked_div(all).unwrap_or(0).min(100)
+    let tally = |(hosts, healthy, degraded): &(u64, u64, u64)| Tally {
+        hosts: *hosts,
+        counted: *hosts,
+        healthy: *healthy,
+        degraded: *degraded,
+        weighed: (*hosts, *healthy, *degraded),
+        overprovisioning: options.overprovisioning,
     };
-    let availability: Vec<(u64, u64)> = levels
-        .iter()
-        .map(|(hosts, healthy, degraded)| (share(*healthy, *hosts), share(*degraded, *hosts)))
-        .collect();
-    let total: u64 = availability.iter().map(|(healthy, degraded)| healthy + degraded).sum();
-    let normalized = total.min(100);
-    let mut load = vec![PriorityLoad::default(); levels.len()];
+    shares(&levels.iter().map(tally).collect::<Vec<_>>(), options.panic_threshold).0
+}
 
-    if normalized < 100 && options.panic_threshold > 0 {
-        for (level, (hosts, healthy, degraded)) in load.iter_mut().zip(levels) {
-            let percent = if *hosts == 0 { 0 } else { 100 * (healthy + degraded) / hosts };
-            level.panic = percent < u64::from(options.panic_threshold);
+/// The share of each priority, and how much it could take.
+pub fn shares(levels: &[Tally], panic_threshold: u32) -> (Vec<PriorityLoad>, Vec<(u8, u8)>) {
+    let availability: Vec<(u8, u8)> = levels
+        .iter()
+        .map(|level| {
+            let (all, healthy, degraded) = level.weighed;
+            let share = |part: u64| {
+                let share = (u64::from(level.overprovisioning) * part).checked_div(all);
+                share.filter(|_| level.counted > 0).unwrap_or(0).min(100) as u8
+            };
+            (share(healthy), share(degraded))
+        })
+        .collect();
+    let mut load = vec![PriorityLoad::default(); levels.len()];
+    let total: u32 =
+        availability.iter().map(|(healthy, degraded)| u32::from(*healthy) + u32::from(*degraded)).sum();
+
+    if total < 100 && panic_threshold > 0 {
+        for (load, level) in load.iter_mut().zip(levels) {
+            let percent = (100 * (level.healthy + level.degraded)).checked_div(level.counted).unwrap_or(0);
+            load.panic = percent < u64::from(panic_threshold);
         }
     }
     if load.iter().all(|level| level.panic) && !load.is_empty() {
         // Every level is in panic: split by host count.
-        let hosts: u64 = levels.iter().map(|level| level.0).sum();
+        let hosts: u64 = levels.iter().map(|level| level.hosts).sum();
         if hosts != 0 {
             let mut left = 100;
-            for (level, (count, ..)) in load.iter_mut().zip(levels) {
-                level.healthy = percent_of((100 * count).checked_div(hosts).unwrap_or(0), left);
-                left -= u64::from(level.healthy);
+            for (load, level) in load.iter_mut().zip(levels) {
+                load.healthy = percent_of((100 * level.hosts).checked_div(hosts).unwrap_or(0), left);
+                left -= u64::from(load.healthy);
             }
-            if let Some(first) = load.iter_mut().zip(levels).find(|(_, level)| level.0 > 0) {
-                first.0.healthy = first.0.healthy.saturating_add(left as u8);
+            if let Some((first, _)) = load.iter_mut().zip(levels).find(|(_, level)| level.hosts > 0) {
+                first.healthy = first.healthy.saturating_add(left as u8);
             }
         } else if let Some(first) = load.first_mut() {
             // Nobody is there, but somebody must be asked: that is what counts the panic.
             first.healthy = 100;
         }
-        return load;
+        return (load, availability);
     }
+    distribute(&availability, &mut load);
+    (load, availability)
+}
+
+/// Splits 100 % in proportion to what each priority could take; panic stays what it is. False if there
+/// is nothing that could take any.
+pub fn distribute(availability: &[(u8, u8)], load: &mut [PriorityLoad]) -> bool {
+    let total: u64 =
+        availability.iter().map(|(healthy, degraded)| u64::from(*healthy) + u64::from(*degraded)).sum();
+    let normalized = total.min(100);
     if normalized == 0 {
-        return load;
+        return false;
     }
     let mut left = 100u64;
-    for (level, (healthy, _)) in load.iter_mut().zip(&availability) {
-        level.healthy = percent_of(healthy * 100 / normalized, left);
+    for (level, (healthy, _)) in load.iter_mut().zip(availability) {
+        level.healthy = percent_of(u64::from(*healthy) * 100 / normalized, left);
         left -= u64::from(level.healthy);
     }
-    for (level, (_, degraded)) in load.iter_mut().zip(&availability) {
-        level.degraded = percent_of(degraded * 100 / normalized, left);
+    for (level, (_, degraded)) in load.iter_mut().zip(availability) {
+        level.degraded = percent_of(u64::from(*degraded) * 100 / normalized, left);
         left -= u64::from(level.degraded);
     }
     if left > 0 {
         // The rounding remainder goes to the first level that has anything.
-        if let Some((level, _)) = load.iter_mut().zip(&availability).find(|(_, a)| a.0 > 0) {
+        if let Some((level, _)) = load.iter_mut().zip(availability).find(|(_, a)| a.0 > 0) {
             level.healthy += left as u8;
-        } else if let Some((level, _)) = load.iter_mut().zip(&availability).find(|(_, a)| a.1 > 0) {
+        } else if let Some((level, _)) = load.iter_mut().zip(availability).find(|(_, a)| a.1 > 0) {
             level.degraded += left as u8;
         }
     }
-    load
+    true
 }
 
 /// `wanted` percent, but no more than is left; at most 100.
@@ -174,6 +325,51 @@ mod tests {
         hosts[1].shared.health.clear(HealthFlags::FAILED_OUTLIER_CHECK);
         current.store(late);
         assert_eq!(current.load().priorities[0].healthy, [0, 1]);
+    }
+
+    /// Hosts that are excluded are in no denominator, but in the split of a total panic.
+    #[test]
+    fn excluded_hosts_do_not_count() {
+        let hosts: Vec<_> = (0..4u16)
+            .map(|port| Host::new(Address::Ip(([127, 0, 0, 1], port).into()), HostTemplate::default()))
+            .collect();
+        let current = Hosts::new(HostSet::new(hosts.clone(), SplitOptions::default()));
+        for host in &hosts[1..] {
+            host.shared.health.set(HealthFlags::FAILED_ACTIVE_HC);
+        }
+        current.health_changed();
+        assert!(current.load().load[0].panic, "one of four");
+        for host in &hosts[2..] {
+            host.shared.health.set(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL);
+        }
+        assert!(current.health_changed());
+        assert_eq!(current.load().priorities[0].excluded, 2);
+        assert!(!current.load().load[0].panic, "one of two");
+        // A host that was never checked is excluded where config says so.
+        hosts[1].shared.health.set(HealthFlags::PENDING_ACTIVE_HC);
+        let options = SplitOptions { ignore_new_hosts: true, ..SplitOptions::default() };
+        assert_eq!(HostSet::new(hosts.clone(), SplitOptions::default()).priorities[0].excluded, 2);
+        assert_eq!(HostSet::new(hosts, options).priorities[0].excluded, 3);
+    }
+
+    #[test]
+    fn weights_count_where_config_says_so() {
+        let host = |weight: u32, priority: u32, health: Health| {
+            let template = HostTemplate { weight, priority, health, ..HostTemplate::default() };
+            Host::new(Address::Ip(([127, 0, 0, 1], 1).into()), template)
+        };
+        let hosts = vec![
+            host(9, 0, Health::Healthy),
+            host(1, 0, Health::Unhealthy),
+            host(1, 0, Health::Unhealthy),
+            host(1, 1, Health::Healthy),
+        ];
+        let loads = |weighted| {
+            let options = SplitOptions { weighted, ..SplitOptions::default() };
+            HostSet::new(hosts.clone(), options).load.iter().map(|load| load.healthy).collect::<Vec<_>>()
+        };
+        assert_eq!(loads(false), [46, 54]);
+        assert_eq!(loads(true), [100, 0]);
     }
 
     #[test]

@@ -7,10 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::pick::{PickContext, Picker};
+use super::balancing::aggregate::Aggregate;
+use super::balancing::subset::{Plan, SubsetIndex, SubsetNote, Target};
+use super::balancing::zone::{ZoneNote, ZoneRouting};
+use super::balancing::{clock, suspect};
+use super::pick::{Ground, PickContext, Picker};
 use super::pool::HostPool;
-use super::UpstreamError;
-use crate::config::cluster::{Address, HostShared, HostTemplate};
+use super::{Places, UpstreamError};
+use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
+use crate::config::cluster::{Address, Discovery, Health, HostShared, HostTemplate};
 use crate::config::{Cluster, Host, HostSet};
 
 /// A cluster as one worker uses it.
@@ -24,6 +29,10 @@ pub struct ClusterLocal {
     /// Whether anybody asked for it since the last sweep, and when a sweep last found so.
     used: Cell<bool>,
     last_used: Cell<Instant>,
+    /// A pick needs more than the hosts and a policy.
+    special: bool,
+    /// The other clusters whose hosts it has.
+    aggregate: Option<Box<Aggregate>>,
 }
 
 /// An original destination.
@@ -36,6 +45,8 @@ struct Destination {
 
 /// A cluster without requests and connections for this long is let go.
 const IDLE: Duration = Duration::from_secs(60);
+/// Plans for the criteria of so many routes are remembered.
+const MOST_PLANS: usize = 4096;
 /// Pools of hosts that stay, whatever is said of them now.
 type Kept = HashMap<*const HostShared, Rc<HostPool>>;
 
@@ -46,18 +57,51 @@ struct View {
     picker: Picker,
     pools: Vec<Rc<HostPool>>,
     rng: fastrand::Rng,
+    more: Option<Box<More>>,
+}
+
+/// What only some clusters need.
+#[derive(Debug, Default)]
+struct More {
+    /// The pickers of subsets that were asked.
+    subsets: HashMap<u32, Picker>,
+    subsets_known: bool,
+    /// By the address of the criteria, which are held.
+    plans: HashMap<*const Criteria, (Arc<Criteria>, Rc<Plan>)>,
+    /// The plan for requests without criteria.
+    plan: Option<Rc<Plan>>,
+    /// The hosts of the local cluster that routing by zone was decided by.
+    local: Option<Arc<HostSet>>,
+    zone_known: bool,
+    /// Hosts by address.
+    addresses: HashMap<Arc<str>, u32>,
 }
 
 impl ClusterLocal {
-    pub(super) fn new(cluster: Arc<Cluster>) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, places: &Rc<Places>) -> Self {
         let set = cluster.hosts.load_full();
         let view = View::new(&cluster, set, HashMap::new());
+        let balancing = &cluster.balancing;
+        let aggregate = match &cluster.discovery {
+            Discovery::Aggregate(members) => {
+                Some(Box::new(Aggregate::new(members, &cluster, Rc::downgrade(places))))
+            }
+            _ => None,
+        };
+        let special = aggregate.is_some()
+            || balancing.subsets.is_some()
+            || balancing.slow_start.is_some()
+            || balancing.override_host.is_some()
+            || matches!(balancing.locality, LocalityLb::ZoneAware(_))
+            || balance_factor(&balancing.policy) > 0;
         Self {
-            cluster,
             view: RefCell::new(view),
             dynamic: RefCell::default(),
             used: Cell::new(true),
             last_used: Cell::new(Instant::now()),
+            special,
+            aggregate,
+            cluster,
         }
     }
 
@@ -74,24 +118,216 @@ impl ClusterLocal {
             && !self.view.borrow().pools.iter().any(|pool| pool.is_used())
     }
 
+    /// Whether a pick goes by the hash of the request.
+    pub fn hashes(&self) -> bool {
+        match &self.aggregate {
+            Some(aggregate) => aggregate.hashes(),
+            None => self.cluster.balancing.hashes(),
+        }
+    }
+
+    /// The headers with which a request may ask for a host.
+    pub fn override_host(&self) -> Option<&OverrideHost> {
+        self.cluster.balancing.override_host.as_deref()
+    }
+
+    /// Whether its hosts are those of other clusters.
+    #[inline]
+    pub fn is_aggregate(&self) -> bool {
+        self.aggregate.is_some()
+    }
+
+    /// Whether a priority that is not one of `tried` could take requests.
+    pub fn has_others(&self, tried: &[u32]) -> bool {
+        if let Some(aggregate) = &self.aggregate {
+            return aggregate.has_others(tried);
+        }
+        has_others(&self.view.borrow().set.availability, tried)
+    }
+
+    /// The priority that a host of this cluster has here.
+    pub fn priority_of(&self, pool: &HostPool) -> u32 {
+        match &self.aggregate {
+            Some(aggregate) => aggregate.priority_of(pool),
+            None => pool.host.template.priority,
+        }
+    }
+
+    /// The next host, where nothing but the order of hosts decides; else `None`, and
+    /// [`ClusterLocal::pick`] has to be asked.
+    pub fn next(&self) -> Option<Rc<HostPool>> {
+        if self.special {
+            return None;
+        }
+        let view = &mut *self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
+            return None;
+        }
+        let ground = Ground { all: &view.set.all, split: &view.set.split, now: 0 };
+        let index = view.picker.next(ground)?;
+        view.pools.get(index).cloned()
+    }
+
     /// Chooses a host.
     ///
     /// # Errors
     /// [`UpstreamError::NoHealthyHost`] when none may be used.
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+        self.choose(context).ok_or_else(|| {
+            self.cluster.stats().upstream_cx_none_healthy.increment(1);
+            UpstreamError::NoHealthyHost
+        })
+    }
+
+    /// As [`ClusterLocal::pick`], but nothing is counted for want of a host.
+    pub(super) fn choose(&self, context: &PickContext<'_>) -> Option<Rc<HostPool>> {
+        if let Some(aggregate) = &self.aggregate {
+            self.touch();
+            return aggregate.choose(context);
+        }
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
             self.rebuild(&mut view);
         }
-        let View { set, picker, pools, rng } = &mut *view;
-        let chosen = picker.pick(set, context, rng).and_then(|index| pools.get(index)).cloned();
+        if self.special {
+            return self.choose_special(&mut view, context);
+        }
+        let View { set, picker, pools, rng, .. } = &mut *view;
+        let ground = Ground { all: &set.all, split: &set.split, now: 0 };
+        let chosen = picker.pick(ground, context, rng).and_then(|index| pools.get(index)).cloned();
+        self.after(picker, set);
+        chosen
+    }
+
+    /// Counts what happened in a pick, and looks after a suspect host.
+    #[inline]
+    fn after(&self, picker: &mut Picker, set: &HostSet) {
         if picker.panicked() {
             self.cluster.stats().lb_healthy_panic.increment(1);
         }
-        chosen.ok_or_else(|| {
-            self.cluster.stats().upstream_cx_none_healthy.increment(1);
-            UpstreamError::NoHealthyHost
-        })
+        if let Some(suspect) = picker.take_suspect() {
+            self.look_into(set, suspect);
+        }
+        if let Some((size, least, most)) = picker.take_table() {
+            let ring = matches!(self.cluster.balancing.policy, LbPolicy::RingHash(_));
+            self.cluster.stats().set_table(ring, size, least, most);
+        }
+    }
+
+    /// Asks a suspect host for a connection, if it is time.
+    #[cold]
+    fn look_into(&self, set: &HostSet, suspect: u32) {
+        let Some(host) = set.all.get(suspect as usize) else { return };
+        if !suspect::may_ask(host, clock()) {
+            return;
+        }
+        let (host, cluster) = (host.clone(), self.cluster.clone());
+        tokio::task::spawn_local(async move {
+            let connect = crate::runtime::socket::connect(&host.address, &cluster.socket);
+            if let Ok(Ok(_)) = tokio::time::timeout(cluster.connect_timeout, connect).await {
+                suspect::answered(&host);
+            }
+        });
+    }
+
+    fn choose_special(&self, view: &mut View, context: &PickContext<'_>) -> Option<Rc<HostPool>> {
+        let View { set, picker, pools, rng, more } = view;
+        let more = more.get_or_insert_with(Box::default);
+        let balancing = &self.cluster.balancing;
+        if let Some((wanted, options)) = context.wanted.zip(balancing.override_host.as_deref()) {
+            let found = more.find(set, wanted, options).and_then(|index| pools.get(index as usize));
+            if let Some(pool) = found {
+                return Some(pool.clone());
+            }
+        }
+        if let LocalityLb::ZoneAware(options) = &balancing.locality {
+            let local = options.local.load().as_ref().map(|local| local.hosts.load_full());
+            let same = match (&local, &more.local) {
+                (Some(now), Some(before)) => Arc::ptr_eq(now, before),
+                (now, before) => now.is_none() && before.is_none(),
+            };
+            if !same || !more.zone_known {
+                let threshold = self.cluster.panic_threshold.into();
+                let (zone, note) =
+                    ZoneRouting::new(&set.all, &set.split, local.as_deref(), options, threshold);
+                self.cluster.stats().lb_recalculate_zone_structures.increment(1);
+                self.count_zone(note);
+                picker.set_zone(Some(zone));
+                more.local = local;
+                more.zone_known = true;
+            }
+        }
+        let now = if balancing.slow_start.is_some() { clock() } else { 0 };
+        let ground = Ground { all: &set.all, split: &set.split, now };
+        let mut context = *context;
+        if balance_factor(&balancing.policy) > 0 {
+            let [default, high] = &self.cluster.breakers;
+            context.in_flight = default.requests.used().saturating_add(high.requests.used());
+        }
+        let Some(options) = &balancing.subsets else {
+            let chosen = picker.pick(ground, &context, rng);
+            self.after(picker, set);
+            self.count_zone(picker.take_zone_note());
+            return chosen.and_then(|index| pools.get(index)).cloned();
+        };
+        let index = set.subsets.get_or_init(|| SubsetIndex::new(options.clone(), set)).clone();
+        let plan = more.plan(&index, context.metadata);
+        let stats = self.cluster.stats().balancing();
+        if !more.subsets_known {
+            more.subsets_known = true;
+            self.cluster.stats().set_subsets(index.len(), index.duplicates);
+        }
+        for (target, note) in plan.iter() {
+            if *note == SubsetNote::Selected {
+                stats.lb_subsets_selected.increment(1);
+            }
+            let chosen = match target {
+                Target::Any => {
+                    let chosen = picker.pick(ground, &context, rng);
+                    self.after(picker, set);
+                    chosen
+                }
+                Target::Subset(subset) => {
+                    let Some(found) = index.get(*subset) else { continue };
+                    if let Some(single) = found.single {
+                        Some(single as usize)
+                    } else {
+                        let own = more.subsets.entry(*subset).or_insert_with(|| {
+                            let factor = set.options.overprovisioning;
+                            Picker::new(balancing, &found.split, factor, rng)
+                        });
+                        let chosen = own.pick(Ground { split: &found.split, ..ground }, &context, rng);
+                        self.after(own, set);
+                        chosen
+                    }
+                }
+            };
+            if let Some(pool) = chosen.and_then(|index| pools.get(index)) {
+                match note {
+                    SubsetNote::Fallback => stats.lb_subsets_fallback.increment(1),
+                    SubsetNote::Panic => stats.lb_subsets_fallback_panic.increment(1),
+                    SubsetNote::Selected | SubsetNote::None => {}
+                }
+                return Some(pool.clone());
+            }
+        }
+        None
+    }
+
+    fn count_zone(&self, note: Option<ZoneNote>) {
+        let Some(note) = note else { return };
+        let stats = self.cluster.stats().balancing();
+        match note {
+            ZoneNote::LocalNotOk => stats.lb_local_cluster_not_ok.increment(1),
+            ZoneNote::TooSmall => stats.lb_zone_cluster_too_small.increment(1),
+            ZoneNote::Direct => stats.lb_zone_routing_all_directly.increment(1),
+            ZoneNote::Sampled => stats.lb_zone_routing_sampled.increment(1),
+            ZoneNote::CrossZone => stats.lb_zone_routing_cross_zone.increment(1),
+            ZoneNote::NoCapacity => {
+                stats.lb_zone_routing_cross_zone.increment(1);
+                stats.lb_zone_no_capacity_left.increment(1);
+            }
+        }
     }
 
     /// The pool of an original destination, made on demand.
@@ -110,6 +346,9 @@ impl ClusterLocal {
         if self.used.replace(false) {
             self.last_used.set(now);
         }
+        if let Some(aggregate) = &self.aggregate {
+            aggregate.sweep();
+        }
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
             self.rebuild(&mut view);
@@ -127,11 +366,12 @@ impl ClusterLocal {
     }
 
     /// Follows a new host set: hosts that stayed keep their pools, the others' pools are retired.
+    #[cold]
     fn rebuild(&self, view: &mut View) {
         let mut kept: Kept =
             view.pools.drain(..).map(|pool| (Arc::as_ptr(&pool.host.shared), pool)).collect();
         let set = self.cluster.hosts.load_full();
-        let keep = set
+        let mut keep: Kept = set
             .all
             .iter()
             .filter_map(|host| kept.remove_entry(&Arc::as_ptr(&host.shared)))
@@ -144,10 +384,28 @@ impl ClusterLocal {
                 fit
             })
             .collect();
+        let joined = keep.len() < set.all.len();
+        if self.cluster.balancing.close_on_host_set_change && (joined || !kept.is_empty()) {
+            kept.extend(keep.drain());
+        }
         for pool in kept.into_values() {
             pool.retire();
         }
         *view = View::new(&self.cluster, set, keep);
+    }
+}
+
+/// Whether there is something that can take requests, besides the levels that were tried.
+pub(super) fn has_others(availability: &[(u8, u8)], tried: &[u32]) -> bool {
+    let mut left = availability.iter().enumerate().filter(|(level, _)| !tried.contains(&(*level as u32)));
+    left.any(|(_, (healthy, degraded))| *healthy > 0 || *degraded > 0)
+}
+
+fn balance_factor(policy: &LbPolicy) -> u32 {
+    match policy {
+        LbPolicy::RingHash(ring) => ring.hashing.balance_factor,
+        LbPolicy::Maglev(maglev) => maglev.hashing.balance_factor,
+        _ => 0,
     }
 }
 
@@ -165,7 +423,7 @@ impl Drop for ClusterLocal {
 impl View {
     fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: Kept) -> Self {
         let mut rng = fastrand::Rng::new();
-        let picker = Picker::new(&cluster.lb_policy, &set, cluster.fail_traffic_on_panic, &mut rng);
+        let picker = Picker::new(&cluster.balancing, &set, set.options.overprovisioning, &mut rng);
         let pools = set
             .all
             .iter()
@@ -174,7 +432,42 @@ impl View {
                     .unwrap_or_else(|| HostPool::new(cluster, host.clone()))
             })
             .collect();
-        Self { set, picker, pools, rng }
+        Self { set, picker, pools, rng, more: None }
+    }
+}
+
+impl More {
+    /// What to ask for these criteria.
+    fn plan(&mut self, index: &SubsetIndex, criteria: Option<&Arc<Criteria>>) -> Rc<Plan> {
+        let Some(criteria) = criteria else {
+            return self.plan.get_or_insert_with(|| Rc::new(index.plan(None))).clone();
+        };
+        if let Some((_, plan)) = self.plans.get(&Arc::as_ptr(criteria)) {
+            return plan.clone();
+        }
+        if self.plans.len() >= MOST_PLANS {
+            self.plans.clear();
+        }
+        let plan = Rc::new(index.plan(Some(criteria)));
+        self.plans.insert(Arc::as_ptr(criteria), (criteria.clone(), plan.clone()));
+        plan
+    }
+
+    /// The host whose turn it is of those that a request asks for, if it may be used.
+    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize), options: &OverrideHost) -> Option<u32> {
+        if self.addresses.is_empty() {
+            let named = set.all.iter().enumerate();
+            self.addresses = named.map(|(index, host)| (host.address_text.clone(), index as u32)).collect();
+        }
+        let (list, turn) = wanted;
+        let address = list.split(|byte| *byte == b',').nth(turn)?.trim_ascii();
+        let index = *self.addresses.get(std::str::from_utf8(address).ok()?)?;
+        let usable = match set.all.get(index as usize)?.health() {
+            Health::Healthy => true,
+            Health::Degraded => options.degraded,
+            Health::Unhealthy => options.unhealthy,
+        };
+        usable.then_some(index)
     }
 }
 
@@ -191,7 +484,7 @@ mod tests {
         let discovery = Discovery::OriginalDst { header: None, port_override: None };
         let cleanup_interval = Duration::from_secs(9);
         let cluster = Cluster { cleanup_interval, ..fixtures::cluster("destinations", discovery) };
-        let local = ClusterLocal::new(Arc::new(cluster));
+        let local = ClusterLocal::new(Arc::new(cluster), &Rc::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let before = local.original_destination(address);
         let start = Instant::now();

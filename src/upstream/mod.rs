@@ -5,6 +5,7 @@
 //! ([`Upstreams`]); shared between workers are only the immutable cluster, the host counters and the
 //! circuit breakers.
 
+pub mod balancing;
 pub mod dns;
 pub mod edf;
 pub mod health;
@@ -31,9 +32,12 @@ pub use pool::{HostPool, UpstreamConnection};
 /// One worker's view of all clusters.
 #[derive(Debug, Default)]
 pub struct Upstreams {
-    /// By [`Slot::index`].
-    places: RefCell<Vec<Option<Place>>>,
+    places: Rc<Places>,
 }
+
+/// The clusters that a worker uses, by [`Slot::index`].
+#[derive(Debug, Default)]
+pub(crate) struct Places(RefCell<Vec<Option<Place>>>);
 
 #[derive(Debug)]
 struct Place {
@@ -50,11 +54,9 @@ impl Place {
     }
 }
 
-impl Upstreams {
-    /// The worker's state for the cluster now in `slot`; made on first use, made anew when the slot
-    /// was swapped. `None` while the slot is empty.
-    pub fn cluster(&self, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
-        let mut places = self.places.borrow_mut();
+impl Places {
+    fn cluster(self: &Rc<Self>, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
+        let places = self.0.borrow_mut();
         let current = slot.load();
         if let (Some(current), Some(Some(place))) = (current.as_ref(), places.get(slot.index())) {
             if Arc::ptr_eq(&place.local.cluster, current) {
@@ -63,38 +65,49 @@ impl Upstreams {
             }
         }
         drop(current);
-        Self::renew(&mut places, slot)
+        drop(places);
+        self.renew(slot)
     }
 
-    /// The slow part of [`Upstreams::cluster`]: nobody here has used this cluster, or it changed.
+    /// The slow part: nobody here has used this cluster, or it changed.
     #[cold]
-    fn renew(places: &mut Vec<Option<Place>>, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
+    fn renew(self: &Rc<Self>, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
         let index = slot.index();
         let Some(current) = slot.wake() else {
-            if let Some(place) = places.get_mut(index) {
+            if let Some(place) = self.0.borrow_mut().get_mut(index) {
                 *place = None;
             }
             return None;
         };
+        let local = Rc::new(ClusterLocal::new(current, self));
+        let mut places = self.0.borrow_mut();
         if places.len() <= index {
             places.resize_with(index + 1, || None);
         }
-        let local = Rc::new(ClusterLocal::new(current));
         // `resize_with` above made the place.
         places[index] = Some(Place { slot: Arc::downgrade(slot), local: local.clone() });
         Some(local)
+    }
+}
+
+impl Upstreams {
+    /// The worker's state for the cluster now in `slot`; made on first use, made anew when the slot
+    /// was swapped. `None` while the slot is empty.
+    pub fn cluster(&self, slot: &Arc<Slot<Cluster>>) -> Option<Rc<ClusterLocal>> {
+        self.places.cluster(slot)
     }
 
     /// Closes pooled connections that the peer closed, that sent bytes nobody asked for, or that
     /// idled too long; lets go of clusters that were replaced or removed, or that nobody uses. Called
     /// about once a second.
     pub fn sweep(&self, now: std::time::Instant) {
-        let locals: Vec<_> = self.places.borrow().iter().flatten().map(|place| place.local.clone()).collect();
+        let locals: Vec<_> =
+            self.places.0.borrow().iter().flatten().map(|place| place.local.clone()).collect();
         for local in &locals {
             local.sweep(now);
         }
         drop(locals);
-        for entry in self.places.borrow_mut().iter_mut() {
+        for entry in self.places.0.borrow_mut().iter_mut() {
             let unused = |local: &Rc<ClusterLocal>| Rc::strong_count(local) == 1 && local.is_idle(now);
             if entry.as_ref().is_some_and(|place| !place.is_current() || unused(&place.local)) {
                 *entry = None;
@@ -104,7 +117,7 @@ impl Upstreams {
 
     /// Drops every pooled connection (shutdown).
     pub fn close_idle(&self) {
-        self.places.borrow_mut().clear();
+        self.places.0.borrow_mut().clear();
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::balancing::{clock, suspect};
 use super::multiplex::Connections;
 use super::permit::{Kind, Permit};
 use super::UpstreamError;
@@ -273,7 +274,8 @@ impl HostPool {
         }
     }
 
-    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+    /// The cluster that the host is of.
+    pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
     }
 
@@ -482,6 +484,7 @@ impl HostPool {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
                 self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
+                suspect::reached(&self.host);
                 return Ok(Box::new(UpstreamConnection {
                     local: stream.local_addr(),
                     stream,
@@ -511,6 +514,10 @@ impl HostPool {
         stats.upstream_cx_destroy_remote.increment(1);
         stats.upstream_rq_pending_failure_eject.increment(1);
         self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
+        let ours = matches!(error, UpstreamError::Connect { local: true, .. });
+        if !ours && suspect::failed(&self.host, clock()) {
+            stats.count_suspect();
+        }
         Err(error)
     }
 

@@ -2,6 +2,7 @@
 //! and other real programs. `tests/run` installs what they need.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod balancing;
 mod demo;
 mod differential;
 mod discovery;

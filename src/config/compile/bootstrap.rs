@@ -303,6 +303,16 @@ fn compile(
         .at("static_resources", |problems| control_targets(&resources, &control.named, &compiler, problems));
     compiler.control = targets;
     compiler.refused_control = refused;
+    compiler.locality = node.locality.clone();
+    let local = message.cluster_manager.as_ref().map(|manager| manager.local_cluster_name.as_str());
+    if let Some(local) = local.filter(|local| !local.is_empty()) {
+        if compiler.static_clusters.contains(local) {
+            compiler.local_cluster = Some(compiler.clusters.slot(local));
+        } else {
+            let message = format!("there is no cluster {local:?} in the bootstrap");
+            problems.report_at("cluster_manager.local_cluster_name", message);
+        }
+    }
     let discovery =
         discovery_config(&message.dynamic_resources, message.layered_runtime.as_ref(), &compiler, problems);
     let load_stats = message.cluster_manager.as_ref().and_then(|manager| manager.load_stats_config.as_ref());

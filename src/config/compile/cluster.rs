@@ -5,17 +5,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig;
 use outrigger_control_api::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use outrigger_control_api::pb::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
-use outrigger_control_api::pb::envoy::extensions::load_balancing_policies as lb;
 use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
     http_protocol_options::{explicit_http_config::ProtocolConfig, UpstreamProtocolOptions},
     HttpProtocolOptions,
 };
 use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
-use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
+use super::balancing::balancing;
 use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::static_hosts;
@@ -23,13 +23,13 @@ use super::http_options::{http1_options, http2_options};
 use super::{
     buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, u32_or, Environment,
 };
+use crate::config::balancing::Members;
 use crate::config::cluster::{
-    Breakers, Discovery, Hosts, LbPolicy, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
+    Breakers, Discovery, Hosts, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
 use crate::config::discovery::Source;
 use crate::config::problems::Problems;
 use crate::config::{Cluster, HeaderKey, HostSet};
-use crate::upstream::host_set::SplitOptions;
 
 /// Compiles `cluster`. What Envoy's field rules say of single fields is not checked again here.
 /// `None` when a problem was reported.
@@ -40,7 +40,7 @@ pub fn compile(
 ) -> Option<Cluster> {
     let before = problems.count();
     let kind = kind(cluster, problems);
-    let lb_policy = lb_policy(cluster, kind.map(|kind| kind == Kind::OriginalDst), problems);
+    let balancing = balancing(cluster, kind, environment, problems);
     let name: Arc<str> = cluster.name.as_str().into();
     let stat_name =
         if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
@@ -48,7 +48,6 @@ pub fn compile(
         duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);
     let http = protocol_options(cluster, problems);
     let breakers = breakers(cluster, environment, problems);
-    let (panic_threshold, fail_traffic_on_panic) = common_lb(cluster, environment);
     let assignment = cluster.load_assignment.as_ref();
     let overprovisioning = assignment
         .and_then(|assignment| assignment.policy.as_ref())
@@ -73,22 +72,19 @@ pub fn compile(
     if problems.count() > before {
         return None;
     }
-    let options = SplitOptions { overprovisioning, panic_threshold: panic_threshold.into() };
-    let hosts = Hosts::new(HostSet::new(hosts, options));
-    if let Some(policy) = health_check::policy(cluster, kind?) {
-        hosts.check(policy);
-    }
-    Some(Cluster {
+    let (balancing, panic_threshold) = balancing?;
+    let policy = assignment.and_then(|assignment| assignment.policy.as_ref());
+    let mut compiled = Cluster {
         name,
         stat_name,
         discovery: discovery?,
-        lb_policy: lb_policy?,
+        balancing: Arc::new(balancing),
         connect_timeout,
         per_connection_buffer_limit: buffer_limit(cluster.per_connection_buffer_limit_bytes),
         breakers,
         panic_threshold,
-        fail_traffic_on_panic,
         overprovisioning,
+        weighted_priority_health: policy.is_some_and(|policy| policy.weighted_priority_health),
         cleanup_interval: duration_or(
             &cluster.cleanup_interval,
             Duration::from_secs(5),
@@ -101,9 +97,14 @@ pub fn compile(
         added_via_api: environment.dynamic,
         dropped: Arc::default(),
         health: health.map(Box::new),
-        hosts,
+        hosts: Hosts::default(),
         stats: OnceLock::new(),
-    })
+    };
+    compiled.hosts = Hosts::new(HostSet::new(hosts, compiled.split_options()));
+    if let Some(policy) = health_check::policy(cluster, kind?) {
+        compiled.hosts.check(policy);
+    }
+    Some(compiled)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -113,6 +114,7 @@ pub(super) enum Kind {
     LogicalDns,
     OriginalDst,
     Eds,
+    Aggregate,
 }
 
 /// How the cluster finds its hosts; `None` when that is refused, by the support table or here.
@@ -144,6 +146,7 @@ pub(super) fn kind(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Kin
                 (_, "envoy.extensions.clusters.original_dst.v3.OriginalDstCluster") => {
                     Some(Kind::OriginalDst)
                 }
+                (_, "envoy.extensions.clusters.aggregate.v3.ClusterConfig") => Some(Kind::Aggregate),
                 ("envoy.cluster.eds", "") => Some(Kind::Eds),
                 ("envoy.cluster.static", "") => Some(Kind::Static),
                 ("envoy.cluster.strict_dns", "") => Some(Kind::StrictDns),
@@ -170,6 +173,7 @@ fn discovery(
         Kind::Static => Some(Discovery::Static),
         Kind::OriginalDst => original_dst(cluster, problems),
         Kind::Eds => eds(cluster, environment, problems),
+        Kind::Aggregate => aggregate(cluster, environment, problems),
         Kind::StrictDns | Kind::LogicalDns => {
             let dns = dns(cluster, environment, problems)?;
             if kind == Kind::StrictDns {
@@ -251,154 +255,28 @@ fn original_dst(cluster: &pb::Cluster, problems: &mut Problems) -> Option<Discov
     })
 }
 
-fn lb_policy(cluster: &pb::Cluster, original_dst: Option<bool>, problems: &mut Problems) -> Option<LbPolicy> {
-    use pb::cluster::LbPolicy as Classic;
-    if let Some(policies) = &cluster.load_balancing_policy {
-        return problems
-            .at("load_balancing_policy", |problems| lb_extension(policies, original_dst, problems));
-    }
-    let policy = match cluster.lb_policy() {
-        Classic::RoundRobin => LbPolicy::RoundRobin,
-        Classic::Random => LbPolicy::Random,
-        Classic::LeastRequest => match &cluster.lb_config {
-            Some(pb::cluster::LbConfig::LeastRequestLbConfig(config)) => LbPolicy::LeastRequest {
-                choice_count: u32_or(config.choice_count, 2),
-                active_request_bias: problems.at("least_request_lb_config", |problems| {
-                    bias(config.active_request_bias.as_ref(), problems)
-                }),
-            },
-            _ => LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 },
-        },
-        Classic::ClusterProvided => LbPolicy::ClusterProvided,
-        Classic::LoadBalancingPolicyConfig => {
-            problems.report_at(
-                "load_balancing_policy",
-                "is required with lb_policy LOAD_BALANCING_POLICY_CONFIG",
-            );
-            return None;
-        }
-        // Refused by the support table.
-        Classic::RingHash | Classic::Maglev => return None,
-    };
-    check_provided(policy, original_dst, "lb_policy", problems)
-}
-
-fn check_provided(
-    policy: LbPolicy,
-    original_dst: Option<bool>,
-    field: &str,
+/// The members of an aggregate cluster.
+fn aggregate(
+    cluster: &pb::Cluster,
+    environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<LbPolicy> {
-    match (original_dst, &policy) {
-        (Some(true), LbPolicy::ClusterProvided) => {}
-        (Some(true), _) => {
-            problems.report_at(field, "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED");
-            return None;
-        }
-        (Some(false), LbPolicy::ClusterProvided) => {
-            problems.report_at(field, "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters");
-            return None;
-        }
-        // Of an unsupported type nothing is known.
-        _ => {}
+) -> Option<Discovery> {
+    use pb::cluster::ClusterDiscoveryType;
+    if cluster.load_assignment.is_some() {
+        problems.report_at("load_assignment", "an aggregate cluster has the endpoints of its members");
+        return None;
     }
-    Some(policy)
-}
-
-/// The first policy of the list that is supported, as Envoy chooses.
-fn lb_extension(
-    policies: &pb::LoadBalancingPolicy,
-    original_dst: Option<bool>,
-    problems: &mut Problems,
-) -> Option<LbPolicy> {
-    let mut names = Vec::new();
-    for (index, policy) in policies.policies.iter().enumerate() {
-        let Some(any) =
-            policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref())
-        else {
-            continue;
-        };
-        let chosen = problems.at_index("policies", index, |problems| {
-            problems.at("typed_extension_config.typed_config", |problems| lb_of(any, problems))
-        });
-        match chosen {
-            Some(policy) => return check_provided(policy, original_dst, "policies", problems),
-            None => names.push(type_of(any).to_owned()),
-        }
-    }
-    problems.report_at("policies", format!("none of these policies is supported: {}", names.join(", ")));
-    None
-}
-
-fn lb_of(any: &Any, problems: &mut Problems) -> Option<LbPolicy> {
-    let refuse_slow_start = |slow_start: bool, problems: &mut Problems| {
-        if slow_start {
-            problems.report_at("slow_start_config", super::SLOW_START);
-        }
+    let Some(ClusterDiscoveryType::ClusterType(custom)) = &cluster.cluster_discovery_type else {
+        return None;
     };
-    let refuse_locality = |config: Option<lb::common::v3::LocalityLbConfig>, problems: &mut Problems| {
-        if config.is_some() {
-            problems.report_at("locality_lb_config", super::LOCALITY);
+    problems.at("cluster_type", |problems| {
+        let config: AggregateConfig = extension(custom.typed_config.as_ref()?, "typed_config", problems)?;
+        for name in &config.clusters {
+            environment.check_reserved(name, "typed_config.clusters", problems);
         }
-    };
-    match type_of(any) {
-        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
-            let config: lb::round_robin::v3::RoundRobin = extension(any, "", problems)?;
-            refuse_slow_start(config.slow_start_config.is_some(), problems);
-            refuse_locality(config.locality_lb_config, problems);
-            Some(LbPolicy::RoundRobin)
-        }
-        "envoy.extensions.load_balancing_policies.random.v3.Random" => {
-            let config: lb::random::v3::Random = extension(any, "", problems)?;
-            refuse_locality(config.locality_lb_config, problems);
-            Some(LbPolicy::Random)
-        }
-        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
-            use lb::least_request::v3::{least_request::SelectionMethod, LeastRequest};
-            let config: LeastRequest = extension(any, "", problems)?;
-            refuse_slow_start(config.slow_start_config.is_some(), problems);
-            refuse_locality(config.locality_lb_config, problems);
-            if config.enable_full_scan.is_some_and(|scan| scan.value) {
-                problems.report_at("enable_full_scan", "a full scan is not supported yet");
-            }
-            if config.selection_method() == SelectionMethod::FullScan {
-                problems.report_at("selection_method", "a full scan is not supported yet");
-            }
-            Some(LbPolicy::LeastRequest {
-                choice_count: u32_or(config.choice_count, 2),
-                active_request_bias: bias(config.active_request_bias.as_ref(), problems),
-            })
-        }
-        "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
-            Some(LbPolicy::ClusterProvided)
-        }
-        _ => None,
-    }
-}
-
-fn bias(bias: Option<&core::RuntimeDouble>, problems: &mut Problems) -> f64 {
-    let value = bias.map_or(1.0, |bias| bias.default_value);
-    if value.is_nan() || value < 0.0 {
-        problems.note("active_request_bias", format!("{value} is no valid bias, 1.0 is used"));
-        return 1.0;
-    }
-    value
-}
-
-fn common_lb(cluster: &pb::Cluster, environment: &Environment<'_>) -> (u8, bool) {
-    let config = cluster.common_lb_config.as_ref();
-    let threshold =
-        config.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
-    // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
-    let threshold =
-        environment.compiler.runtime.load().number("upstream.healthy_panic_threshold").unwrap_or(threshold);
-    let fail = match config.and_then(|config| config.locality_config_specifier.as_ref()) {
-        Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
-            zone.fail_traffic_on_panic
-        }
-        _ => false,
-    };
-    (threshold.clamp(0.0, 100.0) as u8, fail)
+        let slots = config.clusters.iter().map(|name| environment.compiler.clusters.slot(name));
+        Some(Discovery::Aggregate(Members(slots.collect())))
+    })
 }
 
 fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut Problems) -> [Breakers; 2] {

@@ -85,6 +85,10 @@ pub(super) fn target(
     let before = problems.count();
     let assignment = cluster.load_assignment.as_ref();
     let addresses = match kind(cluster, problems)? {
+        Kind::Aggregate => {
+            problems.report_at("cluster_type", "an aggregate cluster cannot serve discovery");
+            return None;
+        }
         Kind::Static => {
             let hosts = problems.at("load_assignment", |problems| static_hosts(assignment, problems));
             hosts.iter().map(|host| TargetAddress::Fixed(host.address.clone())).collect()

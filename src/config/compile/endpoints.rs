@@ -8,6 +8,7 @@ use std::time::Duration;
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
 
 use super::{duration, health_check, port, u32_or};
+use crate::config::balancing::HostMetadata;
 use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
 use crate::config::problems::Problems;
 use crate::config::Host;
@@ -137,20 +138,32 @@ fn endpoints(
                 return problems.report_at("priority", message);
             }
             let locality = group.locality.as_ref().map(locality).unwrap_or_default();
-            let locality = Arc::new(locality);
+            let group = Group {
+                priority: group.priority,
+                locality: Arc::new(locality),
+                weight: u32_or(group.load_balancing_weight, 0),
+                lb_endpoints: &group.lb_endpoints,
+            };
             for (index, entry) in group.lb_endpoints.iter().enumerate() {
                 problems.at_index("lb_endpoints", index, |problems| {
-                    endpoint(entry, group.priority, &locality, assignment, problems, &mut each);
+                    endpoint(entry, &group, assignment, problems, &mut each);
                 });
             }
         });
     }
 }
 
+/// What endpoints of one list have in common.
+struct Group<'a> {
+    priority: u32,
+    locality: Arc<Locality>,
+    weight: u32,
+    lb_endpoints: &'a [endpoint::LbEndpoint],
+}
+
 fn endpoint(
     entry: &endpoint::LbEndpoint,
-    priority: u32,
-    locality: &Arc<Locality>,
+    group: &Group<'_>,
     assignment: &endpoint::ClusterLoadAssignment,
     problems: &mut Problems,
     each: &mut impl FnMut(Option<&core::address::Address>, HostTemplate, &mut Problems),
@@ -175,11 +188,15 @@ fn endpoint(
         let template = HostTemplate {
             hostname: target.hostname.as_str().into(),
             weight: u32_or(entry.load_balancing_weight, 1),
-            priority,
-            locality: locality.clone(),
+            priority: group.priority,
+            locality: group.locality.clone(),
+            locality_weight: group.weight,
             health: health(entry.health_status()),
             socket_match: super::cluster_tls::socket_match(entry.metadata.as_ref()),
             check: health_check::host_check(target.health_check_config.as_ref(), problems),
+            metadata: HostMetadata::of(
+                entry.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.lb")),
+            ),
         };
         problems.at("address", |problems| each(address, template, problems));
     });

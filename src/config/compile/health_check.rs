@@ -104,13 +104,6 @@ fn options(
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<Options> {
-    let socket = cluster.transport_socket.as_ref().and_then(|socket| {
-        let core::transport_socket::ConfigType::TypedConfig(any) = socket.config_type.as_ref()?;
-        Some(type_of(any))
-    });
-    if socket.is_some_and(|kind| kind != "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer") {
-        problems.report("health checks of a cluster with a transport socket are not supported yet");
-    }
     let mut time = |value: &Option<_>, field: &str| duration(value, field, problems);
     // These two are demanded by field rules.
     let timeout = time(&config.timeout, "timeout").unwrap_or_default();

@@ -10,6 +10,7 @@
 // Fields that Envoy has deprecated are still in use.
 #![allow(deprecated)]
 
+mod balancing;
 pub mod bootstrap;
 pub mod canonical;
 mod check;
@@ -48,11 +49,6 @@ pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed
 
 use super::cluster::Keepalive;
 use super::problems::Problems;
-
-/// Why slow start is refused.
-pub(crate) const SLOW_START: &str = "slow start is not supported yet";
-/// Why locality-aware balancing is refused.
-pub(crate) const LOCALITY: &str = "locality-aware load balancing is not supported yet";
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
 pub(crate) fn extension<M: Message + Name + Default>(

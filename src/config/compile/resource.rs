@@ -30,6 +30,7 @@ use super::dns::Resolver;
 use super::runtime::Runtime;
 use super::scoped::{self, ScopeConfig};
 use super::{cluster, endpoints, http_filters, known_clusters, listener, on_demand};
+use crate::config::cluster::Locality;
 use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
 use crate::config::http::HttpFilter;
@@ -65,6 +66,10 @@ pub struct Compiler {
     pub outliers: Arc<Registry>,
     /// Runtime values: those of the bootstrap and of RTDS.
     pub runtime: ArcSwap<Runtime>,
+    /// Where this node is.
+    pub locality: Locality,
+    /// The cluster that this node belongs to (`cluster_manager.local_cluster_name`).
+    pub local_cluster: Option<Arc<Slot<Cluster>>>,
     /// This node's cluster and id, as `add_user_agent` sends them.
     pub service: (Bytes, Bytes),
     /// The bootstrap's resolver, for clusters that name none.
@@ -399,9 +404,11 @@ impl Compiler {
             return Err(problems.into_parts().0);
         }
         let overprovisioning = config.policy.as_ref().and_then(|policy| policy.overprovisioning_factor);
+        let weighted = config.policy.as_ref().is_some_and(|policy| policy.weighted_priority_health);
         let options = SplitOptions {
             overprovisioning: overprovisioning.map_or(cluster.overprovisioning, |factor| factor.value),
-            panic_threshold: cluster.panic_threshold.into(),
+            weighted: weighted || cluster.weighted_priority_health,
+            ..cluster.split_options()
         };
         Ok(HostSet::new(hosts, options))
     }

@@ -11,6 +11,7 @@ use super::path::PathMatch;
 use super::redirect::Redirect;
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
+use crate::config::balancing::Criteria;
 use crate::config::headers::{HeaderKey, HeaderView, RequestView};
 use crate::config::http::Upgrade;
 use crate::config::matcher::{number, Fraction};
@@ -64,6 +65,8 @@ pub struct Forward {
     pub upgrades: Box<[Upgrade]>,
     /// Where copies of the request go: the route's, else its virtual host's, else its table's.
     pub mirrors: Arc<[Mirror]>,
+    /// What is asked of the host's metadata.
+    pub metadata_match: Option<Arc<Criteria>>,
     /// What a consistent-hash balancer hashes, in order.
     pub hash_policies: Box<[HashPolicy]>,
     /// How the path is rewritten.
@@ -196,6 +199,8 @@ pub struct WeightedCluster {
     pub response_headers: HeaderOps,
     /// New authority, set before the route's rewrite.
     pub host_rewrite: Option<Bytes>,
+    /// What is asked of the host's metadata, the route's included.
+    pub metadata_match: Option<Arc<Criteria>>,
 }
 
 impl WeightedClusters {

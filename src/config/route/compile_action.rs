@@ -15,6 +15,7 @@ use super::compile::{header_ops, HostScope, Scope};
 use super::header_ops::HeaderOps;
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
+use crate::config::balancing::Criteria;
 use crate::config::compile::{duration, duration_or};
 use crate::config::headers::HeaderKey;
 use crate::config::http::Upgrade;
@@ -56,6 +57,7 @@ pub(super) fn forward(
         cluster_not_found_code: not_found_code(config),
         upgrades: upgrades(config, problems),
         mirrors: if own_mirrors.is_empty() { host.mirrors.clone() } else { own_mirrors },
+        metadata_match: Criteria::under(config.metadata_match.as_ref(), None),
         hash_policies: hash_policies(config, problems),
         path_rewrite: path_rewrite(config, problems),
         host_rewrite: host_rewrite(config, problems).unwrap_or_default(),
@@ -103,15 +105,18 @@ fn timeouts(
     })
 }
 
-fn target(config: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> Option<Target> {
+fn target(route: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> Option<Target> {
     use pb::route_action::ClusterSpecifier;
 
     // One of them is demanded by a field rule.
-    match config.cluster_specifier.as_ref()? {
+    match route.cluster_specifier.as_ref()? {
         ClusterSpecifier::Cluster(name) => Some(Target::Cluster(scope.clusters.slot(name))),
         ClusterSpecifier::ClusterHeader(name) => Some(Target::Header(HeaderKey::new(name))),
         ClusterSpecifier::WeightedClusters(config) => problems
-            .at("weighted_clusters", |problems| weighted(config, scope, problems))
+            .at("weighted_clusters", |problems| {
+                let outer = Criteria::under(route.metadata_match.as_ref(), None);
+                weighted(config, outer.as_ref(), scope, problems)
+            })
             .map(|weighted| Target::Weighted(Box::new(weighted))),
         ClusterSpecifier::ClusterSpecifierPlugin(_) => {
             problems.report_at("cluster_specifier_plugin", "cluster specifier plugins are not supported");
@@ -127,6 +132,7 @@ fn target(config: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> O
 
 fn weighted(
     config: &pb::WeightedCluster,
+    outer: Option<&Arc<Criteria>>,
     scope: &Scope,
     problems: &mut Problems,
 ) -> Option<WeightedClusters> {
@@ -151,7 +157,9 @@ fn weighted(
             let Some(weight) = config.weight.map(|weight| weight.value) else {
                 return problems.report_at("weight", "is required");
             };
-            let cluster = WeightedCluster { cluster, request_headers, response_headers, host_rewrite };
+            let metadata_match = Criteria::under(config.metadata_match.as_ref(), outer);
+            let cluster =
+                WeightedCluster { cluster, request_headers, response_headers, host_rewrite, metadata_match };
             clusters.push((weight, cluster));
         });
     }

@@ -6,8 +6,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+use outrigger_control_api::type_of;
 use smallvec::SmallVec;
 
+use crate::config::balancing::Criteria;
 use crate::config::compile::{duration, extension, u32_or};
 use crate::config::headers::{HeaderKey, HeaderView, Known, KnownSet};
 use crate::config::matcher::{number, HeaderMatcher};
@@ -127,6 +129,9 @@ pub struct RetryPolicy {
     pub retriable_request_headers: Box<[HeaderMatcher]>,
     /// Hosts a retry avoids.
     pub host_predicates: Box<[HostPredicate]>,
+    /// A retry goes to a priority that was not tried; they are looked at after so many tries
+    /// (`previous_priorities`).
+    pub previous_priorities: Option<u32>,
     /// Times a host is chosen anew because a predicate rejected it. Default 1.
     pub host_selection_max_attempts: u32,
 }
@@ -168,10 +173,14 @@ pub enum ResetFormat {
 }
 
 /// Which hosts a retry avoids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum HostPredicate {
     /// Those tried before for this request.
     PreviousHosts,
+    /// Those that their metadata call canaries.
+    OmitCanaryHosts,
+    /// Those with these metadata.
+    OmitHostMetadata(Criteria),
 }
 
 impl Default for BackOff {
@@ -223,6 +232,7 @@ impl RetryPolicy {
             retriable_headers: retriable_headers?,
             retriable_request_headers: retriable_request_headers?,
             host_predicates,
+            previous_priorities: previous_priorities(config.retry_priority.as_ref(), problems),
             host_selection_max_attempts: match config.host_selection_retry_max_attempts {
                 0 => 1,
                 attempts => u32::try_from(attempts).unwrap_or_else(|_| {
@@ -283,20 +293,53 @@ fn host_predicate(
     config: &pb::retry_policy::RetryHostPredicate,
     problems: &mut Problems,
 ) -> Option<HostPredicate> {
-    use outrigger_control_api::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+    use outrigger_control_api::pb::envoy::extensions::retry::host;
     use pb::retry_policy::retry_host_predicate::ConfigType;
 
     match &config.config_type {
         // Other types are refused by the support table.
-        Some(ConfigType::TypedConfig(any)) => {
-            extension::<PreviousHostsPredicate>(any, "typed_config", problems)?;
-            Some(HostPredicate::PreviousHosts)
-        }
+        Some(ConfigType::TypedConfig(any)) => match type_of(any) {
+            "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate" => {
+                Some(HostPredicate::OmitCanaryHosts)
+            }
+            "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
+                let config: host::omit_host_metadata::v3::OmitHostMetadataConfig =
+                    extension(any, "typed_config", problems)?;
+                let metadata = config.metadata_match.as_ref();
+                let fields = metadata.and_then(|metadata| metadata.filter_metadata.get("envoy.lb"));
+                Some(HostPredicate::OmitHostMetadata(fields.map(Criteria::of).unwrap_or_default()))
+            }
+            _ => {
+                extension::<host::previous_hosts::v3::PreviousHostsPredicate>(any, "typed_config", problems)?;
+                Some(HostPredicate::PreviousHosts)
+            }
+        },
         None => {
             problems.report_at("typed_config", "is required");
             None
         }
     }
+}
+
+fn previous_priorities(
+    config: Option<&pb::retry_policy::RetryPriority>,
+    problems: &mut Problems,
+) -> Option<u32> {
+    use outrigger_control_api::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
+    use pb::retry_policy::retry_priority::ConfigType;
+
+    problems.at("retry_priority", |problems| match &config?.config_type {
+        // Other types are refused by the support table.
+        Some(ConfigType::TypedConfig(any)) => {
+            let config: PreviousPrioritiesConfig = extension(any, "typed_config", problems)?;
+            // More than 0 by its field rule.
+            u32::try_from(config.update_frequency).ok().filter(|frequency| *frequency > 0)
+        }
+        None => {
+            problems.report_at("typed_config", "is required");
+            None
+        }
+    })
 }
 
 /// Request headers that [`RequestRetries::of`] reads; they do not travel on.

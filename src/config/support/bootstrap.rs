@@ -2,7 +2,7 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{observed, whole};
+use super::whole;
 
 const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
@@ -67,11 +67,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.bootstrap.v3.ClusterManager",
-        implemented: &["upstream_bind_config", "load_stats_config", "outlier_detection"],
-        observe: &[
-            ("local_cluster_name", "zone-aware load balancing is not supported yet"),
-            ("enable_deferred_cluster_creation", "what a cluster costs is always made on first use"),
+        implemented: &[
+            "upstream_bind_config",
+            "load_stats_config",
+            "outlier_detection",
+            "local_cluster_name",
         ],
+        observe: &[("enable_deferred_cluster_creation", "what a cluster costs is always made on first use")],
         rejected: &[],
     },
     MessageSupport {
@@ -201,5 +203,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    observed("envoy.config.core.v3.Metadata", &[("*", "metadata is not used yet")]),
+    MessageSupport {
+        message: "envoy.config.core.v3.Metadata",
+        implemented: &["filter_metadata"],
+        observe: &[("typed_filter_metadata", "only filter_metadata is used")],
+        rejected: &[],
+    },
 ];

@@ -3,14 +3,12 @@
 use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, refused, whole};
-use crate::config::compile::{LOCALITY, SLOW_START};
 
 const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const OUTLIER: &str = "outlier detection goes by statuses";
-const HEALTH_TLS: &str = "health checks do not use TLS yet";
-const SUBSETS: &str = "subset load balancing is not supported yet";
-const HASH: &str = "consistent hashing is not supported yet";
+const HEALTH_TLS: &str = "health checks do not use TLS options of their own";
+const ORCA: &str = "load reports of upstreams (ORCA) are not supported yet";
 const METADATA: &str = "metadata is not used yet";
 const METADATA_FRAMES: &str = "METADATA frames are not passed on";
 const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
@@ -49,6 +47,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "original_dst_lb_config",
             "least_request_lb_config",
             "round_robin_lb_config",
+            "ring_hash_lb_config",
+            "maglev_lb_config",
+            "lb_subset_config",
             "common_lb_config",
             "transport_socket",
             "transport_socket_matches",
@@ -70,13 +71,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
-            ("ring_hash_lb_config", "it belongs to another lb_policy"),
-            ("maglev_lb_config", "it belongs to another lb_policy"),
         ],
         rejected: &[
-            ("lb_policy=RING_HASH", HASH),
-            ("lb_policy=MAGLEV", HASH),
-            ("lb_subset_config", SUBSETS),
             ("filters", "upstream network filters are not supported yet"),
             ("upstream_config", "custom upstreams are not supported"),
             ("preconnect_policy", "connecting ahead is not supported"),
@@ -119,37 +115,33 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[("metadata_key", METADATA)],
     },
     whole("envoy.config.cluster.v3.Cluster.RefreshRate"),
-    MessageSupport {
-        message: "envoy.config.cluster.v3.Cluster.RoundRobinLbConfig",
-        implemented: &[],
-        observe: &[],
-        rejected: &[("slow_start_config", SLOW_START)],
-    },
-    MessageSupport {
-        message: "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
-        implemented: &["choice_count", "active_request_bias"],
-        observe: &[],
-        rejected: &[("slow_start_config", SLOW_START)],
-    },
+    whole("envoy.config.cluster.v3.Cluster.RoundRobinLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.LeastRequestLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.RingHashLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.MaglevLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.SlowStartConfig"),
+    whole("envoy.config.cluster.v3.Cluster.LbSubsetConfig"),
+    whole("envoy.config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector"),
+    whole("envoy.config.core.v3.RuntimeDouble"),
+    whole("envoy.extensions.clusters.aggregate.v3.ClusterConfig"),
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.CommonLbConfig",
-        implemented: &["healthy_panic_threshold", "zone_aware_lb_config", "ignore_new_hosts_until_first_hc"],
-        observe: &[
-            ("update_merge_window", "an update changes only its own cluster, so none waits"),
-            ("override_host_status", "hosts cannot be overridden yet"),
-            ("consistent_hashing_lb_config", HASH),
+        implemented: &[
+            "healthy_panic_threshold",
+            "zone_aware_lb_config",
+            "locality_weighted_lb_config",
+            "ignore_new_hosts_until_first_hc",
+            "close_connections_on_host_set_change",
+            "consistent_hashing_lb_config",
+            "override_host_status",
         ],
-        rejected: &[
-            ("locality_weighted_lb_config", LOCALITY),
-            ("close_connections_on_host_set_change", "connections outlive changes of other hosts"),
-        ],
-    },
-    MessageSupport {
-        message: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig",
-        implemented: &["fail_traffic_on_panic"],
-        observe: &[("routing_enabled", LOCALITY), ("min_cluster_size", LOCALITY)],
+        observe: &[("update_merge_window", "an update changes only its own cluster, so none waits")],
         rejected: &[],
     },
+    whole("envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig"),
+    whole("envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig"),
+    whole("envoy.config.core.v3.HealthStatusSet"),
     MessageSupport {
         message: "envoy.config.cluster.v3.CircuitBreakers",
         implemented: &["thresholds", "per_host_thresholds"],
@@ -188,17 +180,14 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
-        implemented: &["overprovisioning_factor", "endpoint_stale_after"],
+        implemented: &["overprovisioning_factor", "endpoint_stale_after", "weighted_priority_health"],
         observe: &[],
-        rejected: &[
-            ("drop_overloads", "dropping a share of requests is not supported yet"),
-            ("weighted_priority_health", "weighted priority health is not supported yet"),
-        ],
+        rejected: &[("drop_overloads", "dropping a share of requests is not supported yet")],
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.LocalityLbEndpoints",
-        implemented: &["locality", "lb_endpoints", "priority"],
-        observe: &[("load_balancing_weight", LOCALITY), ("proximity", LOCALITY), ("metadata", METADATA)],
+        implemented: &["locality", "lb_endpoints", "priority", "load_balancing_weight"],
+        observe: &[("proximity", "without effect in Envoy too"), ("metadata", METADATA)],
         rejected: &[
             ("load_balancer_endpoints", "only lb_endpoints is supported"),
             ("leds_cluster_locality_config", LEDS),
@@ -206,8 +195,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.LbEndpoint",
-        implemented: &["endpoint", "endpoint_name", "health_status", "load_balancing_weight"],
-        observe: &[("metadata", "only envoy.transport_socket_match is used")],
+        implemented: &["endpoint", "endpoint_name", "health_status", "load_balancing_weight", "metadata"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {
@@ -351,33 +340,42 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    MessageSupport {
-        message: "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
-        implemented: &[],
-        observe: &[],
-        rejected: &[("slow_start_config", SLOW_START), ("locality_lb_config", LOCALITY)],
-    },
-    MessageSupport {
-        message: "envoy.extensions.load_balancing_policies.random.v3.Random",
-        implemented: &[],
-        observe: &[],
-        rejected: &[("locality_lb_config", LOCALITY)],
-    },
-    MessageSupport {
-        message: "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-        implemented: &["choice_count", "active_request_bias", "selection_method"],
-        observe: &[],
-        rejected: &[
-            ("slow_start_config", SLOW_START),
-            ("locality_lb_config", LOCALITY),
-            ("enable_full_scan", "a full scan is not supported yet"),
-            ("selection_method=FULL_SCAN", "a full scan is not supported yet"),
-        ],
-    },
+    whole("envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin"),
+    whole("envoy.extensions.load_balancing_policies.random.v3.Random"),
+    whole("envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"),
     whole("envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided"),
-    refused("envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash", &[("*", HASH)]),
-    refused("envoy.extensions.load_balancing_policies.maglev.v3.Maglev", &[("*", HASH)]),
-    refused("envoy.extensions.load_balancing_policies.subset.v3.Subset", &[("*", SUBSETS)]),
+    whole("envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash"),
+    whole("envoy.extensions.load_balancing_policies.maglev.v3.Maglev"),
+    whole("envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality"),
+    whole("envoy.extensions.load_balancing_policies.subset.v3.Subset"),
+    whole("envoy.extensions.load_balancing_policies.subset.v3.Subset.LbSubsetSelector"),
+    whole("envoy.extensions.load_balancing_policies.common.v3.SlowStartConfig"),
+    whole("envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig"),
+    whole("envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig"),
+    whole("envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig.ForceLocalZone"),
+    whole("envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig"),
+    MessageSupport {
+        message: "envoy.extensions.load_balancing_policies.common.v3.ConsistentHashingLbConfig",
+        implemented: &["use_hostname_for_hashing", "hash_balance_factor"],
+        observe: &[],
+        rejected: &[("hash_policy", "only routes and TCP proxies have hash policies")],
+    },
+    MessageSupport {
+        message: "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+        implemented: &["override_host_sources", "fallback_policy"],
+        observe: &[],
+        rejected: &[("selected_host_key", "there is no dynamic metadata to set")],
+    },
+    MessageSupport {
+        message: "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost.OverrideHostSource",
+        implemented: &["header"],
+        observe: &[],
+        rejected: &[("metadata", "there is no dynamic metadata to read")],
+    },
+    refused(
+        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+        &[("*", ORCA)],
+    ),
     MessageSupport {
         message: "envoy.config.core.v3.Http2ProtocolOptions",
         implemented: &[

@@ -7,7 +7,6 @@ const NO_FILTERS: &str = "of the HTTP filters only on_demand takes options by ro
 const NO_RUNTIME: &str = "runtime does not override it";
 const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
 const CORS_FILTER: &str = "only the CORS filter reads it, and that is refused";
-const SUBSETS: &str = "only subset load balancing reads it, and that is refused";
 const METADATA: &str = "only filters and formats read it, and those that do are refused";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
@@ -184,15 +183,15 @@ pub const ROUTE: &[MessageSupport] = &[
             "priority",
             "upgrade_configs",
             "hedge_policy",
+            "hash_policy",
+            "metadata_match",
             "internal_redirect_action",
         ],
         observe: &[
-            ("metadata_match", SUBSETS),
             ("early_data_policy", "there is no early data"),
             ("rate_limits", RATE_LIMIT_FILTERS),
             ("include_vh_rate_limits", RATE_LIMIT_FILTERS),
             ("cors", CORS_FILTER),
-            ("hash_policy", "only consistent-hash load balancing reads it, and that is refused"),
             ("max_internal_redirects", "internal redirects are refused"),
         ],
         rejected: &[
@@ -252,8 +251,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "response_headers_to_add",
             "response_headers_to_remove",
             "host_rewrite_literal",
+            "metadata_match",
         ],
-        observe: &[("metadata_match", SUBSETS), ("typed_per_filter_config", NO_FILTERS)],
+        observe: &[("typed_per_filter_config", NO_FILTERS)],
         rejected: &[],
     },
     MessageSupport {
@@ -272,6 +272,7 @@ pub const ROUTE: &[MessageSupport] = &[
             "num_retries",
             "per_try_timeout",
             "per_try_idle_timeout",
+            "retry_priority",
             "retry_host_predicate",
             "host_selection_retry_max_attempts",
             "retriable_status_codes",
@@ -282,7 +283,6 @@ pub const ROUTE: &[MessageSupport] = &[
         ],
         observe: &[],
         rejected: &[
-            ("retry_priority", "retries do not change the priority level yet"),
             ("retry_options_predicates", "retry option predicates are not supported"),
             ("refresh_cluster_on_retry", "a retry goes to the cluster of the first try"),
         ],
@@ -291,7 +291,22 @@ pub const ROUTE: &[MessageSupport] = &[
     all("envoy.config.route.v3.RetryPolicy.RateLimitedRetryBackOff"),
     all("envoy.config.route.v3.RetryPolicy.ResetHeader"),
     all("envoy.config.route.v3.RetryPolicy.RetryHostPredicate"),
+    all("envoy.config.route.v3.RetryPolicy.RetryPriority"),
     all("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+    all("envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"),
+    all("envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig"),
+    all("envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"),
+    MessageSupport {
+        message: "envoy.config.route.v3.RouteAction.HashPolicy",
+        implemented: &["header", "cookie", "connection_properties", "query_parameter", "terminal"],
+        observe: &[],
+        rejected: &[("filter_state", "there is no filter state to hash")],
+    },
+    all("envoy.config.route.v3.RouteAction.HashPolicy.Header"),
+    all("envoy.config.route.v3.RouteAction.HashPolicy.Cookie"),
+    all("envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute"),
+    all("envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties"),
+    all("envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter"),
     MessageSupport {
         message: "envoy.config.route.v3.RedirectAction",
         implemented: &[

@@ -23,11 +23,12 @@ pub const TCP: &[MessageSupport] = &[
             "flush_access_log_on_connected",
             "access_log_options",
             "upstream_connect_mode",
+            "hash_policy",
+            "metadata_match",
         ],
-        observe: &[("hash_policy", "only consistent-hash load balancing reads it, and that is refused")],
+        observe: &[],
         rejected: &[
             ("on_demand", "clusters are not discovered on demand yet"),
-            ("metadata_match", "subset load balancing is not supported yet"),
             ("downstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
             ("upstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
             ("backoff_options", "attempts follow each other without a pause so far"),
@@ -48,9 +49,9 @@ pub const TCP: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
-        implemented: &["name", "weight"],
+        implemented: &["name", "weight", "metadata_match"],
         observe: &[],
-        rejected: &[("metadata_match", "subset load balancing is not supported yet")],
+        rejected: &[],
     },
     whole("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions"),
     MessageSupport {

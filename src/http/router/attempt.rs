@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::hash::Hashed;
 use super::lent::Lent;
-use super::retry::Retries;
 use super::{Attempts, Failure};
 use crate::config::cluster::{Discovery, UpstreamProtocol};
-use crate::config::{HeaderView, Known, RequestView};
+use crate::config::route::HostPredicate;
+use crate::config::{Cluster, HeaderView, Host, Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::h1::{self, Framing, ParsedResponse, ResponseLimits};
@@ -62,14 +63,21 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         was_timeout: bool,
     ) -> Result<Answered, Failed> {
-        let mut pool = self.pick(ex).map_err(Failure::Upstream)?;
+        let mut pool = match self.pick(ex) {
+            Ok(pool) => pool,
+            Err(error) => return Err(Failure::Upstream(error).into()),
+        };
         if let Some(auto) = self.cluster.cluster.tls.as_ref().and_then(|tls| tls.auto.as_ref()) {
             if let Some(request) = &ex.request {
                 pool = pool.named(&auto.of(request, &Known::Authority.into()));
             }
         }
-        if self.retries.is_some() {
+        if let Some(retries) = &mut self.retries {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
+            retries.note_priority(|| self.cluster.priority_of(&pool));
+        }
+        if self.cluster.is_aggregate() {
+            self.member = Some(pool.cluster().clone());
         }
         ex.info.host = Some(pool.host.clone());
         // Written before there is a connection: the client's body is taken in meanwhile.
@@ -98,8 +106,7 @@ impl Attempts<'_> {
             Some(connection) => connection,
             None => Box::pin(self.connect(ex, &pool, &mut out)).await?,
         };
-        let Some(request_permit) =
-            RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
+        let Some(request_permit) = RequestPermit::take(self.upstream(), self.forward.priority, &pool.host)
         else {
             if !self.terminate {
                 // Nothing was sent on it.
@@ -208,14 +215,29 @@ impl Attempts<'_> {
 
     /// Which protocol the cluster is spoken to in.
     pub(super) fn speaks_http2(&self, ex: &Exchange<'_>) -> bool {
-        match self.cluster.cluster.http.protocol {
+        match self.upstream().http.protocol {
             UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Downstream => ex.down.client.is_http2(),
         }
     }
 
-    fn pick(&self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+    /// The cluster that is asked: the picked member of an aggregate.
+    #[inline]
+    pub(super) fn upstream(&self) -> &Arc<Cluster> {
+        match &self.member {
+            Some(member) => member,
+            None => &self.cluster.cluster,
+        }
+    }
+
+    fn pick(&mut self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
+        let asks_nothing = self.forward.hash_policies.is_empty() && self.forward.metadata_match.is_none();
+        if asks_nothing && self.weighted.is_none() && self.tried.is_empty() {
+            if let Some(pool) = self.cluster.next() {
+                return Ok(pool);
+            }
+        }
         if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
             let named =
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
@@ -230,11 +252,43 @@ impl Attempts<'_> {
             }
             return Ok(self.cluster.original_destination(address));
         }
-        let context = match self.retries.as_ref().and_then(Retries::avoids_hosts) {
-            Some(repicks) if !self.tried.is_empty() => PickContext { avoid: &self.tried, repicks },
-            _ => PickContext { avoid: &[], repicks: 0 },
+        let mut context = PickContext {
+            metadata: match self.weighted {
+                Some(weighted) => weighted.metadata_match.as_ref(),
+                None => self.forward.metadata_match.as_ref(),
+            },
+            ..PickContext::default()
         };
-        self.cluster.pick(&context)
+        if !self.forward.hash_policies.is_empty() && self.cluster.hashes() {
+            let hashed =
+                self.hashed.get_or_insert_with(|| Box::new(Hashed::of(&self.forward.hash_policies, ex)));
+            context.hash = hashed.hash;
+        }
+        if let Some(options) = self.cluster.override_host() {
+            let request = ex.request.as_ref();
+            let named = request.and_then(|r| options.headers.iter().find_map(|key| r.first(key)));
+            context.wanted = named.map(|list| (list, self.tried.len()));
+        }
+        let Some(retries) = self.retries.as_mut().filter(|_| !self.tried.is_empty()) else {
+            return self.cluster.pick(&context);
+        };
+        retries.skip_priorities(|tried| self.cluster.has_others(tried));
+        context.tried = retries.priorities_tried();
+        let Some((predicates, repicks)) = retries.host_predicates() else {
+            return self.cluster.pick(&context);
+        };
+        let tried = &self.tried;
+        let reject = |host: &Host| {
+            predicates.iter().any(|predicate| match predicate {
+                HostPredicate::PreviousHosts => tried.contains(&Arc::as_ptr(&host.shared)),
+                HostPredicate::OmitCanaryHosts => host.is_canary(),
+                HostPredicate::OmitHostMetadata(wanted) => match &host.template.metadata {
+                    Some(metadata) => metadata.has(wanted, true),
+                    None => wanted.pairs().is_empty(),
+                },
+            })
+        };
+        self.cluster.pick(&PickContext { reject: Some(&reject), repicks, ..context })
     }
 
     /// Sends the request and waits for the head of its answer. On failure also says whether a byte
@@ -245,7 +299,7 @@ impl Attempts<'_> {
         lent: &mut Lent,
         mut sent: Sent,
     ) -> Result<(ParsedResponse, Sent), (Failure, bool)> {
-        let cluster = &self.cluster.cluster;
+        let cluster = self.upstream();
         let limits = ResponseLimits {
             max_head: cluster.http.max_response_headers,
             max_fields: cluster.http.max_headers_count as usize,

@@ -84,7 +84,7 @@ impl Attempts<'_> {
 
     /// Counts a failed try, whether or not another follows.
     pub(super) fn count(&self, ex: &Exchange<'_>, failed: &Failed) {
-        let stats = self.cluster.cluster.stats();
+        let stats = self.upstream().stats();
         match &failed.failure {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
             Failure::Gone | Failure::Refused(_) => self.count_given_up(ex),
@@ -110,13 +110,13 @@ impl Attempts<'_> {
     /// Counts a try that is given up. Over HTTP/1 that is a close, which Envoy does not count as a reset.
     pub(super) fn count_given_up(&self, ex: &Exchange<'_>) {
         if is_stream(ex) {
-            self.cluster.cluster.stats().upstream_rq_tx_reset.increment(1);
+            self.upstream().stats().upstream_rq_tx_reset.increment(1);
         }
     }
 
     /// Counts how an HTTP/2 stream was ended before its time.
     pub(super) fn count_stream(&self, error: StreamError) {
-        let stats = self.cluster.cluster.stats();
+        let stats = self.upstream().stats();
         match error {
             StreamError::Reset(_) => {
                 stats.upstream_rq_rx_reset.increment(1);
@@ -160,7 +160,7 @@ impl Attempts<'_> {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
-                self.cluster.cluster.dropped.fetch_add(1, Ordering::Relaxed);
+                self.upstream().dropped.fetch_add(1, Ordering::Relaxed);
                 Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {

@@ -11,6 +11,7 @@
 mod attempt;
 mod deadlines;
 mod fail;
+mod hash;
 mod health;
 mod lent;
 mod mirror;
@@ -30,6 +31,7 @@ use smallvec::SmallVec;
 
 use self::attempt::Failed;
 use self::deadlines::{deadlines, Deadlines, Expired};
+use self::hash::Hashed;
 use self::mirror::mirror;
 use self::request::prepare;
 use self::retry::Retries;
@@ -85,6 +87,10 @@ struct Attempts<'r> {
     forward: &'r Forward,
     weighted: Option<&'r WeightedCluster>,
     cluster: Rc<ClusterLocal>,
+    /// The cluster of the host that was picked, where `cluster` is an aggregate.
+    member: Option<Arc<Cluster>>,
+    /// The hash of the request, once a pick has asked for it.
+    hashed: Option<Box<Hashed>>,
     /// `None` when nothing will be tried again.
     retries: Option<Retries>,
     deadlines: Deadlines,
@@ -165,7 +171,9 @@ pub(in crate::http) async fn forward(
     ex.upload.limit(upstream_limit);
     let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
     let protocol = cluster.cluster.http.protocol;
-    let http2 = protocol == UpstreamProtocol::Http2
+    // Any member of an aggregate may be asked.
+    let http2 = cluster.is_aggregate()
+        || protocol == UpstreamProtocol::Http2
         || (protocol == UpstreamProtocol::Downstream && ex.down.client.is_http2());
     ex.upload.keep_trailers(http2 || cluster.cluster.http.http1.enable_trailers);
     // Without retries, for what an HTTP/2 upstream says it did not begin with.
@@ -179,6 +187,8 @@ pub(in crate::http) async fn forward(
         forward,
         weighted,
         cluster,
+        member: None,
+        hashed: None,
         retries,
         deadlines,
         copies,
@@ -222,7 +232,7 @@ impl Attempts<'_> {
         if ex.info.upstream_wire_sent > 0 || self.terminate {
             ex.info.upstream_wire_sent += ex.upload.bytes;
         }
-        let stats = self.cluster.cluster.stats();
+        let stats = self.upstream().stats();
         stats.upstream_cx_tx_bytes_total.increment(ex.info.upstream_wire_sent);
         stats.upstream_cx_rx_bytes_total.increment(ex.info.upstream_wire_received);
     }

@@ -118,7 +118,7 @@ impl Attempts<'_> {
     pub(super) fn write_head(&self, ex: &Exchange<'_>, out: &mut OutBuf) {
         let Some(request) = &ex.request else { return };
         let extra = framing_line(request, ex.upload.is_chunked(), self.upgrade);
-        let case = self.cluster.cluster.http.http1.header_case;
+        let case = self.upstream().http.http1.header_case;
         h1::write::request_head(out.flat(), request, case, extra);
     }
 }

@@ -33,7 +33,7 @@ impl Attempts<'_> {
         ex.info.upstream_wire_received += head_size as u64;
         self.copies.stop();
         if !keep_alive {
-            self.cluster.cluster.stats().upstream_cx_close_notify.increment(1);
+            self.upstream().stats().upstream_cx_close_notify.increment(1);
         }
         ex.info.times.first_upstream_rx = Some(now);
         ex.info.details = Cow::Borrowed("via_upstream");
@@ -71,6 +71,11 @@ impl Attempts<'_> {
             &ex.info,
             ex.request.as_ref().map(|r| r as _),
         );
+        if let Some(hashed) = &self.hashed {
+            for cookie in &hashed.cookies {
+                head.fields.push(b"set-cookie", cookie);
+            }
+        }
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         if head.status == 204 {
             head.fields.remove_known(Known::ContentLength);
@@ -116,14 +121,14 @@ impl Attempts<'_> {
             framing,
             write_chunked,
             (ex.down.client.is_http2() || ex.manager.http1.enable_trailers)
-                && (connection.is_http2() || self.cluster.cluster.http.http1.enable_trailers),
-            self.cluster.cluster.http.max_response_headers,
+                && (connection.is_http2() || self.upstream().http.http1.enable_trailers),
+            self.upstream().http.max_response_headers,
         )
         .unseen();
         if ex.filters.is_some() {
             filters::on_download(ex, &mut download);
         }
-        download.limit(ex.down.buffer_limit.min(self.cluster.cluster.per_connection_buffer_limit));
+        download.limit(ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
         ex.info.bytes_sent += download.bytes;
         ex.info.upstream_wire_received += download.bytes;
@@ -177,7 +182,7 @@ impl Attempts<'_> {
                 cut_off(ex, self_delimiting).await
             }
             Err(failure) => {
-                self.cluster.cluster.stats().upstream_cx_protocol_error.increment(1);
+                self.upstream().stats().upstream_cx_protocol_error.increment(1);
                 if let (Failure::Closed, Lent::Http1(connection)) = (&failure, &connection) {
                     connection.note_remote_close();
                 }
@@ -197,7 +202,7 @@ impl Attempts<'_> {
         mut connection: Lent,
         mut sent: Sent,
     ) -> End {
-        let cluster = self.cluster.cluster.clone();
+        let cluster = self.upstream().clone();
         let limit = ex.down.buffer_limit.min(cluster.per_connection_buffer_limit);
         let mut download = Pump::new(framing, false, true, cluster.http.max_response_headers);
         filters::on_download(ex, &mut download);

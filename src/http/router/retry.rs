@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use smallvec::SmallVec;
+
 use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, Failure};
@@ -30,6 +32,9 @@ pub(super) struct Retries {
     asked: Option<Duration>,
     /// The retry that runs.
     permit: Option<RetryPermit>,
+    /// The priority of each host that was tried, and the priorities that are left out for it.
+    attempted: SmallVec<[u32; 2]>,
+    excluded: SmallVec<[u32; 2]>,
 }
 
 /// A pause before a try, and what decided how long it is.
@@ -41,16 +46,52 @@ enum Pause {
 
 impl Retries {
     pub(super) fn new(conditions: RequestRetries) -> Self {
-        Self { left: conditions.num_retries, conditions, paused: 0, asked: None, permit: None }
+        Self {
+            left: conditions.num_retries,
+            conditions,
+            paused: 0,
+            asked: None,
+            permit: None,
+            attempted: SmallVec::new(),
+            excluded: SmallVec::new(),
+        }
     }
 
-    /// How often a host is chosen anew because it was tried before; `None` when that does not matter.
-    pub(super) fn avoids_hosts(&self) -> Option<u32> {
-        let policy = self.conditions.policy.as_ref()?;
-        policy
-            .host_predicates
-            .contains(&HostPredicate::PreviousHosts)
-            .then_some(policy.host_selection_max_attempts)
+    /// Which hosts a retry avoids, and how often one is chosen anew for that.
+    pub(super) fn host_predicates(&self) -> Option<(&[HostPredicate], u32)> {
+        let policy = self.conditions.policy.as_ref().filter(|policy| !policy.host_predicates.is_empty())?;
+        Some((&policy.host_predicates, policy.host_selection_max_attempts))
+    }
+
+    fn update_frequency(&self) -> Option<usize> {
+        self.conditions.policy.as_ref()?.previous_priorities.map(|frequency| frequency as usize)
+    }
+
+    /// A host was tried; `priority` tells its priority.
+    pub(super) fn note_priority(&mut self, priority: impl FnOnce() -> u32) {
+        if self.update_frequency().is_some() {
+            self.attempted.push(priority());
+        }
+    }
+
+    /// After every so many tries, leaves their priorities out; all count again when `others` says that
+    /// no other is left.
+    pub(super) fn skip_priorities(&mut self, others: impl FnOnce(&[u32]) -> bool) {
+        let Some(frequency) = self.update_frequency() else { return };
+        if self.attempted.len() < frequency {
+            self.excluded.clear();
+        } else if self.attempted.len().is_multiple_of(frequency.max(1)) {
+            self.excluded.extend_from_slice(&self.attempted);
+            if !others(&self.excluded) {
+                self.excluded.clear();
+                self.attempted.clear();
+            }
+        }
+    }
+
+    /// The priorities that are left out.
+    pub(super) fn priorities_tried(&self) -> &[u32] {
+        &self.excluded
     }
 
     /// Whether this response is one to try again for.

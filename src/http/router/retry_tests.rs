@@ -7,6 +7,7 @@ use crate::http::h1::{parse_request, parse_response, RequestLimits, ResponseLimi
 
 fn policy(on: RetryOn) -> RetryPolicy {
     RetryPolicy {
+        previous_priorities: None,
         on,
         num_retries: 3,
         per_try_timeout: None,

@@ -122,8 +122,8 @@ impl Shadow {
     }
 
     async fn exchange(&self) -> Option<()> {
-        let cluster = &self.cluster.cluster;
         let pool = self.cluster.pick(&PickContext::default()).ok()?;
+        let cluster = pool.cluster();
         let http2 = match cluster.http.protocol {
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Downstream => self.request.protocol == Protocol::Http2,
@@ -161,7 +161,7 @@ impl Shadow {
 
     /// As [`Shadow::exchange`], over HTTP/2.
     async fn exchange_stream(&self, pool: &Rc<HostPool>) -> Option<()> {
-        let cluster = &self.cluster.cluster;
+        let cluster = pool.cluster();
         let slot = tokio::time::timeout(self.patience, pool.stream(0)).await.ok()?.ok()?;
         let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
         let mut out = Outgoing::default();
@@ -256,7 +256,7 @@ impl Shadow {
 
     /// Reads the answer away. Says whether the connection can be used again.
     async fn answer(&self, connection: &mut UpstreamConnection) -> Option<bool> {
-        let cluster = &self.cluster.cluster;
+        let cluster = connection.pool().cluster().clone();
         let http = &cluster.http;
         let limits = ResponseLimits {
             max_head: http.max_response_headers,
@@ -279,7 +279,7 @@ impl Shadow {
                 return None;
             }
         };
-        heard(cluster, &connection.pool().host, &self.request, &parsed.head);
+        heard(&cluster, &connection.pool().host, &self.request, &parsed.head);
         let stats = cluster.stats();
         stats.responses.count(parsed.head.status);
         stats.upstream_rq_completed.increment(1);

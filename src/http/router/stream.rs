@@ -40,8 +40,7 @@ impl Attempts<'_> {
             Some(slot) => slot,
             None => self.receive_until(ex, &mut out, pool.stream(self.forward.priority)).await?,
         };
-        let Some(request_permit) =
-            RequestPermit::take(&self.cluster.cluster, self.forward.priority, &pool.host)
+        let Some(request_permit) = RequestPermit::take(self.upstream(), self.forward.priority, &pool.host)
         else {
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
@@ -86,7 +85,7 @@ impl Attempts<'_> {
         lent: &mut Lent,
         mut sent: Sent,
     ) -> Result<(ParsedResponse, Sent), Failure> {
-        let max_fields = self.cluster.cluster.http.max_headers_count as usize;
+        let max_fields = self.upstream().http.max_headers_count as usize;
         let mut interim = 0u32;
         let parsed = poll_fn(|context| {
             self.poll_upload(ex, lent, &mut sent.out, context)?;

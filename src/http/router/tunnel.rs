@@ -34,7 +34,7 @@ pub(super) async fn run(
     ex.close = true;
     let mut up = Pump::new(Framing::Tunnel, false, false, 0);
     let mut back = Pump::new(Framing::Tunnel, false, false, 0);
-    let limit = ex.down.buffer_limit.min(attempts.cluster.cluster.per_connection_buffer_limit);
+    let limit = ex.down.buffer_limit.min(attempts.upstream().per_connection_buffer_limit);
     up.limit(limit);
     back.limit(limit);
     let deadlines = &mut attempts.deadlines;

@@ -95,15 +95,16 @@ fn all_problems_come_at_once() {
 
 #[test]
 fn observed_fields_are_warned_about_once() {
-    let endpoint =
-        json!({"metadata": {"filter_metadata": {}}, "endpoint": endpoint("10.0.0.1", 1)["endpoint"]});
+    let mut endpoint = endpoint("10.0.0.1", 1);
+    let other = endpoint["endpoint"]["address"].clone();
+    endpoint["endpoint"]["additional_addresses"] = json!([{"address": other}]);
     let compiled = compiled(&cluster_changes(
         &json!({"load_assignment": assignment(&[endpoint.clone(), endpoint.clone(), endpoint])}),
     ));
     assert_eq!(
         compiled.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["static_resources.clusters[0].load_assignment.endpoints[0].lb_endpoints[0].metadata: \
-          only envoy.transport_socket_match is used (and 2 more)"]
+        ["static_resources.clusters[0].load_assignment.endpoints[0].lb_endpoints[0].endpoint.additional_addresses: \
+          connections go to the first address only (and 2 more)"]
     );
 }
 

@@ -7,7 +7,7 @@ use crate::config::cluster::UpstreamProtocol;
 fn defaults_are_envoys() {
     let cluster = cluster(json!({"connect_timeout": null}));
     assert_eq!(cluster.discovery, Discovery::Static);
-    assert_eq!(cluster.lb_policy, LbPolicy::RoundRobin);
+    assert_eq!(cluster.balancing.policy, LbPolicy::RoundRobin);
     assert_eq!(cluster.connect_timeout, Duration::from_secs(5));
     assert_eq!(cluster.per_connection_buffer_limit, 1 << 20);
     let breakers = &cluster.breakers[0];
@@ -96,7 +96,7 @@ fn original_destination() {
     let Discovery::OriginalDst { header, port_override } = &cluster.discovery else { panic!() };
     assert_eq!(header.as_ref().unwrap().name(), "x-envoy-original-dst-host");
     assert_eq!(*port_override, Some(81));
-    assert_eq!(cluster.lb_policy, LbPolicy::ClusterProvided);
+    assert_eq!(cluster.balancing.policy, LbPolicy::ClusterProvided);
     assert_eq!(cluster.cleanup_interval, Duration::from_secs(9));
     refuses_cluster(
         json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}),
@@ -108,7 +108,7 @@ fn original_destination() {
     );
     refuses_cluster(
         json!({"lb_policy": "CLUSTER_PROVIDED"}),
-        "lb_policy: CLUSTER_PROVIDED is only for ORIGINAL_DST clusters",
+        "lb_policy: CLUSTER_PROVIDED is only for ORIGINAL_DST and aggregate clusters",
     );
 }
 
@@ -119,27 +119,21 @@ fn the_first_supported_policy_wins() {
         config["@type"] = json!(typed(&format!("extensions.load_balancing_policies.{name}")));
         json!({"typed_extension_config": {"name": name, "typed_config": config}})
     };
-    let maglev = entry("maglev.v3.Maglev", json!({}));
+    let orca = entry("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin", json!({}));
     let least = entry("least_request.v3.LeastRequest", json!({"choice_count": 5}));
     let random = entry("random.v3.Random", json!({}));
-    let chosen = cluster(json!({"load_balancing_policy": {"policies": [maglev, least, random]}}));
-    assert_eq!(chosen.lb_policy, LbPolicy::LeastRequest { choice_count: 5, active_request_bias: 1.0 });
+    let chosen = cluster(json!({"load_balancing_policy": {"policies": [orca, least, random]}}));
+    let expected = LbPolicy::LeastRequest { choice_count: 5, active_request_bias: 1.0, full_scan: false };
+    assert_eq!(chosen.balancing.policy, expected);
     refuses_cluster(
-        json!({"load_balancing_policy": {"policies": [maglev]}}),
+        json!({"load_balancing_policy": {"policies": [orca]}}),
         "load_balancing_policy.policies: none of these policies is supported: \
-         envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
-    );
-    let slow = entry("round_robin.v3.RoundRobin", json!({"slow_start_config": {"slow_start_window": "1s"}}));
-    refuses_cluster(
-        json!({"load_balancing_policy": {"policies": [slow]}}),
-        "load_balancing_policy.policies[0].typed_extension_config.typed_config.slow_start_config: \
-         slow start is not supported yet",
+         envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
     );
     refuses_cluster(
         json!({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}),
         "load_balancing_policy: is required with lb_policy LOAD_BALANCING_POLICY_CONFIG",
     );
-    refuses_cluster(json!({"lb_policy": "RING_HASH"}), "lb_policy: consistent hashing is not supported yet");
     refuses_cluster(
         json!({"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}}),
         "least_request_lb_config.choice_count: is 1, must be at least 2",
@@ -243,9 +237,6 @@ fn wrong_clusters_are_refused() {
         (json!({"common_lb_config": {"healthy_panic_threshold": {"value": 101}}}),
          "common_lb_config.healthy_panic_threshold.value: is 101, must be at most 100"),
         (json!({"preconnect_policy": {}}), "preconnect_policy: connecting ahead is not supported"),
-        (json!({"lb_subset_config": {}}), "lb_subset_config: subset load balancing is not supported yet"),
-        (json!({"lb_policy": "ROUND_ROBIN", "round_robin_lb_config": {"slow_start_config": {}}}),
-         "round_robin_lb_config.slow_start_config: slow start is not supported yet"),
     ] {
         refuses_cluster(changes, expected);
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_pass_by_value)] // `json!` values read best as they are.
 
+mod balancing;
 mod bootstrap;
 mod clusters;
 mod connection_managers;

@@ -1,0 +1,198 @@
+//! Aggregate clusters, retries to other priorities and hosts, hosts that refuse connections.
+
+use super::{assert_alike, Answered, Origins, Setup, Side};
+use crate::harness::ports::free_port;
+use crate::harness::proxy::Proxy;
+use crate::harness::{eventually, DEADLINE};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+
+fn aggregate(members: &[&str]) -> Value {
+    json!({"lb_policy": "CLUSTER_PROVIDED", "cluster_type": {"name": "envoy.clusters.aggregate", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig", "clusters": members}}})
+}
+
+#[tokio::test]
+async fn aggregates_fail_over_as_envoys() {
+    let origins = Origins::start(10).await;
+    let mut setup = Setup::default();
+    let group = |priority: u32, range: std::ops::Range<usize>, sick: usize| {
+        let endpoint = |(index, n): (usize, usize)| {
+            let health = if index < sick { "UNHEALTHY" } else { "HEALTHY" };
+            origins.endpoint(n, json!({"health_status": health}))
+        };
+        json!({"priority": priority, "lb_endpoints": range.enumerate().map(endpoint).collect::<Vec<_>>()})
+    };
+    let random = || json!({"lb_policy": "RANDOM"});
+    setup.cluster("well", vec![group(0, 0..3, 0)], random());
+    setup.cluster("half", vec![group(0, 3..5, 1), group(1, 5..7, 0)], random());
+    setup.cluster("sick", vec![group(0, 7..10, 3)], random());
+    setup.cluster("ring", vec![group(0, 3..7, 1)], json!({"lb_policy": "RING_HASH"}));
+    setup.cluster("empty", vec![group(0, 0..0, 0)], random());
+    let cases: [(&str, &[&str]); 8] = [
+        ("first", &["well", "half"]),
+        ("spill", &["half", "well"]),
+        ("over", &["sick", "half", "well"]),
+        ("missing", &["nowhere", "empty", "well"]),
+        ("all-sick", &["sick"]),
+        ("sick-and-empty", &["sick", "empty"]),
+        ("hashed", &["ring", "well"]),
+        ("nobody", &["nowhere"]),
+    ];
+    for (name, members) in cases {
+        setup.cluster(name, vec![], aggregate(members));
+        let hash = json!([{"header": {"header_name": "x-key"}}]);
+        setup.route(name, json!({"cluster": name, "hash_policy": hash}));
+    }
+    let Some([mut envoy, mut ours]) = setup.start().await else { return };
+    for (name, _) in cases {
+        let (theirs, mine) = tokio::join!(envoy.shares(name, 400), ours.shares(name, 400));
+        assert_alike(name, &theirs, &mine);
+    }
+    // What is counted where.
+    let (theirs, mine) = (envoy.proxy.stats().await, ours.proxy.stats().await);
+    for name in cases.map(|(name, _)| name) {
+        for stat in [
+            "upstream_rq_total",
+            "upstream_rq_completed",
+            "upstream_rq_200",
+            "upstream_rq_503",
+            "upstream_cx_total",
+            "upstream_cx_none_healthy",
+            "lb_healthy_panic",
+        ] {
+            let name = format!("cluster.{name}.{stat}");
+            let count = |of: &BTreeMap<String, u64>| of.get(&name).copied().unwrap_or(0);
+            assert_eq!(count(&theirs), count(&mine), "{name}");
+        }
+    }
+    for (theirs, mine) in log(&envoy.proxy).await.iter().zip(&log(&ours.proxy).await) {
+        assert_eq!(theirs, mine);
+    }
+}
+
+async fn log(proxy: &Proxy) -> Vec<String> {
+    let file = proxy.file("access.log");
+    let read = || std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(eventually(DEADLINE, || std::future::ready(read().lines().count() >= 3_200)).await);
+    read().lines().map(str::to_owned).collect()
+}
+
+/// A host of the first priority that nobody listens on: retries leave its priority, or the host.
+#[tokio::test]
+async fn retries_go_elsewhere() {
+    let origins = Origins::start(4).await;
+    let refused = free_port();
+    let mut setup = Setup::default();
+    let dead = |metadata: Value| {
+        let address = json!({"socket_address": {"address": "127.0.0.1", "port_value": refused}});
+        json!({"endpoint": {"address": address}, "metadata": {"filter_metadata": {"envoy.lb": metadata}}})
+    };
+    let extension = |name: &str, kind: &str, more: Value| {
+        let mut config = more;
+        config["@type"] = json!(format!("type.googleapis.com/envoy.extensions.retry.{kind}"));
+        json!({"name": name, "typed_config": config})
+    };
+    let canary = json!({"canary": true});
+    let levels = || {
+        vec![
+            json!({"lb_endpoints": [dead(json!({}))]}),
+            json!({"priority": 1, "lb_endpoints": [origins.endpoint(0, json!({})), origins.endpoint(1, json!({}))]}),
+        ]
+    };
+    // The one host of the second group that is no canary, and the one without the label.
+    let canaries = || {
+        vec![json!({"lb_endpoints": [
+        dead(canary.clone()),
+        origins.endpoint(2, json!({"metadata": {"filter_metadata": {"envoy.lb": {"canary": true, "old": "yes"}}}})),
+        origins.endpoint(3, json!({}))]})]
+    };
+    let retry = |more: Value| {
+        let mut policy = json!({"retry_on": "connect-failure", "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.001s"}, "host_selection_retry_max_attempts": 30});
+        policy.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        policy
+    };
+    let priority = extension(
+        "envoy.retry_priorities.previous_priorities",
+        "priority.previous_priorities.v3.PreviousPrioritiesConfig",
+        json!({"update_frequency": 1}),
+    );
+    let omit_canary = extension(
+        "envoy.retry_host_predicates.omit_canary_hosts",
+        "host.omit_canary_hosts.v3.OmitCanaryHostsPredicate",
+        json!({}),
+    );
+    let omit_label = extension(
+        "envoy.retry_host_predicates.omit_host_metadata",
+        "host.omit_host_metadata.v3.OmitHostMetadataConfig",
+        json!({"metadata_match": {"filter_metadata": {"envoy.lb": {"canary": true}}}}),
+    );
+    setup.cluster("levels", levels(), json!({}));
+    setup.cluster("canaries", canaries(), json!({"lb_policy": "RANDOM"}));
+    setup.route(
+        "priority",
+        json!({"cluster": "levels", "retry_policy": retry(json!({"retry_priority": priority}))}),
+    );
+    setup.route(
+        "canary",
+        json!({"cluster": "canaries", "retry_policy": retry(json!({"retry_host_predicate": [omit_canary]}))}),
+    );
+    setup.route(
+        "label",
+        json!({"cluster": "canaries", "retry_policy": retry(json!({"retry_host_predicate": [omit_label]}))}),
+    );
+    let Some([mut envoy, mut ours]) = setup.start().await else { return };
+    for path in ["priority", "canary", "label"] {
+        for side in [&mut envoy, &mut ours] {
+            let shares = side.shares(path, 60).await;
+            assert!(
+                !shares.contains_key(&Answered::Status(503)),
+                "{path} {:?}: {shares:?}",
+                side.proxy.kind()
+            );
+        }
+    }
+}
+
+/// Without outlier detection or health checks: a host that refuses connections costs one request, not one of two.
+#[tokio::test]
+async fn a_host_that_refuses_is_passed_over_and_comes_back() {
+    let origins = Origins::start(1).await;
+    let port = free_port();
+    let mut setup = Setup::default();
+    let gone =
+        json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
+    setup.cluster("pair", vec![json!({"lb_endpoints": [origins.endpoint(0, json!({})), gone]})], json!({}));
+    setup.route("pair", json!({"cluster": "pair"}));
+    let proxy = Proxy::outrigger(&setup.render(), &[]).await;
+    let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
+    let mut side = Side { proxy, client };
+    let shares = side.shares("pair", 40).await;
+    assert_eq!(shares.get(&Answered::Status(503)), Some(&1), "{shares:?}");
+    assert_eq!(side.proxy.stats().await.get("cluster.pair.upstream_host_suspected"), Some(&1));
+    let flags = |page: String| page.lines().any(|line| line.ends_with("::suspect::true"));
+    assert!(flags(side.proxy.admin("/clusters").await));
+    // It listens now: requests find out with a connection that carries nothing.
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("the port");
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(1..) = stream.read(&mut buffer).await {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n7").await;
+                }
+            });
+        }
+    });
+    let end = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        match side.get("pair", "").await {
+            Answered::By(7) => break,
+            answer => assert_eq!(answer, Answered::By(0), "no request is lost on the way back"),
+        }
+        assert!(tokio::time::Instant::now() < end, "the host did not come back");
+    }
+    assert!(!flags(side.proxy.admin("/clusters").await));
+}
