@@ -33,9 +33,14 @@ pub struct Balancing {
     pub ignore_new_hosts: bool,
     /// In panic, fail instead of using unhealthy hosts.
     pub fail_traffic_on_panic: bool,
+    /// Hosts that could not be reached a moment ago are passed over (runtime key [`Balancing::SUSPECTS`]).
+    pub suspects: bool,
 }
 
 impl Balancing {
+    /// The runtime key that, at 0, has picks go by the policy alone, as Envoy's do.
+    pub const SUSPECTS: &str = "outrigger.upstream.pass_over_suspect_hosts";
+
     /// `policy` alone.
     pub fn new(policy: LbPolicy) -> Self {
         Self {
@@ -47,6 +52,7 @@ impl Balancing {
             close_on_host_set_change: false,
             ignore_new_hosts: false,
             fail_traffic_on_panic: false,
+            suspects: true,
         }
     }
 

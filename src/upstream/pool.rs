@@ -515,7 +515,7 @@ impl HostPool {
         stats.upstream_rq_pending_failure_eject.increment(1);
         self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
         let ours = matches!(error, UpstreamError::Connect { local: true, .. });
-        if !ours && suspect::failed(&self.host, clock()) {
+        if !ours && self.cluster.balancing.suspects && suspect::failed(&self.host, clock()) {
             stats.count_suspect();
         }
         Err(error)

@@ -52,11 +52,12 @@ pub(super) fn balancing(
             ..(**found).clone()
         }));
     }
+    let runtime = environment.compiler.runtime.load();
+    balancing.suspects = runtime.number(Balancing::SUSPECTS).is_none_or(|value| value > 0.0);
     let threshold =
         common.and_then(|config| config.healthy_panic_threshold).map_or(50.0, |percent| percent.value);
     // Envoy cuts the percentage off; the field's rule keeps it within 0 to 100.
-    let threshold =
-        environment.compiler.runtime.load().number("upstream.healthy_panic_threshold").unwrap_or(threshold);
+    let threshold = runtime.number("upstream.healthy_panic_threshold").unwrap_or(threshold);
     Some((balancing, threshold.clamp(0.0, 100.0) as u8))
 }
 

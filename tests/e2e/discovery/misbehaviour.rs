@@ -302,7 +302,7 @@ async fn what_is_refused_again_and_again_does_not_fill_the_log_or_stop_other_typ
     let mut trial = Trial::start(true, &local).await;
     let script = async {
         let mut bad = trial.mesh.clone();
-        bad.cluster_extra.insert("web".into(), "lb_policy: MAGLEV".into());
+        bad.cluster_extra.insert("web".into(), "connection_pool_per_downstream_connection: true".into());
         let bad = Reply::new(CDS, "bad", "b").with("web", CDS, body(&bad, CDS, "web"));
         let from = trial.proxy.output().len();
         let mut step = 0;

@@ -67,12 +67,12 @@ async fn the_admin_port_and_metrics_tell_how_old_content_is_what_was_refused_and
 
     // A refusal.
     mesh.services.insert("web".into(), vec![one.port()]);
-    mesh.cluster_extra.insert("web".into(), "lb_policy: MAGLEV".into());
+    mesh.cluster_extra.insert("web".into(), "connection_pool_per_downstream_connection: true".into());
     control.set(&mesh);
     let refused = || async { of_type(&page(&proxy).await, CDS)["refused"] == 1 };
     assert!(eventually(DEADLINE, refused).await, "{}", page(&proxy).await);
     let message = of_type(&page(&proxy).await, CDS)["last_refused"]["message"].to_string();
-    assert!(message.contains("lb_policy"), "{message}");
+    assert!(message.contains("connection_pool_per_downstream_connection"), "{message}");
     let text = proxy.admin("/discovery").await;
     assert!(text.starts_with("ads: connected, last heard "), "{text}");
     assert!(text.contains("last refused: ") && text.contains("lb_policy"), "{text}");

@@ -81,14 +81,14 @@ async fn a_bad_resource_is_refused_by_name_and_path_and_its_siblings_are_taken()
         assert_eq!(ask(port).await.as_deref(), Ok("one"));
 
         // `web` becomes bad, `other` changes and is routed to beside it.
-        mesh.cluster_extra.insert("web".into(), "dns_refresh_rate: 0s\nlb_policy: MAGLEV".into());
+        mesh.cluster_extra.insert("web".into(), "connection_pool_per_downstream_connection: true".into());
         mesh.cluster_extra.insert("other".into(), "per_connection_buffer_limit_bytes: 65536".into());
         mesh.services.insert("third".into(), vec![two.port()]);
         control.set(&mesh);
         assert!(eventually(DEADLINE, || std::future::ready(!control.refused().is_empty())).await);
         let (kind, text) = control.refused().remove(0);
         assert!(kind.contains("Cluster"), "{kind}");
-        assert!(text.contains("web") && text.contains("lb_policy"), "{text}");
+        assert!(text.contains("web") && text.contains("connection_pool_per_downstream_connection"), "{text}");
         assert!(!text.contains("other"), "{text}");
         assert_eq!(ask(port).await.as_deref(), Ok("one"), "the last good version serves");
         let third = || async { proxy.admin("/clusters?format=json").await.contains("\"third\"") };

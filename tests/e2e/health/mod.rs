@@ -84,6 +84,10 @@ impl Setup {
         format!(
             "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}
 node: {{ id: health, cluster: tests }}
+layered_runtime:
+  layers:
+  # Failures reach the detectors only if picks do not avoid them first.
+  - {{ name: tests, static_layer: {{ outrigger.upstream.pass_over_suspect_hosts: 0 }} }}
 cluster_manager: {{ outlier_detection: {{ event_log_path: \"@dir@/outliers.log\" }} }}
 static_resources:
   listeners:
