@@ -333,7 +333,7 @@ async fn what_is_refused_again_and_again_does_not_fill_the_log_or_stop_other_typ
         let log = trial.proxy.output();
         let lines = log[from..].lines().filter(|line| line.contains("discovery response refused")).count();
         assert!((1..=60).contains(&lines), "{lines} lines");
-        assert!(log[from..].contains("lb_policy"), "{}", &log[from..]);
+        assert!(log[from..].contains("connection_pool_per_downstream_connection"), "{}", &log[from..]);
         assert!(trial.grown() < ALLOWANCE, "{} bytes more", trial.grown());
         let stats = trial.proxy.stats().await;
         assert!(stats["cluster_manager.cds.update_rejected"] >= 3_000, "{stats:?}");

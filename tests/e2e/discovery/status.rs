@@ -75,7 +75,10 @@ async fn the_admin_port_and_metrics_tell_how_old_content_is_what_was_refused_and
     assert!(message.contains("connection_pool_per_downstream_connection"), "{message}");
     let text = proxy.admin("/discovery").await;
     assert!(text.starts_with("ads: connected, last heard "), "{text}");
-    assert!(text.contains("last refused: ") && text.contains("lb_policy"), "{text}");
+    assert!(
+        text.contains("last refused: ") && text.contains("connection_pool_per_downstream_connection"),
+        "{text}"
+    );
     let dump = proxy.admin("/config_dump").await;
     assert!(dump.contains("\"client_status\": \"NACKED\""), "{dump}");
 
