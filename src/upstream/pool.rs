@@ -4,6 +4,8 @@
 //! is lent again (readiness costs no system call): one that the peer closed, or that has bytes
 //! nobody asked for, is dropped. When the connection limit is reached, requests wait in order.
 
+mod connect;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -17,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::balancing::{clock, suspect};
 use super::multiplex::Connections;
 use super::permit::{Kind, Permit};
 use super::UpstreamError;
@@ -225,55 +226,6 @@ impl HostPool {
         })
     }
 
-    /// The pool of connections to the same host that ask for `names`.
-    pub fn named(self: &Rc<Self>, names: &Names) -> Rc<Self> {
-        if *names == self.names {
-            return self.clone();
-        }
-        let mut named = self.named.borrow_mut();
-        let make = || Self::with_names(&self.cluster, self.host.clone(), names.clone());
-        named.entry(names.clone()).or_insert_with(make).clone()
-    }
-
-    /// Whether the host speaks HTTP/2, where it is the host that says so; `None` while it has no connection.
-    pub fn speaks_http2(&self) -> Option<bool> {
-        self.speaks_http2.get().filter(|_| self.open.get() > 0)
-    }
-
-    /// Opens a connection to find out what the host speaks; it serves the next request.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn find_out(self: &Rc<Self>, priority: usize) -> Result<bool, UpstreamError> {
-        let stats = self.cluster.stats();
-        let Some(_pending) = Permit::take(&self.cluster, priority, Kind::Pending) else {
-            stats.upstream_rq_pending_overflow.increment(1);
-            return Err(UpstreamError::Overflow("max_pending_requests"));
-        };
-        stats.upstream_rq_pending_total.increment(1);
-        let _gauge = Held::new(&stats.upstream_rq_pending_active);
-        loop {
-            if let Some(known) = self.speaks_http2() {
-                return Ok(known);
-            }
-            let Some(permit) = self.connection_permit(priority) else {
-                if let Some(connection) = self.wait().await {
-                    self.give_back(connection, true, Instant::now());
-                }
-                continue;
-            };
-            let connection = self.connect(permit, Purpose::Auto).await?;
-            let http2 = connection.stream.tls().is_some_and(|tls| tls.speaks(b"h2"));
-            self.speaks_http2.set(Some(http2));
-            if http2 {
-                self.multiplex(connection).await?;
-            } else {
-                stats.upstream_cx_http1_total.increment(1);
-                self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
-            }
-        }
-    }
-
     /// The cluster that the host is of.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
@@ -462,80 +414,6 @@ impl HostPool {
         self.cluster.stats().upstream_cx_overflow.increment(1);
         // A host without any connection is always allowed one, as in Envoy.
         (self.open.get() == 0).then(|| Permit::take_anyway(&self.cluster, priority, Kind::Connections))
-    }
-
-    /// Opens a connection for `purpose`.
-    pub(super) async fn connect(
-        self: &Rc<Self>,
-        permit: Permit,
-        purpose: Purpose,
-    ) -> Result<Box<UpstreamConnection>, UpstreamError> {
-        let http1 = purpose == Purpose::Http1;
-        let stats = self.cluster.stats();
-        self.open.set(self.open.get() + 1);
-        let opening = Opening(Some(self.clone()));
-        stats.upstream_cx_total.increment(1);
-        stats.upstream_cx_http1_total.increment(u64::from(http1));
-        self.host.shared.counters.cx_total.fetch_add(1, Ordering::Relaxed);
-        let started = Instant::now();
-        let outcome = tokio::time::timeout(self.cluster.connect_timeout, self.reach(purpose)).await;
-        let error = match outcome {
-            Ok(Ok((stream, tls))) => {
-                opening.done();
-                stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
-                self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
-                suspect::reached(&self.host);
-                return Ok(Box::new(UpstreamConnection {
-                    local: stream.local_addr(),
-                    stream,
-                    tls,
-                    input: BytesMut::new(),
-                    id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                    requests: 0,
-                    reused: false,
-                    permit: ConnectionPermit {
-                        opened: started,
-                        pool: self.clone(),
-                        remote_closed: Cell::new(false),
-                        busy: Cell::new(http1),
-                        _permit: permit,
-                        _active: Active(Held::new(&stats.upstream_cx_active)),
-                    },
-                }));
-            }
-            Ok(Err(error)) => error,
-            Err(_) => {
-                stats.upstream_cx_connect_timeout.increment(1);
-                UpstreamError::ConnectTimeout { host: self.host.address_text.clone() }
-            }
-        };
-        stats.upstream_cx_connect_fail.increment(1);
-        stats.upstream_cx_destroy.increment(1);
-        stats.upstream_cx_destroy_remote.increment(1);
-        stats.upstream_rq_pending_failure_eject.increment(1);
-        self.host.shared.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
-        let ours = matches!(error, UpstreamError::Connect { local: true, .. });
-        if !ours && self.cluster.balancing.suspects && suspect::failed(&self.host, clock()) {
-            stats.count_suspect();
-        }
-        Err(error)
-    }
-
-    /// Connects to the host, and speaks TLS with it if config says so.
-    async fn reach(&self, purpose: Purpose) -> Result<(Stream, Option<Rc<TlsInfo>>), UpstreamError> {
-        let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
-        let stream = connect.await.map_err(|error| UpstreamError::Connect {
-            host: self.host.address_text.clone(),
-            local: is_local(&error),
-            reason: error.to_string(),
-        })?;
-        let Some(tls) = self.cluster.tls.as_ref().and_then(|tls| tls.for_host(&self.host)) else {
-            return Ok((stream, None));
-        };
-        let connected = Box::pin(tls.connect(stream, &self.host, &self.names, purpose, &self.tls)).await;
-        let (stream, info) = connected
-            .map_err(|reason| UpstreamError::Tls { host: self.host.address_text.clone(), reason })?;
-        Ok((stream.into(), Some(info)))
     }
 
     async fn wait(&self) -> Option<Box<UpstreamConnection>> {
