@@ -12,6 +12,9 @@ use outrigger::telemetry::{access_log, log};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Where the node gives huge pages to everybody, each arena would take 2 MiB at its first byte. A kernel that
+    // knows no such thing has none.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(shown) => {

@@ -136,6 +136,7 @@ async fn bombs_cost_little() {
             failures.push(format!("{name}: {} KiB", cost >> 10));
         }
     }
+    println!("{}", costs.join("\n"));
     assert!(failures.is_empty(), "{}\n\n{}", failures.join("\n"), costs.join("\n"));
     assert!(stat(&proxy, "http2.header_overflow").await > 0, "nothing counts them");
 }

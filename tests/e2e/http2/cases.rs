@@ -47,6 +47,7 @@ fn case(name: &'static str) -> Case {
         },
         plan: Plan {
             at_head: false,
+            after: 0,
             interim: vec![],
             act: Act::Answer { status: 200, headers: vec![], body: Body::Fixed(2), trailers: vec![] },
         },
@@ -126,6 +127,12 @@ impl Case {
 
     fn at_head(mut self) -> Case {
         self.plan.at_head = true;
+        self
+    }
+
+    /// Of the request's body the origin waits for so many bytes.
+    fn after(mut self, count: usize) -> Case {
+        self.plan.after = count;
         self
     }
 
@@ -279,7 +286,8 @@ fn fields() -> Vec<Case> {
 }
 
 fn early_and_interim() -> Vec<Case> {
-    let early = |name| case(name).post(Body::Streamed(10, 2)).client(Client::Hold).at_head();
+    // What has come by then differs from run to run, so the origin waits for what the client sends first.
+    let early = |name| case(name).post(Body::Streamed(10, 2)).client(Client::Hold).at_head().after(10);
     let expect = |name| case(name).headers(&[("expect", "100-continue")]).client(Client::Expect);
     vec![
         early("an early answer"),
@@ -289,11 +297,7 @@ fn early_and_interim() -> Vec<Case> {
             .ours(&[("response.end", "complete")]),
         early("an early refusal").answer(413, &[], Body::Fixed(9)),
         early("an early answer, with a length").post(Body::Fixed(20)),
-        early("an early answer with nothing after its head").answer(200, &[], Body::None).may_differ(
-            "early-answer",
-            "*>*",
-            &["origin[0].body"],
-        ),
+        early("an early answer with nothing after its head").answer(200, &[], Body::None),
         early("a direct response before the body").path("/direct"),
         case("103, not passed on").interim(103, &[("link", "</x>")]),
         case("103").interim(103, &[("link", "</x>")]).passing_interim(),

@@ -92,7 +92,7 @@ async fn traffic(end: &End) -> BTreeMap<String, u64> {
                 if ask.websocket && (downstream == 1 || upstream == "to-h1") {
                     continue;
                 }
-                origin.plan(Plan { at_head: false, interim: vec![], act: act.clone() });
+                origin.plan(Plan { at_head: false, after: 0, interim: vec![], act: act.clone() });
                 match downstream {
                     1 => http1(port, &ask, origin).await,
                     _ => http2(port, &ask, origin).await,

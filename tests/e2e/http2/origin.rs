@@ -79,8 +79,10 @@ pub enum Act {
 /// What is planned for the next request.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The request's body is not waited for.
+    /// The request's body is not waited for,
     pub at_head: bool,
+    /// but for so many of its first bytes.
+    pub after: usize,
     pub interim: Vec<(u16, Pairs)>,
     pub act: Act,
 }
@@ -155,7 +157,7 @@ impl Drop for Origin {
 impl Origin {
     pub async fn start() -> Origin {
         let state = Arc::new(State {
-            plan: Mutex::new(Plan { at_head: false, interim: vec![], act: Act::Stall(None) }),
+            plan: Mutex::new(Plan { at_head: false, after: 0, interim: vec![], act: Act::Stall(None) }),
             seen: Mutex::default(),
             go: Mutex::default(),
             busy: Mutex::default(),
@@ -298,6 +300,16 @@ async fn serve_stream(
     answer(&state, slot, body, respond, &close).await;
 }
 
+/// Waits for the first bytes of a body.
+async fn read_first(state: &State, slot: usize, body: &mut RecvStream, mut count: usize) {
+    while count > 0 {
+        let Some(Ok(data)) = body.data().await else { return };
+        let _ = body.flow_control().release_capacity(data.len());
+        count = count.saturating_sub(data.len());
+        state.update(slot, |seen| seen.body.extend_from_slice(&data));
+    }
+}
+
 async fn read_body(state: &State, slot: usize, body: &mut RecvStream) -> Result<(), ()> {
     loop {
         match body.data().await {
@@ -345,7 +357,9 @@ async fn answer(
         let _ = respond.send_informational(head(*status, headers));
     }
     let tunnel = matches!(plan.act, Act::Tunnel | Act::TunnelBreak(_));
-    if !plan.at_head && !tunnel && read_body(state, slot, &mut body).await.is_err() {
+    if plan.at_head {
+        read_first(state, slot, &mut body, plan.after).await;
+    } else if !tunnel && read_body(state, slot, &mut body).await.is_err() {
         return;
     }
     match plan.act {

@@ -91,7 +91,7 @@ async fn over_http2(requests: &SendRequest<Bytes>, path: &str) -> Socket {
 async fn a_thousand_sockets_outlive_changes_of_listener_and_routes() {
     let _alone = alone().await;
     let origin = Origin::start().await;
-    origin.plan(Plan { at_head: false, interim: vec![], act: Act::Tunnel });
+    origin.plan(Plan { at_head: false, after: 0, interim: vec![], act: Act::Tunnel });
     let web = named("web").await;
     let port = free_port();
     let mut mesh = Mesh::simple(port, &[web.port()]);

@@ -64,7 +64,9 @@ async fn answer_http1(
         let _ = stream.write_all((text(*status, headers) + "\r\n").as_bytes()).await;
     }
     let tunnel = matches!(plan.act, Act::Tunnel | Act::TunnelBreak(_));
-    if !plan.at_head && !tunnel && !body_http1(state, slot, reader, message).await {
+    if plan.at_head {
+        while reader.buffered.len() < plan.after && matches!(reader.fill().await, Ok(true)) {}
+    } else if !tunnel && !body_http1(state, slot, reader, message).await {
         return false;
     }
     let reset = |stream: &OwnedWriteHalf| {
