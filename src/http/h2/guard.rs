@@ -99,6 +99,10 @@ pub struct Account {
     pub(super) farewell: RefCell<Vec<u8>>,
     /// Bytes of heads that are held for streams.
     pub(super) held: Cell<u64>,
+    /// Streams that were opened and perhaps not accepted.
+    pub(super) fresh: Cell<u32>,
+    /// Nothing is accepted any more.
+    pub(super) closing: Cell<bool>,
     /// What kinds of frames the crate has been given since it last asked for bytes.
     given: Cell<u8>,
 }
@@ -128,6 +132,10 @@ impl Account {
         }
     }
 }
+
+/// So many streams may be opened before those that were are accepted: the crate decodes what there is to read
+/// before it hands over the first, and decoded heads are much larger than coded ones.
+const FRESH: u32 = 128;
 
 /// What a client sends before its first frame (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -322,6 +330,10 @@ impl AsyncRead for Guarded {
                 return Poll::Ready(Ok(()));
             }
             if this.is_stopped() {
+                return Poll::Pending;
+            }
+            if this.account.fresh.get() >= FRESH && !this.account.closing.get() {
+                context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if this.pending.is_empty() {

@@ -1,237 +1,35 @@
 //! One downstream HTTP/2 connection: its streams, each a request of its own, until it is drained, idle or cut.
 
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{ready, Context, Poll, Waker};
+use std::task::{ready, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{Request, Response, StatusCode};
+use http::Request;
 
-use super::body::{Incoming, Outgoing};
 use super::guard::{Account, Broken, Flood, Guarded};
-use super::heads::{self, Bad, Parsed};
 use super::ping::Pinger;
 use super::{HeadLimits, Options, ERROR_RESETS, PENDING_RESETS, RESETS_KEPT, SEND_BUFFER};
 use crate::config::http::HttpConnectionManager;
-use crate::http::client::Client;
-use crate::http::connection::Downstream;
-use crate::http::exchange::{Exchange, Next};
-use crate::http::head::ResponseHead;
 use crate::http::timer::LazyTimer;
 use crate::http::worker::Worker;
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::ConnectionInfo;
 
+mod connections;
+mod stream;
+
+use connections::Connection;
+pub use connections::Registry;
+pub use stream::ServerStream;
+
 /// A connection's first frames, and its last ones, may take so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A stream that its client resets sooner than this was opened for nothing (Envoy's
-/// `overload.premature_reset_min_stream_lifetime_seconds`).
-const PREMATURE: Duration = Duration::from_secs(1);
-/// After so many streams, half of which were opened for nothing, the connection is cut (Envoy's
-/// `overload.premature_reset_total_stream_count`).
-const PREMATURE_STREAMS: u64 = 500;
-/// Timers kept for the next streams of a connection.
-const TIMERS_KEPT: usize = 64;
-
-/// A client's stream.
-#[derive(Debug)]
-pub struct ServerStream {
-    /// The request's body.
-    pub incoming: Incoming,
-    /// The response's body.
-    pub outgoing: Outgoing,
-    respond: SendResponse<Bytes>,
-    begun: bool,
-    reset: bool,
-    connection: Rc<Connection>,
-}
-
-impl ServerStream {
-    /// Ready when the client has ended the stream before its time.
-    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        ready!(self.poll_end(context));
-        self.reset = true;
-        Poll::Ready(())
-    }
-
-    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        if self.begun {
-            self.outgoing.poll_reset(context)
-        } else {
-            self.respond.poll_reset(context).map(|reset| reset.is_ok())
-        }
-    }
-
-    /// Whether the client has ended the stream before its time, while the connection goes on.
-    pub fn was_reset(&mut self) -> bool {
-        let reset = self.poll_end(&mut Context::from_waker(Waker::noop()));
-        self.reset |= reset.is_ready();
-        reset == Poll::Ready(true)
-    }
-
-    /// Passes a 1xx on.
-    pub fn interim(&mut self, head: &ResponseHead) {
-        if head.status != 101 {
-            // Fails only on a stream that has ended; that shows elsewhere.
-            let _ = self.respond.send_informational(heads::to_client(head));
-        }
-    }
-
-    /// Lets the client send its body.
-    pub fn send_continue(&mut self) {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::CONTINUE;
-        let _ = self.respond.send_informational(response);
-    }
-
-    /// Begins the response; `ends` says that nothing follows its head.
-    pub fn begin(&mut self, head: &ResponseHead, ends: bool) {
-        match self.respond.send_response(heads::to_client(head), ends) {
-            Ok(stream) => {
-                self.outgoing.open(stream, ends, self.connection.account.clone());
-                self.begun = true;
-            }
-            // The stream has ended; so has the request.
-            Err(_) => self.outgoing.fail(),
-        }
-    }
-
-    /// Asks the client to open no more streams on this connection.
-    pub fn drain(&self) -> bool {
-        let first = !self.connection.drain.replace(true);
-        self.connection.wake();
-        first
-    }
-
-    /// Ends the stream where its response broke off.
-    pub fn break_off(&mut self, reason: Reason) {
-        if self.begun {
-            self.outgoing.reset(reason);
-        } else {
-            self.respond.send_reset(reason);
-        }
-    }
-}
-
-/// What the streams of a connection share.
-#[derive(Debug)]
-struct Connection {
-    account: Rc<Account>,
-    active: Cell<usize>,
-    idle_since: Cell<Instant>,
-    /// GOAWAY is to be sent, or was.
-    drain: Cell<bool>,
-    /// When it is to be sent, because the client should connect anew.
-    moves: Cell<Option<Instant>>,
-    ended: Cell<u64>,
-    premature: Cell<u64>,
-    waker: RefCell<Option<Waker>>,
-    timers: RefCell<Vec<LazyTimer>>,
-    info: Rc<ConnectionInfo>,
-}
-
-/// The HTTP/2 connections of one worker. Over HTTP/1 a response says that the connection will close; one that
-/// carries none for now must be told to leave by itself, or its client's next request comes too late.
-#[derive(Debug, Default)]
-pub struct Registry(RefCell<Vec<Weak<Connection>>>);
-
-impl Registry {
-    fn add(&self, connection: &Rc<Connection>) {
-        self.0.borrow_mut().push(Rc::downgrade(connection));
-    }
-
-    /// Tells those to leave whose time has come. Called about once a second.
-    pub fn sweep(&self, worker: &Worker, now: Instant) {
-        self.choose_movers(worker, now);
-        self.0.borrow_mut().retain(|connection| {
-            let Some(connection) = connection.upgrade() else { return false };
-            let info = &connection.info;
-            let leaving = worker.drain.announces_close(now, info.inbound, || worker.random())
-                || info.retirement.announces_close(now, || worker.random())
-                || connection.moves.get().is_some_and(|moment| moment <= now);
-            if leaving && !connection.drain.replace(true) {
-                connection.wake();
-            }
-            !leaving
-        });
-    }
-}
-
-impl Registry {
-    /// Where this service has grown, chooses who is to connect anew, and when.
-    fn choose_movers(&self, worker: &Worker, now: Instant) {
-        let Some(rebalance) = &worker.rebalance else { return };
-        let options = &rebalance.options;
-        let cluster = worker.clusters.find(&options.cluster);
-        let cluster = cluster.and_then(|slot| worker.upstreams.cluster(&slot));
-        let hosts = cluster.map_or(0, |cluster| cluster.cluster.hosts.load().all.len());
-        let share = rebalance.share(hosts);
-        if share == 0.0 {
-            return;
-        }
-        let mut rng = worker.rng.borrow_mut();
-        for connection in self.0.borrow().iter().filter_map(Weak::upgrade) {
-            if rng.f64() < share && connection.moves.get().is_none() {
-                connection.moves.set(Some(now + options.window.mul_f64(rng.f64())));
-            }
-        }
-    }
-}
-
-impl Connection {
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    fn watch(&self, context: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
-            Some(waker) if waker.will_wake(context.waker()) => {}
-            place => *place = Some(context.waker().clone()),
-        }
-    }
-
-    fn timer(&self) -> LazyTimer {
-        self.timers.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// A stream that began at `start` is over at `end`; `reset` says that its client ended it.
-    fn stream_ended(&self, mut timer: LazyTimer, reset: bool, start: Instant, end: Instant) {
-        timer.forget_task();
-        let mut timers = self.timers.borrow_mut();
-        if timers.len() < TIMERS_KEPT {
-            timers.push(timer);
-        }
-        self.ended.set(self.ended.get() + 1);
-        if reset && end.saturating_duration_since(start) < PREMATURE {
-            self.premature.set(self.premature.get() + 1);
-        }
-        let left = self.active.get().saturating_sub(1);
-        self.active.set(left);
-        if left == 0 || self.is_abused() {
-            self.idle_since.set(end);
-            self.wake();
-        }
-    }
-
-    /// Whether the client opens streams only to reset them.
-    fn is_abused(&self) -> bool {
-        let (ended, premature) = (self.ended.get(), self.premature.get());
-        if ended < PREMATURE_STREAMS {
-            premature >= PREMATURE_STREAMS / 2
-        } else {
-            premature * 2 >= ended
-        }
-    }
-}
 
 /// What comes next on a connection.
 #[allow(clippy::large_enum_variant)] // Most are requests.
@@ -301,18 +99,7 @@ pub async fn serve(
         }
         Err(_) => return false,
     };
-    let shared = Rc::new(Connection {
-        account,
-        active: Cell::new(0),
-        idle_since: Cell::new(info.start),
-        drain: Cell::new(false),
-        moves: Cell::new(None),
-        ended: Cell::new(0),
-        premature: Cell::new(0),
-        waker: RefCell::default(),
-        timers: RefCell::default(),
-        info: info.clone(),
-    });
+    let shared = Rc::new(Connection::new(account, info.clone()));
     worker.multiplexed.add(&shared);
     let mut timer = LazyTimer::default();
     let mut pinger = Pinger::new(options.keepalive, connection.ping_pong(), worker.random());
@@ -351,7 +138,7 @@ pub async fn serve(
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Ended(Some(error))),
                 Poll::Ready(None) => return Poll::Ready(Event::Ended(None)),
-                Poll::Pending => {}
+                Poll::Pending => shared.account.fresh.set(0),
             }
             if pinger.poll(context).is_ready() {
                 return Poll::Ready(Event::Dead);
@@ -381,11 +168,12 @@ pub async fn serve(
                     stats.downstream_cx_max_requests_reached.increment(1);
                 }
                 shared.active.set(shared.active.get() + 1);
-                let stream = Arriving { request, respond, buffer_limit, requests };
-                let (worker, manager) = (worker.clone(), manager.clone());
-                let (shared, info) = (shared.clone(), info.clone());
-                // Boxed, because the runtime moves a task's future about when it begins and when it ends.
-                tokio::task::spawn_local(Box::pin(serve_stream(worker, manager, shared, info, stream)));
+                if let Some(arrived) = stream::arrive(&worker, &manager, &shared, request, respond) {
+                    let serving =
+                        stream::serve(worker.clone(), manager.clone(), arrived, buffer_limit, requests);
+                    // Boxed, because the runtime moves a task's future about when it begins and when it ends.
+                    tokio::task::spawn_local(Box::pin(serving));
+                }
             }
             Event::Idle => {
                 stats.downstream_cx_idle_timeout.increment(1);
@@ -399,13 +187,13 @@ pub async fn serve(
             }
             Event::Late => {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
-                finish(&mut connection).await;
+                finish(&mut connection, &shared).await;
                 break;
             }
             Event::Half => {
                 stats.downstream_rq_header_timeout.increment(1);
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                finish(&mut connection).await;
+                finish(&mut connection, &shared).await;
                 break;
             }
             Event::Dead => {
@@ -421,7 +209,7 @@ pub async fn serve(
                 }
                 stats.downstream_cx_protocol_error.increment(1);
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                finish(&mut connection).await;
+                finish(&mut connection, &shared).await;
                 break;
             }
             Event::Broken(broken) => {
@@ -430,13 +218,13 @@ pub async fn serve(
                 }
                 stats.downstream_cx_protocol_error.increment(1);
                 connection.abrupt_shutdown(broken.reason);
-                finish(&mut connection).await;
+                finish(&mut connection, &shared).await;
                 break;
             }
             Event::Abuse => {
                 manager.stats.downstream_rq_too_many_premature_resets.increment(1);
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                finish(&mut connection).await;
+                finish(&mut connection, &shared).await;
                 break;
             }
             Event::Ended(error) => {
@@ -484,125 +272,8 @@ fn count_ended(error: &h2::Error, account: &Account, manager: &HttpConnectionMan
 }
 
 /// Lets the last frames go.
-async fn finish(connection: &mut h2::server::Connection<Guarded, Bytes>) {
+async fn finish(connection: &mut h2::server::Connection<Guarded, Bytes>, shared: &Connection) {
+    shared.account.closing.set(true);
     let closed = poll_fn(|context| connection.poll_closed(context));
     let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
-}
-
-/// Heads of all streams of a connection may take so much more than the client ever sent. A client that opens many
-/// streams with heads that are large only once they are decoded, and lets none of them end, gets no more of them.
-const HEADS_HELD: u64 = 4 << 20;
-/// A head below this is never too much: a whole compression table of the default size may be in it.
-const SMALL_HEAD: u64 = 4 * 1024;
-
-/// What a head takes.
-struct HeadRoom(Rc<Account>, u64);
-
-impl HeadRoom {
-    fn take(account: &Rc<Account>, size: usize) -> Option<Self> {
-        let size = size as u64;
-        let held = account.held.get() + size;
-        if held > HEADS_HELD + account.received.get() && size > SMALL_HEAD {
-            return None;
-        }
-        account.held.set(held);
-        Some(Self(account.clone(), size))
-    }
-}
-
-impl Drop for HeadRoom {
-    fn drop(&mut self) {
-        self.0.held.set(self.0.held.get().saturating_sub(self.1));
-    }
-}
-
-/// A request that has just come.
-struct Arriving {
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    buffer_limit: usize,
-    requests: u32,
-}
-
-async fn serve_stream(
-    worker: Rc<Worker>,
-    manager: Arc<HttpConnectionManager>,
-    connection: Rc<Connection>,
-    info: Rc<ConnectionInfo>,
-    stream: Arriving,
-) {
-    let Arriving { request, mut respond, buffer_limit, requests } = stream;
-    let (parts, body) = request.into_parts();
-    let start = Instant::now();
-    let codec = &manager.http2_stats;
-    let parsed = heads::request(&parts, body.is_end_stream(), &manager.limits, || worker.random());
-    drop(parts);
-    let parsed = match parsed {
-        Ok(parsed) => parsed,
-        Err(bad) => {
-            match bad {
-                Bad::Malformed(_) => codec.rx_messaging_error.increment(1),
-                Bad::TooManyFields => codec.header_overflow.increment(1),
-                Bad::Underscore => codec.requests_rejected_with_underscores_in_headers.increment(1),
-            }
-            codec.tx_reset.increment(1);
-            manager.stats.downstream_rq_total.increment(1);
-            manager.stats.downstream_rq_http2_total.increment(1);
-            manager.stats.downstream_rq_tx_reset.increment(1);
-            respond.send_reset(Reason::PROTOCOL_ERROR);
-            drop((body, respond));
-            connection.stream_ended(LazyTimer::default(), true, start, start);
-            return;
-        }
-    };
-    let Parsed { head, framing, expects_continue, dropped } = parsed;
-    let Some(_room) = HeadRoom::take(&connection.account, head.fields.size()) else {
-        codec.header_overflow.increment(1);
-        codec.tx_reset.increment(1);
-        respond.send_reset(Reason::REFUSED_STREAM);
-        drop((body, respond));
-        connection.stream_ended(LazyTimer::default(), true, start, start);
-        return;
-    };
-    let _active = Held::new(&codec.streams_active);
-    if dropped > 0 {
-        codec.dropped_headers_with_underscores.increment(dropped);
-    }
-    let stream = ServerStream {
-        incoming: Incoming::new(body),
-        outgoing: Outgoing::default(),
-        respond,
-        begun: false,
-        reset: false,
-        connection: connection.clone(),
-    };
-    let mut down = Downstream {
-        client: Client::Http2(Box::new(stream)),
-        timer: connection.timer(),
-        info,
-        buffer_limit,
-        requests,
-        idle_since: start,
-    };
-    let next = {
-        let mut exchange = Exchange::new(&worker, &manager, &mut down);
-        exchange.run_stream(head, framing, expects_continue).await
-    };
-    let Downstream { client, timer, idle_since: end, .. } = down;
-    let mut reset = false;
-    if let Client::Http2(mut stream) = client {
-        reset = stream.reset;
-        match next {
-            Next::Keep => {}
-            Next::Abort => codec.rx_reset.increment(1),
-            // An answer that broke off, with a head or without one.
-            Next::Reset => {
-                codec.tx_reset.increment(1);
-                stream.break_off(Reason::INTERNAL_ERROR);
-            }
-            // What the client was told is whole; the rest of its request is not waited for.
-            Next::Close => {}
-        }
-    }
-    connection.stream_ended(timer, reset, start, end);
 }

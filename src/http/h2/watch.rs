@@ -259,6 +259,7 @@ impl Watch {
         if opens {
             self.last_stream = stream;
             self.opened += 1;
+            account.fresh.set(account.fresh.get().saturating_add(1));
             account.note(Account::OPENS);
         } else if server {
             account.note(Account::GOES_ON);
