@@ -3,13 +3,14 @@
 //! A [`Cluster`] is immutable but for its host set, which is swapped whole.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use super::balancing::LbPolicy;
 use super::balancing::{Balancing, Members};
 use super::discovery::Source;
+use super::drops::Drops;
 pub use super::hosts::{
     Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, LocalityHosts,
     PriorityHosts, PriorityLoad, Split,
@@ -52,8 +53,8 @@ pub struct Cluster {
     pub tls: Option<Arc<ClusterTls>>,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
-    /// Requests that a circuit breaker refused, for load reports.
-    pub dropped: Arc<AtomicU64>,
+    /// Requests that are refused before a host is asked.
+    pub drops: Arc<Drops>,
     /// Outlier detection and active health checks, where it has either.
     pub health: Option<Box<ClusterHealth>>,
     /// The current hosts.

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod compile;
 pub mod demand;
 pub mod discovery;
+pub mod drops;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod headers;

@@ -5,7 +5,7 @@
 //! thread, when a report is due, and before clusters go to sleep or are replaced.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_control_api::client::{load_reports, LoadEvent, Loads};
@@ -14,7 +14,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::{
     SocketAddress,
 };
 use outrigger_control_api::pb::envoy::config::endpoint::v3::{
-    ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats,
+    cluster_stats::DroppedRequests, ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats,
 };
 use tokio::task::AbortHandle;
 
@@ -24,6 +24,7 @@ use super::{streams, DiscoveryError};
 use crate::config::cluster::{Address, HostShared, Locality};
 use crate::config::compile::resource::Compiler;
 use crate::config::discovery::ApiSource;
+use crate::config::drops::Drops;
 use crate::config::slot::Directory;
 use crate::config::{Cluster, Host};
 use crate::telemetry::metrics::Scope;
@@ -147,14 +148,34 @@ struct Counted {
     present: bool,
 }
 
+/// Requests that were refused before a host was asked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Dropped {
+    total: u64,
+    overload: u64,
+}
+
+impl Dropped {
+    fn of(drops: &Drops) -> Self {
+        let [total, overload] = [&drops.total, &drops.overload].map(|count| count.load(Ordering::Relaxed));
+        Self { total, overload }
+    }
+
+    /// What came between `seen` and `now`.
+    fn add(&mut self, seen: Self, now: Self) {
+        self.total += now.total.wrapping_sub(seen.total);
+        self.overload += now.overload.wrapping_sub(seen.overload);
+    }
+}
+
 /// One cluster.
 #[derive(Debug, Default)]
 struct Account {
     /// By the address in memory of what outlives new descriptions of a host, which each entry holds.
     hosts: HashMap<usize, Counted>,
-    /// The counter of the cluster's present version and what was seen of it.
-    dropped: Option<(Arc<AtomicU64>, u64)>,
-    unreported_drops: u64,
+    /// What the cluster's present version counts, and what was seen of it.
+    drops: Option<(Arc<Drops>, Dropped)>,
+    unreported_drops: Dropped,
 }
 
 /// What is counted of each cluster that the control plane asks for.
@@ -178,7 +199,7 @@ impl Ledger {
         let account = self.accounts.entry(cluster.to_owned()).or_default();
         account.count(awake(&self.clusters, cluster).as_deref());
         account.hosts.values_mut().for_each(|counted| counted.unreported = Counts::default());
-        account.unreported_drops = 0;
+        account.unreported_drops = Dropped::default();
     }
 
     fn count(&mut self) {
@@ -224,18 +245,17 @@ impl Account {
             counted.unreported.add(counted.seen, now);
             counted.seen = now;
         }
-        if let Some((counter, seen)) = &mut self.dropped {
-            let now = counter.load(Ordering::Relaxed);
-            self.unreported_drops += now.wrapping_sub(*seen);
+        if let Some((drops, seen)) = &mut self.drops {
+            let now = Dropped::of(drops);
+            self.unreported_drops.add(*seen, now);
             *seen = now;
         }
         if let Some(cluster) = cluster {
-            let same =
-                self.dropped.as_ref().is_some_and(|(counter, _)| Arc::ptr_eq(counter, &cluster.dropped));
+            let same = self.drops.as_ref().is_some_and(|(drops, _)| Arc::ptr_eq(drops, &cluster.drops));
             if !same {
-                let now = cluster.dropped.load(Ordering::Relaxed);
-                self.unreported_drops += now;
-                self.dropped = Some((cluster.dropped.clone(), now));
+                let now = Dropped::of(&cluster.drops);
+                self.unreported_drops.add(Dropped::default(), now);
+                self.drops = Some((cluster.drops.clone(), now));
             }
         }
     }
@@ -279,9 +299,16 @@ impl Account {
             let locality = PbLocality { region, zone, sub_zone };
             UpstreamLocalityStats { locality: Some(locality), priority, ..stats }
         });
+        let Dropped { total, overload } = std::mem::take(&mut self.unreported_drops);
+        let policy = self.drops.as_ref().and_then(|(drops, _)| drops.policy());
+        let by_policy = (overload > 0).then(|| DroppedRequests {
+            category: policy.map(|policy| policy.category.to_string()).unwrap_or_default(),
+            dropped_count: overload,
+        });
         ClusterStats {
             upstream_locality_stats: upstream_locality_stats.collect(),
-            total_dropped_requests: std::mem::take(&mut self.unreported_drops),
+            total_dropped_requests: total,
+            dropped_requests: by_policy.into_iter().collect(),
             ..Default::default()
         }
     }

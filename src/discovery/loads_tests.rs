@@ -115,13 +115,13 @@ fn a_cluster_that_sleeps_or_is_replaced_loses_nothing_that_was_counted_before() 
     assert_eq!((rig.take(), slot.get().is_none()), (Some(vec![]), true), "a report wakes nobody");
     let cluster = slot.wake().expect("a cluster");
     request(&cluster.hosts.load().all[0], true);
-    cluster.dropped.fetch_add(3, Ordering::Relaxed);
+    cluster.drops.total.fetch_add(3, Ordering::Relaxed);
     rig.ledger.count();
     drop(cluster);
     assert!(slot.sleep(), "what is counted keeps nobody awake");
     let cluster = slot.wake().expect("a cluster");
     request(&cluster.hosts.load().all[0], false);
-    cluster.dropped.fetch_add(1, Ordering::Relaxed);
+    cluster.drops.total.fetch_add(1, Ordering::Relaxed);
     let stats = rig.ledger.take("web", true).expect("a cluster");
     assert_eq!(stats.total_dropped_requests, 4);
     let [locality] = stats.upstream_locality_stats.as_slice() else { panic!("{stats:?}") };

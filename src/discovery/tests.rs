@@ -46,10 +46,14 @@ fn cluster(nth: usize) -> Resource {
 }
 
 fn endpoints(nth: usize, version: &str, port: u16) -> Resource {
+    endpoints_with(nth, version, port, json!({}))
+}
+
+fn endpoints_with(nth: usize, version: &str, port: u16, policy: Value) -> Resource {
     let name = format!("c{nth}");
     let endpoint =
         json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
-    let value = json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]});
+    let value = json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}], "policy": policy});
     resource(&name, version, "endpoint.v3.ClusterLoadAssignment", value)
 }
 
@@ -124,6 +128,32 @@ fn clusters_sleep_until_they_are_called_and_again_when_nobody_does() {
     drop(in_use);
     manager.doze();
     assert_eq!(awake(&compiler), Vec::<String>::new());
+}
+
+/// An update that changes nothing but the policy of an assignment changes how it is used.
+#[test]
+fn the_policy_of_endpoints_changes_without_them() {
+    let (compiler, mut manager, stream) = many(1);
+    let cluster = compiler.clusters.find("c0").unwrap().wake().unwrap();
+    let host = cluster.hosts.load().all[0].clone();
+    assert_eq!((cluster.hosts.load().options.overprovisioning, cluster.drops.refuses(|| 0)), (140, None));
+    let policy = json!({
+        "overprovisioning_factor": 200,
+        "drop_overloads": [{"category": "busy", "drop_percentage": {"numerator": 30}}],
+    });
+    let changed = [endpoints_with(0, "2", 1, policy)];
+    assert!(manager.update(stream, &update(EDS, "2", &changed, &[]), &mut Nobody).is_empty());
+    let hosts = cluster.hosts.load();
+    assert_eq!(hosts.options.overprovisioning, 200);
+    assert!(Arc::ptr_eq(&hosts.all[0], &host));
+    assert_eq!(cluster.drops.refuses(|| 299_999), Some(300_000));
+    assert_eq!(cluster.drops.refuses(|| 300_000), None);
+    assert_eq!(cluster.drops.policy().map(|policy| policy.category.to_string()), Some("busy".to_owned()));
+    let two = json!([{"category": "a"}, {"category": "b"}]);
+    let refused = [endpoints_with(0, "3", 1, json!({ "drop_overloads": two }))];
+    let rejections = manager.update(stream, &update(EDS, "3", &refused, &[]), &mut Nobody);
+    assert!(format!("{rejections:?}").contains("policy.drop_overloads"), "{rejections:?}");
+    assert!(cluster.drops.refuses(|| 0).is_some(), "the last good one holds");
 }
 
 #[test]

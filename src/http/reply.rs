@@ -26,7 +26,8 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
     pub(super) location: Option<Vec<u8>>,
     pub(super) route: Option<Arc<Route>>,
-    pub(super) overloaded: bool,
+    /// Header that says "true", unless the router is to add none.
+    pub(super) marker: Option<&'static str>,
     pub(super) grpc_status: Option<&'static str>,
     pub(super) attempts: Option<u32>,
 }
@@ -39,7 +40,7 @@ impl Reply {
             body: Bytes::new(),
             location: None,
             route: None,
-            overloaded: false,
+            marker: None,
             grpc_status: None,
             attempts: None,
         }
@@ -72,8 +73,8 @@ impl Reply {
         self
     }
 
-    pub(super) fn overloaded(mut self, overloaded: bool) -> Self {
-        self.overloaded = overloaded;
+    pub(super) fn marker(mut self, marker: Option<&'static str>) -> Self {
+        self.marker = marker;
         self
     }
 }
@@ -102,12 +103,12 @@ impl Exchange<'_> {
         self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
-        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
+        let Reply { mut status, details, mut body, location, route, marker, grpc_status: own, attempts } =
             reply;
         let mut fields = Fields::recycled();
         let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
-        if overloaded && !self.manager.router.suppress_envoy_headers {
-            fields.push_known(Known::XEnvoyOverloaded, b"true");
+        if let Some(marker) = marker.filter(|_| !self.manager.router.suppress_envoy_headers) {
+            fields.push(marker.as_bytes(), b"true");
         }
         if let Some(location) = location {
             fields.push_known(Known::Location, &location);

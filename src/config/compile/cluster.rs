@@ -18,7 +18,7 @@ use outrigger_control_api::type_of;
 use super::balancing::balancing;
 use super::discovery::config_source;
 use super::dns::dns;
-use super::endpoints::static_hosts;
+use super::endpoints::{self, static_hosts};
 use super::http_options::{http1_options, http2_options};
 use super::{
     buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, u32_or, Environment,
@@ -68,6 +68,9 @@ pub fn compile(
         source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
+    let dropped = assignment.and_then(|assignment| {
+        problems.at("load_assignment", |problems| endpoints::drop_overload(assignment, problems))
+    });
     let health = health_check::health(cluster, kind?, &http, hosts.len(), environment, problems);
     if problems.count() > before {
         return None;
@@ -95,11 +98,12 @@ pub fn compile(
         socket,
         tls,
         added_via_api: environment.dynamic,
-        dropped: Arc::default(),
+        drops: Arc::default(),
         health: health.map(Box::new),
         hosts: Hosts::default(),
         stats: OnceLock::new(),
     };
+    compiled.drops.set(dropped);
     compiled.hosts = Hosts::new(HostSet::new(hosts, compiled.split_options()));
     if let Some(policy) = health_check::policy(cluster, kind?) {
         compiled.hosts.check(policy);

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
+use outrigger_control_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType as FractionalDenominator;
 
 use super::{duration, health_check, port, u32_or};
 use crate::config::balancing::HostMetadata;
 use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
+use crate::config::drops::DropOverload;
 use crate::config::problems::Problems;
 use crate::config::Host;
 
@@ -81,6 +83,43 @@ pub(super) fn eds_hosts(
     hosts
 }
 
+/// The share of requests to refuse.
+pub(super) fn drop_overload(
+    assignment: &endpoint::ClusterLoadAssignment,
+    problems: &mut Problems,
+) -> Option<DropOverload> {
+    let given = &assignment.policy.as_ref()?.drop_overloads;
+    let first = given.first()?;
+    problems.at("policy", |problems| {
+        if given.len() > 1 {
+            let message = format!("has {} categories; one is supported, as in Envoy", given.len());
+            problems.report_at("drop_overloads", message);
+            return None;
+        }
+        problems.at("drop_overloads[0]", |problems| {
+            let percentage = first.drop_percentage.as_ref()?;
+            let parts = match FractionalDenominator::try_from(percentage.denominator) {
+                Ok(FractionalDenominator::Hundred) => 10_000,
+                Ok(FractionalDenominator::TenThousand) => 100,
+                Ok(FractionalDenominator::Million) => 1,
+                Err(_) => {
+                    let message = format!("{} is no denominator", percentage.denominator);
+                    problems.report_at("drop_percentage.denominator", message);
+                    return None;
+                }
+            };
+            match percentage.numerator.checked_mul(parts).filter(|share| *share <= DropOverload::ALL) {
+                Some(share) => Some(DropOverload { category: first.category.as_str().into(), share }),
+                None => {
+                    let message = format!("{} is more than all", percentage.numerator);
+                    problems.report_at("drop_percentage.numerator", message);
+                    None
+                }
+            }
+        })
+    })
+}
+
 /// Checks an assignment from a control plane: after which time it is stale, and how many endpoints it
 /// lists. `None` when a problem was reported.
 pub(super) fn check(
@@ -95,6 +134,7 @@ pub(super) fn check(
     let stale = assignment.policy.as_ref().and_then(|policy| {
         problems.at("policy", |p| duration(&policy.endpoint_stale_after, "endpoint_stale_after", p))
     });
+    drop_overload(assignment, problems);
     (problems.count() == before).then_some((stale, count))
 }
 

@@ -384,7 +384,8 @@ impl Compiler {
         })
     }
 
-    /// The hosts of `cluster` by an assignment that [`Compiler::check_assignment`] has accepted. Hosts
+    /// The hosts of `cluster` by an assignment that [`Compiler::check_assignment`] has accepted; what it says of
+    /// requests to refuse holds at once. Hosts
     /// of `previous` that are described as before stay the same `Arc`; those of which only the weight,
     /// health, priority or locality changed keep their counters and connections.
     ///
@@ -400,9 +401,11 @@ impl Compiler {
             .map_err(|error| vec![malformed::<ClusterLoadAssignment>(&error)])?;
         let mut problems = Problems::new();
         let hosts = endpoints::eds_hosts(&config, previous, &mut problems);
+        let dropped = endpoints::drop_overload(&config, &mut problems);
         if !problems.is_empty() {
             return Err(problems.into_parts().0);
         }
+        cluster.drops.set(dropped);
         let overprovisioning = config.policy.as_ref().and_then(|policy| policy.overprovisioning_factor);
         let weighted = config.policy.as_ref().is_some_and(|policy| policy.weighted_priority_health);
         let options = SplitOptions {

@@ -180,9 +180,20 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
-        implemented: &["overprovisioning_factor", "endpoint_stale_after", "weighted_priority_health"],
+        implemented: &[
+            "drop_overloads",
+            "overprovisioning_factor",
+            "endpoint_stale_after",
+            "weighted_priority_health",
+        ],
         observe: &[],
-        rejected: &[("drop_overloads", "dropping a share of requests is not supported yet")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload",
+        implemented: &["category", "drop_percentage"],
+        observe: &[],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.endpoint.v3.LocalityLbEndpoints",

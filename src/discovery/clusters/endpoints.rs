@@ -154,10 +154,10 @@ impl Clusters {
                     Ok(hosts) => {
                         stats.update_success.increment(1);
                         let same = same_hosts(&present.all, &hosts.all);
-                        if same {
+                        if same && present.options == hosts.options {
                             stats.update_no_rebuild.increment(1);
                         } else {
-                            stats.membership_change.increment(1);
+                            stats.membership_change.increment(u64::from(!same));
                             cluster.hosts.store(hosts);
                         }
                         dns::publish_membership(cluster);

@@ -2,11 +2,15 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Failure};
+use crate::config::drops::DropOverload;
+use crate::config::route::Route;
+use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h2::StreamError;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
@@ -59,6 +63,29 @@ impl Told {
     fn by_manager(self) -> Self {
         Self { charged: false, by_manager: true, ..self }
     }
+}
+
+/// The answer to a request that the control plane wants refused: `share` parts of a million are.
+pub(super) async fn drop_overload(
+    ex: &mut Exchange<'_>,
+    route: &Arc<Route>,
+    cluster: &Cluster,
+    share: u32,
+) -> End {
+    let (flag, details, body, marker) = if share == DropOverload::ALL {
+        let marker = "x-envoy-unconditional-drop-overload";
+        (ResponseFlags::UDO, "unconditional_drop_overload", "unconditional drop overload", marker)
+    } else {
+        (ResponseFlags::DO, "drop_overload", "drop overload", "x-envoy-drop-overload")
+    };
+    cluster.drops.total.fetch_add(1, Ordering::Relaxed);
+    cluster.drops.overload.fetch_add(1, Ordering::Relaxed);
+    let stats = cluster.stats();
+    stats.responses.count(503);
+    stats.upstream_rq_completed.increment(1);
+    ex.info.flags.insert(flag);
+    let reply = Reply::new(503, details).body(body).marker(Some(marker)).route(route.clone());
+    ex.reply(reply).await
 }
 
 impl Attempts<'_> {
@@ -160,7 +187,7 @@ impl Attempts<'_> {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
-                self.upstream().dropped.fetch_add(1, Ordering::Relaxed);
+                self.upstream().drops.total.fetch_add(1, Ordering::Relaxed);
                 Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
@@ -220,7 +247,7 @@ impl Attempts<'_> {
         }
         let mut reply = Reply::new(told.status, told.details)
             .body(told.body.as_bytes())
-            .overloaded(told.flag == ResponseFlags::UO)
+            .marker((told.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
             .grpc_status(told.grpc);
         if !told.by_manager {
             let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);

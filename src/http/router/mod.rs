@@ -149,6 +149,9 @@ pub(in crate::http) async fn forward(
     if ex.filters.is_some() {
         filters::on_cluster(ex);
     }
+    if let Some(share) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
+        return fail::drop_overload(ex, route, &cluster.cluster, share).await;
+    }
     let Some(request) = &ex.request else { return End::Gone };
     let mut terminate = false;
     let upgrade = match request.upgrade() {

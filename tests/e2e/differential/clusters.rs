@@ -26,6 +26,9 @@ const HOSTS: &str = r#"- name: all
   - { match: { prefix: /no-timeout }, route: { cluster: a, timeout: 0s } }
   - { match: { prefix: /max-duration }, route: { cluster: a, max_stream_duration: { max_stream_duration: 0.3s } } }
   - { match: { prefix: /breaker }, route: { cluster: breaker } }
+  - { match: { prefix: /drop-all }, route: { cluster: drop-all } }
+  - { match: { prefix: /drop-most }, route: { cluster: drop-most } }
+  - { match: { prefix: /drop-none }, route: { cluster: drop-none } }
 "#;
 
 const SICK: &str = "type: STATIC
@@ -45,11 +48,19 @@ load_assignment:
     - endpoint: { address: { socket_address: { address: nowhere.invalid, port_value: 80 } } }";
 
 pub fn group() -> Group {
+    let drops = |share: &str| {
+        let policy =
+            format!("  policy: {{ drop_overloads: [ {{ category: busy, drop_percentage: {share} }} ] }}");
+        format!("{}\n{policy}", endpoints(&["@origin:a@"]))
+    };
     let breaker = "circuit_breakers: { thresholds: [ { max_requests: 0 } ] }";
     let bootstrap = Bootstrap::new()
         .cluster("sick", SICK)
         .cluster("unresolved", UNRESOLVED)
         .cluster("breaker", &format!("{}\n{breaker}", endpoints(&["@origin:a@"])))
+        .cluster("drop-all", &drops("{ numerator: 100 }"))
+        .cluster("drop-most", &drops("{ numerator: 999999, denominator: MILLION }"))
+        .cluster("drop-none", &drops("{ numerator: 0 }"))
         .listener("main", "", HOSTS)
         .route_options("main", "validate_clusters: false")
         .plain("request-timeout", "request_timeout: 0.3s")
@@ -99,6 +110,15 @@ fn choice() -> Vec<Case> {
             "",
         ),
         get("circuit breaker open", "/breaker"),
+        get("everything is dropped", "/drop-all"),
+        get("almost everything is dropped", "/drop-most"),
+        case("main", "almost everything is dropped, grpc").send(
+            "POST",
+            "/drop-most",
+            "content-type: application/grpc\r\nte: trailers\r\n",
+            "",
+        ),
+        get("nothing is dropped", "/drop-none"),
     ]
 }
 
