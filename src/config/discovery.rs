@@ -164,24 +164,57 @@ pub enum TargetAddress {
 /// TLS towards a control plane.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ControlTls {
-    /// Who may sign its certificate.
-    pub roots: Roots,
-    /// Our certificate chain and its private key, PEM.
-    pub identity: Option<(Material, Material)>,
+    /// Whose certificate is taken.
+    pub trust: Trust,
+    /// A secret that says more of that.
+    pub trust_file: Option<SecretFile>,
+    /// Our certificate.
+    pub identity: Option<ControlIdentity>,
     /// The name asked for (SNI); `None` = none is sent.
     pub sni: Option<Arc<str>>,
     /// Its certificate must be valid for `sni`.
     pub verify_sni: bool,
-    /// Names of which its certificate must have one; empty = any.
-    pub names: Vec<SanName>,
     /// Lowest and highest TLS version: 12 or 13.
     pub versions: (u8, u8),
 }
 
-/// What a certificate is verified against.
+/// Whose certificate is taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Trust {
+    /// Who may sign it.
+    pub roots: Roots,
+    /// Names of which it must have one; empty = any.
+    pub names: Vec<SanName>,
+}
+
+/// Our certificate for control planes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ControlIdentity {
+    /// PEM.
+    Given {
+        /// The chain, the certificate itself first.
+        chain: Material,
+        /// Its private key.
+        key: Material,
+    },
+    /// In a secret.
+    File(SecretFile),
+}
+
+/// A secret in a file (`SdsSecretConfig` with a path). It is read at each connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SecretFile {
+    /// The file: a `DiscoveryResponse`.
+    pub path: PathBuf,
+    /// The secret's name.
+    pub name: Arc<str>,
+}
+
+/// What a certificate is verified against.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum Roots {
     /// Nothing: config gives no `trusted_ca`, and any certificate is taken, as in Envoy.
+    #[default]
     Unverified,
     /// The system's.
     System,

@@ -9,23 +9,26 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
     verify_server_cert_signed_by_trust_anchor, verify_server_name, ResolvesClientCert, Resumption,
 };
-use rustls::crypto::{aws_lc_rs, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::crypto::{aws_lc_rs, CryptoProvider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, Error, OtherError, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
 
-use crate::config::discovery::{ControlTls, Material, Roots, SanKind, SanName, SanPattern};
+use crate::config::discovery::{
+    ControlIdentity, ControlTls, Material, Roots, SanKind, SanName, SanPattern, SecretFile, Trust,
+};
 use crate::tls::identity;
 use crate::tls::names::{covers, names};
+use crate::tls::signatures::{signatures, Signatures};
 
 /// What handshakes with the control plane `target` need. Certificates that cannot be used yet are told in the
 /// log; each connection looks at them anew.
@@ -35,14 +38,14 @@ use crate::tls::names::{covers, names};
 pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientConfig, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Verifier {
-        roots: config.roots.clone(),
-        names: config.names.clone(),
+        trust: config.trust.clone(),
+        file: config.trust_file.clone(),
         // Without a server name there is none to verify.
         verify_name: config.verify_sni && config.sni.is_some(),
         provider: provider.clone(),
     };
     let told = |error: String| tracing::error!("TLS to the control plane {target}: {error}");
-    verifier.store().map_or_else(told, drop);
+    verifier.trust().and_then(|trust| store(&trust.roots)).map_or_else(told, drop);
     let versions: Vec<&SupportedProtocolVersion> =
         [(12, &rustls::version::TLS12), (13, &rustls::version::TLS13)]
             .into_iter()
@@ -56,8 +59,8 @@ pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientC
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut made = match &config.identity {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let identity = Identity { chain: chain.clone(), key: key.clone(), provider };
+        Some(source) => {
+            let identity = Identity { source: source.clone(), provider };
             identity.load().map_or_else(told, drop);
             builder.with_client_cert_resolver(Arc::new(identity))
         }
@@ -70,19 +73,22 @@ pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientC
 /// Our certificate.
 #[derive(Debug)]
 struct Identity {
-    chain: Material,
-    key: Material,
+    source: ControlIdentity,
     provider: Arc<CryptoProvider>,
 }
 
 impl Identity {
     fn load(&self) -> Result<CertifiedKey, String> {
-        let chain = certificates(&self.chain)?;
-        let pem = self.key.read().map_err(|error| format!("private key {:?}: {error}", self.key))?;
-        let key = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|error| format!("private key {:?}: {error}", self.key))?;
-        CertifiedKey::from_der(chain, key, &self.provider)
-            .map_err(|error| format!("certificate {:?} and private key {:?}: {error}", self.chain, self.key))
+        let (chain, key) = match &self.source {
+            ControlIdentity::Given { chain, key } => (chain.clone(), key.clone()),
+            ControlIdentity::File(file) => file.identity()?,
+        };
+        let certificates = certificates(&chain)?;
+        let pem = key.read().map_err(|error| format!("private key {key:?}: {error}"))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(&pem).map_err(|error| format!("private key {key:?}: {error}"))?;
+        CertifiedKey::from_der(certificates, private, &self.provider)
+            .map_err(|error| format!("certificate {chain:?} and private key {key:?}: {error}"))
     }
 }
 
@@ -103,41 +109,56 @@ impl ResolvesClientCert for Identity {
 /// Who the control plane may be.
 #[derive(Debug)]
 struct Verifier {
-    roots: Roots,
-    names: Vec<SanName>,
+    trust: Trust,
+    /// A secret that says more of that.
+    file: Option<SecretFile>,
     /// The certificate must be valid for the server name, in place of `names`.
     verify_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    /// `None` where any certificate is taken.
-    fn store(&self) -> Result<Option<RootCertStore>, String> {
-        let mut store = RootCertStore::empty();
-        match &self.roots {
-            Roots::Unverified => return Ok(None),
-            Roots::System => {
-                store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-            Roots::Pem(pem) => {
-                for certificate in certificates(pem)? {
-                    store.add(certificate).map_err(|error| format!("trusted CA {pem:?}: {error}"))?;
-                }
-            }
+    /// What counts for a connection that begins now.
+    fn trust(&self) -> Result<Trust, String> {
+        match &self.file {
+            None => Ok(self.trust.clone()),
+            Some(file) => Ok(self.trust.clone().merged(file.trust()?)),
         }
-        Ok(Some(store))
     }
+}
 
-    /// One of the certificate's names must be among those wanted. Without any wanted, all will do.
-    fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let presented = names(certificate);
-        let fits = |(kind, text): &(SanKind, String)| self.names.iter().any(|name| fits(name, *kind, text));
-        if self.names.is_empty() || presented.iter().any(fits) {
-            return Ok(());
-        }
-        let wrong = WrongName { wanted: self.names.clone(), presented };
-        Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+impl Signatures for Verifier {
+    fn provider(&self) -> &CryptoProvider {
+        &self.provider
     }
+}
+
+/// `None` where any certificate is taken.
+fn store(roots: &Roots) -> Result<Option<RootCertStore>, String> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::Unverified => return Ok(None),
+        Roots::System => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        Roots::Pem(pem) => {
+            for certificate in certificates(pem)? {
+                store.add(certificate).map_err(|error| format!("trusted CA {pem:?}: {error}"))?;
+            }
+        }
+    }
+    Ok(Some(store))
+}
+
+/// One of the certificate's names must be among those wanted. Without any wanted, all will do.
+fn check_names(wanted: &[SanName], certificate: &CertificateDer<'_>) -> Result<(), Error> {
+    let presented = names(certificate);
+    let fits = |(kind, text): &(SanKind, String)| wanted.iter().any(|name| fits(name, *kind, text));
+    if wanted.is_empty() || presented.iter().any(fits) {
+        return Ok(());
+    }
+    let wrong = WrongName { wanted: wanted.to_vec(), presented };
+    Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
 }
 
 /// The certificate is valid, and somebody else's.
@@ -193,41 +214,26 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        // Where nothing is trusted nothing is verified: the configuration has no names then either.
-        if let Some(store) = self.store().map_err(Error::General)? {
+        let trust = self.trust().map_err(Error::General)?;
+        // Where nothing is trusted nothing is verified, unless there are names to verify.
+        let roots = store(&trust.roots).map_err(Error::General)?;
+        if roots.is_none() && (!trust.names.is_empty() || self.verify_name) {
+            return Err(Error::General("no trusted CA to verify the control plane's names by".to_owned()));
+        }
+        if let Some(store) = roots {
             let certificate = ParsedCertificate::try_from(end_entity)?;
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&certificate, &store, intermediates, now, algorithms)?;
             if self.verify_name {
                 verify_server_name(&certificate, server_name)?;
             } else {
-                self.check_names(end_entity)?;
+                check_names(&trust.names, end_entity)?;
             }
         }
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 fn certificates(pem: &Material) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -14,6 +14,7 @@ pub mod params;
 pub mod peer;
 pub mod secret;
 pub mod sessions;
+pub(crate) mod signatures;
 pub mod stats;
 pub mod upstream;
 pub mod validation;

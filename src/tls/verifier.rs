@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvider};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{DistinguishedName, Error, SignatureScheme};
 
+use super::signatures::{signatures, Signatures};
 use super::stats::SslStats;
 use super::validation::{ExpectedNames, Role, Validation};
 
@@ -35,6 +36,34 @@ pub(super) struct Servers {
 
 fn chain<'c>(leaf: &CertificateDer<'c>, others: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
     std::iter::once(leaf).chain(others).cloned().collect()
+}
+
+impl Signatures for Clients {
+    fn provider(&self) -> &CryptoProvider {
+        &self.provider
+    }
+
+    fn signed(&self, scheme: SignatureScheme) {
+        self.stats.signed(scheme);
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        schemes(&self.provider)
+    }
+}
+
+impl Signatures for Servers {
+    fn provider(&self) -> &CryptoProvider {
+        &self.provider
+    }
+
+    fn signed(&self, scheme: SignatureScheme) {
+        self.stats.signed(scheme);
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        schemes(&self.provider)
+    }
 }
 
 impl ClientCertVerifier for Clients {
@@ -68,33 +97,7 @@ impl ClientCertVerifier for Clients {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
-        self.stats.signed(signed.scheme);
-        Ok(verified)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
-        self.stats.signed(signed.scheme);
-        Ok(verified)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes(&self.provider)
-    }
+    signatures!();
 }
 
 impl ServerCertVerifier for Servers {
@@ -115,33 +118,7 @@ impl ServerCertVerifier for Servers {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        let verified = verify_tls12_signature(message, certificate, signed, algorithms)?;
-        self.stats.signed(signed.scheme);
-        Ok(verified)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        let verified = verify_tls13_signature(message, certificate, signed, algorithms)?;
-        self.stats.signed(signed.scheme);
-        Ok(verified)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes(&self.provider)
-    }
+    signatures!();
 }
 
 /// What peers may sign with, in BoringSSL's order: its first is the one that costs least.

@@ -118,10 +118,26 @@ async fn follow(
 
 async fn read(path: &Path) -> Result<Vec<u8>, String> {
     let length = tokio::fs::metadata(path).await.map_err(|error| error.to_string())?.len();
-    if !usize::try_from(length).is_ok_and(|length| length <= MAX_TEXT_BYTES) {
-        return Err(format!("has {length} bytes, more than the limit of {MAX_TEXT_BYTES}"));
-    }
+    check_length(length)?;
     tokio::fs::read(path).await.map_err(|error| error.to_string())
+}
+
+/// Reads a file of resources once.
+///
+/// # Errors
+/// In words: it cannot be read, is too large or holds no `DiscoveryResponse`.
+pub fn read_file(path: &Path) -> Result<DiscoveryResponse, String> {
+    let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    check_length(length)?;
+    parse(path, &std::fs::read(path).map_err(|error| error.to_string())?)
+}
+
+fn check_length(length: u64) -> Result<(), String> {
+    if usize::try_from(length).is_ok_and(|length| length <= MAX_TEXT_BYTES) {
+        Ok(())
+    } else {
+        Err(format!("has {length} bytes, more than the limit of {MAX_TEXT_BYTES}"))
+    }
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<DiscoveryResponse, String> {

@@ -50,7 +50,7 @@ mod types;
 
 pub use delta::{Delta, Incremental};
 pub use driver::{client, Events, Subscriptions};
-pub use file::{file_client, File};
+pub use file::{file_client, read_file, File};
 pub use load_report::{load_reports, LoadEvent, LoadReporter, Loads};
 pub use machine::{Machine, Settings, Variant};
 pub use pace::{Backoff, Bucket, RateLimit};

@@ -169,7 +169,7 @@ pub fn bootstrap(
 ) -> Result<CompiledBootstrap, Vec<Problem>> {
     let Loaded { message, dynamic } = loaded;
     let named = control::named_in(&dynamic);
-    let (findings, reserved) = check_support(&dynamic, &named);
+    let (findings, control) = check_support(&dynamic, named);
     let mut ruled = Vec::new();
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
@@ -178,7 +178,7 @@ pub fn bootstrap(
     drop(dynamic);
 
     let mut problems = Problems::new();
-    let compiled = compile(message, node, dump, &Control { named, reserved }, &mut problems);
+    let compiled = compile(message, node, dump, &control, &mut problems);
     let (found, notes) = problems.into_parts();
     let all = check::merge(findings.rejected, ruled.into_iter().chain(found));
     match compiled {
@@ -192,20 +192,24 @@ pub fn bootstrap(
     }
 }
 
-/// Clusters that gRPC services name.
+/// Clusters that discovery may ask.
 struct Control {
+    /// Those that gRPC services of the bootstrap name.
     named: BTreeSet<String>,
-    /// Positions of those that only discovery can use.
+    /// Positions of those among them that only discovery can use.
     reserved: HashSet<usize>,
+    /// The others, that resources of a control plane may name, with what the table says against them.
+    others: HashMap<String, Option<Problem>>,
 }
 
 /// What the support table says; of clusters that serve discovery and cannot serve requests, what the
-/// table of such clusters says. The positions of those come second.
-fn check_support(dynamic: &DynamicMessage, named: &BTreeSet<String>) -> (Findings, HashSet<usize>) {
+/// table of such clusters says.
+fn check_support(dynamic: &DynamicMessage, named: BTreeSet<String>) -> (Findings, Control) {
     let mut findings = check::support(support::table(), dynamic, "");
-    let mut reserved = HashSet::new();
-    if named.is_empty() {
-        return (findings, reserved);
+    let mut control = Control { named, reserved: HashSet::new(), others: HashMap::new() };
+    // Without a control plane nothing more can be named.
+    if control.named.is_empty() {
+        return (findings, control);
     }
     let resources = dynamic.get_field_by_name("static_resources");
     let clusters = resources
@@ -217,20 +221,26 @@ fn check_support(dynamic: &DynamicMessage, named: &BTreeSet<String>) -> (Finding
         let name = cluster.get_field_by_name("name");
         let path = format!("static_resources.clusters[{index}]");
         let inside = |problem: &Problem| check::is_inside(&problem.path, &path);
-        let is_named = name.as_deref().and_then(Field::as_str).is_some_and(|name| named.contains(name));
-        // Its certificates may be there later than the process: the way to a control plane waits for them.
-        let other = has_tls(cluster) || findings.rejected.iter().any(inside);
-        if !is_named || !other {
+        let Some(name) = name.as_deref().and_then(Field::as_str) else { continue };
+        let is_named = control.named.contains(name);
+        if !is_named {
+            let found = check::support(support::control_table(), cluster, "");
+            control.others.insert(name.to_owned(), found.rejected.into_iter().next());
             continue;
         }
-        reserved.insert(index);
+        // Its certificates may be there later than the process: the way to a control plane waits for them.
+        let other = has_tls(cluster) || findings.rejected.iter().any(inside);
+        if !other {
+            continue;
+        }
+        control.reserved.insert(index);
         findings.rejected.retain(|problem| !inside(problem));
         findings.observed.retain(|problem| !inside(problem));
         let found = check::support(support::control_table(), cluster, &path);
         findings.rejected.extend(found.rejected);
         findings.observed.extend(found.observed);
     }
-    (findings, reserved)
+    (findings, control)
 }
 
 /// Whether the connections of a cluster are TLS.
@@ -299,8 +309,8 @@ fn compile(
             .is_some_and(discovery::names_delta),
         ..Compiler::default()
     };
-    let (targets, refused) = problems
-        .at("static_resources", |problems| control_targets(&resources, &control.named, &compiler, problems));
+    let (targets, refused) =
+        problems.at("static_resources", |problems| control_targets(&resources, control, &compiler, problems));
     compiler.control = targets;
     compiler.refused_control = refused;
     compiler.locality = node.locality.clone();
@@ -378,22 +388,35 @@ fn compile(
     })
 }
 
-/// The ways to the control planes that gRPC services name, and the names of those with problems.
+/// The ways to control planes, and the names of clusters that are none: `None` where that was reported, because the
+/// bootstrap asks them, else what is against it.
 fn control_targets(
     resources: &pb::bootstrap::StaticResources,
-    named: &BTreeSet<String>,
+    control: &Control,
     compiler: &Compiler,
     problems: &mut Problems,
-) -> (HashMap<String, GrpcTarget>, HashSet<String>) {
+) -> (HashMap<String, GrpcTarget>, HashMap<String, Option<Problem>>) {
     let environment = Environment::new(compiler);
-    let (mut targets, mut refused) = (HashMap::new(), HashSet::new());
-    for (index, config) in resources.clusters.iter().enumerate().filter(|(_, c)| named.contains(&c.name)) {
-        let target = problems.at_index("clusters", index, |problems| {
-            control::target(config, &resources.secrets, &environment, problems)
-        });
+    let (mut targets, mut refused) = (HashMap::new(), HashMap::new());
+    for (index, config) in resources.clusters.iter().enumerate() {
+        let compile =
+            |problems: &mut Problems| control::target(config, &resources.secrets, &environment, problems);
+        let target = if control.named.contains(&config.name) {
+            problems.at_index("clusters", index, compile).ok_or(None)
+        } else {
+            match control.others.get(&config.name) {
+                None => continue,
+                Some(Some(unsupported)) => Err(Some(unsupported.clone())),
+                Some(None) => {
+                    let mut own = Problems::new();
+                    let target = compile(&mut own);
+                    target.ok_or_else(|| own.into_parts().0.into_iter().next())
+                }
+            }
+        };
         match target {
-            Some(target) => drop(targets.insert(config.name.clone(), target)),
-            None => drop(refused.insert(config.name.clone())),
+            Ok(target) => drop(targets.insert(config.name.clone(), target)),
+            Err(why) => drop(refused.insert(config.name.clone(), why)),
         }
     }
     (targets, refused)

@@ -11,8 +11,8 @@ use super::resource::Compiler;
 use super::{duration, duration_or, u32_or};
 use crate::config::cluster::{Address, DnsFamily};
 use crate::config::discovery::{
-    ApiKind, ApiSource, ConfigSource, ControlTls, GrpcTarget, Material, RateLimit, Roots, Source,
-    TargetAddress, INITIAL_FETCH_TIMEOUT,
+    ApiKind, ApiSource, ConfigSource, ControlIdentity, ControlTls, GrpcTarget, Material, RateLimit, Roots,
+    Source, TargetAddress, Trust, INITIAL_FETCH_TIMEOUT,
 };
 use crate::config::problems::Problems;
 
@@ -187,10 +187,12 @@ fn cluster_target(
     problems: &mut Problems,
 ) -> Option<GrpcTarget> {
     let Some(cluster) = compiler.control.get(name) else {
-        if !compiler.refused_control.contains(name) {
-            problems.report(format!(
+        match compiler.refused_control.get(name) {
+            None => problems.report(format!(
                 "there is no cluster {name:?} for discovery: it must be in the bootstrap, and not of type EDS"
-            ));
+            )),
+            Some(Some(why)) => problems.report(format!("the cluster {name:?} cannot serve discovery: {why}")),
+            Some(None) => {}
         }
         return None;
     };
@@ -278,14 +280,17 @@ fn google_target(google: &core::grpc_service::GoogleGrpc, problems: &mut Problem
                     }
                 };
                 Some(ControlTls {
-                    roots: match &ssl.root_certs {
-                        Some(roots) => Roots::Pem(Material::of(roots, "root_certs", problems)?),
-                        None => Roots::System,
+                    trust: Trust {
+                        roots: match &ssl.root_certs {
+                            Some(roots) => Roots::Pem(Material::of(roots, "root_certs", problems)?),
+                            None => Roots::System,
+                        },
+                        names: Vec::new(),
                     },
-                    identity,
+                    trust_file: None,
+                    identity: identity.map(|(chain, key)| ControlIdentity::Given { chain, key }),
                     sni: Some(host.as_str().into()),
                     verify_sni: true,
-                    names: Vec::new(),
                     versions: (12, 13),
                 })
             })

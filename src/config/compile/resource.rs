@@ -82,8 +82,8 @@ pub struct Compiler {
     pub discovery_only: HashSet<String>,
     /// The bootstrap's clusters that its gRPC services name.
     pub control: HashMap<String, GrpcTarget>,
-    /// Clusters that should be in `control`, but have problems of their own.
-    pub(super) refused_control: HashSet<String>,
+    /// Clusters of the bootstrap that are not in `control`, and why, unless that was reported.
+    pub(super) refused_control: HashMap<String, Option<Problem>>,
     /// Whether the bootstrap has an `ads_config`.
     pub has_ads: bool,
     /// Whether that is a delta stream.

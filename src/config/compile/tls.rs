@@ -189,8 +189,34 @@ fn common(
 }
 
 fn params(params: Option<&pb::TlsParameters>, problems: &mut Problems) -> Params {
+    let Some(given) = params else { return Params::default() };
+    let (low, high) = versions(params, problems);
+    let mut chosen = Vec::new();
+    for (index, entry) in given.cipher_suites.iter().enumerate() {
+        match suites(entry) {
+            Ok(found) => chosen.extend(found),
+            Err(name) => {
+                let message = format!("{name:?} is not supported");
+                problems.at_index("cipher_suites", index, |problems| problems.report(message));
+            }
+        }
+    }
+    let mut groups = Vec::new();
+    for (index, name) in given.ecdh_curves.iter().enumerate() {
+        match group(name) {
+            Some(found) => groups.push(found),
+            None => problems.at_index("ecdh_curves", index, |problems| {
+                problems.report(format!("{name:?} is not supported"));
+            }),
+        }
+    }
+    Params::new((low, high), &chosen, groups)
+}
+
+/// The lowest and the highest TLS version: 12 or 13.
+pub(super) fn versions(params: Option<&pb::TlsParameters>, problems: &mut Problems) -> (u8, u8) {
     use pb::tls_parameters::TlsProtocol;
-    let Some(params) = params else { return Params::default() };
+    let Some(params) = params else { return (12, 13) };
     let low = match params.tls_minimum_protocol_version() {
         TlsProtocol::TlSv13 => 13,
         // Older versions than 1.2 are never spoken.
@@ -207,26 +233,7 @@ fn params(params: Option<&pb::TlsParameters>, problems: &mut Problems) -> Params
     if low > high {
         problems.report("the lowest TLS version is above the highest");
     }
-    let mut chosen = Vec::new();
-    for (index, entry) in params.cipher_suites.iter().enumerate() {
-        match suites(entry) {
-            Ok(found) => chosen.extend(found),
-            Err(name) => {
-                let message = format!("{name:?} is not supported");
-                problems.at_index("cipher_suites", index, |problems| problems.report(message));
-            }
-        }
-    }
-    let mut groups = Vec::new();
-    for (index, name) in params.ecdh_curves.iter().enumerate() {
-        match group(name) {
-            Some(found) => groups.push(found),
-            None => problems.at_index("ecdh_curves", index, |problems| {
-                problems.report(format!("{name:?} is not supported"));
-            }),
-        }
-    }
-    Params::new((low, high), &chosen, groups)
+    (low, high)
 }
 
 /// The slot of a secret that has a name: one of the bootstrap's, or one that a control plane is asked for.

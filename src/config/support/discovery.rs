@@ -10,6 +10,7 @@ const ENDPOINTS: &str = "all addresses are tried in an order of this process, an
 const FIRST: &str = "a control plane is asked again with a back-off, whatever failed";
 const CHANNEL: &str = "there is no gRPC library to tune";
 const TLS: &str = "it is not supported towards a control plane";
+const SECRETS: &str = "secrets for control planes must be in the bootstrap or in a file";
 const SUITES: &str = "the TLS library's defaults are used";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -280,8 +281,25 @@ pub(super) const CONTROL: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig",
-        implemented: &["name"],
+        implemented: &["name", "sds_config"],
         observe: &[],
-        rejected: &[("sds_config", "secrets for control planes must be in the bootstrap")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.ConfigSource",
+        implemented: &["path", "path_config_source", "resource_api_version"],
+        observe: &[("initial_fetch_timeout", "files are read before each connection")],
+        rejected: &[
+            ("api_config_source", SECRETS),
+            ("ads", SECRETS),
+            ("self", SECRETS),
+            ("authorities", "xdstp names are not supported"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.PathConfigSource",
+        implemented: &["path"],
+        observe: &[("watched_directory", "files are read before each connection")],
+        rejected: &[],
     },
 ];

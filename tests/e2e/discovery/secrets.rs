@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::server::ResourceType;
+use outrigger_control_api::server::{ResourceType, Server, SnapshotCache};
+use tokio::net::UnixListener;
 
 use super::beside::Both;
 use super::clients::named;
 use super::mesh::{bootstrap, snapshot, ControlPlane, Mesh, NODE};
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::ports::free_port;
-use crate::harness::proxy::Proxy;
+use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 use crate::tls::certs::{Authority, NOW};
@@ -121,6 +122,70 @@ async fn secrets_come_and_change_delta() {
 #[tokio::test]
 async fn secrets_come_and_change_state_of_the_world() {
     secrets(false).await;
+}
+
+/// An agent beside the sidecar that signs certificates: a Unix socket, a stream for each secret.
+fn agent(path: &std::path::Path, cache: &SnapshotCache) -> tokio::task::AbortHandle {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).expect("a Unix socket");
+    let server = Server::new(cache.clone());
+    tokio::spawn(async move { server.serve_unix(listener).await }).abort_handle()
+}
+
+#[tokio::test]
+async fn an_agent_on_a_unix_socket_gives_secrets_and_may_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("sds.sock");
+    let own_source = "sds_config: { resource_api_version: V3, initial_fetch_timeout: 0s, api_config_source: { api_type: GRPC, \
+        transport_api_version: V3, set_node_on_first_message_only: true, \
+        grpc_services: [{ envoy_grpc: { cluster_name: sds-grpc } }] } }";
+    let cluster = format!(
+        "  - name: sds-grpc\n    type: STATIC\n    connect_timeout: 1s\n    typed_extension_protocol_options:\n      \
+         envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
+         \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
+         explicit_http_config: {{ http2_protocol_options: {{}} }}\n    load_assignment:\n      cluster_name: sds-grpc\n      \
+         endpoints:\n      - lb_endpoints:\n        - endpoint: {{ address: {{ pipe: {{ path: \"{}\" }} }} }}\n",
+        path.display()
+    );
+    let (first, second) = (Authority::new("first"), Authority::new("second"));
+    let secrets = |ca: &Authority, serial| {
+        let own = certificate(&ca.issue("workload", URI, &["workload.mesh.test"], NOW, serial));
+        snapshot(&[own, trust(&[ca])])
+    };
+    let origin = named("one").await;
+    let (front, back) = (free_port(), free_port());
+    let resources: Vec<String> =
+        mesh(front, back, origin.port()).iter().map(|text| text.replace(SDS, own_source)).collect();
+    assert!(resources.iter().any(|text| text.contains("sds-grpc")));
+    let control = ControlPlane::on(0, snapshot(&resources)).await;
+    // The agent comes after the sidecar, which waits for it.
+    let cache = SnapshotCache::by_node_id();
+    cache.set(NODE, secrets(&first, 7));
+    let template = bootstrap(true) + &cluster;
+    let proxy =
+        Proxy::spawn(&Plan::new(Kind::Outrigger, &template, &[("control", control.port.to_string())]));
+    let up = || std::future::ready(proxy.output().contains("control plane connected"));
+    assert!(eventually(DEADLINE, up).await, "{}", proxy.output());
+    let asked = || async {
+        let stats = proxy.stats().await;
+        stats.get("sds.own.update_attempt").is_some_and(|n| *n > 0)
+    };
+    assert!(eventually(DEADLINE * 2, asked).await, "{}", proxy.output());
+    let running = agent(&path, &cache);
+    wait_for(front, "200 one", "with the agent").await;
+    // The agent is gone: what it gave serves on.
+    running.abort();
+    assert!(eventually(DEADLINE, || async { answer(front).await == "200 one" }).await);
+    // It comes back with everything new.
+    cache.set(NODE, secrets(&second, 8));
+    let running = agent(&path, &cache);
+    let renewed = || async {
+        let stats = proxy.stats().await;
+        stats["sds.own.update_success"] >= 2 && stats["sds.trust.update_success"] >= 2
+    };
+    assert!(eventually(DEADLINE * 4, renewed).await, "{}", proxy.output());
+    wait_for(front, "200 one", "after the agent's return").await;
+    running.abort();
 }
 
 #[tokio::test]

@@ -255,6 +255,72 @@ async fn both_sides_prove_themselves_and_renewed_certificates_are_used() {
     drop(origin);
 }
 
+/// A file of one secret, as other control planes lay it beside a proxy.
+fn put_secret(directory: &Path, file: &str, secret: &str) {
+    let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    put(directory, file, &format!("resources:\n- \"@type\": {kind}\n{secret}"));
+}
+
+#[tokio::test]
+async fn secrets_for_the_control_plane_may_be_in_files_that_change() {
+    let (_origin, port, cache) = small_mesh().await;
+    let authority = Authority::new("mesh");
+    let control = Secure::start(cache.clone(), &authority, &authority.server()).await;
+    let files = tempfile::tempdir().expect("a directory");
+    let at = files.path().display().to_string();
+    let first = authority.client();
+    first.put(files.path());
+    put(files.path(), "ca.pem", &authority.certificate().pem());
+    let own = |name: &str| {
+        format!(
+            "  name: {name}\n  tls_certificate:\n    certificate_chain: {{ filename: \"{at}/client.pem\" }}\n    \
+             private_key: {{ filename: \"{at}/client.key\" }}\n"
+        )
+    };
+    let trust = |of: &str| {
+        format!(
+            "  name: trust\n  validation_context:\n    trusted_ca: {{ filename: \"{at}/ca.pem\" }}\n    {}\n",
+            uri(of)
+        )
+    };
+    put_secret(files.path(), "own.yaml", &own("own"));
+    put_secret(files.path(), "trust.yaml", &trust("spiffe://mesh.test/other"));
+    let given = secured("", files.path());
+    let (head, rest) = given.split_once("          tls_certificates:").expect("a certificate");
+    let (_, tail) = rest.split_once("            NAMES\n").expect("names");
+    let source = |name: &str| {
+        format!("{{ name: {name}, sds_config: {{ resource_api_version: V3, path_config_source: {{ path: \"{at}/{name}.yaml\" }} }} }}")
+    };
+    let template = format!(
+        "{head}          tls_certificate_sds_secret_configs: [{}]\n          \
+         validation_context_sds_secret_config: {}\n{tail}",
+        source("own"),
+        source("trust")
+    );
+    let proxy =
+        Proxy::spawn(&Plan::new(Kind::Outrigger, &template, &[("control", control.port.to_string())]));
+    // The secret names somebody else.
+    let told = || std::future::ready(proxy.output().contains("spiffe://mesh.test/other"));
+    assert!(eventually(DEADLINE, told).await, "{}", proxy.output());
+    put_secret(files.path(), "trust.yaml", &trust(CONTROL));
+    let serves = || async { ask(port).await.as_deref() == Ok("ok") };
+    assert!(eventually(DEADLINE * 2, serves).await, "{}", proxy.output());
+    assert_eq!(control.seen().last(), Some(&first.certificate.der().to_vec()));
+    // Without the secret there is no certificate, and a line that says which file lacks what.
+    put_secret(files.path(), "own.yaml", &own("other"));
+    control.hang_up.send_replace(());
+    let told = || {
+        let output = proxy.output();
+        std::future::ready(output.contains("own.yaml: the secret \"own\": is not there"))
+    };
+    assert!(eventually(DEADLINE, told).await, "{}", proxy.output());
+    let second = authority.client();
+    second.put(files.path());
+    put_secret(files.path(), "own.yaml", &own("own"));
+    let renewed = || std::future::ready(control.seen().last() == Some(&second.certificate.der().to_vec()));
+    assert!(eventually(DEADLINE * 2, renewed).await, "{}", proxy.output());
+}
+
 #[tokio::test]
 async fn a_control_plane_that_cannot_prove_itself_is_refused_and_told() {
     let (_origin, port, cache) = small_mesh().await;

@@ -1,7 +1,9 @@
 //! What a bootstrap says of control planes.
 
 use super::*;
-use crate::config::discovery::{ApiKind, Material, Roots, SanPattern, Source, TargetAddress};
+use crate::config::discovery::{
+    ApiKind, ControlIdentity, Material, Roots, SanPattern, Source, TargetAddress,
+};
 
 const CLUSTERS: &str = "/static_resources/clusters";
 
@@ -160,10 +162,11 @@ fn tls_to_a_control_plane() {
     let TargetAddress::Name { host, port, .. } = &target.addresses[0] else { panic!() };
     assert_eq!((&**host, *port), ("cp.test", 5678));
     let tls = target.tls.unwrap();
-    assert_eq!(tls.roots, Roots::Pem(Material::File("/ca".into())));
-    assert_eq!(tls.identity, Some((Material::File("/c".into()), Material::Inline("k".into()))));
+    assert_eq!(tls.trust.roots, Roots::Pem(Material::File("/ca".into())));
+    let (chain, key) = (Material::File("/c".into()), Material::Inline("k".into()));
+    assert_eq!(tls.identity, Some(ControlIdentity::Given { chain, key }));
     assert_eq!((tls.sni.as_deref(), tls.versions), (Some("cp.test"), (13, 13)));
-    assert_eq!(tls.names[0].pattern, SanPattern::Exact("cp".into()));
+    assert_eq!(tls.trust.names[0].pattern, SanPattern::Exact("cp".into()));
 
     let place = "static_resources.clusters[1].transport_socket.typed_config.common_tls_context";
     let common = "/transport_socket/typed_config/common_tls_context";
