@@ -53,6 +53,9 @@ pub struct Cluster {
     pub tls: Option<Arc<ClusterTls>>,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
+    /// How many times the requests that it has a host should have room for
+    /// (`preconnect_policy.per_upstream_preconnect_ratio`, 1 to 3); `None` = as many.
+    pub preconnect_ratio: Option<f64>,
     /// Requests that are refused before a host is asked.
     pub drops: Arc<Drops>,
     /// Outlier detection and active health checks, where it has either.

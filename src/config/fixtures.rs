@@ -45,6 +45,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         socket: SocketTuning::default(),
         tls: None,
         added_via_api: false,
+        preconnect_ratio: None,
         drops: Arc::default(),
         health: None,
         hosts: Default::default(),

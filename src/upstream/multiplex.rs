@@ -118,6 +118,13 @@ impl Multiplexed {
         }
     }
 
+    /// How many more requests it takes now.
+    fn room(&self) -> usize {
+        let most = usize::try_from(self.most).unwrap_or(usize::MAX);
+        let most = self.send.borrow().as_ref().map_or(0, |send| send.current_max_send_streams().min(most));
+        most.saturating_sub(self.active.get() as usize)
+    }
+
     fn is_open(&self) -> bool {
         self.send.borrow().is_some()
     }
@@ -180,6 +187,24 @@ impl Drop for StreamSlot {
 }
 
 impl Connections {
+    /// Whether one is being opened.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.connecting.get()
+    }
+
+    /// Requests that wait, requests under way, and how many more there is room for.
+    pub(super) fn load(&self) -> (usize, usize, usize) {
+        let open = self.open.borrow();
+        let active = open.iter().map(|connection| connection.active.get() as usize).sum();
+        let free = open.iter().map(|connection| connection.room()).sum();
+        (self.waiting.borrow().len(), active, free)
+    }
+
+    fn failed(&self, error: UpstreamError) {
+        self.failures.set(self.failures.get() + 1);
+        *self.failure.borrow_mut() = Some(error);
+    }
+
     fn call_next(&self) {
         while let Some(turn) = self.waiting.borrow_mut().pop_front() {
             turn.called.set(true);
@@ -256,12 +281,13 @@ impl Drop for LeaveQueue<'_> {
 }
 
 /// A connection is being opened.
-struct Connecting<'a>(&'a Connections);
+struct Connecting(Rc<HostPool>);
 
-impl Drop for Connecting<'_> {
+impl Drop for Connecting {
     fn drop(&mut self) {
-        self.0.connecting.set(false);
-        self.0.call_all();
+        let connections = self.0.connections();
+        connections.connecting.set(false);
+        connections.call_all();
     }
 }
 
@@ -278,7 +304,11 @@ impl HostPool {
         if gone {
             connections.open.borrow_mut().retain(|connection| connection.is_open());
         }
-        found.map(|(connection, send)| self.place(connection, send, true))
+        let slot = found.map(|(connection, send)| self.place(connection, send, true))?;
+        if let Some(ratio) = self.preconnects() {
+            self.preconnect_multiplexed(ratio, 0);
+        }
+        Some(slot)
     }
 
     fn place(
@@ -329,16 +359,19 @@ impl HostPool {
             if !connections.connecting.get() {
                 if let Some(permit) = self.connection_permit(priority) {
                     connections.connecting.set(true);
-                    let connecting = Connecting(connections);
+                    let connecting = Connecting(self.clone());
                     let connected = self.connect_multiplexed(permit).await;
                     if let Err(error) = &connected {
-                        connections.failures.set(connections.failures.get() + 1);
-                        *connections.failure.borrow_mut() = Some(error.clone());
+                        connections.failed(error.clone());
                     }
                     drop(connecting);
                     let connection = connected?;
                     if let Some(send) = connection.handle() {
-                        return Ok(self.place(connection, send, false));
+                        let slot = self.place(connection, send, false);
+                        if let Some(ratio) = self.preconnects() {
+                            self.preconnect_multiplexed(ratio, priority);
+                        }
+                        return Ok(slot);
                     }
                     continue;
                 }
@@ -352,6 +385,19 @@ impl HostPool {
                 }
             }
         }
+    }
+
+    /// Opens a connection that no request has asked for.
+    pub(super) fn connect_ahead(self: &Rc<Self>, permit: Permit) {
+        self.connections().connecting.set(true);
+        let connecting = Connecting(self.clone());
+        tokio::task::spawn_local(async move {
+            let pool = &connecting.0;
+            if let Err(error) = pool.connect_multiplexed(permit).await {
+                // Who has come meanwhile waits for it.
+                pool.connections().failed(error);
+            }
+        });
     }
 
     async fn connect_multiplexed(self: &Rc<Self>, permit: Permit) -> Result<Rc<Multiplexed>, UpstreamError> {

@@ -5,12 +5,14 @@
 //! nobody asked for, is dropped. When the connection limit is reached, requests wait in order.
 
 mod connect;
+mod preconnect;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{poll_fn, Future as _};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use self::preconnect::Ahead;
 use super::multiplex::Connections;
 use super::permit::{Kind, Permit};
 use super::UpstreamError;
@@ -42,6 +45,8 @@ pub struct HostPool {
     retired: Cell<bool>,
     /// How often the host had failed when this pool was made.
     failures: u32,
+    /// Connections on their way that no request has asked for.
+    ahead: Ahead,
     /// What the host has taught us about how long it keeps idle connections.
     learned_idle: Cell<Option<Duration>>,
     /// Those that carry several requests at a time.
@@ -217,6 +222,7 @@ impl HostPool {
             waiting: RefCell::default(),
             open: Cell::new(0),
             retired: Cell::new(false),
+            ahead: Ahead::default(),
             learned_idle: Cell::new(None),
             multiplexed: Connections::default(),
             names,
@@ -236,12 +242,15 @@ impl HostPool {
     }
 
     /// An idle connection that is still alive, if there is one. Never waits.
-    pub fn reuse(&self) -> Option<Box<UpstreamConnection>> {
+    pub fn reuse(self: &Rc<Self>) -> Option<Box<UpstreamConnection>> {
         loop {
             let Idle { mut connection, since } = self.idle.borrow_mut().pop()?;
             if connection.is_alive() {
                 connection.reused = true;
                 connection.permit.busy.set(true);
+                if let Some(ratio) = self.preconnects() {
+                    self.preconnect(ratio, 0);
+                }
                 return Some(connection);
             }
             self.learn(since.elapsed());
@@ -269,7 +278,16 @@ impl HostPool {
         let _gauge = Held::new(&stats.upstream_rq_pending_active);
         loop {
             if let Some(permit) = self.connection_permit(priority) {
-                return self.connect(permit, Purpose::Http1).await;
+                let opening = self.connect(permit, Purpose::Http1);
+                let Some(ratio) = self.preconnects() else { return opening.await };
+                // It counts as open from its first step on.
+                let mut opening = pin!(opening);
+                let first = poll_fn(|context| Poll::Ready(opening.as_mut().poll(context))).await;
+                self.preconnect(ratio, priority);
+                return match first {
+                    Poll::Ready(outcome) => outcome,
+                    Poll::Pending => opening.await,
+                };
             }
             if let Some(connection) = self.wait().await {
                 return Ok(connection);
@@ -319,6 +337,14 @@ impl HostPool {
         }
         // An idle connection holds no buffer.
         buffer::put_back(&mut connection.input);
+        self.offer(connection, now);
+    }
+
+    /// Gives a connection to who waits for one, or keeps it.
+    fn offer(&self, mut connection: Box<UpstreamConnection>, now: Instant) {
+        if self.retired.get() {
+            return;
+        }
         while let Some(waiter) = self.next_waiter() {
             connection.reused = true;
             connection.permit.busy.set(true);

@@ -31,3 +31,45 @@ async fn the_connections_of_a_host_are_limited_for_all_workers_together() {
     one.give_back(first, true, Instant::now());
     assert_eq!(waits.await.unwrap().id, id, "the one that became free");
 }
+
+/// With a ratio of 2 there is a connection more for each request, and those that come next need not wait for theirs.
+#[tokio::test]
+async fn connections_are_opened_ahead() {
+    crate::telemetry::metrics::install();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut cluster = fixtures::cluster("ahead", Discovery::Static);
+    cluster.preconnect_ratio = Some(2.0);
+    let cluster = Arc::new(cluster);
+    let host = Host::new(Address::Ip(listener.local_addr().unwrap()), HostTemplate::default());
+    let pool = HostPool::new(&cluster, host.clone());
+    let settled = |idle: usize| {
+        let pool = pool.clone();
+        async move {
+            while pool.idle.borrow().len() != idle {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    let all = local.run_until(async {
+        let first = pool.connection(0).await.unwrap();
+        settled(1).await;
+        assert_eq!(pool.open.get(), 2);
+        let second = pool.reuse().expect("it was opened ahead");
+        settled(2).await;
+        assert_eq!(pool.open.get(), 4);
+        // Free again: nothing more is opened for the next.
+        pool.give_back(second, true, Instant::now());
+        let second = pool.reuse().expect("one of three");
+        assert_eq!((pool.open.get(), pool.ahead_of_all()), (4, 0));
+        // Who is not healthy gets no more than it is asked for.
+        host.shared.health.set(crate::config::cluster::HealthFlags::FAILED_OUTLIER_CHECK);
+        let third = pool.reuse().expect("idle");
+        let fourth = pool.reuse().expect("idle");
+        let fifth = pool.connection(0).await.unwrap();
+        assert_eq!((pool.open.get(), pool.ahead_of_all()), (5, 0));
+        drop((first, second, third, fourth, fifth));
+    });
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("in time");
+    assert_eq!(pool.open.get(), 0);
+}

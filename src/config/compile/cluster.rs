@@ -98,6 +98,7 @@ pub fn compile(
         socket,
         tls,
         added_via_api: environment.dynamic,
+        preconnect_ratio: preconnect_ratio(cluster),
         drops: Arc::default(),
         health: health.map(Box::new),
         hosts: Hosts::default(),
@@ -109,6 +110,12 @@ pub fn compile(
         compiled.hosts.check(policy);
     }
     Some(compiled)
+}
+
+/// `preconnect_policy`; its range is a field rule.
+fn preconnect_ratio(cluster: &pb::Cluster) -> Option<f64> {
+    let ratio = cluster.preconnect_policy.as_ref()?.per_upstream_preconnect_ratio.as_ref()?.value;
+    Some(ratio).filter(|ratio| *ratio > 1.0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

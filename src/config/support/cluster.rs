@@ -59,6 +59,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "health_checks",
             "outlier_detection",
             "ignore_health_on_host_removal",
+            "preconnect_policy",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
@@ -75,9 +76,17 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[
             ("filters", "upstream network filters are not supported yet"),
             ("upstream_config", "custom upstreams are not supported"),
-            ("preconnect_policy", "connecting ahead is not supported"),
             ("connection_pool_per_downstream_connection", "pools are shared by downstream connections"),
         ],
+    },
+    MessageSupport {
+        message: "envoy.config.cluster.v3.Cluster.PreconnectPolicy",
+        implemented: &["per_upstream_preconnect_ratio"],
+        observe: &[],
+        rejected: &[(
+            "predictive_preconnect_ratio",
+            "connecting ahead to the hosts that come next is not supported",
+        )],
     },
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.CustomClusterType",

@@ -3,6 +3,7 @@
 
 mod failover;
 mod hashing;
+mod preconnect;
 mod shares;
 mod subsets;
 

@@ -80,13 +80,13 @@ fn all_problems_come_at_once() {
     let problems = try_compile(&with(&[
         ("/static_resources/clusters/0/connect_timeout", json!("0s")),
         ("/static_resources/listeners/0/filter_chains", json!([])),
-        ("/static_resources/clusters/0/preconnect_policy", json!({})),
+        ("/static_resources/clusters/0/upstream_config", json!({})),
     ]))
     .unwrap_err();
     assert_eq!(
         problems,
         [
-            "static_resources.clusters[0].preconnect_policy: connecting ahead is not supported",
+            "static_resources.clusters[0].upstream_config: custom upstreams are not supported",
             "static_resources.clusters[0].connect_timeout: is 0s, must be greater than 0s",
             "static_resources.listeners[0].filter_chains: is empty: a listener needs a filter chain",
         ]
