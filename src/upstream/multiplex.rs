@@ -60,6 +60,10 @@ pub struct Multiplexed {
     /// When it was first seen to have no requests.
     idle_since: Cell<Option<Instant>>,
     most: u32,
+    /// When bytes came last, where a silent host is asked for a sign of life (`connection_idle_interval`).
+    heard: Cell<Option<Instant>>,
+    /// It is to be asked.
+    ask: Cell<bool>,
 }
 
 impl std::fmt::Debug for Multiplexed {
@@ -123,6 +127,16 @@ impl Multiplexed {
         let most = usize::try_from(self.most).unwrap_or(usize::MAX);
         let most = self.send.borrow().as_ref().map_or(0, |send| send.current_max_send_streams().min(most));
         most.saturating_sub(self.active.get() as usize)
+    }
+
+    /// A host that was silent since `heard` is asked whether it is there; sending wakes who asks.
+    #[cold]
+    fn ask_after_silence(&self, heard: Instant) {
+        let keepalive = self.pool.cluster().http.http2.keepalive;
+        let most = keepalive.and_then(|keepalive| keepalive.idle_interval);
+        if most.is_some_and(|most| heard.elapsed() > most) {
+            self.ask.set(true);
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -320,6 +334,9 @@ impl HostPool {
         connection.active.set(connection.active.get() + 1);
         connection.idle_since.set(None);
         connection.permit.set_busy(true);
+        if let Some(heard) = connection.heard.get() {
+            connection.ask_after_silence(heard);
+        }
         let requests = connection.requests.get().saturating_add(1);
         connection.requests.set(requests);
         let http = &self.cluster().http;
@@ -411,6 +428,7 @@ impl HostPool {
         connection: Box<UpstreamConnection>,
     ) -> Result<Rc<Multiplexed>, UpstreamError> {
         let options: &Options = &self.cluster().http.http2;
+        let idle_interval = options.keepalive.and_then(|keepalive| keepalive.idle_interval);
         self.cluster().stats().upstream_cx_http2_total.increment(1);
         let (id, local, tls) = (connection.id, connection.local, connection.tls.clone());
         let (stream, permit) = connection.split();
@@ -438,13 +456,28 @@ impl HostPool {
             requests: Cell::new(0),
             idle_since: Cell::new(None),
             most: options.max_concurrent_streams,
+            heard: Cell::new(idle_interval.map(|_| Instant::now())),
+            ask: Cell::new(false),
         });
+        let mut received = 0;
         let mut pinger = Pinger::new(options.keepalive, driver.ping_pong(), id);
         let driven = connection.clone();
         tokio::task::spawn_local(async move {
             let mut told = false;
             poll_fn(|context| {
+                if driven.ask.take() {
+                    // Before the request that made us ask.
+                    pinger.ask();
+                    if pinger.poll(context).is_ready() {
+                        driven.codec().keepalive_timeout.increment(1);
+                        return Poll::Ready(());
+                    }
+                }
                 let polled = std::pin::Pin::new(&mut driver).poll(context);
+                if idle_interval.is_some() && driven.account.received.get() != received {
+                    received = driven.account.received.get();
+                    driven.heard.set(Some(Instant::now()));
+                }
                 if driven.account.going_away.get() && !told {
                     told = true;
                     driven.pool.cluster().stats().upstream_cx_close_notify.increment(1);

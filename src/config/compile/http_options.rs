@@ -37,8 +37,10 @@ pub(super) fn http2_options(
         problems.at("connection_keepalive", |problems| {
             let timeout = duration(&keepalive.timeout, "timeout", problems)?;
             let interval = duration(&keepalive.interval, "interval", problems);
+            let idle_interval =
+                duration(&keepalive.connection_idle_interval, "connection_idle_interval", problems);
             let jitter_percent = keepalive.interval_jitter.map_or(15.0, |jitter| jitter.value);
-            Some(h2::Keepalive { interval, timeout, jitter_percent })
+            Some(h2::Keepalive { interval, idle_interval, timeout, jitter_percent })
         })
     });
     h2::Options {

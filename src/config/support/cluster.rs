@@ -429,8 +429,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.core.v3.KeepaliveSettings",
-        implemented: &["interval", "timeout", "interval_jitter"],
-        observe: &[("connection_idle_interval", "a connection that idled is not asked before it is used")],
+        implemented: &["interval", "timeout", "interval_jitter", "connection_idle_interval"],
+        observe: &[],
         rejected: &[],
     },
 ];

@@ -49,8 +49,10 @@ pub struct Options {
 /// `connection_keepalive`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Keepalive {
-    /// Time between two PINGs; `None` = there are none.
+    /// Time between two PINGs; `None` = none are sent by the clock.
     pub interval: Option<Duration>,
+    /// An upstream that was silent for longer is asked with the next request (`connection_idle_interval`).
+    pub idle_interval: Option<Duration>,
     /// How long the answer may take.
     pub timeout: Duration,
     /// Random addition to the interval, in percent of it. Default 15.

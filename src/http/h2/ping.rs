@@ -30,8 +30,12 @@ impl std::fmt::Debug for Active {
 
 #[derive(Debug, Clone, Copy)]
 enum State {
+    /// There is no next one by the clock.
+    Resting,
     /// The next PING goes out then.
     Next(Instant),
+    /// It goes out at once.
+    Due,
     /// The answer must be here by then.
     Asked(Instant),
 }
@@ -41,10 +45,22 @@ impl Pinger {
     pub fn new(settings: Option<Keepalive>, ping_pong: Option<PingPong>, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let active = settings.zip(ping_pong).and_then(|(settings, ping_pong)| {
-            let state = State::Next(Instant::now() + pause(&settings, &mut random)?);
+            let next = pause(&settings, &mut random);
+            let state = match next {
+                Some(pause) => State::Next(Instant::now() + pause),
+                None if settings.idle_interval.is_some() => State::Resting,
+                None => return None,
+            };
             Some(Active { settings, ping_pong, timer: LazyTimer::default(), state, random })
         });
         Self { active }
+    }
+
+    /// Asks now, unless an answer is awaited.
+    pub fn ask(&mut self) {
+        if let Some(active) = self.active.as_mut().filter(|active| !matches!(active.state, State::Asked(_))) {
+            active.state = State::Due;
+        }
     }
 
     /// Ready when the peer is dead.
@@ -52,8 +68,12 @@ impl Pinger {
         let Some(active) = &mut self.active else { return Poll::Pending };
         loop {
             match active.state {
+                State::Resting => return Poll::Pending,
                 State::Next(at) => {
                     std::task::ready!(active.timer.poll(Some(at), context));
+                    active.state = State::Due;
+                }
+                State::Due => {
                     if active.ping_pong.send_ping(Ping::opaque()).is_err() {
                         // The connection is ending, which says enough.
                         self.active = None;
@@ -64,11 +84,10 @@ impl Pinger {
                 State::Asked(until) => {
                     match active.ping_pong.poll_pong(context) {
                         Poll::Ready(Ok(_)) => {
-                            let Some(pause) = pause(&active.settings, &mut active.random) else {
-                                self.active = None;
-                                return Poll::Pending;
+                            active.state = match pause(&active.settings, &mut active.random) {
+                                Some(pause) => State::Next(Instant::now() + pause),
+                                None => State::Resting,
                             };
-                            active.state = State::Next(Instant::now() + pause);
                             continue;
                         }
                         Poll::Ready(Err(_)) => {

@@ -27,6 +27,7 @@ mod goaway;
 mod grpc;
 mod h2_client;
 mod liars;
+mod liveness;
 mod load;
 pub mod matrix;
 mod origin;
