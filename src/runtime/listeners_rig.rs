@@ -81,6 +81,8 @@ impl Rig {
                 commands,
                 drains_end: self.policy.ends,
                 clusters: self.config.clusters.clone(),
+                runtime: self.config.compiler.runtime.clone(),
+                server: None,
                 drain: Arc::default(),
                 rebalance: None,
                 status: Arc::default(),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_http1_bridge::v3::Config as Bridge;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_stats::v3 as stats;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
+use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3::HeaderMutationPerRoute;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
@@ -14,11 +16,29 @@ use super::{bool_or, extension, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
-use crate::http::filters::grpc_http1_bridge;
+use crate::config::route::RouteFilter;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
+use crate::http::filters::{
+    buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check,
+    local_ratelimit, set_metadata,
+};
+use crate::telemetry::metrics::Scope;
 
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+const HEADER_MUTATION_PER_ROUTE: &str =
+    "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const CSRF: &str = "envoy.extensions.filters.http.csrf.v3.CsrfPolicy";
+const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
+const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
+const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
+const SET_METADATA: &str = "envoy.extensions.filters.http.set_metadata.v3.Config";
+const HEADER_TO_METADATA: &str = "envoy.extensions.filters.http.header_to_metadata.v3.Config";
 const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
 
 /// A filter whose configuration a control plane sends; the environment learns that it is needed. `None` when a problem
@@ -26,6 +46,7 @@ const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config"
 pub(super) fn config_discovery(
     name: &str,
     config: &core::ExtensionConfigSource,
+    stat_prefix: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<HttpFilter> {
@@ -44,7 +65,7 @@ pub(super) fn config_discovery(
     let default = config.default_config.as_ref().and_then(|any| {
         problems.at("default_config", |problems| {
             check_type(any, &types, problems);
-            knows(type_of(any)).then(|| compile(any, problems)).flatten()
+            knows(type_of(any)).then(|| compile(any, &Scope::http(stat_prefix), problems)).flatten()
         })
     });
     let optional = config.apply_default_config_without_warming;
@@ -54,7 +75,7 @@ pub(super) fn config_discovery(
     if problems.count() > before {
         return None;
     }
-    let filter = Arc::new(DiscoveredFilter::new(name.into(), types, default));
+    let filter = Arc::new(DiscoveredFilter::new(name.into(), types, default, stat_prefix));
     environment.needs.borrow_mut().pieces.push(PieceNeed {
         source: source?,
         name: name.into(),
@@ -68,6 +89,7 @@ pub(super) fn config_discovery(
 pub(super) fn discovered(
     config: &core::TypedExtensionConfig,
     types: &[Box<str>],
+    stats: &Scope,
     problems: &mut Problems,
 ) -> Option<HttpFilter> {
     problems.at("typed_config", |problems| {
@@ -76,7 +98,7 @@ pub(super) fn discovered(
         if !check_type(any, types, problems) {
             return None;
         }
-        compile(any, problems)
+        compile(any, stats, problems)
     })
 }
 
@@ -91,16 +113,67 @@ fn check_type(any: &Any, types: &[Box<str>], problems: &mut Problems) -> bool {
 
 /// Whether filters of this type are compiled here.
 pub(super) fn knows(kind: &str) -> bool {
-    matches!(kind, STATS | WEB | BRIDGE)
+    matches!(
+        kind,
+        STATS
+            | WEB
+            | BRIDGE
+            | CORS
+            | FAULT
+            | HEADER_MUTATION
+            | LOCAL_RATE_LIMIT
+            | CSRF
+            | BUFFER
+            | HEALTH_CHECK
+            | SET_METADATA
+            | HEADER_TO_METADATA
+    )
 }
 
-/// The filter in `any`. `None` when a problem was reported.
-pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> {
+/// The filter in `any`, which counts in `stats`. `None` when a problem was reported.
+pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Option<HttpFilter> {
     match type_of(any) {
         STATS => Some(HttpFilter::GrpcStats(grpc_stats(&extension(any, "", problems)?))),
         WEB => {
             let _: GrpcWeb = extension(any, "", problems)?;
             Some(HttpFilter::GrpcWeb)
+        }
+        CORS => {
+            let _: Cors = extension(any, "", problems)?;
+            Some(HttpFilter::Cors(Arc::new(cors::Config::new(stats))))
+        }
+        FAULT => {
+            let config = fault::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Fault(Arc::new(config)))
+        }
+        HEADER_MUTATION => {
+            let config = header_mutation::Config::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::HeaderMutation(Arc::new(config)))
+        }
+        LOCAL_RATE_LIMIT => {
+            let config = local_ratelimit::Config::compile(&extension(any, "", problems)?, false, problems)?;
+            Some(HttpFilter::LocalRateLimit(Arc::new(config)))
+        }
+        CSRF => {
+            let config = csrf::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Csrf(Arc::new(config)))
+        }
+        BUFFER => {
+            let config = buffer::Config::compile(&extension(any, "", problems)?);
+            Some(HttpFilter::Buffer(Arc::new(config)))
+        }
+        HEALTH_CHECK => {
+            let config = health_check::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::HealthCheck(Arc::new(config)))
+        }
+        SET_METADATA => {
+            let config = set_metadata::Config::compile(&extension(any, "", problems)?, stats);
+            Some(HttpFilter::SetMetadata(Arc::new(config)))
+        }
+        HEADER_TO_METADATA => {
+            let config =
+                header_to_metadata::Config::compile(&extension(any, "", problems)?, false, problems)?;
+            Some(HttpFilter::HeaderToMetadata(Arc::new(config)))
         }
         _ => {
             let config: Bridge = extension(any, "", problems)?;
@@ -108,6 +181,33 @@ pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> 
                 protobuf: config.upgrade_protobuf_to_grpc,
                 drop_query: config.ignore_query_parameters,
             }))
+        }
+    }
+}
+
+/// What a route says to a filter, in `any`. `None` when a problem was reported.
+pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteFilter> {
+    match type_of(any) {
+        CORS_POLICY => cors::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Cors),
+        FAULT => fault::Settings::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Fault),
+        HEADER_MUTATION_PER_ROUTE => {
+            let config: HeaderMutationPerRoute = extension(any, "", problems)?;
+            header_mutation::Mutations::compile(config.mutations.as_ref(), problems)
+                .map(RouteFilter::HeaderMutation)
+        }
+        LOCAL_RATE_LIMIT => local_ratelimit::Config::compile(&extension(any, "", problems)?, true, problems)
+            .map(RouteFilter::LocalRateLimit),
+        CSRF => csrf::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Csrf),
+        BUFFER_PER_ROUTE => {
+            buffer::PerRoute::compile(&extension(any, "", problems)?).map(RouteFilter::Buffer)
+        }
+        HEADER_TO_METADATA => {
+            header_to_metadata::Config::compile(&extension(any, "", problems)?, true, problems)
+                .map(RouteFilter::HeaderToMetadata)
+        }
+        found => {
+            problems.report(format_args!("{found} is nothing that a supported filter takes from a route"));
+            None
         }
     }
 }

@@ -90,6 +90,14 @@ impl HeaderOps {
         Some(ops)
     }
 
+    /// One addition as a stage of its own. `None` if a problem was reported.
+    pub fn one(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Self> {
+        let addition = addition(option, problems)?;
+        Some(Self {
+            stages: SmallVec::from_elem(Arc::new(Stage { remove: [].into(), add: [addition].into() }), 1),
+        })
+    }
+
     /// The stages of all `levels`, applied in this order.
     pub fn sequence(levels: &[&HeaderOps]) -> Self {
         Self { stages: levels.iter().flat_map(|ops| ops.stages.iter().cloned()).collect() }

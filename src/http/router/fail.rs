@@ -248,7 +248,7 @@ impl Attempts<'_> {
         let mut reply = Reply::new(told.status, told.details)
             .body(told.body.as_bytes())
             .marker((told.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
-            .grpc_status(told.grpc);
+            .grpc_status(told.grpc.map(Cow::Borrowed));
         if !told.by_manager {
             let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
             reply = reply.attempts(attempts).route(self.route.clone());

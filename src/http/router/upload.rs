@@ -34,6 +34,13 @@ impl Copies {
         Self { kept, kept_bytes: 0, keep: keep.unwrap_or(0), limit, mirrors: Vec::new(), abandoned: 0 }
     }
 
+    /// The body has come before the first try: it is kept until there is an answer.
+    pub(super) fn hold(&mut self, body: &Bytes) {
+        self.keep = self.keep.max(body.len());
+        self.kept_bytes = body.len();
+        self.kept = Some(if body.is_empty() { Vec::new() } else { vec![body.clone()] });
+    }
+
     /// There will be no other try.
     pub(super) fn stop(&mut self) {
         self.kept = None;

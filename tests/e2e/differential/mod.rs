@@ -9,6 +9,8 @@ pub mod bootstrap;
 mod case;
 mod clusters;
 pub mod counters;
+mod filters;
+mod filters_policy;
 mod forwarded;
 mod logs;
 mod messages;
