@@ -7,6 +7,7 @@ mod cluster;
 mod discovery;
 mod hcm;
 mod listener;
+mod rbac;
 pub mod route;
 pub mod rules;
 mod scan;
@@ -45,6 +46,7 @@ const PARTS: &[&[MessageSupport]] = &[
     tcp::TCP,
     route::ROUTE,
     tls::MESSAGES,
+    rbac::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

@@ -1,0 +1,206 @@
+//! The unified matcher (`xds.type.matcher.v3.Matcher`) with the inputs and actions of RBAC.
+//!
+//! A match whose own tree finds nothing counts as none, so that the search goes on; so does one that is to keep
+//! matching (envoyproxy.io: matching_api). Where nothing is found at all, access is denied.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::facts::{Facts, Whose};
+use super::ranges::Networks;
+use super::{Action, Decision};
+use crate::config::discovery::SanKind;
+use crate::config::matcher::StringMatcher;
+use crate::config::HeaderKey;
+
+/// A compiled tree.
+#[derive(Debug)]
+pub struct Tree {
+    /// Where it begins.
+    pub root: Node,
+    /// Whether one of its actions is about logs.
+    pub logs: bool,
+}
+
+/// A matcher.
+#[derive(Debug)]
+pub struct Node {
+    /// How it looks.
+    pub search: Search,
+    /// What counts when nothing is found.
+    pub on_no_match: Option<Box<OnMatch>>,
+}
+
+/// How a matcher looks.
+#[derive(Debug)]
+pub enum Search {
+    /// It finds nothing.
+    Nothing,
+    /// The first predicate that is true.
+    List(Vec<(Predicate, OnMatch)>),
+    /// By the whole value.
+    Exact(Input, HashMap<Box<[u8]>, OnMatch>),
+    /// By the longest beginning of the value; ordered from long to short.
+    Prefix(Input, Vec<(Box<[u8]>, OnMatch)>),
+}
+
+/// What a match leads to.
+#[derive(Debug)]
+pub struct OnMatch {
+    /// Where.
+    pub then: Then,
+    /// It does not count; the search goes on.
+    pub keep_matching: bool,
+}
+
+/// Where a match leads.
+#[derive(Debug)]
+pub enum Then {
+    /// Into another matcher.
+    Node(Box<Node>),
+    /// To a decision (`envoy.config.rbac.v3.Action`).
+    Act(Arc<str>, Action),
+}
+
+/// A test.
+#[derive(Debug)]
+pub enum Predicate {
+    /// The input is there and passes.
+    Text(Input, StringMatcher),
+    /// The input is an address in one of the networks.
+    Ip(Input, Networks),
+    /// All of them.
+    All(Vec<Predicate>),
+    /// One of them.
+    Any(Vec<Predicate>),
+    /// The contrary.
+    Not(Box<Predicate>),
+}
+
+/// What is looked at.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A request header; several values with commas between.
+    Header(HeaderKey),
+    /// The IP of an address.
+    Ip(Whose),
+    /// The port of an address.
+    Port(Whose),
+    /// SNI.
+    ServerName,
+    /// Names of one kind in the peer's certificate, with commas between.
+    Names(SanKind),
+    /// The subject of the peer's certificate.
+    Subject,
+}
+
+impl Tree {
+    /// Decides.
+    pub(super) fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
+        let found = self.root.find(facts);
+        let log = self.logs.then(|| matches!(found, Some((_, Action::Log))));
+        match found {
+            Some((name, action)) => {
+                let policy = Some(name).filter(|name| !name.is_empty());
+                Decision { allowed: action != Action::Deny, policy, log }
+            }
+            None => Decision { allowed: false, policy: None, log },
+        }
+    }
+}
+
+impl Node {
+    fn find(&self, facts: &Facts<'_>) -> Option<(&str, Action)> {
+        let found = match &self.search {
+            Search::Nothing => None,
+            Search::List(list) => list
+                .iter()
+                .filter(|(predicate, _)| predicate.matches(facts))
+                .find_map(|(_, on_match)| on_match.follow(facts)),
+            Search::Exact(input, map) => input
+                .look(facts, |value| map.get(value))
+                .flatten()
+                .and_then(|on_match| on_match.follow(facts)),
+            Search::Prefix(input, list) => input
+                .look(facts, |value| {
+                    let fitting = list.iter().filter(|(prefix, _)| value.starts_with(prefix));
+                    fitting.map(|(_, on_match)| on_match).find_map(|on_match| on_match.follow(facts))
+                })
+                .flatten(),
+        };
+        found.or_else(|| self.on_no_match.as_ref()?.follow(facts))
+    }
+}
+
+impl OnMatch {
+    fn follow(&self, facts: &Facts<'_>) -> Option<(&str, Action)> {
+        let found = match &self.then {
+            Then::Node(node) => node.find(facts),
+            Then::Act(name, action) => Some((&**name, *action)),
+        };
+        found.filter(|_| !self.keep_matching)
+    }
+}
+
+impl Predicate {
+    fn matches(&self, facts: &Facts<'_>) -> bool {
+        match self {
+            Predicate::Text(input, matcher) => {
+                input.look(facts, |value| matcher.matches(value)).unwrap_or(false)
+            }
+            Predicate::Ip(input, networks) => input
+                .look(facts, |value| {
+                    let ip = std::str::from_utf8(value).ok().and_then(|text| text.parse::<IpAddr>().ok());
+                    ip.is_some_and(|ip| networks.contains(ip))
+                })
+                .unwrap_or(false),
+            Predicate::All(list) => list.iter().all(|predicate| predicate.matches(facts)),
+            Predicate::Any(list) => list.iter().any(|predicate| predicate.matches(facts)),
+            Predicate::Not(inner) => !inner.matches(facts),
+        }
+    }
+}
+
+impl Input {
+    /// Shows the value to `look`, if there is one.
+    fn look<R>(&self, facts: &Facts<'_>, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        match self {
+            Input::Header(key) => {
+                let request = facts.request?;
+                let mut values = 0u32;
+                let mut joined = Vec::new();
+                request.values(key, &mut |value| {
+                    if values > 0 {
+                        joined.push(b',');
+                    }
+                    values += 1;
+                    joined.extend_from_slice(value);
+                });
+                (values > 0).then(|| look(&joined))
+            }
+            Input::Ip(whose) => Some(look(facts.ip(*whose)?.to_string().as_bytes())),
+            Input::Port(whose) => {
+                let port = facts.address(*whose)?.port();
+                Some(look(itoa::Buffer::new().format(port).as_bytes()))
+            }
+            Input::ServerName => {
+                let name = facts.connection.server_name.as_deref().filter(|name| !name.is_empty())?;
+                Some(look(name.as_bytes()))
+            }
+            Input::Names(kind) => {
+                let mut names = facts.peer_names(*kind);
+                let first = names.next()?;
+                match names.next() {
+                    // The identity of a workload stands alone.
+                    None => Some(look(first.as_bytes())),
+                    Some(second) => {
+                        let all: Vec<&str> = [first, second].into_iter().chain(names).collect();
+                        Some(look(all.join(",").as_bytes()))
+                    }
+                }
+            }
+            Input::Subject => Some(look(facts.subject().filter(|subject| !subject.is_empty())?.as_bytes())),
+        }
+    }
+}
