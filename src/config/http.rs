@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::demand::OnDemand;
 use super::scopes::ScopedRoutes;
 use super::Slot;
-use crate::config::route::RouteTable;
+use crate::config::route::{FilterName, RouteTable};
+use crate::http::filters;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::HcmStats;
 
@@ -24,8 +25,8 @@ pub struct HttpConnectionManager {
     pub routes: Routes,
     /// Requests wait for what a control plane has and is not here yet.
     pub on_demand: Option<Box<OnDemand>>,
-    /// The filter chain without its terminal router.
-    pub filters: Vec<HttpFilter>,
+    /// The filter chain without its terminal router; at most [`MAX_FILTERS`].
+    pub filters: Vec<InstalledFilter>,
     /// Options of the router filter.
     pub router: RouterOptions,
     /// Access logs written when a stream ends.
@@ -173,6 +174,20 @@ pub enum Codec {
     Http2,
 }
 
+/// Most filters before the router.
+pub const MAX_FILTERS: usize = 64;
+
+/// A filter in its place in the chain.
+#[derive(Debug, Clone)]
+pub struct InstalledFilter {
+    /// Its name: routes speak to it under this.
+    pub name: FilterName,
+    /// It is off where no route turns it on.
+    pub disabled: bool,
+    /// What it does.
+    pub filter: HttpFilter,
+}
+
 /// An HTTP filter before the router.
 #[derive(Debug, Clone)]
 pub enum HttpFilter {
@@ -184,6 +199,12 @@ pub enum HttpFilter {
     GrpcWeb,
     /// `envoy.filters.http.grpc_http1_bridge`.
     GrpcHttp1Bridge(crate::http::filters::grpc_http1_bridge::Config),
+    /// `envoy.filters.http.cors`.
+    Cors(Arc<filters::cors::Config>),
+    /// `envoy.filters.http.fault`.
+    Fault(Arc<filters::fault::Config>),
+    /// `envoy.filters.http.header_mutation`.
+    HeaderMutation(Arc<filters::header_mutation::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

@@ -3,12 +3,14 @@
 //! Comes in: their protobuf form, problems reported with the field's path. Goes out: tests of a head
 //! that allocate nothing. A matcher that cannot be compiled is `None`, and its problem is reported.
 
+use arc_swap::ArcSwap;
 use memchr::memmem;
 use outrigger_control_api::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 use outrigger_control_api::pb::envoy::r#type::matcher::v3 as matcher;
 use outrigger_control_api::pb::envoy::r#type::v3::{fractional_percent::DenominatorType, FractionalPercent};
 
+use super::compile::runtime::Runtime;
 use super::headers::{HeaderKey, HeaderView};
 use super::problems::Problems;
 use super::regex::{Regex, Substitution};
@@ -309,7 +311,52 @@ pub struct Fraction {
     denominator: u32,
 }
 
+/// A share of requests that runtime may change (`RuntimeFractionalPercent`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeFraction {
+    /// The key that is looked up each time.
+    key: Option<Box<str>>,
+    default: Fraction,
+}
+
+impl RuntimeFraction {
+    /// `default`, unless runtime says otherwise under `key`; an empty key is none.
+    pub fn new(key: &str, default: Fraction) -> Self {
+        Self { key: (!key.is_empty()).then(|| key.into()), default }
+    }
+
+    /// Compiles `config`.
+    pub fn of(config: &RuntimeFractionalPercent) -> Self {
+        Self::new(&config.runtime_key, Fraction::of(config.default_value.as_ref()))
+    }
+
+    /// The share as it is now.
+    pub fn now(&self, runtime: &ArcSwap<Runtime>) -> Fraction {
+        self.key.as_ref().and_then(|key| runtime.load().fraction(key)).unwrap_or(self.default)
+    }
+}
+
 impl Fraction {
+    /// `numerator` of `denominator` requests; the latter is not 0.
+    pub fn new(numerator: u32, denominator: u32) -> Self {
+        Self { numerator, denominator: denominator.max(1) }
+    }
+
+    /// No more than `numerator`.
+    #[must_use]
+    pub fn at_most(self, numerator: u32) -> Self {
+        Self { numerator: self.numerator.min(numerator), ..self }
+    }
+
+    /// Whether it is the same for every request, and then which.
+    pub fn certain(&self) -> Option<bool> {
+        match self.numerator {
+            0 => Some(false),
+            numerator if numerator >= self.denominator => Some(true),
+            _ => None,
+        }
+    }
+
     /// Every request.
     pub const ALL: Self = Self { numerator: 100, denominator: 100 };
 
@@ -324,8 +371,11 @@ impl Fraction {
         Self { numerator: config.numerator, denominator }
     }
 
-    /// Reads the default value of `config`: there is no runtime to override it.
-    pub fn of_runtime(config: &RuntimeFractionalPercent) -> Self {
+    /// Reads the default value of `config`, which is in the field `field`: runtime does not override it there.
+    pub fn of_runtime(config: &RuntimeFractionalPercent, field: &str, problems: &mut Problems) -> Self {
+        if !config.runtime_key.is_empty() {
+            problems.note(format_args!("{field}.runtime_key"), "runtime does not override it");
+        }
         Self::of(config.default_value.as_ref())
     }
 

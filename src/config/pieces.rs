@@ -57,14 +57,17 @@ pub struct DiscoveredFilter {
     pub types: Vec<Box<str>>,
     /// What it does until one comes, and after it was taken away.
     pub default: Option<Arc<HttpFilter>>,
+    /// Where it counts: the connection manager's prefix.
+    stat_prefix: Box<str>,
     current: ArcSwapOption<HttpFilter>,
 }
 
 impl DiscoveredFilter {
     /// Nothing has come yet.
-    pub fn new(name: Arc<str>, types: Vec<Box<str>>, default: Option<HttpFilter>) -> Self {
+    pub fn new(name: Arc<str>, types: Vec<Box<str>>, default: Option<HttpFilter>, stat_prefix: &str) -> Self {
         let default = default.map(Arc::new);
-        Self { name, types, current: ArcSwapOption::new(default.clone()), default }
+        let current = ArcSwapOption::new(default.clone());
+        Self { name, types, current, default, stat_prefix: stat_prefix.into() }
     }
 
     /// What it does now; `None` when it was told nothing.
@@ -87,7 +90,7 @@ impl Piece for DiscoveredFilter {
     }
 
     fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
-        let compiled = compiler.http_filter(body, &self.types)?;
+        let compiled = compiler.http_filter(body, &self.types, &self.stat_prefix)?;
         check_name(name, &compiled.name)?;
         self.current.store(Some(Arc::new(compiled.value)));
         Ok(compiled.warnings)

@@ -434,7 +434,7 @@ fn a_listener_waits_for_the_configuration_of_its_filters() {
     );
     assert!(refused[0].message.starts_with("typed_config: is of type"), "{refused:?}");
     assert_eq!(world.served.0.len(), 1, "it will not come soon");
-    let current = |world: &World| match &world.served.0.last().unwrap().filters[0] {
+    let current = |world: &World| match &world.served.0.last().unwrap().filters[0].filter {
         HttpFilter::Discovered(filter) => filter.current().is_some(),
         other => panic!("{other:?}"),
     };

@@ -13,6 +13,7 @@ use super::client::{Client, Wire};
 use super::connection::Downstream;
 use super::fields::Fields;
 use super::filters;
+use super::filters::chain::{self, Course, Outcome};
 use super::h1::{self, Framing, ParsedRequest};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, FIRST_READ};
@@ -59,6 +60,8 @@ pub struct Exchange<'a> {
     pub(super) close: bool,
     /// What filters do to it.
     pub(super) filters: Option<Box<filters::Active>>,
+    /// They have been asked.
+    pub(super) filtered: bool,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -107,6 +110,7 @@ impl<'a> Exchange<'a> {
             request: None,
             response: None,
             filters: None,
+            filtered: false,
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -286,17 +290,10 @@ impl<'a> Exchange<'a> {
                 return self.reply(reply).await;
             }
         }
-        if !self.manager.filters.is_empty() {
-            if let Err(filters::Untold) = filters::on_request(self) {
-                self.info.flags.insert(ResponseFlags::NFCF);
-                return self.reply(Reply::new(500, "")).await;
-            }
-        }
         self.route().await
     }
 
     async fn route(&mut self) -> End {
-        self.manager.stats.rq_total.increment(1);
         let random = self.worker.random();
         let manager = self.manager;
         let mut found = match &manager.routes {
@@ -306,6 +303,23 @@ impl<'a> Exchange<'a> {
         if let (Found::NoHost, Routes::Table(slot)) = (&found, &manager.routes) {
             found = Box::pin(self.find_host(slot, random)).await;
         }
+        if let Found::Route(route) = &found {
+            self.info.route_name.clone_from(&route.name);
+        }
+        if !manager.filters.is_empty() && !matches!(found, Found::Gone) {
+            let mut course = Course::new(self, found, random);
+            match self.filter(&mut course) {
+                Outcome::Done => {}
+                Outcome::Reply(reply) => return self.reply(reply).await,
+                outcome => match Box::pin(self.filter_on(&mut course, outcome)).await {
+                    Ok(None) => {}
+                    Ok(Some(reply)) => return self.reply(reply).await,
+                    Err(()) => return End::Gone,
+                },
+            }
+            found = course.found;
+        }
+        self.manager.stats.rq_total.increment(1);
         match found {
             Found::Nothing | Found::NoHost => {
                 self.manager.stats.no_route.increment(1);
@@ -316,11 +330,42 @@ impl<'a> Exchange<'a> {
                 self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
-            Found::Route(route) => {
-                self.info.route_name.clone_from(&route.name);
-                self.act(&route, random).await
-            }
+            Found::Route(route) => self.act(&route, random).await,
             Found::Gone => End::Gone,
+        }
+    }
+
+    /// The filters have their turns.
+    fn filter(&mut self, course: &mut Course) -> Outcome {
+        match chain::create(self, course) {
+            Ok(()) => chain::on_request(self, course),
+            Err(reply) => Outcome::Reply(reply),
+        }
+    }
+
+    /// Goes on with the filters after `outcome`: an answer, or `None` when all have seen the request.
+    async fn filter_on(&mut self, course: &mut Course, mut outcome: Outcome) -> Result<Option<Reply>, ()> {
+        loop {
+            match outcome {
+                Outcome::Done => return Ok(None),
+                Outcome::Reply(reply) => return Ok(Some(reply)),
+                Outcome::Wait(wait) => {
+                    if let Some(reply) = chain::wait(self, wait).await? {
+                        return Ok(Some(reply));
+                    }
+                }
+                Outcome::Reroute => {
+                    let found = match &self.manager.routes {
+                        Routes::Table(slot) => self.find(slot, course.random),
+                        Routes::Scoped(scoped) => self.find_scoped(scoped, course.random).await,
+                    };
+                    if let Found::Route(route) = &found {
+                        self.info.route_name.clone_from(&route.name);
+                    }
+                    course.reroute(self, found);
+                }
+            }
+            outcome = chain::on_request(self, course);
         }
     }
 

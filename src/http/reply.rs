@@ -13,7 +13,7 @@ use super::h1::Refusal;
 use super::head::ResponseHead;
 use super::router::End;
 use super::{filters, grpc, manager};
-use crate::config::route::Route;
+use crate::config::route::{HeaderOps, Route};
 use crate::config::{Known, RequestView};
 use crate::telemetry::format::FormatContext;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
@@ -27,8 +27,21 @@ pub(super) struct Reply {
     pub(super) location: Option<Vec<u8>>,
     pub(super) route: Option<Arc<Route>>,
     pub(super) overloaded: bool,
-    pub(super) grpc_status: Option<&'static str>,
+    pub(super) grpc_status: Option<Cow<'static, str>>,
     pub(super) attempts: Option<u32>,
+    /// What filters add.
+    pub(super) extra: Option<Box<Extra>>,
+}
+
+/// What a filter adds to an answer.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    /// Its fields.
+    pub(super) fields: Fields,
+    /// Changes to its head.
+    pub(super) changes: HeaderOps,
+    /// It is sent as it is: no rules for local replies, no gRPC.
+    pub(super) plain: bool,
 }
 
 impl Reply {
@@ -42,6 +55,7 @@ impl Reply {
             overloaded: false,
             grpc_status: None,
             attempts: None,
+            extra: None,
         }
     }
 
@@ -61,7 +75,7 @@ impl Reply {
     }
 
     /// The gRPC status when it is not that of the HTTP status.
-    pub(super) fn grpc_status(mut self, code: Option<&'static str>) -> Self {
+    pub(super) fn grpc_status(mut self, code: Option<Cow<'static, str>>) -> Self {
         self.grpc_status = code;
         self
     }
@@ -69,6 +83,18 @@ impl Reply {
     /// How often the request was tried, when the client is to know.
     pub(super) fn attempts(mut self, attempts: Option<u32>) -> Self {
         self.attempts = attempts;
+        self
+    }
+
+    /// An empty answer with these fields, which no rules change.
+    pub(super) fn as_it_is(mut self, fields: Fields) -> Self {
+        self.extra = Some(Box::new(Extra { fields, plain: true, ..Extra::default() }));
+        self
+    }
+
+    /// With these changes to its head.
+    pub(super) fn changed(mut self, changes: HeaderOps) -> Self {
+        self.extra.get_or_insert_default().changes = changes;
         self
     }
 
@@ -102,10 +128,20 @@ impl Exchange<'_> {
         self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
-        let Reply { mut status, details, mut body, location, route, overloaded, grpc_status: own, attempts } =
-            reply;
+        let Reply {
+            mut status,
+            details,
+            mut body,
+            location,
+            route,
+            overloaded,
+            grpc_status: own,
+            attempts,
+            extra,
+        } = reply;
         let mut fields = Fields::recycled();
-        let grpc = self.request.as_ref().is_some_and(RequestView::is_grpc);
+        let plain = extra.as_ref().is_some_and(|extra| extra.plain);
+        let grpc = !plain && self.request.as_ref().is_some_and(RequestView::is_grpc);
         if overloaded && !self.manager.router.suppress_envoy_headers {
             fields.push_known(Known::XEnvoyOverloaded, b"true");
         }
@@ -120,7 +156,13 @@ impl Exchange<'_> {
         self.info.response_code = status;
         let mut content_type: Bytes = Bytes::from_static(b"text/plain");
         let mut head = ResponseHead::new(fields, status, Protocol::Http11);
-        if let Some(rules) = &self.manager.local_reply {
+        if let Some(extra) = &extra {
+            for (_, name, value) in extra.fields.iter() {
+                head.fields.push(name, value);
+            }
+            extra.changes.apply_to_response(&mut head, &self.info, self.request.as_ref().map(|r| r as _));
+        }
+        if let Some(rules) = self.manager.local_reply.as_ref().filter(|_| !plain) {
             let mut format = rules.body_format.as_ref();
             let context = FormatContext {
                 request: self.request.as_ref().map(|head| head as _),
@@ -163,7 +205,7 @@ impl Exchange<'_> {
         let to_head = self.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         let may_have_body = status >= 200 && !matches!(status, 204 | 304);
         if grpc {
-            let code = own.unwrap_or_else(|| grpc::status_of(status));
+            let code = own.unwrap_or(Cow::Borrowed(grpc::status_of(status)));
             let message = grpc::percent_encoded(&body);
             // As in Envoy, a client of gRPC-Web sees the status of HTTP too.
             if !filters::is_web(self) {
@@ -199,8 +241,8 @@ impl Exchange<'_> {
                 self.request.as_ref().map(|r| r as _),
             );
         }
-        if self.filters.is_some() {
-            filters::on_reply(self, &mut head.fields);
+        if !self.manager.filters.is_empty() {
+            filters::on_reply(self, &mut head);
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
         let empty = to_head || body.is_empty();

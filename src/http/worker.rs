@@ -4,9 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
+
 use super::filters::grpc_stats::Methods;
 use super::h2::rebalance::Rebalance;
 use super::h2::server::Registry;
+use crate::config::compile::runtime::Runtime;
+use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
 use crate::telemetry::stream_info::WallClock;
@@ -19,6 +23,8 @@ pub struct Worker {
     pub upstreams: Upstreams,
     /// Clusters by name, for routes that take the name from a header.
     pub clusters: Arc<Directory<Cluster>>,
+    /// Runtime values, as they are now.
+    pub runtime: Arc<ArcSwap<Runtime>>,
     /// Whether the process is draining.
     pub drain: Arc<Drain>,
     /// Connections that carry several requests.
@@ -45,6 +51,7 @@ impl Worker {
         Self {
             upstreams: Upstreams::default(),
             clusters,
+            runtime: Arc::default(),
             drain,
             multiplexed: Registry::default(),
             rebalance: None,
@@ -60,6 +67,16 @@ impl Worker {
     /// A random number.
     pub fn random(&self) -> u64 {
         self.rng.borrow_mut().u64(..)
+    }
+
+    /// Whether a request falls into `share`.
+    pub fn draws(&self, share: Fraction) -> bool {
+        share.certain().unwrap_or_else(|| share.holds(self.random()))
+    }
+
+    /// Whether a request falls into `share`, as runtime has it now.
+    pub fn draws_from(&self, share: &RuntimeFraction) -> bool {
+        self.draws(share.now(&self.runtime))
     }
 
     /// A random (version 4) UUID in text (RFC 9562 §5.4).

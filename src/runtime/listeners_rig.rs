@@ -81,6 +81,7 @@ impl Rig {
                 commands,
                 drains_end: self.policy.ends,
                 clusters: self.config.clusters.clone(),
+                runtime: self.config.compiler.runtime.clone(),
                 drain: Arc::default(),
                 rebalance: None,
                 status: Arc::default(),

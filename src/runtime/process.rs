@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -16,6 +17,7 @@ use crate::admin::{AdminCommand, AdminState, BootstrapSource};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
 use crate::config::cluster::{self, Address};
+use crate::config::compile::runtime::Runtime;
 use crate::config::compile::CompiledBootstrap;
 use crate::config::listener::Listener;
 use crate::config::{Cluster, Directory};
@@ -100,6 +102,7 @@ async fn serve(
         Discovery::start(config, &compiled.compiler, &compiled.needs, state, &mut Discovered(&listeners))
     });
     let clusters = compiled.clusters.clone();
+    let values = compiled.compiler.runtime.clone();
     let (worker_commands, (commands, mut requests)) = (commands, mpsc::channel(16));
     let (admin_stop, admin_stopped) = watch::channel(false);
     if let Some(admin) = &compiled.admin {
@@ -140,7 +143,7 @@ async fn serve(
             }
         }
     }
-    let workers = start_workers(&clusters, &drain, &flags, worker_commands)?;
+    let workers = start_workers(&clusters, &values, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
@@ -282,6 +285,7 @@ async fn follow(discovery: &mut Option<Discovery>, listeners: &Mutex<ListenerMan
 
 fn start_workers(
     clusters: &Arc<Directory<Cluster>>,
+    runtime: &Arc<ArcSwap<Runtime>>,
     drain: &Arc<Drain>,
     flags: &Flags,
     commands: Vec<mpsc::UnboundedReceiver<Command>>,
@@ -297,6 +301,7 @@ fn start_workers(
             commands,
             drains_end: flags.drain_ends(),
             clusters: clusters.clone(),
+            runtime: runtime.clone(),
             drain: drain.clone(),
             rebalance: flags.rebalance(),
             status,

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use super::drain::Drain;
 use super::socket::Bound;
 use super::stream::Acceptor;
+use crate::config::compile::runtime::Runtime;
 use crate::config::{Cluster, Directory, Retirement};
 use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
@@ -29,6 +31,8 @@ pub struct Assignment {
     pub drains_end: bool,
     /// All clusters.
     pub clusters: Arc<Directory<Cluster>>,
+    /// Runtime values, as they are now.
+    pub runtime: Arc<ArcSwap<Runtime>>,
     /// The process's drain.
     pub drain: Arc<Drain>,
     /// Whether connections move when the service grows.
@@ -97,8 +101,10 @@ pub fn run(assignment: Assignment) -> io::Result<()> {
 }
 
 async fn serve(assignment: Assignment) -> io::Result<()> {
-    let Assignment { mut commands, drains_end, clusters, drain, rebalance, status, mut end, .. } = assignment;
+    let Assignment { mut commands, drains_end, clusters, runtime, drain, rebalance, status, mut end, .. } =
+        assignment;
     let mut worker = Worker::new(clusters, drain.clone());
+    worker.runtime = runtime;
     worker.rebalance = rebalance.map(Rebalance::new);
     let worker = Rc::new(worker);
     let census = Rc::new(Census::new(drains_end));

@@ -2,10 +2,13 @@
 //! and header formats read it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use outrigger_control_api::pb::google::protobuf::Struct;
 
 use crate::config::{Host, Retirement};
 use crate::tls::TlsInfo;
@@ -147,6 +150,9 @@ impl WallClock {
     }
 }
 
+/// Dynamic metadata: a structure for each namespace.
+pub type DynamicMetadata = BTreeMap<String, Struct>;
+
 /// The record of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamInfo {
@@ -180,6 +186,8 @@ pub struct StreamInfo {
     pub upstream_wire_sent: u64,
     /// Bytes from the upstream, head included.
     pub upstream_wire_received: u64,
+    /// What filters noted (dynamic metadata), by namespace.
+    pub metadata: Option<Box<DynamicMetadata>>,
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.
@@ -245,6 +253,7 @@ impl StreamInfo {
             response_headers_bytes: 0,
             upstream_wire_sent: 0,
             upstream_wire_received: 0,
+            metadata: None,
             route_name: None,
             cluster: None,
             host: None,

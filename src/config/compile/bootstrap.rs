@@ -284,7 +284,7 @@ fn compile(
     let reserved = control.reserved.iter().filter_map(|index| resources.clusters.get(*index));
     let mut compiler = Compiler {
         outliers,
-        runtime: ArcSwap::from_pointee(runtime.clone()),
+        runtime: Arc::new(ArcSwap::from_pointee(runtime.clone())),
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
         source_address,

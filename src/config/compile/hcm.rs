@@ -22,11 +22,11 @@ use super::{
 use crate::config::demand::OnDemand;
 use crate::config::http::{
     CertDetails, ClientCert, Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options,
-    HttpConnectionManager, HttpFilter, RequestLimits, RouterOptions, Routes, ServerHeader, StripPort,
-    Underscores, Upgrade,
+    HttpConnectionManager, HttpFilter, InstalledFilter, RequestLimits, RouterOptions, Routes, ServerHeader,
+    StripPort, Underscores, Upgrade, MAX_FILTERS,
 };
 use crate::config::problems::Problems;
-use crate::config::route::RouteTable;
+use crate::config::route::{FilterName, RouteTable};
 use crate::config::{HeaderKey, Slot};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::{HcmStats, Http2Stats};
@@ -44,7 +44,7 @@ pub fn compile(
     problems: &mut Problems,
 ) -> Option<HttpConnectionManager> {
     let before = problems.count();
-    let Filters { filters, on_demand, router } = filters(&config.http_filters, environment, problems);
+    let Filters { filters, on_demand, router } = filters(config, environment, problems);
     environment.needs.borrow_mut().on_demand |= on_demand.is_some();
     let routes = routes(config, owner, environment, problems);
     let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
@@ -257,29 +257,48 @@ const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 /// What a list of filters becomes.
 struct Filters {
     /// Those before the router.
-    filters: Vec<HttpFilter>,
+    filters: Vec<InstalledFilter>,
     /// The one that makes requests wait, which is no step of its own.
     on_demand: Option<OnDemand>,
     /// The router's options.
     router: Option<RouterOptions>,
 }
 
-fn filters(list: &[pb::HttpFilter], environment: &Environment<'_>, problems: &mut Problems) -> Filters {
+fn filters(
+    config: &pb::HttpConnectionManager,
+    environment: &Environment<'_>,
+    problems: &mut Problems,
+) -> Filters {
     use pb::http_filter::ConfigType;
+    let list = &config.http_filters;
+    let stats = Scope::http(&config.stat_prefix);
     let mut filters = Vec::new();
     let mut on_demand = None;
     let mut router = None;
     let mut unsupported = false;
     for (index, filter) in list.iter().enumerate() {
+        let mut install = |compiled: Option<HttpFilter>| {
+            filters.extend(compiled.map(|compiled| InstalledFilter {
+                name: FilterName::new(&filter.name),
+                disabled: filter.disabled,
+                filter: compiled,
+            }));
+        };
         problems.at_index("http_filters", index, |problems| {
             let any = match &filter.config_type {
                 Some(ConfigType::TypedConfig(any)) if !type_of(any).is_empty() => any,
-                Some(ConfigType::ConfigDiscovery(config)) => {
+                Some(ConfigType::ConfigDiscovery(discovery)) => {
                     let compiled = problems.at("config_discovery", |problems| {
-                        http_filters::config_discovery(&filter.name, config, environment, problems)
+                        http_filters::config_discovery(
+                            &filter.name,
+                            discovery,
+                            &config.stat_prefix,
+                            environment,
+                            problems,
+                        )
                     });
                     unsupported |= compiled.is_none();
-                    return filters.extend(compiled.filter(|_| !filter.disabled));
+                    return install(compiled);
                 }
                 _ => {
                     unsupported = true;
@@ -299,9 +318,9 @@ fn filters(list: &[pb::HttpFilter], environment: &Environment<'_>, problems: &mu
                 }
                 found if http_filters::knows(found) => {
                     let compiled =
-                        problems.at("typed_config", |problems| http_filters::compile(any, problems));
+                        problems.at("typed_config", |problems| http_filters::compile(any, &stats, problems));
                     unsupported |= compiled.is_none();
-                    filters.extend(compiled.filter(|_| !filter.disabled));
+                    install(compiled);
                 }
                 on_demand::TYPE => {
                     if on_demand.is_some() {
@@ -322,6 +341,9 @@ fn filters(list: &[pb::HttpFilter], environment: &Environment<'_>, problems: &mu
                 }
             }
         });
+    }
+    if filters.len() > MAX_FILTERS {
+        problems.report_at("http_filters", format!("more than {MAX_FILTERS} filters are not supported"));
     }
     let ends_with_router = list.last().is_some_and(
         |last| matches!(&last.config_type, Some(ConfigType::TypedConfig(any)) if type_of(any) == ROUTER),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_http1_bridge::v3::Config as Bridge;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_stats::v3 as stats;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
+use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3::HeaderMutationPerRoute;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
@@ -14,11 +16,19 @@ use super::{bool_or, extension, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
-use crate::http::filters::grpc_http1_bridge;
+use crate::config::route::RouteFilter;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
+use crate::http::filters::{cors, fault, grpc_http1_bridge, header_mutation};
+use crate::telemetry::metrics::Scope;
 
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+const HEADER_MUTATION_PER_ROUTE: &str =
+    "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
 const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
 
 /// A filter whose configuration a control plane sends; the environment learns that it is needed. `None` when a problem
@@ -26,6 +36,7 @@ const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config"
 pub(super) fn config_discovery(
     name: &str,
     config: &core::ExtensionConfigSource,
+    stat_prefix: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<HttpFilter> {
@@ -44,7 +55,7 @@ pub(super) fn config_discovery(
     let default = config.default_config.as_ref().and_then(|any| {
         problems.at("default_config", |problems| {
             check_type(any, &types, problems);
-            knows(type_of(any)).then(|| compile(any, problems)).flatten()
+            knows(type_of(any)).then(|| compile(any, &Scope::http(stat_prefix), problems)).flatten()
         })
     });
     let optional = config.apply_default_config_without_warming;
@@ -54,7 +65,7 @@ pub(super) fn config_discovery(
     if problems.count() > before {
         return None;
     }
-    let filter = Arc::new(DiscoveredFilter::new(name.into(), types, default));
+    let filter = Arc::new(DiscoveredFilter::new(name.into(), types, default, stat_prefix));
     environment.needs.borrow_mut().pieces.push(PieceNeed {
         source: source?,
         name: name.into(),
@@ -68,6 +79,7 @@ pub(super) fn config_discovery(
 pub(super) fn discovered(
     config: &core::TypedExtensionConfig,
     types: &[Box<str>],
+    stats: &Scope,
     problems: &mut Problems,
 ) -> Option<HttpFilter> {
     problems.at("typed_config", |problems| {
@@ -76,7 +88,7 @@ pub(super) fn discovered(
         if !check_type(any, types, problems) {
             return None;
         }
-        compile(any, problems)
+        compile(any, stats, problems)
     })
 }
 
@@ -91,16 +103,28 @@ fn check_type(any: &Any, types: &[Box<str>], problems: &mut Problems) -> bool {
 
 /// Whether filters of this type are compiled here.
 pub(super) fn knows(kind: &str) -> bool {
-    matches!(kind, STATS | WEB | BRIDGE)
+    matches!(kind, STATS | WEB | BRIDGE | CORS | FAULT | HEADER_MUTATION)
 }
 
-/// The filter in `any`. `None` when a problem was reported.
-pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> {
+/// The filter in `any`, which counts in `stats`. `None` when a problem was reported.
+pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Option<HttpFilter> {
     match type_of(any) {
         STATS => Some(HttpFilter::GrpcStats(grpc_stats(&extension(any, "", problems)?))),
         WEB => {
             let _: GrpcWeb = extension(any, "", problems)?;
             Some(HttpFilter::GrpcWeb)
+        }
+        CORS => {
+            let _: Cors = extension(any, "", problems)?;
+            Some(HttpFilter::Cors(Arc::new(cors::Config::new(stats))))
+        }
+        FAULT => {
+            let config = fault::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Fault(Arc::new(config)))
+        }
+        HEADER_MUTATION => {
+            let config = header_mutation::Config::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::HeaderMutation(Arc::new(config)))
         }
         _ => {
             let config: Bridge = extension(any, "", problems)?;
@@ -108,6 +132,23 @@ pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<HttpFilter> 
                 protobuf: config.upgrade_protobuf_to_grpc,
                 drop_query: config.ignore_query_parameters,
             }))
+        }
+    }
+}
+
+/// What a route says to a filter, in `any`. `None` when a problem was reported.
+pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteFilter> {
+    match type_of(any) {
+        CORS_POLICY => cors::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Cors),
+        FAULT => fault::Settings::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Fault),
+        HEADER_MUTATION_PER_ROUTE => {
+            let config: HeaderMutationPerRoute = extension(any, "", problems)?;
+            header_mutation::Mutations::compile(config.mutations.as_ref(), problems)
+                .map(RouteFilter::HeaderMutation)
+        }
+        found => {
+            problems.report(format_args!("{found} is nothing that a supported filter takes from a route"));
+            None
         }
     }
 }

@@ -22,7 +22,7 @@ mod dns;
 mod endpoints;
 pub mod hcm;
 mod health_check;
-mod http_filters;
+pub(crate) mod http_filters;
 mod http_options;
 mod known_clusters;
 pub mod listener;

@@ -58,7 +58,7 @@ pub(super) fn clusters(
 }
 
 /// The type of a route's options for the filter.
-const PER_ROUTE: &str = "envoy.extensions.filters.http.on_demand.v3.PerRouteConfig";
+pub(crate) const PER_ROUTE: &str = "envoy.extensions.filters.http.on_demand.v3.PerRouteConfig";
 
 /// The field that holds options of filters.
 const FIELD: &str = "typed_per_filter_config";

@@ -41,6 +41,7 @@ use crate::config::route::{self, RouteTable};
 use crate::config::scopes::ScopeTable;
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
+use crate::telemetry::metrics::Scope;
 use crate::tls;
 use crate::upstream::host_set::SplitOptions;
 use crate::upstream::outlier::Registry;
@@ -65,7 +66,7 @@ pub struct Compiler {
     /// Where clusters with outlier detection register, and what their event log is.
     pub outliers: Arc<Registry>,
     /// Runtime values: those of the bootstrap and of RTDS.
-    pub runtime: ArcSwap<Runtime>,
+    pub runtime: Arc<ArcSwap<Runtime>>,
     /// Where this node is.
     pub locality: Locality,
     /// The cluster that this node belongs to (`cluster_manager.local_cluster_name`).
@@ -354,13 +355,20 @@ impl Compiler {
         })
     }
 
-    /// Compiles an encoded `envoy.config.core.v3.TypedExtensionConfig` for an HTTP filter that may be one of `types`.
+    /// Compiles an encoded `envoy.config.core.v3.TypedExtensionConfig` for an HTTP filter that may be one of `types`,
+    /// in a connection manager that counts under `stat_prefix`.
     ///
     /// # Errors
     /// Every problem found.
-    pub fn http_filter(&self, body: &[u8], types: &[Box<str>]) -> Result<Compiled<HttpFilter>, Vec<Problem>> {
+    pub fn http_filter(
+        &self,
+        body: &[u8],
+        types: &[Box<str>],
+        stat_prefix: &str,
+    ) -> Result<Compiled<HttpFilter>, Vec<Problem>> {
+        let stats = Scope::http(stat_prefix);
         self.compile(body, &|_| true, |config: &TypedExtensionConfig, _, problems| {
-            let filter = http_filters::discovered(config, types, problems)?;
+            let filter = http_filters::discovered(config, types, &stats, problems)?;
             Some((config.name.as_str().into(), filter))
         })
     }

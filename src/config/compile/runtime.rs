@@ -8,6 +8,7 @@ use outrigger_control_api::pb::envoy::config::bootstrap::v3::{
 };
 use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct};
 
+use crate::config::matcher::Fraction;
 use crate::config::problems::Problems;
 
 /// Runtime keys and their values.
@@ -88,6 +89,16 @@ impl Runtime {
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.values.get(key)? {
             Value::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// The share under `key`: a number is a percentage, as in Envoy.
+    pub fn fraction(&self, key: &str) -> Option<Fraction> {
+        match self.values.get(key)? {
+            Value::Fraction(numerator, denominator) => Some(Fraction::new(*numerator, *denominator)),
+            // Saturates; what is negative is none.
+            Value::Number(number) => Some(Fraction::new(*number as u32, 100)),
             _ => None,
         }
     }

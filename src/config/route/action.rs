@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::header_ops::HeaderOps;
+use super::overrides::Overrides;
 use super::path::PathMatch;
 use super::redirect::Redirect;
 use super::retry::RetryPolicy;
@@ -201,6 +202,8 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<Bytes>,
     /// What is asked of the host's metadata, the route's included.
     pub metadata_match: Option<Arc<Criteria>>,
+    /// What it says to HTTP filters, the route's words included; `None` = what the route says.
+    pub overrides: Option<Arc<Overrides>>,
 }
 
 impl WeightedClusters {

@@ -15,6 +15,7 @@ use prost::Message;
 use super::action::{DirectResponse, Mirror};
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
+use super::overrides::{merge, Level, Overrides};
 use super::path::{Conditions, PathMatch, PathText};
 use super::redirect::{Redirect, RedirectPath};
 use super::retry::RetryPolicy;
@@ -73,6 +74,8 @@ pub(super) struct Scope {
     table_response: HeaderOps,
     table_mirrors: Arc<[Mirror]>,
     on_demand: Option<Arc<RouteOnDemand>>,
+    /// What the table says to filters.
+    level: Level,
 }
 
 /// What the routes of one virtual host inherit from it.
@@ -83,6 +86,9 @@ pub(super) struct HostScope {
     pub(super) retry: Option<Arc<RetryPolicy>>,
     buffer_limit: Option<u32>,
     on_demand: Option<Arc<RouteOnDemand>>,
+    level: Level,
+    /// What it and the table say to filters.
+    overrides: Option<Arc<Overrides>>,
     pub(super) include_request_attempt_count: bool,
     pub(super) include_attempt_count_in_response: bool,
     pub(super) include_is_timeout_retry_header: bool,
@@ -179,6 +185,7 @@ fn scope(
         table_response: response,
         table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
         on_demand: on_demand::of_route(&config.typed_per_filter_config),
+        level: Level::compile(&config.typed_per_filter_config, problems),
     }
 }
 
@@ -224,6 +231,9 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
 
     let (request, response) = header_ops!(config, problems);
     let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, &scope.clusters, problems);
+    #[allow(deprecated)] // The field is still sent.
+    let level =
+        Level::compile(&config.typed_per_filter_config, problems).with_cors(config.cors.as_ref(), problems);
     let host = HostScope {
         request,
         response,
@@ -233,6 +243,8 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         }),
         buffer_limit: config.per_request_buffer_limit_bytes.map(|limit| limit.value),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| scope.on_demand.clone()),
+        overrides: merge(&[&level, &scope.level]),
+        level,
         include_request_attempt_count: config.include_request_attempt_count,
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
@@ -264,9 +276,17 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         .r#match
         .as_ref()
         .and_then(|config| problems.at("match", |problems| route_match(config, problems)));
+    let mut level = Level::compile(&config.typed_per_filter_config, problems);
+    if let Some(Proto::Route(action)) = &config.action {
+        #[allow(deprecated)] // As above.
+        let with_cors =
+            |level: Level, problems: &mut Problems| level.with_cors(action.cors.as_ref(), problems);
+        level = problems.at("route", |problems| with_cors(level, problems));
+    }
+    let levels = [&level, &host.level, &scope.level];
     let action = match config.action.as_ref() {
         Some(Proto::Route(config)) => problems
-            .at("route", |problems| compile_action::forward(config, scope, host, problems))
+            .at("route", |problems| compile_action::forward(config, scope, host, &levels, problems))
             .map(|forward| Action::Forward(Box::new(forward))),
         Some(Proto::Redirect(config)) => problems
             .at("redirect", |problems| redirect(config, problems))
@@ -298,6 +318,7 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         request_headers: order(&request, &host.request, &scope.table_request),
         response_headers: order(&response, &host.response, &scope.table_response),
         buffer_limit: (config.per_request_buffer_limit_bytes.map(|limit| limit.value)).or(host.buffer_limit),
+        overrides: if level.is_empty() { host.overrides.clone() } else { merge(&levels) },
         metadata: config.metadata.clone().map(Box::new),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| host.on_demand.clone()),
         stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
@@ -343,7 +364,8 @@ fn route_match(config: &pb::RouteMatch, problems: &mut Problems) -> Option<(Path
         query: query.into_iter().collect::<Option<_>>()?,
         cookies: (!cookies.is_empty()).then(|| (Known::Cookie.into(), cookies)),
         grpc: config.grpc.is_some(),
-        fraction: config.runtime_fraction.as_ref().map(Fraction::of_runtime),
+        fraction: (config.runtime_fraction.as_ref())
+            .map(|share| Fraction::of_runtime(share, "runtime_fraction", problems)),
     };
     Some((path?, conditions))
 }

@@ -13,6 +13,7 @@ use super::action::{
 };
 use super::compile::{header_ops, HostScope, Scope};
 use super::header_ops::HeaderOps;
+use super::overrides::{merge, Level};
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
 use crate::config::balancing::Criteria;
@@ -32,10 +33,11 @@ pub(super) fn forward(
     config: &pb::RouteAction,
     scope: &Scope,
     host: &HostScope,
+    levels: &[&Level; 3],
     problems: &mut Problems,
 ) -> Option<Forward> {
     let before = problems.count();
-    let target = target(config, scope, problems);
+    let target = target(config, scope, levels, problems);
     let retry = match &config.retry_policy {
         Some(policy) => {
             problems.at("retry_policy", |problems| RetryPolicy::compile(policy, problems)).map(Arc::new)
@@ -105,7 +107,12 @@ fn timeouts(
     })
 }
 
-fn target(route: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> Option<Target> {
+fn target(
+    route: &pb::RouteAction,
+    scope: &Scope,
+    levels: &[&Level; 3],
+    problems: &mut Problems,
+) -> Option<Target> {
     use pb::route_action::ClusterSpecifier;
 
     // One of them is demanded by a field rule.
@@ -115,7 +122,7 @@ fn target(route: &pb::RouteAction, scope: &Scope, problems: &mut Problems) -> Op
         ClusterSpecifier::WeightedClusters(config) => problems
             .at("weighted_clusters", |problems| {
                 let outer = Criteria::under(route.metadata_match.as_ref(), None);
-                weighted(config, outer.as_ref(), scope, problems)
+                weighted(config, outer.as_ref(), scope, levels, problems)
             })
             .map(|weighted| Target::Weighted(Box::new(weighted))),
         ClusterSpecifier::ClusterSpecifierPlugin(_) => {
@@ -134,6 +141,7 @@ fn weighted(
     config: &pb::WeightedCluster,
     outer: Option<&Arc<Criteria>>,
     scope: &Scope,
+    [route, host, table]: &[&Level; 3],
     problems: &mut Problems,
 ) -> Option<WeightedClusters> {
     use pb::weighted_cluster::{cluster_weight::HostRewriteSpecifier, RandomValueSpecifier};
@@ -158,8 +166,16 @@ fn weighted(
                 return problems.report_at("weight", "is required");
             };
             let metadata_match = Criteria::under(config.metadata_match.as_ref(), outer);
-            let cluster =
-                WeightedCluster { cluster, request_headers, response_headers, host_rewrite, metadata_match };
+            let own = Level::compile(&config.typed_per_filter_config, problems);
+            let overrides = if own.is_empty() { None } else { merge(&[&own, route, host, table]) };
+            let cluster = WeightedCluster {
+                cluster,
+                request_headers,
+                response_headers,
+                host_rewrite,
+                metadata_match,
+                overrides,
+            };
             clusters.push((weight, cluster));
         });
     }
@@ -213,7 +229,9 @@ pub(super) fn mirrors(
                         clusters,
                         problems,
                     )?,
-                    fraction: policy.runtime_fraction.as_ref().map_or(Fraction::ALL, Fraction::of_runtime),
+                    fraction: (policy.runtime_fraction.as_ref()).map_or(Fraction::ALL, |share| {
+                        Fraction::of_runtime(share, "runtime_fraction", problems)
+                    }),
                     append_shadow_suffix: !policy.disable_shadow_host_suffix_append,
                 })
             })

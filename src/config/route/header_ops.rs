@@ -90,6 +90,14 @@ impl HeaderOps {
         Some(ops)
     }
 
+    /// One addition as a stage of its own; it may also set pseudo headers. `None` if a problem was reported.
+    pub fn one(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Self> {
+        let addition = any_addition(option, problems)?;
+        Some(Self {
+            stages: SmallVec::from_elem(Arc::new(Stage { remove: [].into(), add: [addition].into() }), 1),
+        })
+    }
+
     /// The stages of all `levels`, applied in this order.
     pub fn sequence(levels: &[&HeaderOps]) -> Self {
         Self { stages: levels.iter().flat_map(|ops| ops.stages.iter().cloned()).collect() }
@@ -191,8 +199,6 @@ pub(super) fn is_modifiable(name: &str) -> bool {
 }
 
 fn addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Addition> {
-    use core::header_value_option::HeaderAppendAction;
-
     // Demanded by a field rule.
     let header = option.header.as_ref()?;
     if !is_modifiable(&header.key) {
@@ -200,6 +206,14 @@ fn addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option
         problems.report_at("header.key", message);
         return None;
     }
+    any_addition(option, problems)
+}
+
+fn any_addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Addition> {
+    use core::header_value_option::HeaderAppendAction;
+
+    // Demanded by a field rule.
+    let header = option.header.as_ref()?;
     let action = option.append_action();
     #[allow(deprecated)] // Still widely sent.
     let action = match (option.append.map(|append| append.value), action) {

@@ -9,6 +9,7 @@ mod compile;
 mod compile_action;
 mod domains;
 mod header_ops;
+mod overrides;
 mod path;
 mod redirect;
 mod retry;
@@ -25,7 +26,7 @@ use self::domains::{without_port, Domains};
 use self::path::{matches, Conditions, RequestPath};
 use self::sleeping::{HostCell, Sleeping};
 use super::demand::RouteOnDemand;
-use super::headers::{HeaderKey, Known, RequestView};
+use super::headers::{HeaderKey, HeaderView, Known, RequestView};
 use super::{Cluster, Slot};
 
 pub use action::{
@@ -34,6 +35,7 @@ pub use action::{
 };
 pub use compile::{compile, compile_encoded, Look};
 pub use header_ops::HeaderOps;
+pub use overrides::{FilterName, Override, Overrides, RouteFilter};
 pub use path::{PathMatch, PathText};
 pub use redirect::{own_location, tls_location, Redirect, RedirectPath};
 pub use retry::{
@@ -95,6 +97,8 @@ pub struct Route {
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
     pub metadata: Option<Box<Metadata>>,
+    /// What it says to HTTP filters, its virtual host's and table's words included.
+    pub overrides: Option<Arc<Overrides>>,
     /// What it says to the on-demand filter: its own, or its virtual host's or table's.
     pub on_demand: Option<Arc<RouteOnDemand>>,
     /// Name for statistics.
@@ -182,6 +186,20 @@ impl RouteTable {
             ignore_path_parameters: self.ignore_path_parameters,
             has_more: self.has_more,
         }
+    }
+}
+
+impl Route {
+    /// What it says to filters about `request`, which drew `random`: a weighted cluster may say more than the route.
+    pub fn overrides_for<V: HeaderView>(&self, request: &V, random: u64) -> Option<&Arc<Overrides>> {
+        if let Action::Forward(forward) = &self.action {
+            if let Target::Weighted(weighted) = &forward.target {
+                if let Some(own) = &weighted.pick(request, random).overrides {
+                    return Some(own);
+                }
+            }
+        }
+        self.overrides.as_ref()
     }
 }
 

@@ -5,6 +5,7 @@ pub mod accesslog;
 mod bootstrap;
 mod cluster;
 mod discovery;
+mod filters;
 mod hcm;
 mod listener;
 mod rbac;
@@ -42,6 +43,7 @@ const PARTS: &[&[MessageSupport]] = &[
     cluster::MESSAGES,
     listener::MESSAGES,
     hcm::MESSAGES,
+    filters::MESSAGES,
     accesslog::ACCESS_LOG,
     tcp::TCP,
     route::ROUTE,

@@ -3,10 +3,7 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
-const NO_FILTERS: &str = "of the HTTP filters only on_demand takes options by route, and those are applied";
-const NO_RUNTIME: &str = "runtime does not override it";
 const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
-const CORS_FILTER: &str = "only the CORS filter reads it, and that is refused";
 const METADATA: &str = "only filters and formats read it, and those that do are refused";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
@@ -31,8 +28,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "ignore_port_in_host_matching",
             "ignore_path_parameters_in_path_matching",
             "vhds",
+            "typed_per_filter_config",
         ],
-        observe: &[("metadata", METADATA), ("typed_per_filter_config", NO_FILTERS)],
+        observe: &[("metadata", METADATA)],
         rejected: &[
             ("cluster_specifier_plugins", "cluster specifier plugins are not supported"),
             ("vhost_header", "virtual hosts are chosen by authority only"),
@@ -57,16 +55,16 @@ pub const ROUTE: &[MessageSupport] = &[
             "include_request_attempt_count",
             "include_attempt_count_in_response",
             "include_is_timeout_retry_header",
+            "typed_per_filter_config",
+            "cors",
             "retry_policy",
             "hedge_policy",
             "per_request_buffer_limit_bytes",
             "request_mirror_policies",
         ],
         observe: &[
-            ("typed_per_filter_config", NO_FILTERS),
             ("virtual_clusters", "statistics are not kept by virtual cluster"),
             ("rate_limits", RATE_LIMIT_FILTERS),
-            ("cors", CORS_FILTER),
             ("metadata", METADATA),
         ],
         rejected: &[
@@ -90,10 +88,10 @@ pub const ROUTE: &[MessageSupport] = &[
             "response_headers_to_add",
             "response_headers_to_remove",
             "per_request_buffer_limit_bytes",
+            "typed_per_filter_config",
         ],
         observe: &[
             ("metadata", METADATA),
-            ("typed_per_filter_config", NO_FILTERS),
             ("decorator", NO_TRACING),
             ("tracing", NO_TRACING),
             ("stat_prefix", "statistics are not kept by route"),
@@ -146,12 +144,7 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     all("envoy.type.matcher.v3.RegexMatchAndSubstitute"),
     all("envoy.type.v3.Int64Range"),
-    MessageSupport {
-        message: "envoy.config.core.v3.RuntimeFractionalPercent",
-        implemented: &["default_value"],
-        observe: &[("runtime_key", NO_RUNTIME)],
-        rejected: &[],
-    },
+    all("envoy.config.core.v3.RuntimeFractionalPercent"),
     all("envoy.config.core.v3.HeaderValueOption"),
     MessageSupport {
         message: "envoy.config.core.v3.HeaderValue",
@@ -185,13 +178,13 @@ pub const ROUTE: &[MessageSupport] = &[
             "hedge_policy",
             "hash_policy",
             "metadata_match",
+            "cors",
             "internal_redirect_action",
         ],
         observe: &[
             ("early_data_policy", "there is no early data"),
             ("rate_limits", RATE_LIMIT_FILTERS),
             ("include_vh_rate_limits", RATE_LIMIT_FILTERS),
-            ("cors", CORS_FILTER),
             ("max_internal_redirects", "internal redirects are refused"),
         ],
         rejected: &[
@@ -252,8 +245,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "response_headers_to_remove",
             "host_rewrite_literal",
             "metadata_match",
+            "typed_per_filter_config",
         ],
-        observe: &[("typed_per_filter_config", NO_FILTERS)],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {

@@ -67,6 +67,14 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
     ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (
+        "envoy.extensions.filters.http.fault.v3.FaultAbort",
+        &[FieldRule::OneOf("error_type"), FieldRule::Field(2, &[Check::AtLeast(200.0), Check::Below(600.0)])],
+    ),
+    (
+        "envoy.extensions.filters.common.fault.v3.FaultDelay",
+        &[FieldRule::OneOf("fault_delay_secifier"), FieldRule::Field(3, &[Check::Above(0.0)])],
+    ),
+    (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         &[
             FieldRule::Field(1, NAMED),

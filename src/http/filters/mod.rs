@@ -1,14 +1,27 @@
 //! HTTP filters: what happens to a request before the router has it, and to its response before the client has it.
 //!
-//! Comes in: the connection manager's list of filters, compiled. Goes out: for each request, [`Active`]: what of
-//! them concerns it, which heads and bodies then pass. Filters see requests in their order and responses in the
-//! reverse one (envoyproxy.io: http_filters).
+//! Comes in: the connection manager's list of filters, compiled, and what routes say to them. Goes out: for each
+//! request, [`Active`]: what of them concerns it, which heads and bodies then pass. Filters see requests in their order
+//! ([`chain`]) and responses in the reverse one (envoyproxy.io: http_filters); that includes answers of our own, whoever
+//! gives them.
+//!
+//! A filter is a module here: its options compiled (`Config`, and what routes may say to it), `on_request` for its turn
+//! in [`decode`], and if it changes responses, an [`Encoder`].
 
+pub(super) mod chain;
+pub mod cors;
+pub mod fault;
 pub mod framing;
 pub mod grpc_http1_bridge;
 pub mod grpc_stats;
 pub mod grpc_web;
+pub mod header_mutation;
 
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use self::chain::{At, Step};
 use self::framing::Messages;
 use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
@@ -27,59 +40,85 @@ pub struct Active {
     /// The client is told in a head what gRPC says in trailers.
     bridged: Option<Bridged>,
     call: Option<Call>,
+    /// What is done to the response, by the place of the filter, in order.
+    encoders: SmallVec<[(usize, Encoder); 2]>,
+    /// Filters that a control plane configures, as they were when the request came.
+    discovered: SmallVec<[(usize, Arc<HttpFilter>); 1]>,
+    /// A fault was injected.
+    fault: Option<fault::Active>,
+    /// The route is to be found anew.
+    reroute: bool,
 }
 
-/// A filter without configuration.
+/// What a filter does to the head of a response.
 #[derive(Debug)]
-pub(super) struct Untold;
+enum Encoder {
+    GrpcStats,
+    GrpcWeb,
+    GrpcHttp1Bridge,
+    Cors(cors::Allowed),
+    HeaderMutation(header_mutation::Response),
+}
 
 impl Active {
-    fn concerns_nothing(&self) -> bool {
-        self.web.is_none() && self.bridged.is_none() && self.call.is_none()
+    /// Notes what the filter at `place` does to the response.
+    fn encode(&mut self, place: usize, encoder: Encoder) {
+        let at = self.encoders.partition_point(|(other, _)| *other <= place);
+        self.encoders.insert(at, (place, encoder));
+    }
+
+    /// The filter at `place`, which a control plane configures.
+    fn discovered(&self, place: usize) -> Option<Arc<HttpFilter>> {
+        self.discovered.iter().find(|(other, _)| *other == place).map(|(_, filter)| filter.clone())
     }
 }
 
-/// Filters see a request's head.
-///
-/// # Errors
-/// One of them was told by nobody what to do.
-pub(super) fn on_request(ex: &mut Exchange<'_>) -> Result<(), Untold> {
-    let mut active = Active::default();
-    for filter in &ex.manager.filters {
-        let Some(request) = &mut ex.request else { return Ok(()) };
-        let held;
-        let filter = match filter {
-            HttpFilter::Discovered(filter) => {
-                held = filter.current();
-                held.as_deref().ok_or(Untold)?
-            }
-            filter => filter,
-        };
-        match filter {
-            // None is the configuration of another.
-            HttpFilter::Discovered(_) => {}
-            HttpFilter::GrpcStats(config) if request.is_grpc() || active.bridged.is_some() => {
-                active.call = Some(Call::of(config, request));
-            }
-            HttpFilter::GrpcStats(_) => {}
-            HttpFilter::GrpcWeb => {
-                if let Some(web) = Web::of(request) {
-                    ex.upload.transform(web.request_transform());
-                    active.web = Some(web);
-                }
-            }
-            // A client of gRPC-Web reads trailers in its own way.
-            HttpFilter::GrpcHttp1Bridge(_) if active.web.is_some() || active.bridged.is_some() => {}
-            HttpFilter::GrpcHttp1Bridge(config) => {
-                active.bridged = Bridged::of(config, request);
-                if active.bridged == Some(Bridged::Protobuf) {
-                    ex.upload.transform(Some(Transform::Message(Vec::new(), ex.down.buffer_limit)));
-                }
+/// A filter's turn.
+fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
+    match filter {
+        HttpFilter::Cors(config) => return config.on_request(ex, at),
+        HttpFilter::Fault(config) => return config.on_request(ex, at),
+        HttpFilter::HeaderMutation(config) => return config.on_request(ex, at),
+        // None is the configuration of another.
+        HttpFilter::Discovered(_) => return Step::Continue,
+        HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
+    }
+    let (bridged, web) = match &ex.filters {
+        Some(active) => (active.bridged.is_some(), active.web.is_some()),
+        None => (false, false),
+    };
+    let Some(request) = &mut ex.request else { return Step::Continue };
+    match filter {
+        HttpFilter::GrpcStats(config) if request.is_grpc() || bridged => {
+            let call = Call::of(config, request);
+            chain::active(ex).call = Some(call);
+            at.encode(ex, Encoder::GrpcStats);
+        }
+        HttpFilter::GrpcWeb => {
+            if let Some(web) = Web::of(request) {
+                ex.upload.transform(web.request_transform());
+                chain::active(ex).web = Some(web);
+                at.encode(ex, Encoder::GrpcWeb);
             }
         }
+        // A client of gRPC-Web reads trailers in its own way.
+        HttpFilter::GrpcHttp1Bridge(config) if !web && !bridged => {
+            let bridged = Bridged::of(config, request);
+            if bridged.is_none() {
+                return Step::Continue;
+            }
+            let message = bridged == Some(Bridged::Protobuf);
+            if message {
+                ex.upload.transform(Some(Transform::Message(Vec::new(), ex.down.buffer_limit)));
+            }
+            let active = chain::active(ex);
+            active.bridged = bridged;
+            active.reroute = message;
+            at.encode(ex, Encoder::GrpcHttp1Bridge);
+        }
+        _ => {}
     }
-    ex.filters = (!active.concerns_nothing()).then(|| Box::new(active));
-    Ok(())
+    Step::Continue
 }
 
 /// The router has chosen a cluster: what counts messages knows where.
@@ -108,17 +147,28 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
     ex.filters.as_ref().and_then(|active| active.bridged)
 }
 
-/// Filters see a response's head. `ends` says that nothing follows it.
+/// Filters see a response's head, the last one first. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    let Some(active) = &mut ex.filters else { return };
-    if let Some(call) = &mut active.call {
-        call.answered(head);
-    }
-    if active.bridged == Some(Bridged::Grpc) && ends {
-        grpc_http1_bridge::head_only(head);
-    }
-    if let Some(web) = &active.web {
-        web.response_head(head);
+    let encoders = match &mut ex.filters {
+        Some(active) => std::mem::take(&mut active.encoders),
+        None => return,
+    };
+    for (_, encoder) in encoders.iter().rev() {
+        match encoder {
+            Encoder::Cors(allowed) => allowed.on_response(head),
+            Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+            Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {
+                let Some(active) = &mut ex.filters else { continue };
+                match (encoder, &mut active.call, &active.web) {
+                    (Encoder::GrpcStats, Some(call), _) => call.answered(head),
+                    (Encoder::GrpcWeb, _, Some(web)) => web.response_head(head),
+                    (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
+                        grpc_http1_bridge::head_only(head);
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 }
 
@@ -133,8 +183,29 @@ pub(super) fn on_download(ex: &Exchange<'_>, download: &mut Pump) {
     }
 }
 
-/// An answer of our own: its content type is the client's kind of gRPC.
-pub(super) fn on_reply(ex: &Exchange<'_>, fields: &mut Fields) {
+/// Filters see the head of an answer of our own. A chain that has not seen the request sees that.
+pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
+    if !ex.filtered {
+        let mut course = chain::Course::new(ex, super::on_demand::Found::Nothing, 0);
+        // Without the configuration of one of them none sees it.
+        let _ = chain::create(ex, &mut course);
+    }
+    let encoders = match &mut ex.filters {
+        Some(active) => std::mem::take(&mut active.encoders),
+        None => return,
+    };
+    for (_, encoder) in encoders.iter().rev() {
+        match encoder {
+            Encoder::Cors(allowed) => allowed.on_response(head),
+            Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+            Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
+            Encoder::GrpcStats | Encoder::GrpcHttp1Bridge => {}
+        }
+    }
+}
+
+/// The content type of an answer of our own is the client's kind of gRPC.
+fn reply_type(ex: &Exchange<'_>, fields: &mut Fields) {
     let web = ex.filters.as_ref().and_then(|active| active.web.as_ref());
     if let Some(web) = web {
         if fields.get(Known::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc")) {

@@ -221,7 +221,7 @@ impl Attempts<'_> {
         let mut reply = Reply::new(told.status, told.details)
             .body(told.body.as_bytes())
             .overloaded(told.flag == ResponseFlags::UO)
-            .grpc_status(told.grpc);
+            .grpc_status(told.grpc.map(std::borrow::Cow::Borrowed));
         if !told.by_manager {
             let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
             reply = reply.attempts(attempts).route(self.route.clone());

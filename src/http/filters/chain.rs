@@ -1,0 +1,268 @@
+//! The filters of a connection manager, one after the other over a request's head.
+//!
+//! Comes in: a request with the route that was found for it. Goes out: the request as it is to be routed, or an answer.
+//! Which filters are on is decided by the first route; each filter sees the route as it is when its turn comes
+//! (envoyproxy.io: http_filters). Nothing here waits: a filter that has to says what for, and has its turn again.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::{Active, Encoder};
+use crate::config::http::HttpFilter;
+use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
+use crate::http::exchange::{Exchange, Reply};
+use crate::http::on_demand::Found;
+use crate::telemetry::stream_info::ResponseFlags;
+
+/// What a filter says of a request.
+#[derive(Debug)]
+pub(in crate::http) enum Step {
+    /// The next filter has it.
+    Continue,
+    /// It is answered with this and goes no further.
+    Reply(Reply),
+    /// The filter wants to see it again after this.
+    Wait(Wait),
+}
+
+/// What a filter waits for.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::http) enum Wait {
+    /// This moment.
+    Until(Instant),
+}
+
+/// What comes of the filters.
+#[derive(Debug)]
+pub(in crate::http) enum Outcome {
+    /// All have seen it.
+    Done,
+    /// An answer.
+    Reply(Reply),
+    /// Something is waited for.
+    Wait(Wait),
+    /// Its route is to be found anew, by its head as it is now.
+    Reroute,
+}
+
+/// The way of one request through the filters.
+pub(in crate::http) struct Course {
+    /// Its route.
+    pub(in crate::http) found: Found,
+    /// The number it drew.
+    pub(in crate::http) random: u64,
+    overrides: Option<Arc<Overrides>>,
+    /// Filters that are off, one bit each.
+    off: u64,
+    /// The filter whose turn it is.
+    next: usize,
+    /// It has seen the request before and waited.
+    resumed: bool,
+}
+
+/// A filter's turn.
+pub(in crate::http) struct At<'c> {
+    /// Its place in the chain.
+    pub(super) place: usize,
+    /// Its name.
+    pub(super) name: &'c FilterName,
+    /// The request's way.
+    pub(super) course: &'c Course,
+    /// It waited for something, which has come.
+    pub(super) resumed: bool,
+    over: Option<&'c Override>,
+}
+
+impl At<'_> {
+    /// What tables, virtual hosts, routes and weighted clusters say to it, the most specific first.
+    pub(super) fn levels(&self) -> &[Arc<RouteFilter>] {
+        self.over.map(|over| &*over.levels).unwrap_or_default()
+    }
+
+    /// The most specific of them.
+    pub(super) fn said(&self) -> Option<&RouteFilter> {
+        self.levels().first().map(|said| &**said)
+    }
+
+    /// Notes what it will do to the response.
+    pub(super) fn encode(&self, ex: &mut Exchange<'_>, encoder: Encoder) {
+        active(ex).encode(self.place, encoder);
+    }
+}
+
+/// What filters do to the request, from now on.
+pub(super) fn active<'x>(ex: &'x mut Exchange<'_>) -> &'x mut Active {
+    ex.filters.get_or_insert_default()
+}
+
+impl Course {
+    /// The way of a request that drew `random` and found this.
+    pub(in crate::http) fn new(ex: &Exchange<'_>, found: Found, random: u64) -> Self {
+        let mut course = Self { found, random, overrides: None, off: 0, next: 0, resumed: false };
+        course.look(ex);
+        course
+    }
+
+    /// Another route was found.
+    pub(in crate::http) fn reroute(&mut self, ex: &Exchange<'_>, found: Found) {
+        self.found = found;
+        self.look(ex);
+    }
+
+    fn look(&mut self, ex: &Exchange<'_>) {
+        self.overrides = match (&self.found, &ex.request) {
+            (Found::Route(route), Some(request)) => route.overrides_for(request, self.random).cloned(),
+            _ => None,
+        };
+    }
+
+    /// The route, if there is one.
+    pub(super) fn route(&self) -> Option<&Arc<Route>> {
+        match &self.found {
+            Found::Route(route) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// How the request is to be forwarded, if it is.
+    pub(super) fn forward(&self) -> Option<&Forward> {
+        match &self.route()?.action {
+            Action::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
+
+    /// Whether the request is to be forwarded.
+    pub(super) fn forwards(&self) -> bool {
+        self.forward().is_some()
+    }
+
+    /// What is said to filters.
+    pub(super) fn overrides(&self) -> Option<&Arc<Overrides>> {
+        self.overrides.as_ref()
+    }
+
+    /// The name of the cluster that the request goes to.
+    pub(super) fn with_cluster<R>(&self, ex: &Exchange<'_>, look: impl FnOnce(&str) -> R) -> Option<R> {
+        let (chosen, _) = self.forward()?.target.choose(ex.request.as_ref()?, self.random);
+        match chosen {
+            Chosen::Slot(slot) => Some(look(slot.name())),
+            Chosen::Named(name) => std::str::from_utf8(name?).ok().map(look),
+        }
+    }
+}
+
+/// Decides which filters are on, and what is to be done to the response whatever becomes of the request.
+///
+/// # Errors
+/// One of them has no configuration.
+pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Result<(), Reply> {
+    ex.filtered = true;
+    let manager = ex.manager;
+    for (place, installed) in manager.filters.iter().enumerate() {
+        let over = course.overrides.as_ref().and_then(|all| all.find(&installed.name));
+        if over.map_or(installed.disabled, |over| over.disabled) {
+            course.off |= 1 << place;
+            continue;
+        }
+        let held;
+        let filter = match &installed.filter {
+            HttpFilter::Discovered(discovered) => {
+                let Some(current) = discovered.current().clone() else {
+                    ex.info.flags.insert(ResponseFlags::NFCF);
+                    return Err(Reply::new(500, ""));
+                };
+                held = current.clone();
+                active(ex).discovered.push((place, current));
+                &*held
+            }
+            filter => filter,
+        };
+        if let HttpFilter::HeaderMutation(config) = filter {
+            if let Some(encoder) = config.encoder(over) {
+                active(ex).encode(place, Encoder::HeaderMutation(encoder));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The filters have their turns, from where they stopped.
+pub(in crate::http) fn on_request(ex: &mut Exchange<'_>, course: &mut Course) -> Outcome {
+    let manager = ex.manager;
+    while let Some(installed) = manager.filters.get(course.next) {
+        let place = course.next;
+        let resumed = std::mem::take(&mut course.resumed);
+        course.next += 1;
+        if course.off & (1 << place) != 0 {
+            continue;
+        }
+        let held;
+        let filter = match &installed.filter {
+            HttpFilter::Discovered(_) => {
+                let Some(current) = ex.filters.as_ref().and_then(|active| active.discovered(place)) else {
+                    continue;
+                };
+                held = current;
+                &*held
+            }
+            filter => filter,
+        };
+        let over = course.overrides.as_ref().and_then(|all| all.find(&installed.name));
+        let at = At { place, name: &installed.name, course, resumed, over };
+        match super::decode(ex, filter, &at) {
+            Step::Continue => {}
+            Step::Reply(reply) => {
+                note_cluster(ex, course);
+                return Outcome::Reply(reply);
+            }
+            Step::Wait(wait) => {
+                (course.next, course.resumed) = (place, true);
+                return Outcome::Wait(wait);
+            }
+        }
+        if ex.filters.as_mut().is_some_and(|active| std::mem::take(&mut active.reroute)) {
+            return Outcome::Reroute;
+        }
+    }
+    Outcome::Done
+}
+
+/// Logs name the cluster of a route even where a filter has answered.
+#[cold]
+fn note_cluster(ex: &mut Exchange<'_>, course: &Course) {
+    let slot = course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
+    if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
+        ex.info.cluster = Some(cluster.cluster.name.clone());
+    }
+}
+
+/// Waits. An answer when the request cannot wait that long.
+///
+/// # Errors
+/// The client is gone.
+pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<Option<Reply>, ()> {
+    let Wait::Until(until) = wait;
+    let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+    let deadline = idle.map_or(until, |idle| idle.min(until));
+    let waited = poll_fn(|context| {
+        let down = &mut *ex.down;
+        down.client.nudge(context);
+        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+            return Poll::Ready(Err(()));
+        }
+        down.timer.poll(Some(deadline), context).map(Ok)
+    })
+    .await;
+    ex.now = Instant::now();
+    waited?;
+    if deadline == until {
+        return Ok(None);
+    }
+    ex.manager.stats.downstream_rq_idle_timeout.increment(1);
+    ex.info.flags.insert(ResponseFlags::SI);
+    let status = if ex.upload.is_received() { 504 } else { 408 };
+    Ok(Some(Reply::new(status, "stream_idle_timeout").body("stream timeout")))
+}

@@ -1,0 +1,304 @@
+//! Changes of heads and query parameters (`envoy.filters.http.header_mutation`).
+
+use std::sync::Arc;
+
+use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::header_mutation::Action;
+use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::HeaderMutation as Mutation;
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3 as pb;
+use outrigger_control_api::pb::google::protobuf::value::Kind;
+
+use super::chain::{At, Step};
+use crate::config::matcher::StringMatcher;
+use crate::config::problems::Problems;
+use crate::config::route::{HeaderOps, Override, RouteFilter};
+use crate::config::{HeaderKey, HeaderMutate, RequestView};
+use crate::http::exchange::Exchange;
+use crate::http::fields::Fields;
+use crate::http::head::{RequestHead, ResponseHead};
+use crate::telemetry::format::{Format, FormatContext};
+use crate::telemetry::stream_info::StreamInfo;
+
+/// The filter.
+#[derive(Debug)]
+pub struct Config {
+    mutations: Arc<RouteFilter>,
+    most_specific_wins: bool,
+}
+
+/// `Mutations`, in order.
+#[derive(Debug, Default)]
+pub struct Mutations {
+    request: Box<[Change]>,
+    response: Box<[Change]>,
+    query: Box<[QueryChange]>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Remove(HeaderKey),
+    RemoveMatching(StringMatcher),
+    Add(HeaderOps),
+}
+
+#[derive(Debug)]
+enum QueryChange {
+    Remove(Box<str>),
+    Add(Box<str>, Format, AppendAction),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AppendAction {
+    AppendIfExistsOrAdd,
+    AddIfAbsent,
+    OverwriteIfExistsOrAdd,
+    OverwriteIfExists,
+}
+
+/// Changes of one response, in order.
+#[derive(Debug)]
+pub(super) struct Response(Vec<Arc<RouteFilter>>);
+
+impl Mutations {
+    /// Compiles `config`. `None` when a problem was reported.
+    pub fn compile(config: Option<&pb::Mutations>, problems: &mut Problems) -> Option<Self> {
+        let Some(config) = config else { return Some(Self::default()) };
+        problems.at("mutations", |problems| {
+            let before = problems.count();
+            let request = changes(&config.request_mutations, "request_mutations", problems);
+            let response = changes(&config.response_mutations, "response_mutations", problems);
+            let query = (config.query_parameter_mutations.iter().enumerate())
+                .filter_map(|(index, mutation)| {
+                    problems.at_index("query_parameter_mutations", index, |problems| {
+                        query_change(mutation, problems)
+                    })
+                })
+                .collect();
+            (problems.count() == before).then_some(Self { request, response, query })
+        })
+    }
+
+    fn change_request(&self, request: &mut RequestHead, info: &StreamInfo) {
+        for change in &self.request {
+            match change {
+                Change::Add(ops) => ops.apply_to_request(request, info),
+                change => change.remove(&mut request.fields),
+            }
+        }
+        if self.query.is_empty() || request.path().is_empty() {
+            return;
+        }
+        let path = changed_path(&self.query, request, info);
+        request.set_path(&path);
+    }
+
+    fn change_response(&self, head: &mut ResponseHead, ex: &Exchange<'_>) {
+        for change in &self.response {
+            match change {
+                Change::Add(ops) => {
+                    ops.apply_to_response(head, &ex.info, ex.request.as_ref().map(|request| request as _));
+                }
+                change => change.remove(&mut head.fields),
+            }
+        }
+    }
+}
+
+impl Change {
+    fn remove(&self, fields: &mut Fields) {
+        match self {
+            Change::Remove(key) => {
+                fields.remove(key);
+            }
+            Change::RemoveMatching(matcher) => {
+                fields.remove_where(|name| matcher.matches(&name.to_ascii_lowercase()));
+            }
+            Change::Add(_) => {}
+        }
+    }
+}
+
+fn changes(list: &[Mutation], field: &str, problems: &mut Problems) -> Box<[Change]> {
+    let each = |(index, mutation)| problems.at_index(field, index, |problems| change(mutation, problems));
+    list.iter().enumerate().filter_map(each).collect()
+}
+
+fn change(mutation: &Mutation, problems: &mut Problems) -> Option<Change> {
+    // One of them is demanded by a field rule.
+    match mutation.action.as_ref()? {
+        Action::Remove(name) if name.starts_with(':') || name.eq_ignore_ascii_case("host") => {
+            problems.report_at("remove", format_args!("{name:?}: pseudo headers and host cannot be removed"));
+            None
+        }
+        Action::Remove(name) => Some(Change::Remove(HeaderKey::new(name))),
+        Action::Append(option) => {
+            problems.at("append", |problems| HeaderOps::one(option, problems)).map(Change::Add)
+        }
+        Action::RemoveOnMatch(config) => problems.at("remove_on_match.key_matcher", |problems| {
+            StringMatcher::compile(config.key_matcher.as_ref()?, problems).map(Change::RemoveMatching)
+        }),
+    }
+}
+
+fn query_change(mutation: &core::KeyValueMutation, problems: &mut Problems) -> Option<QueryChange> {
+    use core::key_value_append::KeyValueAppendAction as Append;
+
+    let Some(append) = &mutation.append else {
+        if mutation.remove.is_empty() {
+            problems.report("needs either append or remove");
+            return None;
+        }
+        return Some(QueryChange::Remove(mutation.remove.as_str().into()));
+    };
+    let Some(record) = &append.record else {
+        problems.report_at("append.record", "is required");
+        return None;
+    };
+    let Some(Kind::StringValue(value)) = record.value.as_ref().and_then(|value| value.kind.as_ref()) else {
+        problems.report_at("append.record.value", "must be a string");
+        return None;
+    };
+    let format = problems.at("append.record.value", |problems| problems.take(Format::parse_header(value)))?;
+    let action = match append.action() {
+        Append::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,
+        Append::AddIfAbsent => AppendAction::AddIfAbsent,
+        Append::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
+        Append::OverwriteIfExists => AppendAction::OverwriteIfExists,
+    };
+    Some(QueryChange::Add(record.key.as_str().into(), format, action))
+}
+
+/// Query parameters, each name with its values, in the order of names.
+type Query = std::collections::BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
+
+fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInfo) -> Vec<u8> {
+    let path = request.path();
+    let (bare, query) = match memchr::memchr(b'?', path) {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (path, &b""[..]),
+    };
+    let mut parameters = Query::new();
+    for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = match memchr::memchr(b'=', pair) {
+            Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
+            None => (pair, &b""[..]),
+        };
+        parameters.entry(decoded(name)).or_default().push(decoded(value));
+    }
+    for change in changes {
+        match change {
+            QueryChange::Remove(name) => {
+                parameters.remove(name.as_bytes());
+            }
+            QueryChange::Add(name, format, action) => {
+                let mut value = Vec::new();
+                format.render(&mut value, &FormatContext::new(info).with_request(request));
+                let name = name.as_bytes();
+                match (action, parameters.get_mut(name)) {
+                    (AppendAction::AppendIfExistsOrAdd, Some(values)) => values.push(value),
+                    (AppendAction::AddIfAbsent, Some(_)) | (AppendAction::OverwriteIfExists, None) => {}
+                    (_, Some(values)) => *values = vec![value],
+                    (_, None) => {
+                        parameters.insert(name.to_vec(), vec![value]);
+                    }
+                }
+            }
+        }
+    }
+    let mut out = bare.to_vec();
+    let mut mark = b'?';
+    for (name, values) in &parameters {
+        for value in values {
+            out.push(mark);
+            encode(name, &mut out);
+            out.push(b'=');
+            encode(value, &mut out);
+            mark = b'&';
+        }
+    }
+    out
+}
+
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match (byte, digit(text.get(at + 1)), digit(text.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// What is not unreserved is escaped (RFC 3986 §2.3).
+fn encode(text: &[u8], out: &mut Vec<u8>) {
+    use std::io::Write;
+    for byte in text {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(byte) {
+            out.push(*byte);
+        } else {
+            // Writing to a vector does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+}
+
+impl Config {
+    /// Compiles `config`. `None` when a problem was reported.
+    pub fn compile(config: &pb::HeaderMutation, problems: &mut Problems) -> Option<Self> {
+        Some(Self {
+            mutations: Arc::new(RouteFilter::HeaderMutation(Mutations::compile(
+                config.mutations.as_ref(),
+                problems,
+            )?)),
+            most_specific_wins: config.most_specific_header_mutations_wins,
+        })
+    }
+
+    /// All changes in their order: the filter's, then those of the levels in `over`.
+    fn all<'m>(&'m self, levels: &'m [Arc<RouteFilter>]) -> impl Iterator<Item = &'m Arc<RouteFilter>> {
+        let count = levels.len();
+        let level = move |index| levels.get(if self.most_specific_wins { count - 1 - index } else { index });
+        std::iter::once(&self.mutations).chain((0..count).filter_map(level))
+    }
+
+    pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        let Some(request) = &mut ex.request else { return Step::Continue };
+        for mutations in self.all(at.levels()).filter_map(of) {
+            mutations.change_request(request, &ex.info);
+        }
+        Step::Continue
+    }
+
+    /// What changes the response; `None` if nothing does.
+    pub(super) fn encoder(&self, over: Option<&Override>) -> Option<Response> {
+        let levels = over.map(|over| &*over.levels).unwrap_or_default();
+        let changing =
+            |said: &&Arc<RouteFilter>| of(said).is_some_and(|mutations| !mutations.response.is_empty());
+        let all: Vec<_> = self.all(levels).filter(changing).cloned().collect();
+        (!all.is_empty()).then_some(Response(all))
+    }
+}
+
+fn of(said: &Arc<RouteFilter>) -> Option<&Mutations> {
+    match &**said {
+        RouteFilter::HeaderMutation(mutations) => Some(mutations),
+        _ => None,
+    }
+}
+
+impl Response {
+    pub(super) fn on_response(&self, ex: &Exchange<'_>, head: &mut ResponseHead) {
+        for mutations in self.0.iter().filter_map(of) {
+            mutations.change_response(head, ex);
+        }
+    }
+}
