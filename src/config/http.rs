@@ -205,6 +205,8 @@ pub enum HttpFilter {
     Fault(Arc<filters::fault::Config>),
     /// `envoy.filters.http.header_mutation`.
     HeaderMutation(Arc<filters::header_mutation::Config>),
+    /// `envoy.filters.http.rbac`.
+    Rbac(Arc<crate::policy::rbac::Filter>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::{sleep, timeout};
 
-use super::rbac::Facts;
+use super::rbac::{Facts, Filter, Verdict};
 use crate::config::listener::NetworkFilter;
 use crate::runtime::Stream;
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 
 /// The filters of one connection.
 #[derive(Debug)]
@@ -24,6 +24,7 @@ pub struct Gate {
     info: Rc<ConnectionInfo>,
     asked: Cell<bool>,
     refusal: RefCell<Option<Refusal>>,
+    told: RefCell<DynamicMetadata>,
 }
 
 /// Why and how a connection is closed.
@@ -48,6 +49,8 @@ pub enum Passage {
     Refused,
 }
 
+/// Whose metadata they are, whatever the filter is called.
+const NAMESPACE: &str = "envoy.filters.network.rbac";
 /// Room for the first bytes.
 const FIRST_READ: usize = 4 << 10;
 
@@ -55,7 +58,13 @@ impl Gate {
     /// `None` without filters.
     pub fn new(filters: &Arc<[NetworkFilter]>, info: &Rc<ConnectionInfo>) -> Option<Self> {
         let filters = (!filters.is_empty()).then(|| filters.clone())?;
-        Some(Self { filters, info: info.clone(), asked: Cell::new(false), refusal: RefCell::default() })
+        Some(Self {
+            filters,
+            info: info.clone(),
+            asked: Cell::new(false),
+            refusal: RefCell::default(),
+            told: RefCell::default(),
+        })
     }
 
     /// The client has sent bytes, or its end: whether they may pass. Filters that decide once are asked the first
@@ -68,7 +77,7 @@ impl Gate {
         for filter in &*self.filters {
             let NetworkFilter::Rbac(rbac) = filter;
             if first || rbac.continuous {
-                let verdict = rbac.filter.judge_own(&Facts::of_connection(&self.info), false);
+                let verdict = self.judge(&rbac.filter);
                 if !verdict.allowed {
                     let refusal = Refusal { details: verdict.details, delay: rbac.delay };
                     self.refusal.replace(Some(refusal));
@@ -77,6 +86,20 @@ impl Gate {
             }
         }
         true
+    }
+
+    fn judge(&self, filter: &Filter) -> Verdict {
+        let mut told = self.told.borrow_mut();
+        let facts = Facts { dynamic: Some(&told), ..Facts::of_connection(&self.info) };
+        let mut verdict = filter.judge_own(&facts, true);
+        verdict.write(NAMESPACE, &mut told);
+        verdict
+    }
+
+    /// The dynamic metadata that filters have left; `None` if there are none.
+    pub fn told(&self) -> Option<Box<DynamicMetadata>> {
+        let told = self.told.borrow();
+        (!told.is_empty()).then(|| Box::new(told.clone()))
     }
 
     /// Whether a filter wants to be asked at every read.

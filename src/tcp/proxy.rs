@@ -100,6 +100,7 @@ pub async fn serve<D: Dial>(
             }
         }
     };
+    session.info.metadata = gate.as_ref().and_then(Gate::told);
     match end {
         End::Failed(Side::Upstream, _) => session.info.flags.insert(ResponseFlags::UR),
         End::Idle => proxy.stats.idle_timeout.increment(1),

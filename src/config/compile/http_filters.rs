@@ -12,7 +12,7 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, extension, Environment};
+use super::{bool_or, extension, rbac, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
@@ -103,7 +103,7 @@ fn check_type(any: &Any, types: &[Box<str>], problems: &mut Problems) -> bool {
 
 /// Whether filters of this type are compiled here.
 pub(super) fn knows(kind: &str) -> bool {
-    matches!(kind, STATS | WEB | BRIDGE | CORS | FAULT | HEADER_MUTATION)
+    matches!(kind, STATS | WEB | BRIDGE | CORS | FAULT | HEADER_MUTATION | rbac::HTTP)
 }
 
 /// The filter in `any`, which counts in `stats`. `None` when a problem was reported.
@@ -126,6 +126,10 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
             let config = header_mutation::Config::compile(&extension(any, "", problems)?, problems)?;
             Some(HttpFilter::HeaderMutation(Arc::new(config)))
         }
+        rbac::HTTP => {
+            let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Rbac(Arc::new(filter)))
+        }
         _ => {
             let config: Bridge = extension(any, "", problems)?;
             Some(HttpFilter::GrpcHttp1Bridge(grpc_http1_bridge::Config {
@@ -146,6 +150,7 @@ pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteF
             header_mutation::Mutations::compile(config.mutations.as_ref(), problems)
                 .map(RouteFilter::HeaderMutation)
         }
+        rbac::PER_ROUTE => rbac::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Rbac),
         found => {
             problems.report(format_args!("{found} is nothing that a supported filter takes from a route"));
             None

@@ -52,6 +52,7 @@ pub enum RouteFilter {
     Cors(filters::cors::Policy),
     Fault(filters::fault::Settings),
     HeaderMutation(filters::header_mutation::Mutations),
+    Rbac(crate::policy::rbac::Rules),
 }
 
 /// What a route says to all filters.

@@ -16,6 +16,7 @@ pub mod grpc_http1_bridge;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
+mod rbac;
 
 use std::sync::Arc;
 
@@ -79,6 +80,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Cors(config) => return config.on_request(ex, at),
         HttpFilter::Fault(config) => return config.on_request(ex, at),
         HttpFilter::HeaderMutation(config) => return config.on_request(ex, at),
+        HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}

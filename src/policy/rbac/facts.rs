@@ -1,14 +1,12 @@
 //! What is known of a request or a connection when it is decided on.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
-use outrigger_control_api::pb::google::protobuf::Struct;
 
 use crate::config::discovery::SanKind;
 use crate::config::{HeaderKey, RequestView};
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 
 /// The facts of one request, or of a connection that carries none.
 #[derive(Clone, Copy)]
@@ -18,7 +16,7 @@ pub struct Facts<'a> {
     /// The request; `None` for a network filter.
     pub request: Option<&'a dyn RequestView>,
     /// Metadata that filters have left, by namespace.
-    pub dynamic: Option<&'a BTreeMap<String, Struct>>,
+    pub dynamic: Option<&'a DynamicMetadata>,
     /// Metadata of the request's route.
     pub route: Option<&'a Metadata>,
 }

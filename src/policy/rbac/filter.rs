@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::sync::{PoisonError, RwLock};
 
 use metrics::Counter;
+use outrigger_control_api::pb::google::protobuf::{value::Kind, Value};
 use smallvec::SmallVec;
 
 use super::facts::Facts;
 use super::Engine;
 use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 /// Rules as a filter has them, or as a route has them in its place.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ pub struct Filter {
     pub rules: Rules,
     enforced: Tally,
     shadow: Tally,
+    /// Metadata are about the enforced rules too.
+    tells_all: bool,
 }
 
 /// What is counted of one set of rules.
@@ -69,7 +73,8 @@ pub struct Verdict {
 
 impl Filter {
     /// A filter that counts in `scope` (`http.<stat_prefix>.` or `<stat_prefix>.`). The enforced rules' statistics
-    /// have `stat_prefix` in their names; `tag` is the tag of that, if it has one.
+    /// have `stat_prefix` in their names; `tag` is the tag of that. Without one, as a network filter, it tells of the
+    /// shadow rules only.
     pub fn new(scope: &Scope, stat_prefix: &str, tag: Option<&'static str>, rules: Rules) -> Self {
         let base = scope.sub("rbac");
         let part = |prefix: &str| match (prefix.trim_end_matches('.'), tag) {
@@ -81,6 +86,7 @@ impl Filter {
             enforced: Tally::new(part(stat_prefix), ["allowed", "denied"]),
             shadow: Tally::new(part(&rules.shadow_prefix), ["shadow_allowed", "shadow_denied"]),
             rules,
+            tells_all: tag.is_some(),
         }
     }
 
@@ -98,7 +104,7 @@ impl Filter {
         if let Some(enforced) = &rules.enforced {
             let decision = enforced.decide(facts);
             self.enforced.count(decision.allowed, decision.policy.filter(|_| rules.by_policy));
-            if tell {
+            if tell && self.tells_all {
                 verdict.tell(&rules.prefix, "enforced", decision.allowed, decision.policy);
             }
             verdict.log = decision.log;
@@ -117,6 +123,25 @@ impl Filter {
 }
 
 impl Verdict {
+    /// Whether it leaves metadata.
+    pub fn tells(&self) -> bool {
+        !self.metadata.is_empty() || self.log.is_some()
+    }
+
+    /// Moves its metadata to those under `namespace`, and the hint for access logs to where these look for it.
+    pub fn write(&mut self, namespace: &str, all: &mut DynamicMetadata) {
+        if !self.metadata.is_empty() {
+            let fields = &mut all.entry(namespace.to_owned()).or_default().fields;
+            for (key, value) in self.metadata.drain(..) {
+                fields.insert(key, Value { kind: Some(Kind::StringValue(value)) });
+            }
+        }
+        if let Some(hint) = self.log {
+            let fields = &mut all.entry("envoy.common".to_owned()).or_default().fields;
+            fields.insert("access_log_hint".to_owned(), Value { kind: Some(Kind::BoolValue(hint)) });
+        }
+    }
+
     fn tell(&mut self, prefix: &str, kind: &str, allowed: bool, policy: Option<&str>) {
         if let Some(policy) = policy {
             self.metadata.push((format!("{prefix}{kind}_effective_policy_id"), policy.to_owned()));

@@ -14,6 +14,7 @@ mod logs;
 mod messages;
 mod mutation;
 pub mod observe;
+mod rbac;
 mod retries;
 mod routing;
 mod smuggling;
