@@ -3,6 +3,10 @@
 //! Comes in: a request's head, its connection and its route. Goes out: 403, or nothing; dynamic metadata that tell what
 //! was decided. The rules are [`crate::policy::rbac`]'s.
 
+use std::sync::LazyLock;
+
+use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
+
 use super::chain::{At, Step};
 use crate::config::route::RouteFilter;
 use crate::http::exchange::{Exchange, Reply};
@@ -10,6 +14,9 @@ use crate::policy::rbac::{Facts, Filter};
 
 /// Whose metadata they are, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.rbac";
+
+/// Those of a route that has none.
+static NO_METADATA: LazyLock<Metadata> = LazyLock::new(Metadata::default);
 
 /// The filter's turn.
 pub(super) fn on_request(filter: &Filter, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
@@ -22,7 +29,7 @@ pub(super) fn on_request(filter: &Filter, ex: &mut Exchange<'_>, at: &At<'_>) ->
         connection: &ex.info.connection,
         request: Some(request),
         dynamic: ex.info.metadata.as_deref(),
-        route: at.course.route().and_then(|route| route.metadata.as_deref()),
+        route: at.course.route().map(|route| route.metadata.as_deref().unwrap_or(&NO_METADATA)),
     };
     let mut verdict = filter.judge(rules, &facts, true);
     if verdict.tells() {

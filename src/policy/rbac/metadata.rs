@@ -31,7 +31,7 @@ pub enum ValueMatcher {
     Text(StringMatcher),
     /// This truth value.
     Bool(bool),
-    /// Something or nothing.
+    /// Something, if that is wanted; else nothing passes.
     Present(bool),
     /// A list of which an element passes.
     OneOf(Box<ValueMatcher>),
@@ -69,7 +69,8 @@ impl ValueMatcher {
             (Self::Range(start, end), Some(Kind::NumberValue(number))) => start <= number && number < end,
             (Self::Text(matcher), Some(Kind::StringValue(text))) => matcher.matches(text.as_bytes()),
             (Self::Bool(wanted), Some(Kind::BoolValue(is))) => wanted == is,
-            (Self::Present(wanted), kind) => kind.is_some() == *wanted,
+            // To want nothing there is to want the impossible, in Envoy too.
+            (Self::Present(wanted), kind) => kind.is_some() && *wanted,
             (Self::OneOf(matcher), Some(Kind::ListValue(list))) => {
                 list.values.iter().any(|value| matcher.matches(Some(value)))
             }

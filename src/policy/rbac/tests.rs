@@ -398,7 +398,8 @@ fn trees() {
         (true, Some("mesh".into()))
     );
     assert_eq!(decide(&list, Some(&[])), (false, Some("rest".into())));
-    assert_eq!(decide(&list, None), (false, Some("rest".into())));
+    // Without TLS nothing is known of certificates, and nothing further is looked at.
+    assert_eq!(decide(&list, None), (false, None));
 
     // The longest beginning that leads somewhere counts.
     let prefixes = tree(&json!({"matcher_tree": {"input": input(uri), "prefix_match_map": {"map": {

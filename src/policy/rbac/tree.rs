@@ -1,7 +1,8 @@
 //! The unified matcher (`xds.type.matcher.v3.Matcher`) with the inputs and actions of RBAC.
 //!
 //! A match whose own tree finds nothing counts as none, so that the search goes on; so does one that is to keep
-//! matching (envoyproxy.io: matching_api). Where nothing is found at all, access is denied.
+//! matching (envoyproxy.io: matching_api). Where nothing is found at all, access is denied; so it is where something is
+//! looked at that cannot be known.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -95,10 +96,16 @@ pub enum Input {
     Subject,
 }
 
+/// What is looked at is not known and never will be, as with certificates without TLS: the whole tree gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unknown;
+
+type Found<'t> = Result<Option<(&'t str, Action)>, Unknown>;
+
 impl Tree {
     /// Decides.
     pub(super) fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
-        let found = self.root.find(facts);
+        let found = self.root.find(facts).unwrap_or(None);
         let log = self.logs.then(|| matches!(found, Some((_, Action::Log))));
         match found {
             Some((name, action)) => {
@@ -111,63 +118,93 @@ impl Tree {
 }
 
 impl Node {
-    fn find(&self, facts: &Facts<'_>) -> Option<(&str, Action)> {
+    fn find(&self, facts: &Facts<'_>) -> Found<'_> {
         let found = match &self.search {
             Search::Nothing => None,
-            Search::List(list) => list
-                .iter()
-                .filter(|(predicate, _)| predicate.matches(facts))
-                .find_map(|(_, on_match)| on_match.follow(facts)),
-            Search::Exact(input, map) => input
-                .look(facts, |value| map.get(value))
-                .flatten()
-                .and_then(|on_match| on_match.follow(facts)),
-            Search::Prefix(input, list) => input
-                .look(facts, |value| {
+            Search::List(list) => first(list.iter().map(|(predicate, on_match)| {
+                if predicate.matches(facts)? {
+                    on_match.follow(facts)
+                } else {
+                    Ok(None)
+                }
+            }))?,
+            Search::Exact(input, map) => {
+                let on_match = input.look(facts, |value| map.get(value))?.flatten();
+                on_match.map_or(Ok(None), |on_match| on_match.follow(facts))?
+            }
+            Search::Prefix(input, list) => {
+                let found = input.look(facts, |value| {
                     let fitting = list.iter().filter(|(prefix, _)| value.starts_with(prefix));
-                    fitting.map(|(_, on_match)| on_match).find_map(|on_match| on_match.follow(facts))
-                })
-                .flatten(),
+                    first(fitting.map(|(_, on_match)| on_match.follow(facts)))
+                })?;
+                found.unwrap_or(Ok(None))?
+            }
         };
-        found.or_else(|| self.on_no_match.as_ref()?.follow(facts))
+        match (found, &self.on_no_match) {
+            (None, Some(on_match)) => on_match.follow(facts),
+            (found, _) => Ok(found),
+        }
     }
 }
 
+/// The first that finds something.
+fn first<'t>(mut all: impl Iterator<Item = Found<'t>>) -> Found<'t> {
+    all.find(|found| !matches!(found, Ok(None))).unwrap_or(Ok(None))
+}
+
 impl OnMatch {
-    fn follow(&self, facts: &Facts<'_>) -> Option<(&str, Action)> {
+    fn follow(&self, facts: &Facts<'_>) -> Found<'_> {
         let found = match &self.then {
-            Then::Node(node) => node.find(facts),
+            Then::Node(node) => node.find(facts)?,
             Then::Act(name, action) => Some((&**name, *action)),
         };
-        found.filter(|_| !self.keep_matching)
+        Ok(found.filter(|_| !self.keep_matching))
     }
 }
 
 impl Predicate {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
-        match self {
+    fn matches(&self, facts: &Facts<'_>) -> Result<bool, Unknown> {
+        Ok(match self {
             Predicate::Text(input, matcher) => {
-                input.look(facts, |value| matcher.matches(value)).unwrap_or(false)
+                input.look(facts, |value| matcher.matches(value))?.unwrap_or(false)
             }
-            Predicate::Ip(input, networks) => input
-                .look(facts, |value| {
+            Predicate::Ip(input, networks) => {
+                let is_inside = |value: &[u8]| {
                     let ip = std::str::from_utf8(value).ok().and_then(|text| text.parse::<IpAddr>().ok());
                     ip.is_some_and(|ip| networks.contains(ip))
-                })
-                .unwrap_or(false),
-            Predicate::All(list) => list.iter().all(|predicate| predicate.matches(facts)),
-            Predicate::Any(list) => list.iter().any(|predicate| predicate.matches(facts)),
-            Predicate::Not(inner) => !inner.matches(facts),
-        }
+                };
+                input.look(facts, is_inside)?.unwrap_or(false)
+            }
+            Predicate::All(list) => {
+                for predicate in list {
+                    if !predicate.matches(facts)? {
+                        return Ok(false);
+                    }
+                }
+                true
+            }
+            Predicate::Any(list) => {
+                let mut unknown = Ok(false);
+                for predicate in list {
+                    match predicate.matches(facts) {
+                        Ok(true) => return Ok(true),
+                        Ok(false) => {}
+                        Err(Unknown) => unknown = Err(Unknown),
+                    }
+                }
+                unknown?
+            }
+            Predicate::Not(inner) => !inner.matches(facts)?,
+        })
     }
 }
 
 impl Input {
     /// Shows the value to `look`, if there is one.
-    fn look<R>(&self, facts: &Facts<'_>, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        match self {
+    fn look<R>(&self, facts: &Facts<'_>, look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, Unknown> {
+        Ok(match self {
             Input::Header(key) => {
-                let request = facts.request?;
+                let request = facts.request.ok_or(Unknown)?;
                 let mut values = 0u32;
                 let mut joined = Vec::new();
                 request.values(key, &mut |value| {
@@ -179,28 +216,32 @@ impl Input {
                 });
                 (values > 0).then(|| look(&joined))
             }
-            Input::Ip(whose) => Some(look(facts.ip(*whose)?.to_string().as_bytes())),
+            Input::Ip(whose) => facts.ip(*whose).map(|ip| look(ip.to_string().as_bytes())),
             Input::Port(whose) => {
-                let port = facts.address(*whose)?.port();
-                Some(look(itoa::Buffer::new().format(port).as_bytes()))
+                let port = facts.address(*whose).map(|address| address.port());
+                port.map(|port| look(itoa::Buffer::new().format(port).as_bytes()))
             }
             Input::ServerName => {
-                let name = facts.connection.server_name.as_deref().filter(|name| !name.is_empty())?;
-                Some(look(name.as_bytes()))
+                let name = facts.connection.server_name.as_deref().filter(|name| !name.is_empty());
+                name.map(|name| look(name.as_bytes()))
             }
             Input::Names(kind) => {
+                facts.connection.tls.as_ref().ok_or(Unknown)?;
                 let mut names = facts.peer_names(*kind);
-                let first = names.next()?;
-                match names.next() {
+                match (names.next(), names.next()) {
+                    (None, _) => None,
                     // The identity of a workload stands alone.
-                    None => Some(look(first.as_bytes())),
-                    Some(second) => {
+                    (Some(first), None) => Some(look(first.as_bytes())),
+                    (Some(first), Some(second)) => {
                         let all: Vec<&str> = [first, second].into_iter().chain(names).collect();
                         Some(look(all.join(",").as_bytes()))
                     }
                 }
             }
-            Input::Subject => Some(look(facts.subject().filter(|subject| !subject.is_empty())?.as_bytes())),
-        }
+            Input::Subject => {
+                let subject = facts.subject().ok_or(Unknown)?;
+                (!subject.is_empty()).then(|| look(subject.as_bytes()))
+            }
+        })
     }
 }
