@@ -205,6 +205,18 @@ pub enum HttpFilter {
     Fault(Arc<filters::fault::Config>),
     /// `envoy.filters.http.header_mutation`.
     HeaderMutation(Arc<filters::header_mutation::Config>),
+    /// `envoy.filters.http.local_ratelimit`.
+    LocalRateLimit(Arc<filters::local_ratelimit::Config>),
+    /// `envoy.filters.http.csrf`.
+    Csrf(Arc<filters::csrf::Config>),
+    /// `envoy.filters.http.buffer`.
+    Buffer(Arc<filters::buffer::Config>),
+    /// `envoy.filters.http.health_check`.
+    HealthCheck(Arc<filters::health_check::Config>),
+    /// `envoy.filters.http.set_metadata`.
+    SetMetadata(Arc<filters::set_metadata::Config>),
+    /// `envoy.filters.http.header_to_metadata`.
+    HeaderToMetadata(Arc<filters::header_to_metadata::Config>),
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<crate::policy::rbac::Filter>),
 }

@@ -544,10 +544,12 @@ impl<'a> Exchange<'a> {
         }
         let stats = &self.manager.stats;
         // A client that left before any answer has no completed request.
-        if end != End::Gone || cut || self.info.response_code != 0 {
+        let answered = end != End::Gone || cut || self.info.response_code != 0;
+        if answered && !self.info.health_check {
             stats.downstream_rq_completed.increment(1);
         }
         match self.info.response_code / 100 {
+            _ if self.info.health_check => {}
             1 => stats.downstream_rq_1xx.increment(1),
             2 => stats.downstream_rq_2xx.increment(1),
             3 => stats.downstream_rq_3xx.increment(1),

@@ -218,6 +218,14 @@ impl Pump {
         self.trailers &= keep;
     }
 
+    /// The whole body has come, and its length is to be told before it. False where that is known, or trailers
+    /// need chunks.
+    pub fn measure(&mut self) -> bool {
+        let unknown = self.chunked && self.received && self.received_trailers.is_none();
+        self.chunked &= !unknown;
+        unknown
+    }
+
     /// Whether it is written chunked.
     pub fn is_chunked(&self) -> bool {
         self.chunked

@@ -92,6 +92,12 @@ impl Reply {
         self
     }
 
+    /// With these fields.
+    pub(super) fn with_fields(mut self, fields: Fields) -> Self {
+        self.extra.get_or_insert_default().fields = fields;
+        self
+    }
+
     /// With these changes to its head.
     pub(super) fn changed(mut self, changes: HeaderOps) -> Self {
         self.extra.get_or_insert_default().changes = changes;

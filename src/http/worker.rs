@@ -13,6 +13,7 @@ use crate::config::compile::runtime::Runtime;
 use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::{Cluster, Directory};
 use crate::runtime::drain::Drain;
+use crate::telemetry::process::Server;
 use crate::telemetry::stream_info::WallClock;
 use crate::upstream::Upstreams;
 
@@ -25,6 +26,8 @@ pub struct Worker {
     pub clusters: Arc<Directory<Cluster>>,
     /// Runtime values, as they are now.
     pub runtime: Arc<ArcSwap<Runtime>>,
+    /// The server's state.
+    pub server: Option<Arc<Server>>,
     /// Whether the process is draining.
     pub drain: Arc<Drain>,
     /// Connections that carry several requests.
@@ -52,6 +55,7 @@ impl Worker {
             upstreams: Upstreams::default(),
             clusters,
             runtime: Arc::default(),
+            server: None,
             drain,
             multiplexed: Registry::default(),
             rebalance: None,
@@ -67,6 +71,11 @@ impl Worker {
     /// A random number.
     pub fn random(&self) -> u64 {
         self.rng.borrow_mut().u64(..)
+    }
+
+    /// Whether `/healthcheck/fail` is in effect.
+    pub fn is_failing_health(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.is_failing_health())
     }
 
     /// Whether a request falls into `share`.

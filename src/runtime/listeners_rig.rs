@@ -82,6 +82,7 @@ impl Rig {
                 drains_end: self.policy.ends,
                 clusters: self.config.clusters.clone(),
                 runtime: self.config.compiler.runtime.clone(),
+                server: None,
                 drain: Arc::default(),
                 rebalance: None,
                 status: Arc::default(),

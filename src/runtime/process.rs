@@ -143,7 +143,7 @@ async fn serve(
             }
         }
     }
-    let workers = start_workers(&clusters, &values, &drain, &flags, worker_commands)?;
+    let workers = start_workers(&clusters, &values, &server, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
@@ -286,6 +286,7 @@ async fn follow(discovery: &mut Option<Discovery>, listeners: &Mutex<ListenerMan
 fn start_workers(
     clusters: &Arc<Directory<Cluster>>,
     runtime: &Arc<ArcSwap<Runtime>>,
+    server: &Arc<Server>,
     drain: &Arc<Drain>,
     flags: &Flags,
     commands: Vec<mpsc::UnboundedReceiver<Command>>,
@@ -302,6 +303,7 @@ fn start_workers(
             drains_end: flags.drain_ends(),
             clusters: clusters.clone(),
             runtime: runtime.clone(),
+            server: Some(server.clone()),
             drain: drain.clone(),
             rebalance: flags.rebalance(),
             status,

@@ -20,6 +20,7 @@ use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
 use crate::listener::live::Share;
+use crate::telemetry::process::Server;
 
 /// What a worker is started with.
 pub struct Assignment {
@@ -33,6 +34,8 @@ pub struct Assignment {
     pub clusters: Arc<Directory<Cluster>>,
     /// Runtime values, as they are now.
     pub runtime: Arc<ArcSwap<Runtime>>,
+    /// The server's state.
+    pub server: Option<Arc<Server>>,
     /// The process's drain.
     pub drain: Arc<Drain>,
     /// Whether connections move when the service grows.
@@ -101,10 +104,21 @@ pub fn run(assignment: Assignment) -> io::Result<()> {
 }
 
 async fn serve(assignment: Assignment) -> io::Result<()> {
-    let Assignment { mut commands, drains_end, clusters, runtime, drain, rebalance, status, mut end, .. } =
-        assignment;
+    let Assignment {
+        mut commands,
+        drains_end,
+        clusters,
+        runtime,
+        server,
+        drain,
+        rebalance,
+        status,
+        mut end,
+        ..
+    } = assignment;
     let mut worker = Worker::new(clusters, drain.clone());
     worker.runtime = runtime;
+    worker.server = server;
     worker.rebalance = rebalance.map(Rebalance::new);
     let worker = Rc::new(worker);
     let census = Rc::new(Census::new(drains_end));

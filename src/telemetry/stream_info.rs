@@ -186,6 +186,8 @@ pub struct StreamInfo {
     pub upstream_wire_sent: u64,
     /// Bytes from the upstream, head included.
     pub upstream_wire_received: u64,
+    /// It is a health check of this proxy's service.
+    pub health_check: bool,
     /// What filters noted (dynamic metadata), by namespace.
     pub metadata: Option<Box<DynamicMetadata>>,
     /// Name of the route that matched.
@@ -253,6 +255,7 @@ impl StreamInfo {
             response_headers_bytes: 0,
             upstream_wire_sent: 0,
             upstream_wire_received: 0,
+            health_check: false,
             metadata: None,
             route_name: None,
             cluster: None,

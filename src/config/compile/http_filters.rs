@@ -18,7 +18,10 @@ use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
-use crate::http::filters::{cors, fault, grpc_http1_bridge, header_mutation};
+use crate::http::filters::{
+    buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check,
+    local_ratelimit, set_metadata,
+};
 use crate::telemetry::metrics::Scope;
 
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
@@ -29,6 +32,13 @@ const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
 const HEADER_MUTATION_PER_ROUTE: &str =
     "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const CSRF: &str = "envoy.extensions.filters.http.csrf.v3.CsrfPolicy";
+const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
+const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
+const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
+const SET_METADATA: &str = "envoy.extensions.filters.http.set_metadata.v3.Config";
+const HEADER_TO_METADATA: &str = "envoy.extensions.filters.http.header_to_metadata.v3.Config";
 const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
 
 /// A filter whose configuration a control plane sends; the environment learns that it is needed. `None` when a problem
@@ -103,7 +113,22 @@ fn check_type(any: &Any, types: &[Box<str>], problems: &mut Problems) -> bool {
 
 /// Whether filters of this type are compiled here.
 pub(super) fn knows(kind: &str) -> bool {
-    matches!(kind, STATS | WEB | BRIDGE | CORS | FAULT | HEADER_MUTATION | rbac::HTTP)
+    matches!(
+        kind,
+        STATS
+            | WEB
+            | BRIDGE
+            | CORS
+            | FAULT
+            | HEADER_MUTATION
+            | LOCAL_RATE_LIMIT
+            | CSRF
+            | BUFFER
+            | HEALTH_CHECK
+            | SET_METADATA
+            | HEADER_TO_METADATA
+            | rbac::HTTP
+    )
 }
 
 /// The filter in `any`, which counts in `stats`. `None` when a problem was reported.
@@ -125,6 +150,31 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
         HEADER_MUTATION => {
             let config = header_mutation::Config::compile(&extension(any, "", problems)?, problems)?;
             Some(HttpFilter::HeaderMutation(Arc::new(config)))
+        }
+        LOCAL_RATE_LIMIT => {
+            let config = local_ratelimit::Config::compile(&extension(any, "", problems)?, false, problems)?;
+            Some(HttpFilter::LocalRateLimit(Arc::new(config)))
+        }
+        CSRF => {
+            let config = csrf::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Csrf(Arc::new(config)))
+        }
+        BUFFER => {
+            let config = buffer::Config::compile(&extension(any, "", problems)?);
+            Some(HttpFilter::Buffer(Arc::new(config)))
+        }
+        HEALTH_CHECK => {
+            let config = health_check::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::HealthCheck(Arc::new(config)))
+        }
+        SET_METADATA => {
+            let config = set_metadata::Config::compile(&extension(any, "", problems)?, stats);
+            Some(HttpFilter::SetMetadata(Arc::new(config)))
+        }
+        HEADER_TO_METADATA => {
+            let config =
+                header_to_metadata::Config::compile(&extension(any, "", problems)?, false, problems)?;
+            Some(HttpFilter::HeaderToMetadata(Arc::new(config)))
         }
         rbac::HTTP => {
             let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;
@@ -149,6 +199,16 @@ pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteF
             let config: HeaderMutationPerRoute = extension(any, "", problems)?;
             header_mutation::Mutations::compile(config.mutations.as_ref(), problems)
                 .map(RouteFilter::HeaderMutation)
+        }
+        LOCAL_RATE_LIMIT => local_ratelimit::Config::compile(&extension(any, "", problems)?, true, problems)
+            .map(RouteFilter::LocalRateLimit),
+        CSRF => csrf::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Csrf),
+        BUFFER_PER_ROUTE => {
+            buffer::PerRoute::compile(&extension(any, "", problems)?).map(RouteFilter::Buffer)
+        }
+        HEADER_TO_METADATA => {
+            header_to_metadata::Config::compile(&extension(any, "", problems)?, true, problems)
+                .map(RouteFilter::HeaderToMetadata)
         }
         rbac::PER_ROUTE => rbac::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Rbac),
         found => {

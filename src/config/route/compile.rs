@@ -4,12 +4,13 @@
 //! that it can be; when there are many, only their bytes stay, and a host is compiled again when the
 //! first request wants it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::core::v3::data_source::Specifier;
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+use outrigger_control_api::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::action::{DirectResponse, Mirror};
@@ -143,7 +144,7 @@ pub fn compile_encoded(
             look(bytes, &host, problems);
             add_domains(&host, index, &mut domains, problems);
             let Some(compiled) = virtual_host(&host, &scope, problems) else { return };
-            if hosts.len() <= KEPT || needs_files(&host) {
+            if hosts.len() <= KEPT || needs_files(&host) || has_state(&host) {
                 cells.push(HostCell::awake(compiled));
             } else {
                 for slot in compiled.clusters() {
@@ -224,6 +225,29 @@ fn needs_files(host: &pb::VirtualHost) -> bool {
         let content = direct.body.as_ref().and_then(|body| body.specifier.as_ref());
         matches!(content, Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)))
     })
+}
+
+/// Whether the host has what must not be made anew: token buckets.
+fn has_state(host: &pb::VirtualHost) -> bool {
+    let of = |options: &HashMap<String, Any>| {
+        let counts =
+            |any: &Any| any.type_url.ends_with(".LocalRateLimit") || any.type_url.ends_with(".FilterConfig");
+        options.values().any(counts)
+    };
+    of(&host.typed_per_filter_config)
+        || host.routes.iter().any(|route| {
+            let weighted = match &route.action {
+                Some(pb::route::Action::Route(action)) => match &action.cluster_specifier {
+                    Some(pb::route_action::ClusterSpecifier::WeightedClusters(weighted)) => {
+                        &*weighted.clusters
+                    }
+                    _ => &[],
+                },
+                _ => &[],
+            };
+            of(&route.typed_per_filter_config)
+                || weighted.iter().any(|cluster| of(&cluster.typed_per_filter_config))
+        })
 }
 
 fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems) -> Option<VirtualHost> {

@@ -52,6 +52,10 @@ pub enum RouteFilter {
     Cors(filters::cors::Policy),
     Fault(filters::fault::Settings),
     HeaderMutation(filters::header_mutation::Mutations),
+    LocalRateLimit(filters::local_ratelimit::Config),
+    Csrf(filters::csrf::Policy),
+    Buffer(filters::buffer::PerRoute),
+    HeaderToMetadata(filters::header_to_metadata::Config),
     Rbac(crate::policy::rbac::Rules),
 }
 

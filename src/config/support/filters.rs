@@ -4,6 +4,7 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::whole;
 
+const NO_DESCRIPTORS: &str = "there are no descriptors yet";
 const TRAILERS: &str = "trailers are not changed yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -64,4 +65,61 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[("entry", "use record")],
     },
     whole("envoy.config.core.v3.KeyValuePair"),
+    MessageSupport {
+        message: "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        implemented: &[
+            "stat_prefix",
+            "status",
+            "token_bucket",
+            "filter_enabled",
+            "filter_enforced",
+            "request_headers_to_add_when_not_enforced",
+            "response_headers_to_add",
+            "enable_x_ratelimit_headers",
+            "rate_limited_as_resource_exhausted",
+        ],
+        observe: &[
+            ("stage", NO_DESCRIPTORS),
+            ("vh_rate_limits", NO_DESCRIPTORS),
+            ("always_consume_default_token_bucket", NO_DESCRIPTORS),
+            ("max_dynamic_descriptors", NO_DESCRIPTORS),
+        ],
+        rejected: &[
+            ("descriptors", "not supported yet; there is one bucket"),
+            ("rate_limits", "not supported yet; there is one bucket"),
+            (
+                "local_rate_limit_per_downstream_connection",
+                "limits of single connections are not supported yet",
+            ),
+            ("local_cluster_rate_limit", "limits are not shared with other proxies yet"),
+            ("enable_retry_after_header", "not supported yet; x-ratelimit-reset is"),
+        ],
+    },
+    whole("envoy.type.v3.TokenBucket"),
+    whole("envoy.type.v3.HttpStatus"),
+    whole("envoy.extensions.filters.http.csrf.v3.CsrfPolicy"),
+    whole("envoy.extensions.filters.http.buffer.v3.Buffer"),
+    whole("envoy.extensions.filters.http.buffer.v3.BufferPerRoute"),
+    whole("envoy.extensions.filters.http.health_check.v3.HealthCheck"),
+    whole("envoy.type.v3.Percent"),
+    MessageSupport {
+        message: "envoy.extensions.filters.http.set_metadata.v3.Config",
+        implemented: &["metadata_namespace", "value", "metadata"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.set_metadata.v3.Metadata",
+        implemented: &["metadata_namespace", "allow_overwrite", "value"],
+        observe: &[],
+        rejected: &[("typed_value", "typed metadata is not supported")],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.header_to_metadata.v3.Config",
+        implemented: &["request_rules", "response_rules"],
+        observe: &[("stat_prefix", "rules are not counted")],
+        rejected: &[],
+    },
+    whole("envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule"),
+    whole("envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair"),
 ];

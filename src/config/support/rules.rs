@@ -70,6 +70,19 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.http.fault.v3.FaultAbort",
         &[FieldRule::OneOf("error_type"), FieldRule::Field(2, &[Check::AtLeast(200.0), Check::Below(600.0)])],
     ),
+    ("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", &[FieldRule::Field(1, NAMED)]),
+    ("envoy.extensions.filters.http.csrf.v3.CsrfPolicy", &[FieldRule::Field(1, &[Check::Required])]),
+    (
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        &[FieldRule::Field(1, &[Check::Required, Check::Above(0.0)])],
+    ),
+    ("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", &[FieldRule::OneOf("override")]),
+    ("envoy.extensions.filters.http.health_check.v3.HealthCheck", &[FieldRule::Field(1, &[Check::Required])]),
+    ("envoy.extensions.filters.http.set_metadata.v3.Metadata", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair",
+        &[FieldRule::Field(2, NAMED)],
+    ),
     (
         "envoy.extensions.filters.common.fault.v3.FaultDelay",
         &[FieldRule::OneOf("fault_delay_secifier"), FieldRule::Field(3, &[Check::Above(0.0)])],

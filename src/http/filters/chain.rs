@@ -9,11 +9,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{Active, Encoder};
+use super::{header_to_metadata, Active, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
+use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
+use crate::http::h1::Refusal;
+use crate::http::io::OutBuf;
 use crate::http::on_demand::Found;
+use crate::http::pump::{Out, PumpError, Seen};
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// What a filter says of a request.
@@ -32,6 +36,8 @@ pub(in crate::http) enum Step {
 pub(in crate::http) enum Wait {
     /// This moment.
     Until(Instant),
+    /// The whole body of the request, of at most so many bytes.
+    Body(usize),
 }
 
 /// What comes of the filters.
@@ -180,10 +186,15 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Res
             }
             filter => filter,
         };
-        if let HttpFilter::HeaderMutation(config) = filter {
-            if let Some(encoder) = config.encoder(over) {
-                active(ex).encode(place, Encoder::HeaderMutation(encoder));
+        let encoder = match filter {
+            HttpFilter::HeaderMutation(config) => config.encoder(over).map(Encoder::HeaderMutation),
+            HttpFilter::HeaderToMetadata(config) => {
+                header_to_metadata::Config::encoder(config, over).map(Encoder::HeaderToMetadata)
             }
+            _ => None,
+        };
+        if let Some(encoder) = encoder {
+            active(ex).encode(place, encoder);
         }
     }
     Ok(())
@@ -244,8 +255,11 @@ fn note_cluster(ex: &mut Exchange<'_>, course: &Course) {
 /// # Errors
 /// The client is gone.
 pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<Option<Reply>, ()> {
-    let Wait::Until(until) = wait;
     let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+    let until = match wait {
+        Wait::Until(until) => until,
+        Wait::Body(most) => return collect(ex, most, idle).await,
+    };
     let deadline = idle.map_or(until, |idle| idle.min(until));
     let waited = poll_fn(|context| {
         let down = &mut *ex.down;
@@ -261,8 +275,81 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     if deadline == until {
         return Ok(None);
     }
+    Ok(Some(idle_reply(ex)))
+}
+
+/// The answer to a request that has waited too long.
+fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     ex.manager.stats.downstream_rq_idle_timeout.increment(1);
     ex.info.flags.insert(ResponseFlags::SI);
     let status = if ex.upload.is_received() { 504 } else { 408 };
-    Ok(Some(Reply::new(status, "stream_idle_timeout").body("stream timeout")))
+    Reply::new(status, "stream_idle_timeout").body("stream timeout")
+}
+
+/// Takes in the request's body.
+async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
+    let mut body = Vec::new();
+    let collected = poll_fn(|context| {
+        let Exchange { upload, down, .. } = &mut *ex;
+        down.client.nudge(context);
+        loop {
+            let mut shelf = Out::Wire(OutBuf::default());
+            let each = |piece: Seen<'_>| match piece {
+                Seen::Bytes(bytes) => body.extend_from_slice(bytes),
+                Seen::Shared(bytes) => body.extend_from_slice(bytes),
+            };
+            let polled = upload.poll_receive(down.client.source(), &mut shelf, each, context);
+            if body.len() > most {
+                return Poll::Ready(Collected::TooLarge);
+            }
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(Collected::All),
+                Poll::Ready(Err(PumpError::Source(refusal))) => {
+                    return Poll::Ready(Collected::Refused(refusal));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Collected::Gone),
+                // It held as much as it may; there is room again.
+                Poll::Pending if !shelf.is_empty() => {}
+                Poll::Pending => break,
+            }
+        }
+        down.timer.poll(idle, context).map(|()| Collected::Idle)
+    })
+    .await;
+    ex.now = Instant::now();
+    match collected {
+        Collected::All => {
+            ex.info.times.request_complete = Some(ex.now);
+            if ex.upload.measure() {
+                if let Some(request) = &mut ex.request {
+                    let mut digits = itoa::Buffer::new();
+                    request.fields.set_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+                }
+            }
+            active(ex).body = Some(body.into());
+            Ok(None)
+        }
+        Collected::TooLarge => {
+            ex.manager.stats.downstream_rq_too_large.increment(1);
+            Ok(Some(Reply::new(413, "request_payload_too_large").body("Payload Too Large")))
+        }
+        Collected::Refused(refusal) => {
+            ex.info.flags.insert(ResponseFlags::DPE);
+            ex.close = true;
+            ex.manager.stats.downstream_cx_protocol_error.increment(1);
+            let body = crate::http::head::reason(refusal.status);
+            Ok(Some(Reply::new(refusal.status, refusal.details).body(body)))
+        }
+        Collected::Idle => Ok(Some(idle_reply(ex))),
+        Collected::Gone => Err(()),
+    }
+}
+
+/// What came of taking in a body.
+enum Collected {
+    All,
+    TooLarge,
+    Refused(Refusal),
+    Idle,
+    Gone,
 }

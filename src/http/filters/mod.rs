@@ -8,18 +8,26 @@
 //! A filter is a module here: its options compiled (`Config`, and what routes may say to it), `on_request` for its turn
 //! in [`decode`], and if it changes responses, an [`Encoder`].
 
+pub mod buffer;
 pub(super) mod chain;
 pub mod cors;
+pub mod csrf;
 pub mod fault;
 pub mod framing;
 pub mod grpc_http1_bridge;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
+pub mod header_to_metadata;
+pub mod health_check;
+pub mod local_ratelimit;
 mod rbac;
+pub mod set_metadata;
+mod token_bucket;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use self::chain::{At, Step};
@@ -45,6 +53,8 @@ pub struct Active {
     encoders: SmallVec<[(usize, Encoder); 2]>,
     /// Filters that a control plane configures, as they were when the request came.
     discovered: SmallVec<[(usize, Arc<HttpFilter>); 1]>,
+    /// The body, where it was waited for.
+    body: Option<Bytes>,
     /// A fault was injected.
     fault: Option<fault::Active>,
     /// The route is to be found anew.
@@ -59,6 +69,10 @@ enum Encoder {
     GrpcHttp1Bridge,
     Cors(cors::Allowed),
     HeaderMutation(header_mutation::Response),
+    LocalRateLimit(token_bucket::Level),
+    HeaderToMetadata(header_to_metadata::Response),
+    HealthCheck(Arc<health_check::Config>),
+    HealthFailing,
 }
 
 impl Active {
@@ -80,6 +94,12 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Cors(config) => return config.on_request(ex, at),
         HttpFilter::Fault(config) => return config.on_request(ex, at),
         HttpFilter::HeaderMutation(config) => return config.on_request(ex, at),
+        HttpFilter::LocalRateLimit(config) => return config.on_request(ex, at),
+        HttpFilter::Csrf(config) => return config.on_request(ex, at),
+        HttpFilter::Buffer(config) => return config.on_request(ex, at),
+        HttpFilter::HealthCheck(config) => return config.on_request(ex, at),
+        HttpFilter::SetMetadata(config) => return config.on_request(ex),
+        HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
@@ -134,6 +154,11 @@ pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     }
 }
 
+/// The request's body, where a filter has waited for all of it.
+pub(super) fn take_body(ex: &mut Exchange<'_>) -> Option<Bytes> {
+    ex.filters.as_mut()?.body.take()
+}
+
 /// Whether the client speaks gRPC-Web.
 pub(super) fn is_web(ex: &Exchange<'_>) -> bool {
     ex.filters.as_ref().is_some_and(|active| active.web.is_some())
@@ -159,6 +184,10 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
         match encoder {
             Encoder::Cors(allowed) => allowed.on_response(head),
             Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+            Encoder::LocalRateLimit(level) => level.on_response(head),
+            Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+            Encoder::HealthCheck(config) => config.on_response(ex, head),
+            Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
             Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {
                 let Some(active) = &mut ex.filters else { continue };
                 match (encoder, &mut active.call, &active.web) {
@@ -200,6 +229,10 @@ pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
         match encoder {
             Encoder::Cors(allowed) => allowed.on_response(head),
             Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+            Encoder::LocalRateLimit(level) => level.on_response(head),
+            Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+            Encoder::HealthCheck(config) => config.on_response(ex, head),
+            Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
             Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
             Encoder::GrpcStats | Encoder::GrpcHttp1Bridge => {}
         }

@@ -182,6 +182,9 @@ pub(in crate::http) async fn forward(
     if !upgrade && !forward.mirrors.is_empty() {
         mirror(ex, forward, &deadlines, &mut copies);
     }
+    if let Some(body) = filters::take_body(ex) {
+        copies.hold(&body, &ex.upload);
+    }
     let mut attempts = Attempts {
         route,
         forward,

@@ -34,6 +34,17 @@ impl Copies {
         Self { kept, kept_bytes: 0, keep: keep.unwrap_or(0), limit, mirrors: Vec::new(), abandoned: 0 }
     }
 
+    /// The body has come before the first try: it is kept until there is an answer.
+    pub(super) fn hold(&mut self, body: &Bytes, upload: &Pump) {
+        self.kept = Some(Vec::new());
+        self.keep = self.keep.max(body.len());
+        self.limit = self.limit.max(body.len());
+        if !body.is_empty() {
+            self.add(Seen::Shared(body));
+        }
+        self.end(upload);
+    }
+
     /// There will be no other try.
     pub(super) fn stop(&mut self) {
         self.kept = None;

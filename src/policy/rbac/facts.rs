@@ -60,9 +60,7 @@ impl<'a> Facts<'a> {
             Whose::Destination => self.connection.local,
             Whose::Source => self.connection.remote,
             Whose::DirectRemote => self.connection.direct_remote,
-            Whose::Remote => {
-                self.request.and_then(|request| request.remote_address()).or(self.connection.remote)
-            }
+            Whose::Remote => self.request.and_then(RequestView::remote_address).or(self.connection.remote),
         }
     }
 
@@ -78,7 +76,7 @@ impl<'a> Facts<'a> {
 
     /// The request's path without query and fragment; `None` if it has none.
     pub fn path(&self) -> Option<&'a [u8]> {
-        let path = self.request.map(|request| request.path()).filter(|path| !path.is_empty())?;
+        let path = self.request.map(RequestView::path).filter(|path| !path.is_empty())?;
         path.split(|byte| matches!(byte, b'?' | b'#')).next()
     }
 

@@ -23,6 +23,8 @@ const MAX_SPREAD: usize = 64;
 
 /// Numbers of policies, ascending.
 type Numbers = Box<[u32]>;
+/// Policies by a text of theirs.
+type ByText = HashMap<Box<[u8]>, Numbers>;
 
 /// The index.
 #[derive(Debug, Default)]
@@ -36,11 +38,11 @@ pub struct Index {
 #[derive(Debug, Default)]
 struct TextIndex {
     input: Option<TextInput>,
-    exact: HashMap<Box<[u8]>, Numbers>,
+    exact: ByText,
     /// By length.
-    prefixes: Vec<(usize, HashMap<Box<[u8]>, Numbers>)>,
+    prefixes: Vec<(usize, ByText)>,
     /// Backwards, by length.
-    suffixes: Vec<(usize, HashMap<Box<[u8]>, Numbers>)>,
+    suffixes: Vec<(usize, ByText)>,
 }
 
 /// What ranges are about.
@@ -203,7 +205,7 @@ impl<'c> TextBuilder<'c> {
     fn build(self) -> TextIndex {
         let boxed = |(text, numbers): (Box<[u8]>, Vec<u32>)| (text, Numbers::from(numbers));
         let by_length = |growing: Growing| {
-            let mut lengths: Vec<(usize, HashMap<_, _>)> = Vec::new();
+            let mut lengths: Vec<(usize, ByText)> = Vec::new();
             for (text, numbers) in growing.into_iter().map(boxed) {
                 match lengths.iter_mut().find(|(length, _)| *length == text.len()) {
                     Some((_, map)) => drop(map.insert(text, numbers)),

@@ -106,13 +106,13 @@ impl Tree {
     /// Decides.
     pub(super) fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
         let found = self.root.find(facts).unwrap_or(None);
-        let log = self.logs.then(|| matches!(found, Some((_, Action::Log))));
         match found {
             Some((name, action)) => {
                 let policy = Some(name).filter(|name| !name.is_empty());
+                let log = self.logs.then_some(action == Action::Log);
                 Decision { allowed: action != Action::Deny, policy, log }
             }
-            None => Decision { allowed: false, policy: None, log },
+            None => Decision { allowed: false, policy: None, log: None },
         }
     }
 }

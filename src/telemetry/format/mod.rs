@@ -9,6 +9,7 @@
 //! `\`. (Envoy writes values as they are.) In JSON, values are escaped as JSON wants it.
 
 mod json;
+mod metadata;
 mod operator;
 mod parse;
 #[cfg(test)]
@@ -159,7 +160,7 @@ impl<'a> FormatContext<'a> {
             trailers: None,
             local_reply_body: b"",
             log_type: LogType::NotSet,
-            health_check: false,
+            health_check: info.health_check,
         }
     }
 

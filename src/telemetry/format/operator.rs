@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::metadata;
 use super::parse::Token;
 use super::time::TimeFormat;
 use super::tls;
@@ -55,6 +56,8 @@ pub(super) enum Operator {
     Tls(tls::Side, tls::What),
     /// When a peer's certificate begins or ends to be valid.
     Validity(tls::Side, tls::What, TimeFormat),
+    /// `DYNAMIC_METADATA(namespace:key...)`.
+    DynamicMetadata(metadata::Way),
     /// Accepted, but this proxy has no such value.
     Never(Box<str>),
 }
@@ -108,6 +111,7 @@ impl Operator {
             | Operator::Trailer(_)
             | Operator::Path { .. }
             | Operator::QueryParam(_)
+            | Operator::DynamicMetadata(_)
             | Operator::Never(_) => true,
             Operator::Constant(_) => token.argument.is_some(),
             _ => false,
@@ -144,6 +148,7 @@ impl Operator {
             "COMMON_DURATION" => between(required()?).map_err(wrong)?,
             "PATH" => path(argument).map_err(wrong)?,
             "QUERY_PARAM" => Operator::QueryParam(required()?.into()),
+            "DYNAMIC_METADATA" => Operator::DynamicMetadata(metadata::Way::parse(required()?)),
             "GRPC_STATUS" => Operator::GrpcStatus(match argument {
                 "" | "CAMEL_STRING" => GrpcForm::Camel,
                 "SNAKE_STRING" => GrpcForm::Snake,
@@ -260,6 +265,7 @@ impl Operator {
                 }
                 None => false,
             },
+            Operator::DynamicMetadata(way) => way.write(out, info),
             Operator::Never(_) => false,
         }
     }

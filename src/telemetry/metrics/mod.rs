@@ -198,6 +198,15 @@ impl Scope {
         Self::open(format!("{}{value}.", node.prefix), node.family.to_string(), tags)
     }
 
+    /// The scope `<value>.<part>.` below this one, shown to Prometheus as `<part>_...{tag="value"}`.
+    pub fn leading(&self, tag: &'static str, value: &str, part: &str) -> Self {
+        let node = &*self.0;
+        let value = sanitized(value);
+        let mut tags = vec![(Cow::Borrowed(tag), value.as_ref().into())];
+        tags.extend(node.tags.iter().cloned());
+        Self::open(format!("{}{value}.{part}.", node.prefix), format!("{}{part}.", node.family), tags)
+    }
+
     /// `worker_<id>.` below this one (listeners), tag `envoy_worker_id`.
     pub fn worker(&self, id: usize) -> Self {
         let node = &*self.0;

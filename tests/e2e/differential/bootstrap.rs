@@ -5,6 +5,7 @@
 pub struct Bootstrap {
     listeners: String,
     clusters: String,
+    more: String,
 }
 
 /// Puts `text` under a key at the given depth.
@@ -26,7 +27,7 @@ impl Bootstrap {
     /// A bootstrap with the clusters `a`, `b` (an origin each), `refused` (nobody listens there) and `empty` (no
     /// endpoint).
     pub fn new() -> Bootstrap {
-        let bootstrap = Bootstrap { listeners: String::new(), clusters: String::new() };
+        let bootstrap = Bootstrap { listeners: String::new(), clusters: String::new(), more: String::new() };
         bootstrap
             .origin("a", "")
             .origin("b", "")
@@ -89,6 +90,22 @@ impl Bootstrap {
         self.listener(name, options, ALL_TO_A)
     }
 
+    /// HTTP filters of a listener before the router, a YAML list.
+    pub fn filters(mut self, name: &str, filters: &str) -> Bootstrap {
+        let place = format!("          stat_prefix: {name}\n");
+        let at = self.listeners.find(&place).expect("a listener of this name");
+        let list = "          http_filters:\n";
+        let at = at + self.listeners[at..].find(list).expect("its filters") + list.len();
+        self.listeners.insert_str(at, &indent(filters, 10));
+        self
+    }
+
+    /// Any other part of the bootstrap.
+    pub fn more(mut self, yaml: &str) -> Bootstrap {
+        self.more += &format!("{yaml}\n");
+        self
+    }
+
     /// More fields of a listener's route configuration.
     pub fn route_options(mut self, name: &str, options: &str) -> Bootstrap {
         let place = format!("          route_config:\n            name: {name}\n");
@@ -112,8 +129,8 @@ impl Bootstrap {
         format!(
             "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\n\
              node: {{ id: differential, cluster: tests }}\n\
-             static_resources:\n  listeners:\n{}  clusters:\n{}",
-            self.listeners, self.clusters
+             {}static_resources:\n  listeners:\n{}  clusters:\n{}",
+            self.more, self.listeners, self.clusters
         )
     }
 }

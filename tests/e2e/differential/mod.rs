@@ -9,6 +9,7 @@ pub mod bootstrap;
 mod case;
 mod clusters;
 pub mod counters;
+mod filters;
 mod forwarded;
 mod logs;
 mod messages;

@@ -21,7 +21,8 @@ use tokio_rustls::TlsConnector;
 
 const LOG: &str = "case=%REQ(X-CASE)%\\tpolicy=%REQ(X-POLICY)%\\tcode=%RESPONSE_CODE%\\tdetails=%RESPONSE_CODE_DETAILS%\
      \\tflags=%RESPONSE_FLAGS%\\tend=%CONNECTION_TERMINATION_DETAILS%\\treceived=%BYTES_RECEIVED%\\tsent=%BYTES_SENT%\
-     \\tcluster=%UPSTREAM_CLUSTER%\\turi=%DOWNSTREAM_PEER_URI_SAN%\\n";
+     \\tcluster=%UPSTREAM_CLUSTER%\\turi=%DOWNSTREAM_PEER_URI_SAN%\\thttp=%DYNAMIC_METADATA(envoy.filters.http.rbac)%\
+     \\tnetwork=%DYNAMIC_METADATA(envoy.filters.network.rbac)%\\tcommon=%DYNAMIC_METADATA(envoy.common)%\\n";
 
 fn typed(kind: &str, mut config: Value) -> Value {
     config["@type"] = format!("type.googleapis.com/envoy.{kind}").into();
@@ -481,11 +482,25 @@ async fn rbac_of_requests() {
     ];
     let tree = [http_rbac(json!({"matcher": mesh_tree(), "shadow_rules": {"policies": {}},
         "shadow_rules_stat_prefix": "tree", "track_per_rule_stats": true}))];
+    let value = |text: &str| json!({"filter": "who", "path": [{"key": "user"}], "value": {"string_match": {"exact": text}}});
+    let meta = [
+        json!({"name": "metadata", "typed_config": typed("extensions.filters.http.header_to_metadata.v3.Config",
+            json!({"request_rules": [{"header": "x-user",
+                "on_header_present": {"metadata_namespace": "who", "key": "user", "type": "STRING"}}]}))}),
+        http_rbac(json!({"rules": {"policies": {
+            "dynamic": {"permissions": [{"metadata": value("alice")}], "principals": [{"any": true}]},
+            "static": {"permissions": [{"any": true}], "principals": [
+                {"sourced_metadata": {"metadata_matcher": value("route"), "metadata_source": "ROUTE"}}]}}}})),
+    ];
+    let mut marked = ok("/api", json!({}));
+    marked["metadata"] = json!({"filter_metadata": {"who": {"user": "route"}}});
     let listeners: Vec<_> = [("plain", false), ("tls", true)]
         .into_iter()
         .flat_map(|(name, tls)| {
             let trees = format!("{name}-tree");
+            let metas = format!("{name}-meta");
             [
+                listener(&metas, json!([http(&metas, &meta, json!([marked, ok("/", json!({}))]))]), tls),
                 listener(name, json!([http(name, &table, routes.clone())]), tls),
                 listener(&trees, json!([http(&trees, &tree, json!([ok("/", json!({}))]))]), tls),
             ]
@@ -510,14 +525,16 @@ async fn rbac_of_requests() {
                     let answer = ask(&mut stream, &request).await;
                     answers.push(format!("{listener} {own:?} {target}: {answer}"));
                 }
-                let listener = format!("{listener}-tree");
-                let mut stream = connect(side.proxy.port(&listener), *own, certs).await;
-                for (method, target, headers) in REQUESTS {
-                    let request = format!(
-                        "{method} {target} HTTP/1.1\r\nhost: t\r\nx-case: {listener}\r\n{headers}\r\n"
-                    );
-                    let answer = ask(&mut stream, &request).await;
-                    answers.push(format!("{listener} {own:?} {target} {headers:?}: {answer}"));
+                for part in ["tree", "meta"] {
+                    let listener = format!("{listener}-{part}");
+                    let mut stream = connect(side.proxy.port(&listener), *own, certs).await;
+                    for (method, target, headers) in REQUESTS {
+                        let request = format!(
+                            "{method} {target} HTTP/1.1\r\nhost: t\r\nx-case: {listener}\r\n{headers}\r\n"
+                        );
+                        let answer = ask(&mut stream, &request).await;
+                        answers.push(format!("{listener} {own:?} {target} {headers:?}: {answer}"));
+                    }
                 }
             }
             answers
