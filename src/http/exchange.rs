@@ -338,8 +338,8 @@ impl<'a> Exchange<'a> {
     /// The filters have their turns.
     fn filter(&mut self, course: &mut Course) -> Outcome {
         match chain::create(self, course) {
-            Ok(()) => chain::on_request(self, course),
-            Err(reply) => Outcome::Reply(reply),
+            None => chain::on_request(self, course),
+            Some(reply) => Outcome::Reply(reply),
         }
     }
 

@@ -87,7 +87,7 @@ impl Reply {
     }
 
     /// An empty answer with these fields, which no rules change.
-    pub(super) fn as_it_is(mut self, fields: Fields) -> Self {
+    pub(super) fn unchanged(mut self, fields: Fields) -> Self {
         self.extra = Some(Box::new(Extra { fields, plain: true, ..Extra::default() }));
         self
     }
@@ -159,7 +159,6 @@ impl Exchange<'_> {
             fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
         }
         self.info.details = details;
-        self.info.response_code = status;
         let mut content_type: Bytes = Bytes::from_static(b"text/plain");
         let mut head = ResponseHead::new(fields, status, Protocol::Http11);
         if let Some(extra) = &extra {
@@ -168,6 +167,7 @@ impl Exchange<'_> {
             }
             extra.changes.apply_to_response(&mut head, &self.info, self.request.as_ref().map(|r| r as _));
         }
+        self.info.response_code = status;
         if let Some(rules) = self.manager.local_reply.as_ref().filter(|_| !plain) {
             let mut format = rules.body_format.as_ref();
             let context = FormatContext {

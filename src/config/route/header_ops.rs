@@ -90,9 +90,9 @@ impl HeaderOps {
         Some(ops)
     }
 
-    /// One addition as a stage of its own; it may also set pseudo headers. `None` if a problem was reported.
+    /// One addition as a stage of its own. `None` if a problem was reported.
     pub fn one(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Self> {
-        let addition = any_addition(option, problems)?;
+        let addition = addition(option, problems)?;
         Some(Self {
             stages: SmallVec::from_elem(Arc::new(Stage { remove: [].into(), add: [addition].into() }), 1),
         })
@@ -199,6 +199,8 @@ pub(super) fn is_modifiable(name: &str) -> bool {
 }
 
 fn addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Addition> {
+    use core::header_value_option::HeaderAppendAction;
+
     // Demanded by a field rule.
     let header = option.header.as_ref()?;
     if !is_modifiable(&header.key) {
@@ -206,14 +208,6 @@ fn addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option
         problems.report_at("header.key", message);
         return None;
     }
-    any_addition(option, problems)
-}
-
-fn any_addition(option: &core::HeaderValueOption, problems: &mut Problems) -> Option<Addition> {
-    use core::header_value_option::HeaderAppendAction;
-
-    // Demanded by a field rule.
-    let header = option.header.as_ref()?;
     let action = option.append_action();
     #[allow(deprecated)] // Still widely sent.
     let action = match (option.append.map(|append| append.value), action) {

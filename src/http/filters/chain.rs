@@ -161,10 +161,8 @@ impl Course {
 }
 
 /// Decides which filters are on, and what is to be done to the response whatever becomes of the request.
-///
-/// # Errors
-/// One of them has no configuration.
-pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Result<(), Reply> {
+/// An answer where one of them has no configuration.
+pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Option<Reply> {
     ex.filtered = true;
     let manager = ex.manager;
     for (place, installed) in manager.filters.iter().enumerate() {
@@ -178,7 +176,7 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Res
             HttpFilter::Discovered(discovered) => {
                 let Some(current) = discovered.current().clone() else {
                     ex.info.flags.insert(ResponseFlags::NFCF);
-                    return Err(Reply::new(500, ""));
+                    return Some(Reply::new(500, ""));
                 };
                 held = current.clone();
                 active(ex).discovered.push((place, current));
@@ -197,7 +195,7 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Res
             active(ex).encode(place, encoder);
         }
     }
-    Ok(())
+    None
 }
 
 /// The filters have their turns, from where they stopped.

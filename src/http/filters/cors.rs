@@ -196,7 +196,7 @@ impl Config {
             .filter(|_| allowed || !policies.choice(true, |policy| policy.forward_others))
             .map(|method| {
                 let fields = preflight_answer(request, method, &policies, &answer, allowed);
-                Reply::new(200, "cors_response").as_it_is(fields)
+                Reply::new(200, "cors_response").unchanged(fields)
             });
         if allowed {
             at.encode(ex, Encoder::Cors(answer));

@@ -77,18 +77,17 @@ impl Config {
             return Step::Continue;
         }
         let of = |key| request.first(key).map(host_and_port).filter(|host| !host.is_empty());
-        let source = of(&ORIGIN).or_else(|| of(&REFERER)).unwrap_or_default();
-        if source.is_empty() {
-            self.stats.missing_source_origin.increment(1);
-        }
+        let source = of(&ORIGIN).or_else(|| of(&REFERER)).filter(|origin| *origin != b"null");
+        let source = source.unwrap_or_default();
         let valid = source == host_and_port(request.authority())
             || policy.additional.iter().any(|allowed| allowed.matches(source));
-        if !valid {
-            self.stats.request_invalid.increment(1);
-        }
-        if valid && !source.is_empty() {
+        if source.is_empty() {
+            self.stats.missing_source_origin.increment(1);
+        } else if valid {
             self.stats.request_valid.increment(1);
             return Step::Continue;
+        } else {
+            self.stats.request_invalid.increment(1);
         }
         if !enabled {
             return Step::Continue;

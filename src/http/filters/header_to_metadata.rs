@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::extensions::filters::http::header_to_metadata::v3 as pb;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
-use outrigger_control_api::pb::google::protobuf::{Struct, Value};
+use outrigger_control_api::pb::google::protobuf::Value;
 use prost::Message;
 
 use super::chain::{At, Step};
@@ -234,7 +234,7 @@ fn note<H: HeaderMutate>(rules: &[Rule], head: &mut H, metadata: &mut Option<Box
     }
     for (namespace, key, value) in notes {
         let all = metadata.get_or_insert_default();
-        let fields = all.entry(namespace.to_owned()).or_insert_with(Struct::default);
+        let fields = all.entry(namespace.to_owned()).or_default();
         fields.fields.insert(key.to_owned(), value);
     }
 }

@@ -121,7 +121,8 @@ impl Config {
         } else {
             match self.unhealthy_cluster(ex) {
                 Some(details) => (503, false, details),
-                None => (200, false, "health_check_ok"),
+                None if self.clusters.is_empty() => (200, false, "health_check_ok"),
+                None => (200, false, "health_check_ok_cluster_healthy"),
             }
         };
         if degraded {
@@ -148,7 +149,7 @@ impl Config {
             let slot = ex.worker.clusters.find(name);
             let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) else {
                 self.stats.failed_cluster_not_found.increment(1);
-                return Some("health_check_failed_cluster_not_found");
+                return Some("health_check_failed_no_cluster_found");
             };
             let hosts = cluster.cluster.hosts.load();
             let total = hosts.all.len();

@@ -24,7 +24,7 @@ use crate::telemetry::stream_info::ResponseFlags;
 crate::stats! {
     /// `<stat_prefix>.http_local_rate_limit.`.
     pub struct LocalRateLimitStats {
-        counters { enabled, enforced, ok, rate_limited }
+        counters { enabled, enforced, ok, rate_limited, shadow_mode }
         gauges {}
         histograms {}
     }

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::shadow::{self, Feed};
 use super::upload::Copies;
 use super::Deadlines;
@@ -15,8 +17,14 @@ use crate::http::manager;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Sends a copy of the request where the route's mirrors say; its answers are thrown away. A body
-/// follows by way of `copies`.
-pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines, copies: &mut Copies) {
+/// that is not there yet follows by way of `copies`.
+pub(super) fn mirror(
+    ex: &Exchange<'_>,
+    forward: &Forward,
+    deadlines: &Deadlines,
+    copies: &mut Copies,
+    body: Option<&Bytes>,
+) {
     let Some(request) = &ex.request else { return };
     for mirror in forward.mirrors.iter() {
         if !mirror.fraction.holds(ex.worker.random()) {
@@ -42,7 +50,11 @@ pub(super) fn mirror(ex: &Exchange<'_>, forward: &Forward, deadlines: &Deadlines
         manager::append_forwarded_for(&mut copy, ex.worker.own_address.as_bytes());
         let feed = Rc::new(Feed::default());
         if ex.upload.is_received() {
-            feed.end(None);
+            // A filter may have waited for all of it.
+            if let Some(body) = body.filter(|body| !body.is_empty()) {
+                feed.push(body.clone(), usize::MAX);
+            }
+            feed.end(ex.upload.received_trailers.clone());
         } else {
             copies.add_mirror(feed.clone());
         }

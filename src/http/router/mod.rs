@@ -179,11 +179,12 @@ pub(in crate::http) async fn forward(
     // Without retries, for what an HTTP/2 upstream says it did not begin with.
     let keep = if retries.is_some() { Some(limit) } else { http2.then(|| limit.min(REPLAY)) };
     let mut copies = Copies::new(keep, limit);
+    let body = filters::take_body(ex);
     if !upgrade && !forward.mirrors.is_empty() {
-        mirror(ex, forward, &deadlines, &mut copies);
+        mirror(ex, forward, &deadlines, &mut copies, body.as_ref());
     }
-    if let Some(body) = filters::take_body(ex) {
-        copies.hold(&body, &ex.upload);
+    if let Some(body) = &body {
+        copies.hold(body);
     }
     let mut attempts = Attempts {
         route,

@@ -35,14 +35,10 @@ impl Copies {
     }
 
     /// The body has come before the first try: it is kept until there is an answer.
-    pub(super) fn hold(&mut self, body: &Bytes, upload: &Pump) {
-        self.kept = Some(Vec::new());
+    pub(super) fn hold(&mut self, body: &Bytes) {
         self.keep = self.keep.max(body.len());
-        self.limit = self.limit.max(body.len());
-        if !body.is_empty() {
-            self.add(Seen::Shared(body));
-        }
-        self.end(upload);
+        self.kept_bytes = body.len();
+        self.kept = Some(if body.is_empty() { Vec::new() } else { vec![body.clone()] });
     }
 
     /// There will be no other try.

@@ -10,6 +10,7 @@ mod case;
 mod clusters;
 pub mod counters;
 mod filters;
+mod filters_policy;
 mod forwarded;
 mod logs;
 mod messages;
