@@ -17,6 +17,7 @@ mod messages;
 mod mutation;
 pub mod observe;
 mod rbac;
+mod rbac_seeded;
 mod retries;
 mod routing;
 mod smuggling;

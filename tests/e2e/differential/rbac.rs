@@ -1,7 +1,6 @@
-//! Role-based access control beside Envoy's: tables of requests and connections, and policies drawn from a seed
-//! (`OUTRIGGER_SEED` repeats a run). Compared are the answers, what access logs say, and every statistic of the filters.
+//! Role-based access control beside Envoy's: tables of requests and connections. Compared are the answers, what access
+//! logs say, dynamic metadata included, and every statistic of the filters.
 
-use super::set;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::tcp_origin::TcpOrigin;
 use crate::harness::{eventually, DEADLINE};
@@ -24,7 +23,7 @@ const LOG: &str = "case=%REQ(X-CASE)%\\tpolicy=%REQ(X-POLICY)%\\tcode=%RESPONSE_
      \\tcluster=%UPSTREAM_CLUSTER%\\turi=%DOWNSTREAM_PEER_URI_SAN%\\thttp=%DYNAMIC_METADATA(envoy.filters.http.rbac)%\
      \\tnetwork=%DYNAMIC_METADATA(envoy.filters.network.rbac)%\\tcommon=%DYNAMIC_METADATA(envoy.common)%\\n";
 
-fn typed(kind: &str, mut config: Value) -> Value {
+pub(super) fn typed(kind: &str, mut config: Value) -> Value {
     config["@type"] = format!("type.googleapis.com/envoy.{kind}").into();
     config
 }
@@ -38,11 +37,11 @@ fn log() -> Value {
     json!([{"name": "file", "typed_config": file}])
 }
 
-fn http_rbac(config: Value) -> Value {
+pub(super) fn http_rbac(config: Value) -> Value {
     json!({"name": "envoy.filters.http.rbac", "typed_config": typed("extensions.filters.http.rbac.v3.RBAC", config)})
 }
 
-fn per_route(config: Value) -> Value {
+pub(super) fn per_route(config: Value) -> Value {
     json!({"envoy.filters.http.rbac": typed("extensions.filters.http.rbac.v3.RBACPerRoute", config)})
 }
 
@@ -57,7 +56,7 @@ fn tcp(name: &str) -> Value {
 }
 
 /// A connection manager that answers by itself.
-fn http(name: &str, filters: &[Value], routes: Value) -> Value {
+pub(super) fn http(name: &str, filters: &[Value], routes: &Value) -> Value {
     let router = json!({"name": "router", "typed_config": typed("extensions.filters.http.router.v3.Router", json!({}))});
     let filters: Vec<_> = filters.iter().cloned().chain([router]).collect();
     let config = json!({"stat_prefix": name, "access_log": log(), "http_filters": filters,
@@ -67,12 +66,12 @@ fn http(name: &str, filters: &[Value], routes: Value) -> Value {
     json!({"name": "http", "typed_config": typed(kind, config)})
 }
 
-fn ok(prefix: &str, options: Value) -> Value {
+pub(super) fn ok(prefix: &str, options: &Value) -> Value {
     json!({"match": {"prefix": prefix}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
         "typed_per_filter_config": options})
 }
 
-fn listener(name: &str, filters: Value, tls: bool) -> Value {
+pub(super) fn listener(name: &str, filters: &Value, tls: bool) -> Value {
     let mut chain = json!({"filters": filters});
     let mut inspectors = json!([]);
     if tls {
@@ -89,7 +88,7 @@ fn listener(name: &str, filters: Value, tls: bool) -> Value {
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}}})
 }
 
-fn template(listeners: &[Value]) -> String {
+pub(super) fn template(listeners: &[Value]) -> String {
     json!({
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": "@port:admin@"}}},
         "static_resources": {"listeners": listeners, "clusters": [{"name": "origin", "connect_timeout": "1s",
@@ -99,12 +98,12 @@ fn template(listeners: &[Value]) -> String {
     .to_string()
 }
 
-struct Side {
-    proxy: Proxy,
+pub(super) struct Side {
+    pub(super) proxy: Proxy,
     _origin: TcpOrigin,
 }
 
-async fn side(kind: Kind, template: &str, certs: &Path) -> Side {
+pub(super) async fn side(kind: Kind, template: &str, certs: &Path) -> Side {
     let origin = TcpOrigin::start().await;
     let values = [("origin", origin.port.to_string()), ("certs", certs.display().to_string())];
     Side { proxy: Proxy::start(Plan::new(kind, template, &values)).await, _origin: origin }
@@ -112,7 +111,7 @@ async fn side(kind: Kind, template: &str, certs: &Path) -> Side {
 
 impl Side {
     /// The access log once it has this many lines, and no more for a while.
-    async fn lines(&self, count: usize) -> Vec<String> {
+    pub(super) async fn lines(&self, count: usize) -> Vec<String> {
         let read = || {
             let text = std::fs::read_to_string(self.proxy.file("access.log")).unwrap_or_default();
             text.lines().map(str::to_owned).collect::<Vec<_>>()
@@ -127,11 +126,11 @@ impl Side {
     }
 }
 
-trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
 
 /// A connection: plain, or with TLS and maybe a certificate.
-async fn connect(port: u16, tls: Option<&str>, certs: &Certs) -> Box<dyn Both> {
+pub(super) async fn connect(port: u16, tls: Option<&str>, certs: &Certs) -> Box<dyn Both> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
     stream.set_nodelay(true).expect("no delay");
     let Some(own) = tls else { return Box::new(stream) };
@@ -154,7 +153,7 @@ async fn connect(port: u16, tls: Option<&str>, certs: &Certs) -> Box<dyn Both> {
 }
 
 /// Sends requests one after the other; the bodies have to be short.
-async fn ask(stream: &mut Box<dyn Both>, request: &str) -> String {
+pub(super) async fn ask(stream: &mut Box<dyn Both>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
@@ -177,13 +176,13 @@ async fn ask(stream: &mut Box<dyn Both>, request: &str) -> String {
 }
 
 /// Where a client comes from: a listener, and the certificate it presents over TLS.
-type From = (&'static str, Option<&'static str>);
+pub(super) type From = (&'static str, Option<&'static str>);
 
-const CLIENTS: &[From] =
+pub(super) const CLIENTS: &[From] =
     &[("plain", None), ("tls", Some("")), ("tls", Some("client")), ("tls", Some("wrong"))];
 
 /// Requests: method, target, header lines.
-const REQUESTS: &[(&str, &str, &str)] = &[
+pub(super) const REQUESTS: &[(&str, &str, &str)] = &[
     ("GET", "/", ""),
     ("GET", "/api/v1/items?x=/admin", ""),
     ("POST", "/api/v1/items", "content-length: 0\r\n"),
@@ -198,200 +197,7 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("OPTIONS", "/", "x-count: 12\r\nx-count: 3\r\n"),
 ];
 
-fn text(random: &mut fastrand::Rng, values: &[&str]) -> Value {
-    let value = values[random.usize(..values.len())];
-    let part = &value[..random.usize(1..=value.len())];
-    let end = &value[random.usize(..value.len())..];
-    let mut matcher = match random.u8(..8) {
-        0..=2 => json!({"exact": value}),
-        3 | 4 => json!({"prefix": part}),
-        5 => json!({"suffix": end}),
-        6 => json!({"contains": end}),
-        _ => return json!({"safe_regex": {"regex": format!("{}.*", part.replace('.', "\\."))}}),
-    };
-    if random.u8(..5) == 0 {
-        matcher["ignore_case"] = true.into();
-    }
-    matcher
-}
-
-fn range(random: &mut fastrand::Rng) -> Value {
-    let ips = ["127.0.0.1", "10.1.2.3", "192.168.7.7", "fd00::7", "10.1.0.0", "::1"];
-    let ip = ips[random.usize(..ips.len())];
-    json!({"address_prefix": ip, "prefix_len": random.u8(..if ip.contains(':') { 129 } else { 33 })})
-}
-
-fn header(random: &mut fastrand::Rng) -> Value {
-    let mut matcher = match random.u8(..6) {
-        0 => json!({"name": ":method", "string_match": text(random, &["GET", "POST", "OPTIONS"])}),
-        1 => json!({"name": ":authority", "string_match": text(random, &["t.test"])}),
-        2 => json!({"name": "x-count", "range_match": {"start": random.i32(0..6).to_string(), "end": "12"}}),
-        3 => json!({"name": "X-User", "present_match": random.bool()}),
-        _ => json!({"name": "x-user", "string_match": text(random, &["alice", "bob", "alice,bob"])}),
-    };
-    if random.u8(..4) == 0 {
-        matcher["invert_match"] = true.into();
-    }
-    if random.u8(..4) == 0 {
-        matcher["treat_missing_header_as_empty"] = true.into();
-    }
-    matcher
-}
-
-fn url_path(random: &mut fastrand::Rng) -> Value {
-    json!({"path": text(random, &["/api/v1/items", "/admin", "/static/a.png", "/api/v2/items/7", "/"])})
-}
-
-/// A permission or a principal; `depth` more levels may follow.
-fn rule(random: &mut fastrand::Rng, who: bool, depth: u8) -> Value {
-    let (and, or, not, list) = match who {
-        true => ("and_ids", "or_ids", "not_id", "ids"),
-        false => ("and_rules", "or_rules", "not_rule", "rules"),
-    };
-    if depth > 0 {
-        let mut several = |random: &mut fastrand::Rng| -> Vec<Value> {
-            (0..random.usize(1..4)).map(|_| rule(random, who, depth - 1)).collect()
-        };
-        match random.u8(..8) {
-            0 | 1 => return json!({and: {list: several(random)}}),
-            2..=4 => return json!({or: {list: several(random)}}),
-            5 => return json!({not: rule(random, who, depth - 1)}),
-            _ => {}
-        }
-    }
-    let names = [
-        "spiffe://mesh.test/client",
-        "spiffe://evil.test/client",
-        "client.mesh.test",
-        "CN=client,O=Mesh\\, Inc",
-    ];
-    match (random.u8(..12), who) {
-        (0, _) => json!({"any": true}),
-        (1 | 2, _) => json!({"header": header(random)}),
-        (3, _) => json!({"url_path": url_path(random)}),
-        (4, _) => {
-            let value = json!({"filter": "none", "path": [{"key": "k"}], "value": {"present_match": random.bool()},
-                "invert": random.bool()});
-            match random.u8(..3) {
-                0 => json!({"sourced_metadata": {"metadata_matcher": value, "metadata_source": "ROUTE"}}),
-                _ => json!({"metadata": value}),
-            }
-        }
-        (5 | 6, false) => json!({"url_path": url_path(random)}),
-        (7, false) => json!({"destination_ip": range(random)}),
-        (8, false) => {
-            let port = ["@port:plain@", "@port:tls@", "80"][random.usize(..3)];
-            json!({"destination_port": port})
-        }
-        (9, false) => {
-            let start = random.u32(..60000);
-            json!({"destination_port_range": {"start": start, "end": start + 1 + random.u32(..65536 - start)}})
-        }
-        (_, false) => json!({"requested_server_name": text(random, &["server.mesh.test"])}),
-        (5, true) => json!({"source_ip": range(random)}),
-        (6, true) => json!({"direct_remote_ip": range(random)}),
-        (7, true) => json!({"remote_ip": range(random)}),
-        (8, true) => json!({"authenticated": {}}),
-        (9, true) => {
-            let kind = "extensions.rbac.principals.mtls_authenticated.v3.Config";
-            let config = match random.u8(..3) {
-                0 => json!({"any_validated_client_certificate": true}),
-                1 => json!({"san_matcher": {"san_type": "URI", "matcher": text(random, &names[..2])}}),
-                _ => json!({"san_matcher": {"san_type": "DNS", "matcher": {"exact": names[2]}}}),
-            };
-            json!({"custom": {"name": "envoy.rbac.principals.mtls_authenticated", "typed_config": typed(kind, config)}})
-        }
-        (_, true) => json!({"authenticated": {"principal_name": text(random, &names)}}),
-    }
-}
-
-fn policy(random: &mut fastrand::Rng) -> Value {
-    let mut several =
-        |who: bool| -> Vec<Value> { (0..random.usize(1..3)).map(|_| rule(random, who, 2)).collect() };
-    json!({"permissions": several(false), "principals": several(true)})
-}
-
-/// Runs every request of every client by every route, and says what was answered.
-async fn evaluate(side: &Side, certs: &Certs, policies: usize) -> Vec<String> {
-    let mut answers = Vec::new();
-    for (listener, own) in CLIENTS {
-        let mut stream = connect(side.proxy.port(listener), *own, certs).await;
-        for (case, (method, target, headers)) in REQUESTS.iter().enumerate() {
-            for policy in 0..=policies {
-                let request = format!(
-                    "{method} {target} HTTP/1.1\r\nhost: t.test\r\nx-case: {listener}-{own:?}-{case}\r\nx-policy: {policy}\r\n{headers}\r\n"
-                );
-                let answer = ask(&mut stream, &request).await;
-                answers.push(format!(
-                    "{method} {target} {headers:?} by {listener} {own:?}, policy {policy}: {answer}"
-                ));
-            }
-        }
-    }
-    answers
-}
-
-/// Policies by the hundred, one to a route, and all of them together.
-#[tokio::test]
-async fn rbac_policies_from_a_seed() {
-    if !peers::have(&["envoy"]) {
-        return;
-    }
-    const POLICIES: usize = 200;
-    let seed = set("OUTRIGGER_SEED").and_then(|seed| seed.parse().ok()).unwrap_or(20_261_121);
-    println!("OUTRIGGER_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let policies: Vec<Value> = (0..POLICIES).map(|_| policy(&mut random)).collect();
-    let all: serde_json::Map<String, Value> =
-        policies.iter().enumerate().map(|(number, policy)| (format!("p{number}"), policy.clone())).collect();
-    let mut routes: Vec<Value> = (policies.iter().enumerate())
-        .map(|(number, policy)| {
-            let action = ["ALLOW", "DENY"][number % 2];
-            let rules = json!({"action": action, "policies": {format!("alone {number}"): policy}});
-            let mut route =
-                ok("/", per_route(json!({"rbac": {"rules": rules, "track_per_rule_stats": true}})));
-            route["match"]["headers"] =
-                json!([{"name": "x-policy", "string_match": {"exact": number.to_string()}}]);
-            route
-        })
-        .collect();
-    routes.push(ok("/", json!({})));
-    // Few of the policies are met by a request, so that not always the first one decides.
-    let some: serde_json::Map<String, Value> = all
-        .iter()
-        .filter(|(name, _)| name.ends_with(['3', '7']))
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
-    let filters = [http_rbac(json!({"rules": {"action": "DENY", "policies": some},
-        "shadow_rules": {"policies": all}, "shadow_rules_stat_prefix": "dry", "track_per_rule_stats": true}))];
-    let listeners: Vec<_> = [("plain", false), ("tls", true)]
-        .map(|(name, tls)| listener(name, json!([http(name, &filters, json!(routes))]), tls))
-        .into();
-    let template = template(&listeners);
-    let certs = Certs::new();
-    let (envoy, ours) = tokio::join!(
-        side(Kind::Envoy, &template, certs.path()),
-        side(Kind::Outrigger, &template, certs.path())
-    );
-    let (theirs, mine) = tokio::join!(evaluate(&envoy, &certs, POLICIES), evaluate(&ours, &certs, POLICIES));
-    let total = theirs.len();
-    let allowed = theirs.iter().filter(|line| line.contains(" 200 OK")).count();
-    println!("{total} decisions, {allowed} allowed");
-    let wrong: Vec<_> = theirs.iter().zip(&mine).filter(|(theirs, mine)| theirs != mine).take(20).collect();
-    for (theirs, _) in &wrong {
-        let number =
-            theirs.split("policy ").nth(1).and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
-        println!("{}", number.and_then(|number| policies.get(number)).unwrap_or(&Value::Null));
-    }
-    assert!(wrong.is_empty(), "seed {seed}: left is Envoy's\n{wrong:#?}");
-    assert!(allowed > total / 5 && allowed < total * 4 / 5, "a poor seed: {allowed} of {total} allowed");
-    let (theirs, mine) = tokio::join!(envoy.lines(total), ours.lines(total));
-    let wrong: Vec<_> = theirs.iter().zip(&mine).filter(|(theirs, mine)| theirs != mine).take(10).collect();
-    assert!(wrong.is_empty() && theirs.len() == mine.len(), "seed {seed}: left is Envoy's\n{wrong:#?}");
-    same_counts(&envoy, &ours).await;
-}
-
-async fn same_counts(envoy: &Side, ours: &Side) {
+pub(super) async fn same_counts(envoy: &Side, ours: &Side) {
     let (theirs, mine) = tokio::join!(envoy.counted(), ours.counted());
     assert!(theirs.len() >= 4, "{theirs:?}");
     let wrong: Vec<_> = (theirs.keys().chain(mine.keys()))
@@ -460,13 +266,13 @@ async fn rbac_of_requests() {
         return;
     }
     let routes = json!([
-        ok("/off", per_route(json!({}))),
+        ok("/off", &per_route(json!({}))),
         ok(
             "/other",
-            per_route(json!({"rbac": {"rules": {"policies": {"o": prefix("/other/good")}},
+            &per_route(json!({"rbac": {"rules": {"policies": {"o": prefix("/other/good")}},
             "rules_stat_prefix": "route", "track_per_rule_stats": true}}))
         ),
-        ok("/", json!({}))
+        ok("/", &json!({}))
     ]);
     let table = [
         http_rbac(
@@ -492,7 +298,7 @@ async fn rbac_of_requests() {
             "static": {"permissions": [{"any": true}], "principals": [
                 {"sourced_metadata": {"metadata_matcher": value("route"), "metadata_source": "ROUTE"}}]}}}})),
     ];
-    let mut marked = ok("/api", json!({}));
+    let mut marked = ok("/api", &json!({}));
     marked["metadata"] = json!({"filter_metadata": {"who": {"user": "route"}}});
     let listeners: Vec<_> = [("plain", false), ("tls", true)]
         .into_iter()
@@ -500,9 +306,9 @@ async fn rbac_of_requests() {
             let trees = format!("{name}-tree");
             let metas = format!("{name}-meta");
             [
-                listener(&metas, json!([http(&metas, &meta, json!([marked, ok("/", json!({}))]))]), tls),
-                listener(name, json!([http(name, &table, routes.clone())]), tls),
-                listener(&trees, json!([http(&trees, &tree, json!([ok("/", json!({}))]))]), tls),
+                listener(&metas, &json!([http(&metas, &meta, &json!([marked, ok("/", &json!({}))]))]), tls),
+                listener(name, &json!([http(name, &table, &routes.clone())]), tls),
+                listener(&trees, &json!([http(&trees, &tree, &json!([ok("/", &json!({}))]))]), tls),
             ]
         })
         .collect();
@@ -590,11 +396,11 @@ async fn rbac_of_connections() {
             "spiffe://mesh.test/": {"action": {"name": "act", "typed_config": act}}}}}})
     };
     let mesh = json!({"policies": named(&["spiffe://mesh.test/client", "spiffe://mesh.test/other"])});
-    let routes = || json!([ok("/", json!({}))]);
+    let routes = || json!([ok("/", &json!({}))]);
     let listeners = [
         listener(
             "deny",
-            json!([
+            &json!([
                 network_rbac(
                     "deny",
                     json!({"rules": deny, "shadow_rules": allow,
@@ -606,12 +412,12 @@ async fn rbac_of_connections() {
         ),
         listener(
             "allow",
-            json!([network_rbac("allow.", json!({"rules": allow, "shadow_rules": nobody})), tcp("allow")]),
+            &json!([network_rbac("allow.", json!({"rules": allow, "shadow_rules": nobody})), tcp("allow")]),
             false,
         ),
         listener(
             "often",
-            json!([
+            &json!([
                 network_rbac("often", json!({"rules": allow, "enforcement_type": "CONTINUOUS"})),
                 tcp("often")
             ]),
@@ -619,29 +425,29 @@ async fn rbac_of_connections() {
         ),
         listener(
             "late",
-            json!([network_rbac("late", json!({"rules": nobody, "delay_deny": "0.3s"})), tcp("late")]),
+            &json!([network_rbac("late", json!({"rules": nobody, "delay_deny": "0.3s"})), tcp("late")]),
             false,
         ),
         listener(
             "two",
-            json!([
+            &json!([
                 network_rbac("one", json!({"rules": allow})),
                 network_rbac("two", json!({"rules": deny})),
                 tcp("two")
             ]),
             false,
         ),
-        listener("echo", json!([network_rbac("echo", json!({"rules": allow})), echo]), false),
-        listener("echo-deny", json!([network_rbac("echo-deny", json!({"rules": deny})), echo]), false),
+        listener("echo", &json!([network_rbac("echo", json!({"rules": allow})), echo]), false),
+        listener("echo-deny", &json!([network_rbac("echo-deny", json!({"rules": deny})), echo]), false),
         listener(
             "http",
-            json!([network_rbac("http", json!({"rules": nobody})), http("http", &[], routes())]),
+            &json!([network_rbac("http", json!({"rules": nobody})), http("http", &[], &routes())]),
             false,
         ),
-        listener("mtls", json!([network_rbac("mtls", json!({"rules": mesh})), tcp("mtls")]), true),
+        listener("mtls", &json!([network_rbac("mtls", json!({"rules": mesh})), tcp("mtls")]), true),
         listener(
             "mtls-tree",
-            json!([
+            &json!([
                 network_rbac("mtls-tree", json!({"matcher": tree, "shadow_matcher": tree})),
                 tcp("mtls-tree")
             ]),
@@ -649,7 +455,7 @@ async fn rbac_of_connections() {
         ),
         listener(
             "mtls-http",
-            json!([network_rbac("mtls-http", json!({"rules": mesh})), http("mtls-http", &[], routes())]),
+            &json!([network_rbac("mtls-http", json!({"rules": mesh})), http("mtls-http", &[], &routes())]),
             true,
         ),
     ];
@@ -696,7 +502,7 @@ async fn sessions(side: &Side, certs: &Certs) -> Vec<String> {
         ));
         // Echoes and refused HTTP connections are not logged.
         let refused = got.is_empty();
-        if !listener.starts_with("echo") && !(listener.ends_with("http") && refused) {
+        if !(listener.starts_with("echo") || listener.ends_with("http") && refused) {
             lines += 1;
             let all = side.lines(lines).await;
             seen.push(all.get(lines - 1).cloned().unwrap_or_default());
