@@ -204,7 +204,7 @@ async fn header_mutation() {
         says("hm", PER_ROUTE, &format!("mutations: {{ query_parameter_mutations: [ {list} ] }}"))
     };
     let add = |key: &str, value: &str, action: &str| {
-        format!("{{ append: {{ record: {{ key: {key}, value: {{ string_value: '{value}' }} }}, action: {action} }} }}")
+        format!("{{ append: {{ record: {{ key: {key}, value: '{value}' }}, action: {action} }} }}")
     };
     let own = "mutations: { request_mutations: [ { remove: x-gone }, \
                { append: { header: { key: x-from, value: '%REQ(x-gone)%-%REQ(x-kept)%' } } }, \
