@@ -63,6 +63,8 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.config.route.v3.CookieMatcher",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
+    // `record` has taken the place of `entry`, which was demanded.
+    ("envoy.config.core.v3.KeyValueAppend", &[FieldRule::Field(2, &[Check::DefinedOnly])]),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
     ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),

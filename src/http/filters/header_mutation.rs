@@ -183,7 +183,7 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
             Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
             None => (pair, &b""[..]),
         };
-        parameters.entry(decoded(name)).or_default().push(decoded(value));
+        parameters.entry(decoded(name)).or_default().push(encoded(&decoded(value), is_legal));
     }
     for change in changes {
         match change {
@@ -193,6 +193,7 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
             QueryChange::Add(name, format, action) => {
                 let mut value = Vec::new();
                 format.render(&mut value, &FormatContext::new(info).with_request(request));
+                let value = encoded(&value, is_unreserved);
                 let name = name.as_bytes();
                 match (action, parameters.get_mut(name)) {
                     (AppendAction::AppendIfExistsOrAdd, Some(values)) => values.push(value),
@@ -210,9 +211,9 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
     for (name, values) in &parameters {
         for value in values {
             out.push(mark);
-            encode(name, &mut out);
+            out.extend_from_slice(&encoded(name, is_legal));
             out.push(b'=');
-            encode(value, &mut out);
+            out.extend_from_slice(value);
             mark = b'&';
         }
     }
@@ -238,17 +239,29 @@ fn decoded(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What is not unreserved is escaped (RFC 3986 §2.3).
-fn encode(text: &[u8], out: &mut Vec<u8>) {
+/// What may stand in a value that config adds (RFC 3986 §2.3).
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
+}
+
+/// What may stand in a value that was sent. Envoy writes it decoded, whatever it is: a line could end in it.
+fn is_legal(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"%&=#+\"<>".contains(&byte)
+}
+
+/// Escapes what may not stand.
+fn encoded(text: &[u8], may: fn(u8) -> bool) -> Vec<u8> {
     use std::io::Write;
+    let mut out = Vec::with_capacity(text.len());
     for byte in text {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(byte) {
+        if may(*byte) {
             out.push(*byte);
         } else {
             // Writing to a vector does not fail.
             let _ = write!(out, "%{byte:02X}");
         }
     }
+    out
 }
 
 impl Config {

@@ -274,7 +274,7 @@ async fn header_mutation() {
         get("all levels, most specific wins", "specific", "/route"),
         get("weighted", "main", "/weighted"),
         get("weighted, most specific wins", "specific", "/weighted"),
-        get("query parameters", "main", "/query?z=1&c=1&c=2&b=0&gone=1&e=%20%41&f"),
+        get("query parameters", "main", "/query?z=1&c=1&c=2&b=0&gone=1&e=%41&f"),
         get("query parameters where there are none", "main", "/query"),
         get("direct response", "main", "/direct"),
         get("off for a route", "main", "/off"),
