@@ -7,6 +7,7 @@
 //! - [`discovery`]: keeps the configuration what the control planes say.
 //! - [`listener`]: accepting connections and choosing their filter chain.
 //! - [`http`]: L7, from heads to the router.
+//! - [`policy`]: who may do what.
 //! - [`upstream`]: from a cluster to a connection.
 //! - [`tls`]: certificates, trust and handshakes, both ways.
 //! - [`runtime`]: threads, sockets and streams.
@@ -21,6 +22,7 @@ pub mod demo;
 pub mod discovery;
 pub mod http;
 pub mod listener;
+pub mod policy;
 pub mod runtime;
 pub mod tcp;
 pub mod telemetry;

@@ -6,7 +6,15 @@
 mod bootstrap;
 mod heads;
 mod picks;
+mod rbac;
 mod routes;
 
-criterion::criterion_group!(micro, heads::parsing, heads::writing, routes::lookup, picks::picking);
+criterion::criterion_group!(
+    micro,
+    heads::parsing,
+    heads::writing,
+    routes::lookup,
+    picks::picking,
+    rbac::deciding
+);
 criterion::criterion_main!(micro);

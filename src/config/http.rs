@@ -217,6 +217,8 @@ pub enum HttpFilter {
     SetMetadata(Arc<filters::set_metadata::Config>),
     /// `envoy.filters.http.header_to_metadata`.
     HeaderToMetadata(Arc<filters::header_to_metadata::Config>),
+    /// `envoy.filters.http.rbac`.
+    Rbac(Arc<crate::policy::rbac::Filter>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

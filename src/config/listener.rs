@@ -8,6 +8,7 @@ use super::cluster::{Address, SocketTuning};
 use super::http::HttpConnectionManager;
 use super::retirement::Retirement;
 use super::tcp::TcpProxy;
+use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
 use crate::tls::DownstreamTls;
@@ -68,8 +69,28 @@ pub struct FilterChain {
     pub tls: Option<Arc<DownstreamTls>>,
     /// How long the TLS handshake may take; `None` = for ever.
     pub handshake_timeout: Option<Duration>,
+    /// Network filters before the terminal one, in order.
+    pub filters: Arc<[NetworkFilter]>,
     /// What serves the connection.
     pub terminal: Terminal,
+}
+
+/// A network filter before the terminal one.
+#[derive(Debug, Clone)]
+pub enum NetworkFilter {
+    /// `envoy.filters.network.rbac`.
+    Rbac(Arc<NetworkRbac>),
+}
+
+/// `envoy.extensions.filters.network.rbac.v3.RBAC`.
+#[derive(Debug)]
+pub struct NetworkRbac {
+    /// Its rules and statistics.
+    pub filter: rbac::Filter,
+    /// `CONTINUOUS`: asked at every read.
+    pub continuous: bool,
+    /// How long a refused connection stays open.
+    pub delay: Option<Duration>,
 }
 
 /// The terminal network filter.

@@ -16,6 +16,7 @@ use super::io::{poll_read, OutBuf, FIRST_READ};
 use super::timer::LazyTimer;
 use super::worker::Worker;
 use crate::config::http::{Codec, HttpConnectionManager};
+use crate::policy::gate::{Gate, Passage};
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::{HcmStats, Held};
 use crate::telemetry::stream_info::ConnectionInfo;
@@ -38,14 +39,15 @@ pub struct Downstream {
 }
 
 /// Serves a connection until it ends. `prefix` was read while the filter chain was chosen;
-/// `buffer_limit` is the listener's.
+/// `buffer_limit` is the listener's; `gate` is asked about the first bytes.
 pub async fn serve(
     worker: Rc<Worker>,
     manager: Arc<HttpConnectionManager>,
     stream: Stream,
-    prefix: BytesMut,
+    mut prefix: BytesMut,
     buffer_limit: usize,
     info: Rc<ConnectionInfo>,
+    gate: Option<Gate>,
 ) {
     let stats = &manager.stats;
     stats.downstream_cx_total.increment(1);
@@ -59,6 +61,17 @@ pub async fn serve(
     let (http1, http2) = (agreed(b"http/1.1"), agreed(b"h2"));
     // Counts the end of the connection when it goes, even if that is while the connection waits.
     let mut ended = Ended { stats, start: info.start, remotely: false };
+    if let Some(gate) = gate {
+        match Box::pin(gate.open(&stream, &mut prefix, manager.timeouts.idle)).await {
+            Passage::Open => {}
+            Passage::Gone => {
+                ended.remotely = true;
+                return;
+            }
+            Passage::Idle => return stats.downstream_cx_idle_timeout.increment(1),
+            Passage::Refused => return,
+        }
+    }
     if manager.codec == Codec::Http2 || (manager.codec == Codec::Auto && http2) {
         let served = h2::server::serve(worker, manager.clone(), stream, prefix, buffer_limit, info);
         ended.remotely = Box::pin(served).await;
@@ -298,7 +311,8 @@ mod tests {
         );
         let worker = Rc::new(Worker::new(Arc::default(), Arc::default()));
         let info = Rc::new(connection(None, None));
-        let served = serve(worker.clone(), manager, Stream::Unix(server), BytesMut::new(), 1 << 20, info);
+        let served =
+            serve(worker.clone(), manager, Stream::Unix(server), BytesMut::new(), 1 << 20, info, None);
         let mut served = Box::pin(served);
         // The client asks and never reads, until an answer finds no room.
         tokio::time::timeout(Duration::from_secs(30), async {

@@ -18,6 +18,7 @@ use crate::config::cluster::Discovery;
 use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
 use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
+use crate::policy::gate::Gate;
 use crate::runtime::socket::tune_accepted;
 use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Acceptor, Counted, Stream};
@@ -218,7 +219,8 @@ async fn serve(
         match Box::pin(handshake(tls, chain.handshake_timeout, stream, prefix)).await {
             Ok(secured) => {
                 let local = tls.presented(info.server_name.as_deref());
-                info.tls = Some(Rc::new(TlsInfo::new(&secured, local)));
+                let agreed = TlsInfo { lenient: tls.is_lenient(), ..TlsInfo::new(&secured, local) };
+                info.tls = Some(Rc::new(agreed));
                 stream = secured.into();
             }
             Err(why) => {
@@ -243,10 +245,11 @@ async fn serve(
         let limit = listener.per_connection_buffer_limit;
         drop(listener);
         let prefix = inspected.prefix;
+        let gate = Gate::new(&chain.filters, &info);
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {
-                crate::http::connection::serve(worker, manager, stream, prefix, limit, info).await;
+                crate::http::connection::serve(worker, manager, stream, prefix, limit, info, gate).await;
             }
             Terminal::Tcp(proxy) => {
                 let _relay = Counted::new(&census.relays);
@@ -255,12 +258,12 @@ async fn serve(
                     // An error means that the worker is ending, which cuts as well.
                     let _ = cut.wait_for(|cut| *cut).await;
                 };
-                let client = Client { stream, prefix, buffer_limit: limit, info };
+                let client = Client { stream, prefix, buffer_limit: limit, info, gate };
                 Box::pin(crate::tcp::serve(proxy, client, &dialler, cut)).await;
             }
             Terminal::Echo => {
                 // A client that goes away ends its echo.
-                let _ = Box::pin(crate::tcp::local::echo(&stream, prefix)).await;
+                let _ = Box::pin(crate::tcp::local::echo(&stream, prefix, gate.as_ref())).await;
             }
             Terminal::DirectResponse(response) => {
                 let _ = Box::pin(crate::tcp::local::direct_response(&stream, &response)).await;

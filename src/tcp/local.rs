@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use crate::policy::gate::Gate;
 use crate::runtime::Stream;
 
 /// How long a finished connection is still read, so that closing it does not reset what the client
@@ -14,8 +15,12 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Room for one read.
 const READ: usize = 16 << 10;
 
-/// Sends everything back, `prefix` first, until the client ends its side.
-pub async fn echo(stream: &Stream, mut prefix: BytesMut) -> io::Result<()> {
+/// Sends everything back, `prefix` first, until the client ends its side or the gate refuses.
+pub async fn echo(stream: &Stream, mut prefix: BytesMut, gate: Option<&Gate>) -> io::Result<()> {
+    if let Some(gate) = gate.filter(|gate| !prefix.is_empty() && !gate.admits()) {
+        gate.linger(stream).await;
+        return Ok(());
+    }
     loop {
         stream.write_all(&prefix).await?;
         prefix.clear();
@@ -25,7 +30,12 @@ pub async fn echo(stream: &Stream, mut prefix: BytesMut) -> io::Result<()> {
         }
         stream.readable().await?;
         prefix.reserve(READ);
-        if stream.read_buf(&mut prefix).await? == 0 {
+        let count = stream.read_buf(&mut prefix).await?;
+        if let Some(gate) = gate.filter(|gate| !gate.admits()) {
+            gate.linger(stream).await;
+            return Ok(());
+        }
+        if count == 0 {
             return stream.shutdown_write();
         }
     }

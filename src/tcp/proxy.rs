@@ -17,6 +17,7 @@ use super::splice::Pipes;
 use super::{Dial, DialContext, Dialed};
 use crate::config::tcp::TcpProxy;
 use crate::config::Cluster;
+use crate::policy::gate::Gate;
 use crate::runtime::Stream;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
@@ -33,6 +34,8 @@ pub struct Client {
     pub buffer_limit: usize,
     /// Facts for logs.
     pub info: Rc<ConnectionInfo>,
+    /// Network filters that are asked about what the client sends.
+    pub gate: Option<Gate>,
 }
 
 /// Serves `client` until it is done, `cut` completes (the end of a drain), or the future is dropped;
@@ -43,7 +46,7 @@ pub async fn serve<D: Dial>(
     dialler: &D,
     cut: impl Future<Output = ()>,
 ) {
-    let Client { stream: downstream, prefix, buffer_limit, info: connection } = client;
+    let Client { stream: downstream, prefix, buffer_limit, info: connection, gate } = client;
     proxy.stats.downstream_cx_total.increment(1);
     let deadline = deadline(&proxy);
     let mut session = Session::new(proxy, connection);
@@ -69,7 +72,7 @@ pub async fn serve<D: Dial>(
         session.log(LogType::TcpUpstreamConnected);
     }
     let proxy = session.proxy.clone();
-    let meter = Counts::new(&proxy, &cluster);
+    let meter = Counts::new(&proxy, &cluster, gate.as_ref());
     let pipes = Pipes::of_thread();
     let buffer = buffer_limit.min(cluster.per_connection_buffer_limit).max(1);
     let limits = Limits { idle: proxy.idle_timeout, deadline, buffer };
@@ -97,10 +100,20 @@ pub async fn serve<D: Dial>(
             }
         }
     };
+    session.info.metadata = gate.as_ref().and_then(Gate::told);
     match end {
         End::Failed(Side::Upstream, _) => session.info.flags.insert(ResponseFlags::UR),
         End::Idle => proxy.stats.idle_timeout.increment(1),
         End::Deadline => session.expired(),
+        End::Refused => {
+            let Some(gate) = &gate else { return };
+            session.info.termination_details =
+                gate.refusal().map_or("".into(), |refusal| refusal.details.into());
+            tokio::select! {
+                () = gate.linger(&downstream) => {}
+                () = cut.as_mut() => {}
+            }
+        }
         End::Finished | End::Failed(Side::Downstream, _) | End::Cut => {}
     }
 }
@@ -215,12 +228,13 @@ struct Counts<'a> {
     proxy: &'a TcpProxy,
     cluster: &'a Cluster,
     counted: Traffic,
+    gate: Option<&'a Gate>,
     flushing: Cell<Option<Held>>,
 }
 
 impl<'a> Counts<'a> {
-    fn new(proxy: &'a TcpProxy, cluster: &'a Cluster) -> Self {
-        Self { proxy, cluster, counted: Traffic::default(), flushing: Cell::default() }
+    fn new(proxy: &'a TcpProxy, cluster: &'a Cluster, gate: Option<&'a Gate>) -> Self {
+        Self { proxy, cluster, counted: Traffic::default(), gate, flushing: Cell::default() }
     }
 }
 
@@ -261,6 +275,14 @@ impl Meter for Counts<'_> {
             };
             buffer.increment(1);
         }
+    }
+
+    fn admits(&self) -> bool {
+        self.gate.is_none_or(Gate::admits)
+    }
+
+    fn watches(&self) -> bool {
+        self.gate.is_some_and(Gate::watches)
     }
 
     fn flushing(&self) {

@@ -129,8 +129,13 @@ impl Rig {
             async move {
                 let cut = async move { drop(cutting.wait_for(|cut| *cut).await) };
                 let prefix = BytesMut::from(&b"pre"[..]);
-                let client =
-                    Client { stream: downstream.into(), prefix, buffer_limit: 1 << 20, info: connection };
+                let client = Client {
+                    stream: downstream.into(),
+                    prefix,
+                    buffer_limit: 1 << 20,
+                    info: connection,
+                    gate: None,
+                };
                 serve(proxy, client, &*script, cut).await;
             }
         });
@@ -386,7 +391,7 @@ fn echo_and_direct_response() {
             client.read_to_string(&mut text).await.unwrap();
             text
         };
-        let (echoed, text) = tokio::join!(echo(&stream, BytesMut::from("well ")), ask);
+        let (echoed, text) = tokio::join!(echo(&stream, BytesMut::from("well "), None), ask);
         echoed.unwrap();
         assert_eq!(text, "well hello");
 

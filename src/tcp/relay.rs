@@ -35,6 +35,8 @@ const SMALL: usize = 8 << 10;
 const SMALL_STREAK: u32 = 8;
 /// After failing to get a pipe, bytes to copy before asking again.
 const RETRY_PIPE: usize = 1 << 20;
+/// How a read that may not pass is told from one that failed: no read of a socket fails so.
+const REFUSED: io::ErrorKind = io::ErrorKind::Unsupported;
 /// Reads in one turn of a direction before the other one has its turn.
 const TURN: u32 = 4;
 
@@ -67,6 +69,14 @@ pub trait Meter {
     fn paused(&self, side: Side, paused: bool);
     /// The client cannot be written any more; what it had sent is still being delivered.
     fn flushing(&self);
+    /// The client has sent bytes, or its end: whether they may pass.
+    fn admits(&self) -> bool {
+        true
+    }
+    /// Whether [`Meter::admits`] is to be asked at every read, not only at the first.
+    fn watches(&self) -> bool {
+        false
+    }
 }
 
 /// One end of a relay.
@@ -110,6 +120,8 @@ pub enum End {
     Deadline,
     /// The caller's `cut` completed.
     Cut,
+    /// The meter did not let the client's bytes pass.
+    Refused,
 }
 
 /// Relays between `downstream` and `upstream`, starting with `prefix` towards the upstream, until
@@ -124,7 +136,11 @@ pub async fn relay(
     pipes: &Rc<Pipes>,
 ) -> End {
     traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
-    let splices = downstream.is_plain() && upstream.is_plain();
+    if !prefix.is_empty() && !meter.admits() {
+        meter.moved(traffic);
+        return End::Refused;
+    }
+    let splices = downstream.is_plain() && upstream.is_plain() && !meter.watches();
     let mut up = Half::new(prefix, pipes, limits.buffer, splices);
     let mut down = Half::new(BytesMut::new(), pipes, limits.buffer, splices);
     let mut broken = None;
@@ -155,6 +171,7 @@ pub async fn relay(
                 }
                 // One direction is done: from now on another stream is watched.
                 Ok(false) => {}
+                Err((_, error)) if error.kind() == REFUSED => return End::Refused,
                 Err((side, error)) => {
                     downstream.set_linger_zero();
                     upstream.set_linger_zero();
@@ -233,7 +250,8 @@ fn drive(
                 continue;
             }
             let held = half.held() > 0;
-            match half.turn(cx, source, target, read, wrote) {
+            let admits = || from == Side::Upstream || meter.admits();
+            match half.turn(cx, source, target, (read, wrote), &admits) {
                 Ok(Turn::Blocked) => {}
                 Ok(Turn::More) => blocked = false,
                 Ok(Turn::Done) => ended = true,
@@ -297,6 +315,8 @@ struct Half {
     mode: Mode,
     /// The source was read since the task woke up.
     fresh: bool,
+    /// What was read last may not pass.
+    refused: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -313,7 +333,7 @@ enum Mode {
 impl Half {
     fn new(pending: BytesMut, pipes: &Rc<Pipes>, limit: usize, splices: bool) -> Self {
         let (state, mode) = (State::Open, if splices { Mode::Copy(0) } else { Mode::CopyOnly });
-        Self { state, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false }
+        Self { state, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false, refused: false }
     }
 
     fn held(&self) -> usize {
@@ -337,8 +357,8 @@ impl Half {
         cx: &mut Context<'_>,
         source: &Stream,
         target: &Stream,
-        read: &Cell<u64>,
-        wrote: &Cell<u64>,
+        (read, wrote): (&Cell<u64>, &Cell<u64>),
+        admits: &dyn Fn() -> bool,
     ) -> Result<Turn, (At, io::Error)> {
         for _ in 0..TURN {
             while self.held() > 0 {
@@ -359,7 +379,11 @@ impl Half {
                 self.fresh = false;
                 return Ok(Turn::Blocked);
             }
-            let count = match self.fetch(source, target, wrote)? {
+            let count = match self.fetch(source, target, wrote, admits)? {
+                Some(count) if self.refused => {
+                    read.set(read.get() + count as u64);
+                    return Err((At::Source, REFUSED.into()));
+                }
                 Some(0) => {
                     self.state = State::Ending;
                     continue;
@@ -416,17 +440,18 @@ impl Half {
         source: &Stream,
         target: &Stream,
         wrote: &Cell<u64>,
+        admits: &dyn Fn() -> bool,
     ) -> Result<Option<usize>, (At, io::Error)> {
         if let Mode::Splice(_) = self.mode {
             if self.pipe.is_none() {
                 self.pipe = self.pipes.lend();
             }
             match &mut self.pipe {
-                Some(_) => return self.fetch_spliced(source, target, wrote),
+                Some(_) => return self.fetch_spliced(source, target, wrote, admits),
                 None => self.mode = Mode::Copy(-(RETRY_PIPE as isize)),
             }
         }
-        self.fetch_copied(source, target, wrote)
+        self.fetch_copied(source, target, wrote, admits)
     }
 
     fn fetch_copied(
@@ -434,10 +459,15 @@ impl Half {
         source: &Stream,
         target: &Stream,
         wrote: &Cell<u64>,
+        admits: &dyn Fn() -> bool,
     ) -> Result<Option<usize>, (At, io::Error)> {
         let most = self.limit.min(SCRATCH);
         let result =
             with_scratch(|scratch| match source.try_read(scratch.get_mut(..most).unwrap_or_default()) {
+                Ok(count) if !admits() => {
+                    self.refused = true;
+                    Ok(Some(count))
+                }
                 Ok(count) => {
                     let bytes = scratch.get(..count).unwrap_or_default();
                     self.hand_on(bytes, target, wrote)
@@ -474,6 +504,7 @@ impl Half {
         source: &Stream,
         target: &Stream,
         wrote: &Cell<u64>,
+        admits: &dyn Fn() -> bool,
     ) -> Result<Option<usize>, (At, io::Error)> {
         let Some(pipe) = &mut self.pipe else {
             return Ok(None);
@@ -494,7 +525,7 @@ impl Half {
             filled
         });
         if ask_again {
-            return self.fetch_copied(source, target, wrote);
+            return self.fetch_copied(source, target, wrote, admits);
         }
         match filled {
             Ok(count) => {

@@ -86,6 +86,7 @@ struct Built {
     ids: Vec<u64>,
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
+    lenient: bool,
 }
 
 /// Why a client got no TLS connection.
@@ -160,6 +161,11 @@ impl DownstreamTls {
         }
     }
 
+    /// Whether certificates of clients are accepted whatever they are.
+    pub fn is_lenient(&self) -> bool {
+        self.context().is_some_and(|built| built.lenient)
+    }
+
     /// The certificate that clients are shown who ask for `server_name`.
     pub fn presented(&self, server_name: Option<&str>) -> Option<Arc<Identity>> {
         let built = self.context()?;
@@ -222,6 +228,7 @@ impl DownstreamTls {
             full_scan: spec.full_scan,
         });
         let validation = merged(&spec.trust, current.trust.as_deref())?;
+        let lenient = validation.as_ref().is_some_and(|validation| validation.accept_untrusted);
         let context = context_of(&certificates, validation.as_ref());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&spec.params.protocol_versions())
@@ -260,7 +267,7 @@ impl DownstreamTls {
             (Resume::Sessions, _) => config.session_storage = ServerSessionMemoryCache::new(SESSIONS),
             (Resume::Keys(_) | Resume::Never, _) => config.send_tls13_tickets = 0,
         }
-        Ok(Built { ids: current.ids().collect(), config: Arc::new(config), certificates })
+        Ok(Built { ids: current.ids().collect(), config: Arc::new(config), certificates, lenient })
     }
 }
 

@@ -31,6 +31,8 @@ pub struct TlsInfo {
     pub peer: Option<Rc<Peer>>,
     /// What we presented.
     pub local: Option<Arc<Identity>>,
+    /// The peer's certificate was accepted whatever it is (`ACCEPT_UNTRUSTED`).
+    pub lenient: bool,
 }
 
 impl TlsInfo {
@@ -42,7 +44,12 @@ impl TlsInfo {
                 state.negotiated_cipher_suite().map_or("", |suite| suite_name(suite.suite())),
             )
         });
-        Self { version, cipher, peer: stream.with_peer(Peer::of), local }
+        Self { version, cipher, peer: stream.with_peer(Peer::of), local, lenient: false }
+    }
+
+    /// Whether the peer has a certificate that was verified.
+    pub fn is_verified(&self) -> bool {
+        self.peer.is_some() && !self.lenient
     }
 
     /// What our certificate says.

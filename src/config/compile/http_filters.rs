@@ -12,7 +12,7 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, extension, Environment};
+use super::{bool_or, extension, rbac, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
@@ -127,6 +127,7 @@ pub(super) fn knows(kind: &str) -> bool {
             | HEALTH_CHECK
             | SET_METADATA
             | HEADER_TO_METADATA
+            | rbac::HTTP
     )
 }
 
@@ -175,6 +176,10 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
                 header_to_metadata::Config::compile(&extension(any, "", problems)?, false, problems)?;
             Some(HttpFilter::HeaderToMetadata(Arc::new(config)))
         }
+        rbac::HTTP => {
+            let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Rbac(Arc::new(filter)))
+        }
         _ => {
             let config: Bridge = extension(any, "", problems)?;
             Some(HttpFilter::GrpcHttp1Bridge(grpc_http1_bridge::Config {
@@ -205,6 +210,7 @@ pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteF
             header_to_metadata::Config::compile(&extension(any, "", problems)?, true, problems)
                 .map(RouteFilter::HeaderToMetadata)
         }
+        rbac::PER_ROUTE => rbac::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Rbac),
         found => {
             problems.report(format_args!("{found} is nothing that a supported filter takes from a route"));
             None

@@ -14,11 +14,11 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::{
-    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rooms, tls, u32_or,
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rbac, rooms, tls, u32_or,
     Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
-use crate::config::listener::{Direction, FilterChain, Inspect, Listener, Terminal};
+use crate::config::listener::{Direction, FilterChain, Inspect, Listener, NetworkFilter, Terminal};
 use crate::config::problems::Problems;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
@@ -207,7 +207,7 @@ fn chain(
     });
     let field = "transport_socket_connect_timeout";
     let handshake_timeout = idle(&config.transport_socket_connect_timeout, None, field, problems);
-    let terminal = terminal(&config.filters, owner.name, environment, problems);
+    let (filters, terminal) = filters(&config.filters, owner.name, environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -217,31 +217,53 @@ fn chain(
         retirement: Arc::default(),
         tls,
         handshake_timeout,
+        filters: filters.into(),
         terminal: terminal?,
     })
 }
 
-/// The chain's one filter. A chain without any closes its connections at once, as in Envoy.
-fn terminal(
+/// A network filter.
+enum Filter {
+    Before(NetworkFilter),
+    Last(Terminal),
+}
+
+/// The chain's filters: those before the terminal one, and that. A chain without any closes its connections at once,
+/// as in Envoy.
+fn filters(
     filters: &[pb::Filter],
     owner: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<Terminal> {
+) -> (Vec<NetworkFilter>, Option<Terminal>) {
     let mut terminal = filters.is_empty().then(|| Terminal::DirectResponse(Bytes::new()));
+    let mut before = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
-        let compiled = problems.at_index("filters", index, |problems| {
+        let last = index + 1 == filters.len();
+        problems.at_index("filters", index, |problems| {
             let compiled = network_filter(filter, owner, environment, problems);
-            if index + 1 < filters.len() && is_terminal(filter) {
+            if !last && is_terminal(filter) {
                 let message =
                     format!("the terminal filter {} must be the last one of its chain", filter.name);
                 problems.report(message);
             }
-            compiled
+            match compiled {
+                Some(Filter::Last(found)) => terminal = Some(found),
+                Some(Filter::Before(found)) => {
+                    if last {
+                        let message = format!(
+                            "{} is no terminal filter and cannot be the last one of its chain",
+                            filter.name
+                        );
+                        problems.report(message);
+                    }
+                    before.push(found);
+                }
+                None => {}
+            }
         });
-        terminal = compiled;
     }
-    terminal
+    (before, terminal)
 }
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -263,7 +285,7 @@ fn network_filter(
     owner: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<Terminal> {
+) -> Option<Filter> {
     use pb::filter::ConfigType;
     let any = match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) if !type_of(any).is_empty() => any,
@@ -274,7 +296,7 @@ fn network_filter(
             return None;
         }
     };
-    problems.at("typed_config", |problems| match type_of(any) {
+    let terminal = problems.at("typed_config", |problems| match type_of(any) {
         HCM => {
             let config: Hcm = extension(any, "", problems)?;
             hcm::compile(&config, owner, environment, problems).map(|hcm| Terminal::Http(Arc::new(hcm)))
@@ -292,11 +314,19 @@ fn network_filter(
             };
             Some(Terminal::DirectResponse(response))
         }
+        rbac::NETWORK => None,
         found => {
             problems.report(format!("the network filter {} ({found}) is not supported yet", filter.name));
             None
         }
-    })
+    });
+    if type_of(any) == rbac::NETWORK {
+        return problems.at("typed_config", |problems| {
+            let compiled = rbac::network(&extension(any, "", problems)?, problems)?;
+            Some(Filter::Before(NetworkFilter::Rbac(Arc::new(compiled))))
+        });
+    }
+    terminal.map(Filter::Last)
 }
 
 /// The kernel's limit of an accept queue, which is also Envoy's default.

@@ -30,6 +30,8 @@ pub mod listener;
 mod local_reply;
 pub(crate) mod on_demand;
 mod outlier;
+pub(crate) mod rbac;
+mod rbac_tree;
 pub mod resource;
 mod rooms;
 pub mod runtime;

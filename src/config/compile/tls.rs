@@ -456,16 +456,7 @@ fn validation(context: &pb::CertificateValidationContext, problems: &mut Problem
     let mut names = Vec::new();
     for (index, matcher) in context.match_typed_subject_alt_names.iter().enumerate() {
         problems.at_index("match_typed_subject_alt_names", index, |problems| {
-            use pb::subject_alt_name_matcher::SanType;
-            let kind = match matcher.san_type() {
-                SanType::Dns => SanKind::Dns,
-                SanType::Uri => SanKind::Uri,
-                SanType::Email => SanKind::Email,
-                SanType::IpAddress => SanKind::Ip,
-                SanType::Unspecified => return problems.report_at("san_type", "is required"),
-            };
-            let Some(config) = &matcher.matcher else { return };
-            names.extend(problems.at("matcher", |problems| name(Some(kind), config, problems)));
+            names.extend(name_matcher(matcher, problems));
         });
     }
     for (index, config) in context.match_subject_alt_names.iter().enumerate() {
@@ -506,6 +497,26 @@ fn validation(context: &pb::CertificateValidationContext, problems: &mut Problem
         max_depth: context.max_verify_depth.map(|depth| depth.value),
         suppress_ca_list: context.suppress_client_ca_list,
     })
+}
+
+/// A name of one kind.
+pub(super) fn name_matcher(
+    matcher: &pb::SubjectAltNameMatcher,
+    problems: &mut Problems,
+) -> Option<NameMatcher> {
+    use pb::subject_alt_name_matcher::SanType;
+    let kind = match matcher.san_type() {
+        SanType::Dns => SanKind::Dns,
+        SanType::Uri => SanKind::Uri,
+        SanType::Email => SanKind::Email,
+        SanType::IpAddress => SanKind::Ip,
+        SanType::Unspecified => {
+            problems.report_at("san_type", "is required");
+            return None;
+        }
+    };
+    // A missing matcher breaks a field rule.
+    problems.at("matcher", |problems| name(Some(kind), matcher.matcher.as_ref()?, problems))
 }
 
 fn name(kind: Option<SanKind>, config: &MatcherConfig, problems: &mut Problems) -> Option<NameMatcher> {

@@ -56,6 +56,7 @@ pub enum RouteFilter {
     Csrf(filters::csrf::Policy),
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),
+    Rbac(crate::policy::rbac::Rules),
 }
 
 /// What a route says to all filters.

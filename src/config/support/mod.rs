@@ -8,6 +8,7 @@ mod discovery;
 mod filters;
 mod hcm;
 mod listener;
+mod rbac;
 pub mod route;
 pub mod rules;
 mod scan;
@@ -47,6 +48,7 @@ const PARTS: &[&[MessageSupport]] = &[
     tcp::TCP,
     route::ROUTE,
     tls::MESSAGES,
+    rbac::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

@@ -107,6 +107,12 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::AtLeast(1.0)])],
     ),
+    ("envoy.extensions.filters.network.rbac.v3.RBAC", &[FieldRule::Field(3, NAMED)]),
+    (
+        "envoy.extensions.matching.input_matchers.ip.v3.Ip",
+        &[FieldRule::Field(1, &[Check::MinItems(1)]), FieldRule::Field(2, NAMED)],
+    ),
+    ("envoy.config.rbac.v3.SourcedMetadata", &[FieldRule::Field(1, &[Check::Required])]),
     (
         "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
         &[FieldRule::Field(1, &[Check::AtLeast(2.0)])],

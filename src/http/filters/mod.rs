@@ -21,6 +21,7 @@ pub mod header_mutation;
 pub mod header_to_metadata;
 pub mod health_check;
 pub mod local_ratelimit;
+mod rbac;
 pub mod set_metadata;
 mod token_bucket;
 
@@ -99,6 +100,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::HealthCheck(config) => return config.on_request(ex, at),
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
+        HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}

@@ -16,6 +16,8 @@ mod logs;
 mod messages;
 mod mutation;
 pub mod observe;
+mod rbac;
+mod rbac_seeded;
 mod retries;
 mod routing;
 mod smuggling;

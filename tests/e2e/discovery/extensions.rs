@@ -125,3 +125,33 @@ async fn a_default_serves_until_one_comes() {
     both.set(set(None)).await;
     all_answer(&both, "the default again", "200 /t.A/B None").await;
 }
+
+/// Rules of RBAC come and go; what is counted goes on.
+#[tokio::test]
+async fn rbac_rules_are_discovered() {
+    if !peers::have(&["envoy"]) {
+        return;
+    }
+    const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+    let origin = Origin::with(false, |request| Answer::ok(request.target())).await;
+    let set = |action: &'static str| {
+        let origin = origin.port();
+        move |port| {
+            let policy = "permissions: [{any: true}], principals: [{any: true}]";
+            let rules = format!("rules: {{ action: {action}, policies: {{ all: {{ {policy} }} }} }}");
+            let mut all = resources(port, origin, "", None);
+            all.iter_mut().for_each(|text| *text = text.replace(BRIDGE, RBAC));
+            all.extend(extension(RBAC, &rules));
+            all
+        }
+    };
+    let both = Both::start(false, set("DENY")).await;
+    all_answer(&both, "denied", "200  Some(\"7\")").await;
+    both.set(set("ALLOW")).await;
+    all_answer(&both, "allowed", "200 /t.A/B?q=1 None").await;
+    for side in &both.sides {
+        let stats = side.proxy.stats().await;
+        let count = |end: &str| stats.iter().find(|(name, _)| name.ends_with(end)).map(|(_, value)| *value);
+        assert!(count(".rbac.denied") >= Some(1) && count(".rbac.allowed") >= Some(1), "{stats:?}");
+    }
+}

@@ -106,3 +106,35 @@ fn wrong_listeners_are_refused() {
         refuses_listener(changes, expected);
     }
 }
+
+/// A network filter of RBAC with one policy.
+fn rbac(policy: &Value) -> Value {
+    json!({"name": "rbac", "typed_config": {"@type": typed("extensions.filters.network.rbac.v3.RBAC"),
+        "stat_prefix": "r", "rules": {"policies": {"p": policy}}}})
+}
+
+#[test]
+fn network_filters_come_before_the_terminal_one() {
+    let policy = json!({"permissions": [{"any": true}], "principals": [{"any": true}]});
+    let filters =
+        json!({"filter_chains": [{"filters": [rbac(&policy), rbac(&policy), tcp_proxy("origin")]}]});
+    assert_eq!(listener(filters).chains[0].filters.len(), 2);
+    let at = "filter_chains[0].filters[0]";
+    let refused = |policy: Value, expected: &str| {
+        let filters = json!({"filter_chains/0/filters": [rbac(&policy), tcp_proxy("origin")]});
+        refuses_listener(filters, &format!("{at}.typed_config.rules.policies[\"p\"]{expected}"));
+    };
+    refuses_listener(
+        json!({"filter_chains/0/filters": [rbac(&policy)]}),
+        &format!("{at}: rbac is no terminal filter and cannot be the last one of its chain"),
+    );
+    let mut with = policy.clone();
+    with["condition"] = json!({"const_expr": {"bool_value": true}});
+    refused(with, ".condition: conditions in CEL are not supported");
+    let mut with = policy.clone();
+    with["permissions"] = json!([{"header": {"name": "x", "present_match": true}}]);
+    refused(with, ".permissions[0].header: a connection has no headers to look at");
+    let mut with = policy;
+    with["principals"] = json!([{"not_id": {"filter_state": {"key": "k", "string_match": {"exact": "v"}}}}]);
+    refused(with, ".principals[0].not_id.filter_state: there is no filter state");
+}
