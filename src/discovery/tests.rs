@@ -46,10 +46,10 @@ fn cluster(nth: usize) -> Resource {
 }
 
 fn endpoints(nth: usize, version: &str, port: u16) -> Resource {
-    endpoints_with(nth, version, port, json!({}))
+    endpoints_with(nth, version, port, &json!({}))
 }
 
-fn endpoints_with(nth: usize, version: &str, port: u16, policy: Value) -> Resource {
+fn endpoints_with(nth: usize, version: &str, port: u16, policy: &Value) -> Resource {
     let name = format!("c{nth}");
     let endpoint =
         json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
@@ -141,7 +141,7 @@ fn the_policy_of_endpoints_changes_without_them() {
         "overprovisioning_factor": 200,
         "drop_overloads": [{"category": "busy", "drop_percentage": {"numerator": 30}}],
     });
-    let changed = [endpoints_with(0, "2", 1, policy)];
+    let changed = [endpoints_with(0, "2", 1, &policy)];
     assert!(manager.update(stream, &update(EDS, "2", &changed, &[]), &mut Nobody).is_empty());
     let hosts = cluster.hosts.load();
     assert_eq!(hosts.options.overprovisioning, 200);
@@ -150,7 +150,7 @@ fn the_policy_of_endpoints_changes_without_them() {
     assert_eq!(cluster.drops.refuses(|| 300_000), None);
     assert_eq!(cluster.drops.policy().map(|policy| policy.category.to_string()), Some("busy".to_owned()));
     let two = json!([{"category": "a"}, {"category": "b"}]);
-    let refused = [endpoints_with(0, "3", 1, json!({ "drop_overloads": two }))];
+    let refused = [endpoints_with(0, "3", 1, &json!({ "drop_overloads": two }))];
     let rejections = manager.update(stream, &update(EDS, "3", &refused, &[]), &mut Nobody);
     assert!(format!("{rejections:?}").contains("policy.drop_overloads"), "{rejections:?}");
     assert!(cluster.drops.refuses(|| 0).is_some(), "the last good one holds");
