@@ -1,9 +1,8 @@
 //! TLS towards clients: `DownstreamTlsContext`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::BytesMut;
 use tokio_rustls::rustls;
@@ -13,6 +12,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, Se
 use rustls::sign::CertifiedKey;
 use rustls::ServerConfig;
 
+use super::contexts::{Contexts, Made};
 use super::failure;
 use super::identity::Identity;
 use super::params::Params;
@@ -76,8 +76,7 @@ pub struct DownstreamSpec {
 pub struct DownstreamTls {
     spec: DownstreamSpec,
     stats: Arc<SslStats>,
-    built: ArcSwapOption<Built>,
-    building: Mutex<()>,
+    contexts: Contexts<Built>,
 }
 
 #[derive(Debug)]
@@ -87,6 +86,12 @@ struct Built {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
     lenient: bool,
+}
+
+impl Made for Built {
+    fn secrets(&self) -> &[u64] {
+        &self.ids
+    }
 }
 
 /// Why a client got no TLS connection.
@@ -121,7 +126,7 @@ impl Current {
 impl DownstreamTls {
     /// A context that counts in `stats`.
     pub fn new(spec: DownstreamSpec, stats: Arc<SslStats>) -> Self {
-        Self { spec, stats, built: ArcSwapOption::empty(), building: Mutex::default() }
+        Self { spec, stats, contexts: Contexts::default() }
     }
 
     /// Whether all secrets are there.
@@ -190,29 +195,8 @@ impl DownstreamTls {
     /// The context for what the secrets are now; `None` while one is missing.
     fn context(&self) -> Option<Arc<Built>> {
         let current = self.current()?;
-        let fits = |built: &Arc<Built>| current.ids().eq(built.ids.iter().copied());
-        if let Some(built) = self.built.load().as_ref().filter(|built| fits(built)) {
-            return Some(built.clone());
-        }
-        let _one_at_a_time = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.built.load_full();
-        if let Some(built) = before.as_ref().filter(|built| fits(built)) {
-            return Some(built.clone());
-        }
-        if before.is_some() {
-            self.stats.contexts.ssl_context_update_by_sds.increment(1);
-        }
-        match self.build(&current) {
-            Ok(built) => {
-                let built = Arc::new(built);
-                self.built.store(Some(built.clone()));
-                Some(built)
-            }
-            Err(error) => {
-                tracing::error!("a TLS context cannot be made: {error}");
-                before
-            }
-        }
+        let renewed = || self.stats.contexts.ssl_context_update_by_sds.increment(1);
+        self.contexts.of(|| current.ids(), renewed, || self.build(&current))
     }
 
     fn build(&self, current: &Current) -> Result<Built, String> {

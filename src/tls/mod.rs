@@ -5,6 +5,7 @@
 //! was agreed on and who the peer is ([`peer::TlsInfo`]), or why there is no connection, in Envoy's words. A context is
 //! made anew at the first handshake after one of its slots has changed; connections that stand keep what they have.
 
+mod contexts;
 pub mod downstream;
 pub mod failure;
 pub mod identity;

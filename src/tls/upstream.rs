@@ -2,9 +2,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwapOption;
 use tokio_rustls::rustls;
 
 use rustls::client::{ResolvesClientCert, Resumption, Tls12Resumption};
@@ -12,6 +11,7 @@ use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
+use super::contexts::{Contexts, Made};
 use super::downstream::{merged, Trust};
 use super::failure;
 use super::identity::Identity;
@@ -56,8 +56,7 @@ pub struct UpstreamTls {
     stat_name: Arc<str>,
     /// Made when the first connection is.
     stats: OnceLock<Arc<SslStats>>,
-    built: ArcSwapOption<Built>,
-    building: Mutex<()>,
+    contexts: Contexts<Built>,
 }
 
 #[derive(Debug)]
@@ -66,6 +65,12 @@ struct Built {
     config: ClientConfig,
     identity: Option<Arc<Identity>>,
     validation: Option<Arc<Validation>>,
+}
+
+impl Made for Built {
+    fn secrets(&self) -> &[u64] {
+        &self.ids
+    }
 }
 
 /// Names that a request asks for (`auto_sni`, `auto_san_validation`).
@@ -118,13 +123,7 @@ struct Kept {
 impl UpstreamTls {
     /// A context of the cluster that statistics know as `stat_name`.
     pub fn new(spec: UpstreamSpec, stat_name: Arc<str>) -> Self {
-        Self {
-            spec,
-            stat_name,
-            stats: OnceLock::new(),
-            built: ArcSwapOption::empty(),
-            building: Mutex::default(),
-        }
+        Self { spec, stat_name, stats: OnceLock::new(), contexts: Contexts::default() }
     }
 
     fn stats(&self) -> &Arc<SslStats> {
@@ -266,29 +265,8 @@ impl UpstreamTls {
     fn context(&self) -> Option<Arc<Built>> {
         let current = self.current()?;
         let ids = || current.iter().flatten().map(|secret| secret.id);
-        let fits = |built: &Arc<Built>| ids().eq(built.ids.iter().copied());
-        if let Some(built) = self.built.load().as_ref().filter(|built| fits(built)) {
-            return Some(built.clone());
-        }
-        let _one_at_a_time = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.built.load_full();
-        if let Some(built) = before.as_ref().filter(|built| fits(built)) {
-            return Some(built.clone());
-        }
-        if before.is_some() {
-            self.stats().contexts.ssl_context_update_by_sds.increment(1);
-        }
-        match self.build(&current, ids().collect()) {
-            Ok(built) => {
-                let built = Arc::new(built);
-                self.built.store(Some(built.clone()));
-                Some(built)
-            }
-            Err(error) => {
-                tracing::error!("a TLS context cannot be made: {error}");
-                before
-            }
-        }
+        let renewed = || self.stats().contexts.ssl_context_update_by_sds.increment(1);
+        self.contexts.of(ids, renewed, || self.build(&current, ids().collect()))
     }
 
     fn build(&self, [certificate, trust]: &[Option<Arc<Secret>>; 2], ids: Vec<u64>) -> Result<Built, String> {

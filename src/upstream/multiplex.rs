@@ -17,13 +17,13 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::SendStream;
 use http::Request;
 
-use super::permit::{Kind, Permit};
+use super::permit::Permit;
 use super::pool::{ConnectionPermit, HostPool, UpstreamConnection};
 use super::UpstreamError;
 use crate::http::h2::guard::{Account, Flood, Guarded};
 use crate::http::h2::ping::Pinger;
 use crate::http::h2::{client_builder, HeadLimits, Options};
-use crate::telemetry::stats::{Held, Http2Stats};
+use crate::telemetry::stats::Http2Stats;
 use crate::tls::upstream::Purpose;
 use crate::tls::TlsInfo;
 
@@ -361,13 +361,7 @@ impl HostPool {
         if let Some(slot) = self.reuse_stream() {
             return Ok(slot);
         }
-        let stats = self.cluster().stats();
-        let Some(_pending) = Permit::take(self.cluster(), priority, Kind::Pending) else {
-            stats.upstream_rq_pending_overflow.increment(1);
-            return Err(UpstreamError::Overflow("max_pending_requests"));
-        };
-        stats.upstream_rq_pending_total.increment(1);
-        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let _pending = self.pending(priority)?;
         let connections = self.connections();
         loop {
             if let Some(slot) = self.reuse_stream() {

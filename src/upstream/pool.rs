@@ -121,6 +121,12 @@ pub struct ConnectionPermit {
     _active: Active,
 }
 
+/// A request that waits for a connection counts as such while this lives.
+pub(super) struct Pending {
+    _permit: Permit,
+    _gauge: Held,
+}
+
 /// The `upstream_cx_active` gauge, held.
 struct Active(#[allow(dead_code)] Held);
 
@@ -258,6 +264,20 @@ impl HostPool {
         }
     }
 
+    /// A place among the requests that wait for a connection.
+    ///
+    /// # Errors
+    /// All are taken.
+    pub(super) fn pending(&self, priority: usize) -> Result<Pending, UpstreamError> {
+        let stats = self.cluster.stats();
+        let Some(permit) = Permit::take(&self.cluster, priority, Kind::Pending) else {
+            stats.upstream_rq_pending_overflow.increment(1);
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        stats.upstream_rq_pending_total.increment(1);
+        Ok(Pending { _permit: permit, _gauge: Held::new(&stats.upstream_rq_pending_active) })
+    }
+
     /// A connection: idle, new, or the next that becomes free when no new one is allowed.
     ///
     /// # Errors
@@ -269,13 +289,7 @@ impl HostPool {
         if let Some(connection) = self.reuse() {
             return Ok(connection);
         }
-        let stats = self.cluster.stats();
-        let Some(_pending) = Permit::take(&self.cluster, priority, Kind::Pending) else {
-            stats.upstream_rq_pending_overflow.increment(1);
-            return Err(UpstreamError::Overflow("max_pending_requests"));
-        };
-        stats.upstream_rq_pending_total.increment(1);
-        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let _pending = self.pending(priority)?;
         loop {
             if let Some(permit) = self.connection_permit(priority) {
                 let opening = self.connect(permit, Purpose::Http1);
@@ -303,16 +317,10 @@ impl HostPool {
     /// # Errors
     /// Why there is none.
     pub async fn dedicated(self: &Rc<Self>) -> Result<Box<UpstreamConnection>, UpstreamError> {
-        let stats = self.cluster.stats();
-        let Some(_pending) = Permit::take(&self.cluster, 0, Kind::Pending) else {
-            stats.upstream_rq_pending_overflow.increment(1);
-            return Err(UpstreamError::Overflow("max_pending_requests"));
-        };
-        stats.upstream_rq_pending_total.increment(1);
-        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let _pending = self.pending(0)?;
         let permit = (!self.is_full(0)).then(|| Permit::take(&self.cluster, 0, Kind::Connections)).flatten();
         let Some(permit) = permit else {
-            stats.upstream_cx_overflow.increment(1);
+            self.cluster.stats().upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
         self.connect(permit, Purpose::Tcp).await

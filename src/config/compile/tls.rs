@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use base64::prelude::{Engine as _, BASE64_STANDARD as STANDARD};
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
@@ -546,27 +547,7 @@ fn hash_of_hex(text: &str) -> Option<[u8; 32]> {
 
 /// 44 digits of base 64.
 fn hash_of_base64(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_suffix('=').filter(|digits| digits.len() == 43)?;
-    let mut bytes = Vec::with_capacity(33);
-    let (mut word, mut bits) = (0u32, 0u32);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        word = word << 6 | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((word >> bits) as u8);
-            word &= (1 << bits) - 1;
-        }
-    }
-    bytes.try_into().ok()
+    STANDARD.decode(text).ok()?.try_into().ok()
 }
 
 #[cfg(test)]

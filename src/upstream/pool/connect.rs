@@ -13,7 +13,7 @@ use crate::telemetry::stats::Held;
 use crate::tls::upstream::{Names, Purpose};
 use crate::tls::TlsInfo;
 use crate::upstream::balancing::{clock, suspect};
-use crate::upstream::permit::{Kind, Permit};
+use crate::upstream::permit::Permit;
 use crate::upstream::UpstreamError;
 
 impl HostPool {
@@ -37,13 +37,7 @@ impl HostPool {
     /// # Errors
     /// Why there is none.
     pub async fn find_out(self: &Rc<Self>, priority: usize) -> Result<bool, UpstreamError> {
-        let stats = self.cluster.stats();
-        let Some(_pending) = Permit::take(&self.cluster, priority, Kind::Pending) else {
-            stats.upstream_rq_pending_overflow.increment(1);
-            return Err(UpstreamError::Overflow("max_pending_requests"));
-        };
-        stats.upstream_rq_pending_total.increment(1);
-        let _gauge = Held::new(&stats.upstream_rq_pending_active);
+        let _pending = self.pending(priority)?;
         loop {
             if let Some(known) = self.speaks_http2() {
                 return Ok(known);
@@ -60,7 +54,7 @@ impl HostPool {
             if http2 {
                 self.multiplex(connection).await?;
             } else {
-                stats.upstream_cx_http1_total.increment(1);
+                self.cluster.stats().upstream_cx_http1_total.increment(1);
                 self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
             }
         }
