@@ -9,10 +9,9 @@ mod preconnect;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::{poll_fn, Future as _};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -255,7 +254,7 @@ impl HostPool {
                 connection.reused = true;
                 connection.permit.busy.set(true);
                 if let Some(ratio) = self.preconnects() {
-                    self.preconnect(ratio, 0);
+                    self.preconnect(ratio, 0, 0);
                 }
                 return Some(connection);
             }
@@ -292,16 +291,10 @@ impl HostPool {
         let _pending = self.pending(priority)?;
         loop {
             if let Some(permit) = self.connection_permit(priority) {
-                let opening = self.connect(permit, Purpose::Http1);
-                let Some(ratio) = self.preconnects() else { return opening.await };
-                // It counts as open from its first step on.
-                let mut opening = pin!(opening);
-                let first = poll_fn(|context| Poll::Ready(opening.as_mut().poll(context))).await;
-                self.preconnect(ratio, priority);
-                return match first {
-                    Poll::Ready(outcome) => outcome,
-                    Poll::Pending => opening.await,
-                };
+                if let Some(ratio) = self.preconnects() {
+                    self.preconnect(ratio, priority, 1);
+                }
+                return self.connect(permit, Purpose::Http1).await;
             }
             if let Some(connection) = self.wait().await {
                 return Ok(connection);

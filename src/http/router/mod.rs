@@ -150,7 +150,8 @@ pub(in crate::http) async fn forward(
         filters::on_cluster(ex);
     }
     if let Some(share) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
-        return fail::drop_overload(ex, route, &cluster.cluster, share).await;
+        // Boxed, so that the futures of all other requests are no larger for it.
+        return Box::pin(fail::drop_overload(ex, route, &cluster.cluster, share)).await;
     }
     let Some(request) = &ex.request else { return End::Gone };
     let mut terminate = false;

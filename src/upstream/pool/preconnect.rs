@@ -71,11 +71,11 @@ impl HostPool {
         permit
     }
 
-    /// After a request has a connection, or has begun to open one: connections for the next.
+    /// After a request has a connection, or when `begins` of them are about to open one: connections for the next.
     #[cold]
-    pub(in crate::upstream) fn preconnect(self: &Rc<Self>, ratio: f64, priority: usize) {
+    pub(in crate::upstream) fn preconnect(self: &Rc<Self>, ratio: f64, priority: usize, begins: usize) {
         for _ in 0..MOST {
-            let open = self.open.get() as usize;
+            let open = self.open.get() as usize + begins;
             let unused = self.idle.borrow().len() + self.ahead.opening.get() as usize;
             let streams = open.saturating_sub(unused) + self.waiting.borrow().len();
             let provided = open + self.ahead.planned.get() as usize;
