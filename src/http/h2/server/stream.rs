@@ -134,7 +134,8 @@ impl Drop for HeadRoom {
 pub(super) struct Arrived {
     parsed: Parsed,
     room: HeadRoom,
-    stream: ServerStream,
+    // Boxed here: what is moved into a task is part of it to its end.
+    stream: Box<ServerStream>,
     start: Instant,
 }
 
@@ -163,7 +164,7 @@ pub(super) fn arrive(
                     reset: false,
                     connection: connection.clone(),
                 };
-                return Some(Arrived { parsed, room, stream, start });
+                return Some(Arrived { parsed, room, stream: Box::new(stream), start });
             }
             None => {
                 codec.header_overflow.increment(1);
@@ -206,7 +207,7 @@ pub(super) async fn serve(
         codec.dropped_headers_with_underscores.increment(dropped);
     }
     let mut down = Downstream {
-        client: Client::Http2(Box::new(stream)),
+        client: Client::Http2(stream),
         timer: connection.timer(),
         info: connection.info.clone(),
         buffer_limit,
