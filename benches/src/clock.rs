@@ -75,6 +75,14 @@ impl Alarm {
     }
 }
 
+/// Makes the calling thread give way to all others.
+///
+/// # Errors
+/// The kernel does not let it.
+pub fn step_back() -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19)?)
+}
+
 /// Runs the calling thread on this core only.
 ///
 /// # Errors

@@ -32,7 +32,29 @@ enum Pattern {
     Regex(Box<Regex>),
 }
 
+/// Compiles each of the list in `field`, and reports the problems of all; `None` if one of them is bad.
+fn all<C, T>(
+    list: &[C],
+    field: &str,
+    problems: &mut Problems,
+    compile: impl Fn(&C, &mut Problems) -> Option<T>,
+) -> Option<Box<[T]>> {
+    let all: Vec<_> = (list.iter().enumerate())
+        .map(|(index, config)| problems.at_index(field, index, |problems| compile(config, problems)))
+        .collect();
+    all.into_iter().collect()
+}
+
 impl StringMatcher {
+    /// Compiles the list in `field`; `None` if one of them is bad.
+    pub fn compile_all(
+        list: &[matcher::StringMatcher],
+        field: &str,
+        problems: &mut Problems,
+    ) -> Option<Box<[Self]>> {
+        all(list, field, problems, Self::compile)
+    }
+
     /// Equality with `text`.
     pub fn exact(text: &str) -> Self {
         Self { pattern: Pattern::Exact(text.as_bytes().into()), ignore_case: false }
@@ -169,12 +191,7 @@ impl HeaderMatcher {
         field: &str,
         problems: &mut Problems,
     ) -> Option<Box<[Self]>> {
-        let all: Vec<_> = (list.iter().enumerate())
-            .map(|(index, config)| {
-                problems.at_index(field, index, |problems| Self::compile(config, problems))
-            })
-            .collect();
-        all.into_iter().collect()
+        all(list, field, problems, Self::compile)
     }
 
     /// Whether `head` passes.

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::rbac::{Facts, Filter, Verdict};
 use crate::config::listener::NetworkFilter;
 use crate::runtime::Stream;
-use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
+use crate::telemetry::stream_info::{dynamic_metadata_are_read, ConnectionInfo, DynamicMetadata};
 
 /// The filters of one connection.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Gate {
     fn judge(&self, filter: &Filter) -> Verdict {
         let mut told = self.told.borrow_mut();
         let facts = Facts { dynamic: Some(&told), ..Facts::of_connection(&self.info) };
-        let mut verdict = filter.judge_own(&facts, true);
+        let mut verdict = filter.judge_own(&facts, dynamic_metadata_are_read());
         verdict.write(NAMESPACE, &mut told);
         verdict
     }
@@ -128,20 +128,15 @@ impl Gate {
     pub async fn open(&self, stream: &Stream, input: &mut BytesMut, idle: Option<Duration>) -> Passage {
         if input.is_empty() {
             input.reserve(FIRST_READ);
-            let read = async {
-                match idle {
-                    None => Some(stream.read_buf(input).await),
-                    Some(idle) => tokio::select! {
-                        biased;
-                        read = stream.read_buf(input) => Some(read),
-                        () = sleep(idle) => None,
-                    },
-                }
+            let read = stream.read_buf(input);
+            let read = match idle {
+                None => Ok(read.await),
+                Some(idle) => timeout(idle, read).await,
             };
-            match read.await {
-                Some(Ok(count)) if count > 0 => {}
-                Some(_) => return Passage::Gone,
-                None => return Passage::Idle,
+            match read {
+                Ok(Ok(count)) if count > 0 => {}
+                Ok(_) => return Passage::Gone,
+                Err(_) => return Passage::Idle,
             }
         }
         if self.admits() {

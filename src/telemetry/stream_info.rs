@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -152,6 +153,20 @@ impl WallClock {
 
 /// Dynamic metadata: a structure for each namespace.
 pub type DynamicMetadata = BTreeMap<String, Struct>;
+
+/// Something that was configured reads dynamic metadata.
+static METADATA_READ: AtomicBool = AtomicBool::new(false);
+
+/// Notes that what is being compiled reads dynamic metadata.
+pub fn read_dynamic_metadata() {
+    METADATA_READ.store(true, Ordering::Relaxed);
+}
+
+/// Whether anything reads dynamic metadata: filters whose decisions are not asked for need not write them for each
+/// request.
+pub fn dynamic_metadata_are_read() -> bool {
+    METADATA_READ.load(Ordering::Relaxed)
+}
 
 /// The record of one stream.
 #[derive(Debug, Clone)]

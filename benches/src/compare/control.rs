@@ -1,5 +1,6 @@
 //! A control plane for those that follow one: our server library on a thread of its own, with the resources of a large
-//! mesh, the same for everybody. One endpoint assignment of it changes on demand.
+//! mesh, the same for everybody. One endpoint assignment of it changes on demand,
+//! and the routes and the listener with it for who wants that.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,6 +21,12 @@ use crate::clock;
 
 /// The node that every proxy says it is.
 pub const NODE: &str = "sidecar";
+/// What differs in a snapshot: the endpoints of the last cluster.
+const ENDPOINTS: usize = 1;
+/// Its routes have one more.
+const ROUTES: usize = 2;
+/// Its listener calls itself something else.
+const LISTENER: usize = 4;
 /// The name of the route table.
 const TABLE: &str = "all";
 /// What the other endpoints answer with, which the origin never does.
@@ -29,6 +36,8 @@ pub const ELSEWHERE: u16 = 203;
 #[derive(Clone)]
 pub struct Mesh {
     snapshot: Snapshot,
+    /// The routes as they are, and with one more.
+    tables: [Value; 2],
     last: String,
     endpoints: Vec<SocketAddr>,
     /// The last resource of each type, for who wants to know.
@@ -43,6 +52,7 @@ impl Mesh {
     pub fn new(clusters: usize, endpoints: &[SocketAddr]) -> Result<Self, Error> {
         let mut mesh = Self {
             snapshot: Snapshot::new(),
+            tables: [Value::Null, Value::Null],
             last: service(clusters.saturating_sub(1)),
             endpoints: endpoints.to_vec(),
             sample: String::new(),
@@ -72,11 +82,22 @@ impl Mesh {
         if let Some(host) = hosts.last() {
             mesh.sample += &format!("{host}\n");
         }
-        mesh.insert(&json!({
-            "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-            "name": TABLE,
-            "virtual_hosts": hosts
-        }))?;
+        let table = |hosts: &[Value]| {
+            json!({
+                "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+                "name": TABLE,
+                "virtual_hosts": hosts
+            })
+        };
+        let before = table(&hosts);
+        if let Some(routes) = hosts.last_mut().and_then(|host| host["routes"].as_array_mut()) {
+            let mut other = routes.first().cloned().unwrap_or_default();
+            other["match"] = json!({"prefix": "/other"});
+            routes.insert(0, other);
+        }
+        mesh.tables = [before, table(&hosts)];
+        let [first, _] = mesh.tables.clone();
+        mesh.insert(&first)?;
         Ok(mesh)
     }
 
@@ -105,8 +126,8 @@ pub struct ControlPlane {
     /// Where.
     pub address: SocketAddr,
     cache: SnapshotCache,
-    /// As all began, and the two between which the last cluster's endpoints change.
-    snapshots: [Arc<Snapshot>; 2],
+    /// By what is changed in them, a bit each: [`ENDPOINTS`], [`ROUTES`], [`LISTENER`].
+    snapshots: Vec<Arc<Snapshot>>,
     end: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     acknowledged: Arc<AtomicU64>,
@@ -131,14 +152,26 @@ impl ControlPlane {
         }});
         let mut listener = setup.listener(&routes);
         listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+        let mut renamed = listener.clone();
+        renamed["filter_chains"][0]["filters"][0]["typed_config"]["server_name"] = json!("renamed");
+        let [_, routes] = &mesh.tables;
         insert(&mut first, &listener)?;
         insert(&mut first, &assignment(&mesh.last, &mesh.endpoints))?;
-        let mut second = first.clone();
-        insert(&mut second, &assignment(&mesh.last, others))?;
-        let snapshots = [Arc::new(first), Arc::new(second)];
+        let mut snapshots = vec![Arc::new(first)];
+        for (bit, change) in
+            [(ENDPOINTS, &assignment(&mesh.last, others)), (ROUTES, routes), (LISTENER, &renamed)]
+        {
+            // Those so far are as many as the bit says, and each is there once more with the change.
+            for nth in 0..bit {
+                let Some(mut changed) = snapshots.get(nth).map(|snapshot| (**snapshot).clone()) else {
+                    continue;
+                };
+                insert(&mut changed, change)?;
+                snapshots.push(Arc::new(changed));
+            }
+        }
         let cache = SnapshotCache::by_node_id();
-        let [first, _] = &snapshots;
-        cache.set(NODE, first.clone());
+        snapshots.iter().take(1).for_each(|first| cache.set(NODE, first.clone()));
         let refused = Arc::new(Mutex::new(Vec::new()));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let (seen, counted) = (refused.clone(), acknowledged.clone());
@@ -162,6 +195,8 @@ impl ControlPlane {
             if let Some(core) = core {
                 let _ = clock::pin(core);
             }
+            // What it does for a moment should not look like a proxy that answers late.
+            let _ = clock::step_back();
             runtime.block_on(async move {
                 let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
                 tokio::select! {
@@ -175,7 +210,11 @@ impl ControlPlane {
 
     /// Changes the last cluster's endpoints: to the others, or back.
     pub fn change(&self, others: bool) {
-        if let Some(snapshot) = self.snapshots.get(usize::from(others)) {
+        self.set(usize::from(others) * ENDPOINTS);
+    }
+
+    fn set(&self, changed: usize) {
+        if let Some(snapshot) = self.snapshots.get(changed) {
             self.cache.set(NODE, snapshot.clone());
         }
     }
@@ -190,24 +229,28 @@ impl ControlPlane {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes endpoints to and fro, so many times a second, while `work` goes on; its result, and the changes.
+    /// Changes endpoints to and fro, so many times a second, routes once a second and the listener each five, while
+    /// `work` goes on; its result, and the changes of endpoints.
     pub fn churn<R>(&self, rate: u32, work: impl FnOnce() -> R) -> (R, u64) {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let changes = scope.spawn(|| {
                 let (begin, gap) = (Instant::now(), Duration::from_secs(1) / rate.max(1));
-                let mut count = 0;
+                let mut count: u32 = 0;
+                let per_second = rate.max(1);
                 while !over.load(Ordering::Relaxed) {
                     count += 1;
-                    self.change(count % 2 == 1);
-                    let next = begin + gap * u32::try_from(count).unwrap_or(u32::MAX);
+                    let odd = |every: u32| usize::from(count / every % 2 == 1);
+                    let routes = odd(per_second) * ROUTES;
+                    self.set(odd(1) * ENDPOINTS + routes + odd(per_second.saturating_mul(5)) * LISTENER);
+                    let next = begin + gap * count;
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
                 count
             });
             let result = work();
             over.store(true, Ordering::Relaxed);
-            (result, changes.join().unwrap_or(0))
+            (result, changes.join().unwrap_or(0).into())
         })
     }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::peer::Peer;
-use super::scale::CHURNED;
 use super::scenario::{Kind, Scenario, Security};
 use super::special::{FIRST_ANSWERS, LEVELS, STARTS};
 
@@ -37,9 +36,9 @@ pub fn of(scenarios: &[Scenario], peers: &[Peer], rounds: u32, seconds: f64) -> 
         Kind::Idle => processes * starts * IDLE,
         Kind::Start => processes * f64::from(FIRST_ANSWERS) * START,
         Kind::Scale(clusters) => proxies * starts * (SCALE.0 + SCALE.1 * (*clusters as f64) + 0.3 + seconds),
-        Kind::Churn => {
+        Kind::Churn(clusters) => {
             let able = count(&|peer| peer.follows_control_planes());
-            able * (SCALE.0 + SCALE.1 * CHURNED as f64 + (rounds + 1.0) * 2.0 * seconds)
+            able * (SCALE.0 + SCALE.1 * (*clusters as f64) + (rounds + 1.0) * 2.0 * seconds)
         }
     };
     Duration::from_secs_f64(scenarios.iter().map(one).sum::<f64>().max(0.0))

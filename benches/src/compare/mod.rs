@@ -225,7 +225,7 @@ impl CompareArgs {
                 Kind::Idle => vec![special::idle(&mut bench, say)?],
                 Kind::Start => vec![special::start(&mut bench, say)?],
                 Kind::Scale(clusters) => vec![scale::scale(&mut bench, *clusters, say)?],
-                Kind::Churn => vec![scale::churn(&bench, say)?],
+                Kind::Churn(clusters) => vec![scale::churn(&bench, *clusters, say)?],
             };
             let many = results.len() > 1;
             for mut result in results {

@@ -22,9 +22,7 @@ use super::Error;
 const CHANGES: usize = 400;
 /// The longest wait for one.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Clusters of which the endpoints of one change all the time.
-pub(super) const CHURNED: usize = 10_000;
-/// Changes in a second.
+/// Changes of endpoints in a second.
 const CHURN_RATE: u32 = 100;
 /// Requests in a second meanwhile.
 const LOAD_RATE: &str = "5000";
@@ -147,12 +145,13 @@ fn change(bench: &Bench, running: &mut Running, plane: &ControlPlane, host: &str
     }
 }
 
-/// An endpoint assignment that changes all the time, one of many, under a steady load.
+/// An endpoint assignment that changes all the time, one of many, under a steady load; routes and a listener that change
+/// now and then.
 ///
 /// # Errors
 /// The generator cannot run.
-pub fn churn(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
-    let host = domain(CHURNED - 1, DOMAINS - 1);
+pub fn churn(bench: &Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
+    let host = domain(clusters.saturating_sub(1), DOMAINS - 1);
     let header = format!("Host: {host}");
     let seconds = format!("{}s", bench.seconds);
     let flags = ["-H", &header, "-d", &seconds, "--rate", LOAD_RATE];
@@ -168,10 +167,10 @@ pub fn churn(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult,
             });
             continue;
         }
-        let mut setup = bench.setup(&BASE, CHURNED)?;
+        let mut setup = bench.setup(&BASE, clusters)?;
         let mesh = match &mut mesh {
             Some(mesh) => mesh,
-            none => none.insert(Mesh::new(CHURNED, &setup.endpoints)?),
+            none => none.insert(Mesh::new(clusters, &setup.endpoints)?),
         };
         // Half of the endpoints come and go; all of them are good.
         let half: Vec<_> = setup.endpoints.iter().copied().take(usize::from(ENDPOINTS / 2)).collect();

@@ -29,7 +29,7 @@ pub enum Kind {
     /// So many clusters.
     Scale(usize),
     /// Updates under load.
-    Churn,
+    Churn(usize),
 }
 
 /// A closed loop.
@@ -183,9 +183,13 @@ pub fn all() -> Vec<Scenario> {
         );
         all.push(scenario(&format!("config-scale-{clusters}"), "config-scale", about, Kind::Scale(clusters)));
     }
-    let about = "5,000 requests/s in an open loop through one of 10,000 clusters, without and with 100 updates a second of its \
-                 endpoints, over delta ADS";
-    all.push(scenario("churn", "", about.to_owned(), Kind::Churn));
+    for clusters in [100, 10_000] {
+        let about = format!(
+            "5,000 requests/s in an open loop through one of {clusters} clusters, without and with 100 updates a second of its \
+             endpoints, a change of the routes each second and one of the listener each five, over delta ADS"
+        );
+        all.push(scenario(&format!("churn-{clusters}"), "churn", about, Kind::Churn(clusters)));
+    }
     all
 }
 

@@ -1,6 +1,6 @@
 //! The bootstrap: everything the process is told at start, in one pass.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -15,20 +15,17 @@ use outrigger_control_api::pb::envoy::config::listener::v3::Listener as Listener
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use outrigger_control_api::pb::envoy::r#type::v3::SemanticVersion;
 use outrigger_control_api::pb::google::protobuf::Any;
-use outrigger_control_api::reflect::Value as Field;
-use outrigger_control_api::support::Findings;
 use outrigger_control_api::DynamicMessage;
 use outrigger_control_api::{message_to_json, to_json, Loaded};
 use prost::{Message as _, Name as _};
 use serde_json::{json, Value};
 
+use super::control_clusters::{check_support, control_targets, Control};
 use super::resource::{Compiler, Environment, Needs, StaticSecrets};
 use super::runtime::{self, Runtime};
 use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms};
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
-use crate::config::discovery::{
-    ApiKind, ApiSource, ConfigSource, DiscoveryConfig, GrpcTarget, RtdsLayer, Source,
-};
+use crate::config::discovery::{ApiKind, ApiSource, ConfigSource, DiscoveryConfig, RtdsLayer, Source};
 use crate::config::listener::Listener;
 use crate::config::problems::{Problem, Problems};
 use crate::config::route::RouteTable;
@@ -192,67 +189,6 @@ pub fn bootstrap(
     }
 }
 
-/// Clusters that discovery may ask.
-struct Control {
-    /// Those that gRPC services of the bootstrap name.
-    named: BTreeSet<String>,
-    /// Positions of those among them that only discovery can use.
-    reserved: HashSet<usize>,
-    /// The others, that resources of a control plane may name, with what the table says against them.
-    others: HashMap<String, Option<Problem>>,
-}
-
-/// What the support table says; of clusters that serve discovery and cannot serve requests, what the
-/// table of such clusters says.
-fn check_support(dynamic: &DynamicMessage, named: BTreeSet<String>) -> (Findings, Control) {
-    let mut findings = check::support(support::table(), dynamic, "");
-    let mut control = Control { named, reserved: HashSet::new(), others: HashMap::new() };
-    // Without a control plane nothing more can be named.
-    if control.named.is_empty() {
-        return (findings, control);
-    }
-    let resources = dynamic.get_field_by_name("static_resources");
-    let clusters = resources
-        .as_deref()
-        .and_then(Field::as_message)
-        .and_then(|resources| resources.get_field_by_name("clusters"));
-    let clusters = clusters.as_deref().and_then(Field::as_list).unwrap_or_default();
-    for (index, cluster) in clusters.iter().filter_map(Field::as_message).enumerate() {
-        let name = cluster.get_field_by_name("name");
-        let path = format!("static_resources.clusters[{index}]");
-        let inside = |problem: &Problem| check::is_inside(&problem.path, &path);
-        let Some(name) = name.as_deref().and_then(Field::as_str) else { continue };
-        let is_named = control.named.contains(name);
-        if !is_named {
-            let found = check::support(support::control_table(), cluster, "");
-            control.others.insert(name.to_owned(), found.rejected.into_iter().next());
-            continue;
-        }
-        // Its certificates may be there later than the process: the way to a control plane waits for them.
-        let other = has_tls(cluster) || findings.rejected.iter().any(inside);
-        if !other {
-            continue;
-        }
-        control.reserved.insert(index);
-        findings.rejected.retain(|problem| !inside(problem));
-        findings.observed.retain(|problem| !inside(problem));
-        let found = check::support(support::control_table(), cluster, &path);
-        findings.rejected.extend(found.rejected);
-        findings.observed.extend(found.observed);
-    }
-    (findings, control)
-}
-
-/// Whether the connections of a cluster are TLS.
-fn has_tls(cluster: &DynamicMessage) -> bool {
-    let socket = cluster.get_field_by_name("transport_socket");
-    let socket = socket.as_deref().and_then(Field::as_message);
-    let config = socket.and_then(|socket| socket.get_field_by_name("typed_config"));
-    let config = config.as_deref().and_then(Field::as_message);
-    let kind = config.and_then(|config| config.get_field_by_name("type_url"));
-    kind.as_deref().and_then(Field::as_str).is_some_and(|kind| kind.ends_with(".UpstreamTlsContext"))
-}
-
 fn compile(
     message: pb::Bootstrap,
     node: Node,
@@ -386,40 +322,6 @@ fn compile(
         runtime,
         warnings: Vec::new(),
     })
-}
-
-/// The ways to control planes, and the names of clusters that are none: `None` where that was reported, because the
-/// bootstrap asks them, else what is against it.
-fn control_targets(
-    resources: &pb::bootstrap::StaticResources,
-    control: &Control,
-    compiler: &Compiler,
-    problems: &mut Problems,
-) -> (HashMap<String, GrpcTarget>, HashMap<String, Option<Problem>>) {
-    let environment = Environment::new(compiler);
-    let (mut targets, mut refused) = (HashMap::new(), HashMap::new());
-    for (index, config) in resources.clusters.iter().enumerate() {
-        let compile =
-            |problems: &mut Problems| control::target(config, &resources.secrets, &environment, problems);
-        let target = if control.named.contains(&config.name) {
-            problems.at_index("clusters", index, compile).ok_or(None)
-        } else {
-            match control.others.get(&config.name) {
-                None => continue,
-                Some(Some(unsupported)) => Err(Some(unsupported.clone())),
-                Some(None) => {
-                    let mut own = Problems::new();
-                    let target = compile(&mut own);
-                    target.ok_or_else(|| own.into_parts().0.into_iter().next())
-                }
-            }
-        };
-        match target {
-            Ok(target) => drop(targets.insert(config.name.clone(), target)),
-            Err(why) => drop(refused.insert(config.name.clone(), why)),
-        }
-    }
-    (targets, refused)
 }
 
 fn no_sources() -> DiscoveryConfig {

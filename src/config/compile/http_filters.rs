@@ -191,7 +191,7 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
 }
 
 /// What a route says to a filter, in `any`. `None` when a problem was reported.
-pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteFilter> {
+pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) -> Option<RouteFilter> {
     match type_of(any) {
         CORS_POLICY => cors::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Cors),
         FAULT => fault::Settings::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Fault),
@@ -211,6 +211,10 @@ pub(crate) fn compile_route(any: &Any, problems: &mut Problems) -> Option<RouteF
                 .map(RouteFilter::HeaderToMetadata)
         }
         rbac::PER_ROUTE => rbac::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Rbac),
+        found if optional => {
+            problems.note("@type", format_args!("{found} is not supported, and optional: left out"));
+            None
+        }
         found => {
             problems.report(format_args!("{found} is nothing that a supported filter takes from a route"));
             None

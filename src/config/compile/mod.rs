@@ -17,6 +17,7 @@ mod check;
 pub mod cluster;
 mod cluster_tls;
 mod control;
+mod control_clusters;
 mod control_tls;
 mod discovery;
 mod dns;

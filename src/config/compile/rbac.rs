@@ -21,6 +21,7 @@ use crate::policy::rbac::{
     TextInput, TextSet, ValueMatcher, Whose,
 };
 use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::read_dynamic_metadata;
 
 /// The type of the HTTP filter.
 pub(crate) const HTTP: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
@@ -38,6 +39,21 @@ pub(super) enum Layer {
     Http,
 }
 
+/// Compiles the engines of either filter's message: both have them in fields of the same names.
+macro_rules! engines {
+    ($layer:expr, $config:ident, $problems:ident) => {
+        (
+            engine($layer, ("rules", &$config.rules), ("matcher", &$config.matcher), $problems),
+            engine(
+                $layer,
+                ("shadow_rules", &$config.shadow_rules),
+                ("shadow_matcher", &$config.shadow_matcher),
+                $problems,
+            ),
+        )
+    };
+}
+
 /// The HTTP filter, which counts below `stats` (`http.<stat_prefix>.`).
 pub(crate) fn http(config: &http::Rbac, stats: &Scope, problems: &mut Problems) -> Option<Filter> {
     let rules = http_rules(config, problems)?;
@@ -53,15 +69,8 @@ pub(crate) fn per_route(config: &http::RbacPerRoute, problems: &mut Problems) ->
 }
 
 fn http_rules(config: &http::Rbac, problems: &mut Problems) -> Option<Rules> {
-    let layer = Layer::Http;
     let before = problems.count();
-    let enforced = engine(layer, ("rules", &config.rules), ("matcher", &config.matcher), problems);
-    let shadow = engine(
-        layer,
-        ("shadow_rules", &config.shadow_rules),
-        ("shadow_matcher", &config.shadow_matcher),
-        problems,
-    );
+    let (enforced, shadow) = engines!(Layer::Http, config, problems);
     (problems.count() == before).then(|| Rules {
         enforced,
         shadow,
@@ -73,15 +82,8 @@ fn http_rules(config: &http::Rbac, problems: &mut Problems) -> Option<Rules> {
 
 /// The network filter.
 pub(crate) fn network(config: &network::Rbac, problems: &mut Problems) -> Option<NetworkRbac> {
-    let layer = Layer::Network;
     let before = problems.count();
-    let enforced = engine(layer, ("rules", &config.rules), ("matcher", &config.matcher), problems);
-    let shadow = engine(
-        layer,
-        ("shadow_rules", &config.shadow_rules),
-        ("shadow_matcher", &config.shadow_matcher),
-        problems,
-    );
+    let (enforced, shadow) = engines!(Layer::Network, config, problems);
     let delay = super::idle(&config.delay_deny, None, "delay_deny", problems);
     (problems.count() == before).then(|| {
         let rules = Rules {
@@ -200,8 +202,7 @@ fn permission(layer: Layer, config: &pb::Permission, problems: &mut Problems) ->
             problems.at("destination_port_range", |problems| port_range(range, problems))
         }
         Rule::Metadata(config) => problems.at("metadata", |problems| {
-            let matcher = metadata(config, problems)?;
-            Some(Condition::Metadata(MetadataSource::Dynamic, Box::new(matcher)))
+            Some(metadata_at(MetadataSource::Dynamic, metadata(config, problems)?))
         }),
         Rule::SourcedMetadata(config) => {
             problems.at("sourced_metadata", |problems| sourced_metadata(config, problems))
@@ -241,8 +242,7 @@ fn principal(layer: Layer, config: &pb::Principal, problems: &mut Problems) -> O
         Identifier::Header(config) => problems.at("header", |problems| header(layer, config, problems)),
         Identifier::UrlPath(config) => problems.at("url_path", |problems| url_path(config, problems)),
         Identifier::Metadata(config) => problems.at("metadata", |problems| {
-            let matcher = metadata(config, problems)?;
-            Some(Condition::Metadata(MetadataSource::Dynamic, Box::new(matcher)))
+            Some(metadata_at(MetadataSource::Dynamic, metadata(config, problems)?))
         }),
         Identifier::SourcedMetadata(config) => {
             problems.at("sourced_metadata", |problems| sourced_metadata(config, problems))
@@ -360,7 +360,14 @@ fn sourced_metadata(config: &pb::SourcedMetadata, problems: &mut Problems) -> Op
         pb::MetadataSource::Dynamic => MetadataSource::Dynamic,
         pb::MetadataSource::Route => MetadataSource::Route,
     };
-    Some(Condition::Metadata(source, Box::new(matcher)))
+    Some(metadata_at(source, matcher))
+}
+
+fn metadata_at(source: MetadataSource, matcher: MetadataMatcher) -> Condition {
+    if source == MetadataSource::Dynamic {
+        read_dynamic_metadata();
+    }
+    Condition::Metadata(source, Box::new(matcher))
 }
 
 fn metadata(config: &matcher::MetadataMatcher, problems: &mut Problems) -> Option<MetadataMatcher> {

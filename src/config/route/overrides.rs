@@ -138,11 +138,11 @@ fn entry(any: &Any, problems: &mut Problems) -> Option<(bool, Option<RouteFilter
                 // On, with nothing more to say.
                 Some(inner) if inner.type_url.is_empty() => Some((false, None)),
                 Some(inner) => problems.at("config", |problems| {
-                    Some((false, Some(http_filters::compile_route(inner, problems)?)))
+                    Some((false, Some(http_filters::compile_route(inner, config.is_optional, problems)?)))
                 }),
             }
         }
-        _ => Some((false, Some(http_filters::compile_route(any, problems)?))),
+        _ => Some((false, Some(http_filters::compile_route(any, false, problems)?))),
     }
 }
 

@@ -83,15 +83,13 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 impl Policy {
     /// Compiles `config`. `None` when a problem was reported.
     pub fn compile(config: &pb::CorsPolicy, problems: &mut Problems) -> Option<Self> {
-        let origins: Vec<_> = (config.allow_origin_string_match.iter().enumerate())
-            .map(|(index, matcher)| {
-                problems.at_index("allow_origin_string_match", index, |problems| {
-                    StringMatcher::compile(matcher, problems)
-                })
-            })
-            .collect();
+        let origins = StringMatcher::compile_all(
+            &config.allow_origin_string_match,
+            "allow_origin_string_match",
+            problems,
+        );
         Some(Self {
-            origins: origins.into_iter().collect::<Option<_>>()?,
+            origins: origins?,
             methods: config.allow_methods.as_str().into(),
             headers: config.allow_headers.as_str().into(),
             expose: config.expose_headers.as_str().into(),
@@ -162,6 +160,10 @@ impl Config {
         if !at.course.forwards() {
             return Step::Continue;
         }
+        let Some(request) = &ex.request else { return Step::Continue };
+        let Some(origin) = request.first(&KEYS.origin).filter(|origin| !origin.is_empty()) else {
+            return Step::Continue;
+        };
         let mut policies = Policies(at.levels().iter().filter_map(policy).collect());
         if policies.0.is_empty() {
             policies.0.extend(at.course.overrides().iter().flat_map(|all| &all.cors).filter_map(policy));
@@ -171,10 +173,6 @@ impl Config {
         if !enabled && !shadow {
             return Step::Continue;
         }
-        let Some(request) = &ex.request else { return Step::Continue };
-        let Some(origin) = request.first(&KEYS.origin).filter(|origin| !origin.is_empty()) else {
-            return Step::Continue;
-        };
         let origin: Box<[u8]> = origin.into();
         let allowed = policies.allows(&origin);
         if allowed {

@@ -43,18 +43,13 @@ static REFERER: LazyLock<HeaderKey> = LazyLock::new(|| HeaderKey::new("referer")
 impl Policy {
     /// Compiles `config`. `None` when a problem was reported.
     pub fn compile(config: &pb::CsrfPolicy, problems: &mut Problems) -> Option<Self> {
-        let additional: Vec<_> = (config.additional_origins.iter().enumerate())
-            .map(|(index, matcher)| {
-                problems.at_index("additional_origins", index, |problems| {
-                    StringMatcher::compile(matcher, problems)
-                })
-            })
-            .collect();
+        let additional =
+            StringMatcher::compile_all(&config.additional_origins, "additional_origins", problems);
         Some(Self {
             // Demanded by a field rule.
             enabled: RuntimeFraction::of(config.filter_enabled.as_ref()?),
             shadow: config.shadow_enabled.as_ref().map(RuntimeFraction::of),
-            additional: additional.into_iter().collect::<Option<_>>()?,
+            additional: additional?,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::header_mutation::Action;
 use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::HeaderMutation as Mutation;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::config::core::v3::key_value_append::KeyValueAppendAction as Append;
 use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3 as pb;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 
@@ -44,15 +45,7 @@ enum Change {
 #[derive(Debug)]
 enum QueryChange {
     Remove(Box<str>),
-    Add(Box<str>, Format, AppendAction),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AppendAction {
-    AppendIfExistsOrAdd,
-    AddIfAbsent,
-    OverwriteIfExistsOrAdd,
-    OverwriteIfExists,
+    Add(Box<str>, Format, Append),
 }
 
 /// Changes of one response, in order.
@@ -141,8 +134,6 @@ fn change(mutation: &Mutation, problems: &mut Problems) -> Option<Change> {
 }
 
 fn query_change(mutation: &core::KeyValueMutation, problems: &mut Problems) -> Option<QueryChange> {
-    use core::key_value_append::KeyValueAppendAction as Append;
-
     let Some(append) = &mutation.append else {
         if mutation.remove.is_empty() {
             problems.report("needs either append or remove");
@@ -159,13 +150,7 @@ fn query_change(mutation: &core::KeyValueMutation, problems: &mut Problems) -> O
         return None;
     };
     let format = problems.at("append.record.value", |problems| problems.take(Format::parse_header(value)))?;
-    let action = match append.action() {
-        Append::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,
-        Append::AddIfAbsent => AppendAction::AddIfAbsent,
-        Append::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
-        Append::OverwriteIfExists => AppendAction::OverwriteIfExists,
-    };
-    Some(QueryChange::Add(record.key.as_str().into(), format, action))
+    Some(QueryChange::Add(record.key.as_str().into(), format, append.action()))
 }
 
 /// Query parameters, each name with its values, in the order of names.
@@ -196,8 +181,8 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
                 let value = encoded(&value, is_unreserved);
                 let name = name.as_bytes();
                 match (action, parameters.get_mut(name)) {
-                    (AppendAction::AppendIfExistsOrAdd, Some(values)) => values.push(value),
-                    (AppendAction::AddIfAbsent, Some(_)) | (AppendAction::OverwriteIfExists, None) => {}
+                    (Append::AppendIfExistsOrAdd, Some(values)) => values.push(value),
+                    (Append::AddIfAbsent, Some(_)) | (Append::OverwriteIfExists, None) => {}
                     (_, Some(values)) => *values = vec![value],
                     (_, None) => {
                         parameters.insert(name.to_vec(), vec![value]);

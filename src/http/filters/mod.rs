@@ -176,6 +176,25 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
 
 /// Filters see a response's head, the last one first. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
+    encode(ex, head, |ex, encoder, head| {
+        let Some(active) = &mut ex.filters else { return };
+        match (encoder, &mut active.call, &active.web) {
+            (Encoder::GrpcStats, Some(call), _) => call.answered(head),
+            (Encoder::GrpcWeb, _, Some(web)) => web.response_head(head),
+            (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
+                grpc_http1_bridge::head_only(head);
+            }
+            _ => {}
+        }
+    });
+}
+
+/// What filters do to the head of any answer. `grpc` does what gRPC's do, which depends on whose answer it is.
+fn encode(
+    ex: &mut Exchange<'_>,
+    head: &mut ResponseHead,
+    grpc: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
+) {
     let encoders = match &mut ex.filters {
         Some(active) => std::mem::take(&mut active.encoders),
         None => return,
@@ -188,17 +207,7 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),
             Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
-            Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {
-                let Some(active) = &mut ex.filters else { continue };
-                match (encoder, &mut active.call, &active.web) {
-                    (Encoder::GrpcStats, Some(call), _) => call.answered(head),
-                    (Encoder::GrpcWeb, _, Some(web)) => web.response_head(head),
-                    (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
-                        grpc_http1_bridge::head_only(head);
-                    }
-                    _ => {}
-                }
-            }
+            Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => grpc(ex, encoder, head),
         }
     }
 }
@@ -221,22 +230,11 @@ pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
         // Without the configuration of one of them none sees it.
         let _ = chain::create(ex, &mut course);
     }
-    let encoders = match &mut ex.filters {
-        Some(active) => std::mem::take(&mut active.encoders),
-        None => return,
-    };
-    for (_, encoder) in encoders.iter().rev() {
-        match encoder {
-            Encoder::Cors(allowed) => allowed.on_response(head),
-            Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
-            Encoder::LocalRateLimit(level) => level.on_response(head),
-            Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
-            Encoder::HealthCheck(config) => config.on_response(ex, head),
-            Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
-            Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
-            Encoder::GrpcStats | Encoder::GrpcHttp1Bridge => {}
+    encode(ex, head, |ex, encoder, head| {
+        if matches!(encoder, Encoder::GrpcWeb) {
+            reply_type(ex, &mut head.fields);
         }
-    }
+    });
 }
 
 /// The content type of an answer of our own is the client's kind of gRPC.

@@ -11,6 +11,7 @@ use super::chain::{At, Step};
 use crate::config::route::RouteFilter;
 use crate::http::exchange::{Exchange, Reply};
 use crate::policy::rbac::{Facts, Filter};
+use crate::telemetry::stream_info::dynamic_metadata_are_read;
 
 /// Whose metadata they are, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.rbac";
@@ -31,7 +32,7 @@ pub(super) fn on_request(filter: &Filter, ex: &mut Exchange<'_>, at: &At<'_>) ->
         dynamic: ex.info.metadata.as_deref(),
         route: at.course.route().map(|route| route.metadata.as_deref().unwrap_or(&NO_METADATA)),
     };
-    let mut verdict = filter.judge(rules, &facts, true);
+    let mut verdict = filter.judge(rules, &facts, dynamic_metadata_are_read());
     if verdict.tells() {
         verdict.write(NAMESPACE, ex.info.metadata.get_or_insert_default());
     }

@@ -107,7 +107,7 @@ impl Filter {
             if tell && self.tells_all {
                 verdict.tell(&rules.prefix, "enforced", decision.allowed, decision.policy);
             }
-            verdict.log = decision.log;
+            verdict.log = decision.log.filter(|_| tell);
             verdict.allowed = decision.allowed;
             if !decision.allowed {
                 verdict.details = response_detail(decision.policy);

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 use outrigger_control_api::pb::google::protobuf::{Struct, Value};
 
-use crate::telemetry::stream_info::StreamInfo;
+use crate::telemetry::stream_info::{read_dynamic_metadata, StreamInfo};
 
 /// A namespace, and the way to a value in it.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct Way {
 
 impl Way {
     pub(super) fn parse(argument: &str) -> Self {
+        read_dynamic_metadata();
         let mut parts = argument.split(':');
         let namespace = parts.next().unwrap_or_default().into();
         Self { namespace, keys: parts.map(Into::into).collect() }
