@@ -1,15 +1,22 @@
 //! The small endpoints.
 
 use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::http::StatusCode;
 use serde_json::{json, Map, Value};
 
 use super::{command, AdminCommand, AdminState, Answer, Params, ENDPOINTS};
+use crate::config::discovery::SanKind;
 use crate::discovery::view::View;
+use crate::listener::permissive::{listeners, Peer, Permissive};
 use crate::telemetry::log::{LogControl, LogError};
 use crate::telemetry::process::{Memory, ServerState, VERSION};
 use crate::telemetry::{access_log, metrics};
+use crate::tls::expiry::{days_between, held, Held};
+use crate::tls::peer::Facts;
 
 /// A list of links, and a button for each action. Everything on it is a constant of this program.
 pub(super) fn home() -> Answer {
@@ -66,9 +73,61 @@ pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
     }))
 }
 
-/// No certificate is loaded yet.
+/// The certificates of all contexts.
 pub(super) fn certs() -> Answer {
-    Answer::json(&json!({"certificates": []}))
+    let now = SystemTime::now();
+    let contexts = held().into_iter().filter(|held| !held.own.is_empty() || !held.trusted.is_empty());
+    let one = |held: Held| {
+        let trusted = held.trusted.iter().flat_map(|trusted| {
+            trusted.trusted().map(|certificate| certificate_json(&trusted.path, &Facts::of(certificate), now))
+        });
+        let own = held.own.iter().map(|own| certificate_json(&own.path, own.facts(), now));
+        json!({"ca_cert": trusted.collect::<Vec<_>>(), "cert_chain": own.collect::<Vec<_>>()})
+    };
+    Answer::json(&json!({"certificates": contexts.map(one).collect::<Vec<_>>()}))
+}
+
+/// What listeners that take both mTLS and plain text would refuse if they took only mTLS.
+pub(super) fn strict_mtls() -> Answer {
+    let one = |listener: Arc<Permissive>| {
+        let peers = listener.peers();
+        let total: u64 = peers.iter().map(|(_, peer)| peer.connections).sum();
+        let peer = |(address, peer): &(Option<IpAddr>, Peer)| {
+            json!({
+                "address": address.map_or_else(|| "other".to_owned(), |address| address.to_string()),
+                "connections": peer.connections,
+                "last": time(Some(peer.last)),
+            })
+        };
+        json!({
+            "name": listener.name(),
+            "would_refuse": total,
+            "peers": peers.iter().map(peer).collect::<Vec<_>>(),
+        })
+    };
+    Answer::json(&json!({"listeners": listeners().into_iter().map(one).collect::<Vec<_>>()}))
+}
+
+fn time(time: Option<SystemTime>) -> String {
+    let time = time.and_then(|time| jiff::Timestamp::try_from(time).ok());
+    time.map(|time| time.to_string()).unwrap_or_default()
+}
+
+fn certificate_json(path: &str, facts: &Facts, now: SystemTime) -> Value {
+    let name = |(kind, name): &(SanKind, String)| match kind {
+        SanKind::Dns => Some(json!({"dns": name})),
+        SanKind::Uri => Some(json!({"uri": name})),
+        SanKind::Ip => Some(json!({"ip_address": name})),
+        SanKind::Email => None,
+    };
+    json!({
+        "path": path,
+        "serial_number": facts.serial,
+        "subject_alt_names": facts.names.iter().filter_map(name).collect::<Vec<_>>(),
+        "days_until_expiration": facts.not_after.map_or(0, |end| days_between(now, end)).to_string(),
+        "valid_from": time(facts.not_before),
+        "expiration_time": time(facts.not_after),
+    })
 }
 
 pub(super) fn memory() -> Answer {

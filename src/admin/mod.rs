@@ -195,6 +195,7 @@ const ENDPOINTS: &[Endpoint] = &[
     read("/server_info", "print version and status", &[], endpoints::server_info),
     read("/stats", "print statistics", stats::PARAMS, stats::stats),
     read("/stats/prometheus", "print statistics for Prometheus", stats::PARAMS, stats::prometheus),
+    read("/strict_mtls", "print peers that strict mTLS would refuse", &[], |_, _| endpoints::strict_mtls()),
 ];
 
 const fn read(

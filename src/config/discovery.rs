@@ -13,6 +13,7 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 
 use super::cluster::{Address, DnsFamily, Keepalive};
+use super::control_secret::{ControlSecret, SecretSource, SentSecret};
 
 /// `initial_fetch_timeout` where it is not set.
 pub const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -167,7 +168,7 @@ pub struct ControlTls {
     /// Whose certificate is taken.
     pub trust: Trust,
     /// A secret that says more of that.
-    pub trust_file: Option<SecretFile>,
+    pub trust_secret: Option<ControlSecret>,
     /// Our certificate.
     pub identity: Option<ControlIdentity>,
     /// The name asked for (SNI); `None` = none is sent.
@@ -198,16 +199,21 @@ pub enum ControlIdentity {
         key: Material,
     },
     /// In a secret.
-    File(SecretFile),
+    Secret(ControlSecret),
 }
 
-/// A secret in a file (`SdsSecretConfig` with a path). It is read at each connection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SecretFile {
-    /// The file: a `DiscoveryResponse`.
-    pub path: PathBuf,
-    /// The secret's name.
-    pub name: Arc<str>,
+impl ControlTls {
+    /// The secrets that control planes send.
+    pub fn sent(&self) -> impl Iterator<Item = &SentSecret> {
+        let identity = self.identity.as_ref().and_then(|identity| match identity {
+            ControlIdentity::Secret(secret) => Some(secret),
+            ControlIdentity::Given { .. } => None,
+        });
+        self.trust_secret.iter().chain(identity).filter_map(|secret| match &secret.source {
+            SecretSource::Sent(sent) => Some(sent),
+            SecretSource::File(_) => None,
+        })
+    }
 }
 
 /// What a certificate is verified against.

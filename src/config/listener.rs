@@ -8,6 +8,7 @@ use super::cluster::{Address, SocketTuning};
 use super::http::HttpConnectionManager;
 use super::retirement::Retirement;
 use super::tcp::TcpProxy;
+use crate::listener::permissive::Permissive;
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
@@ -52,6 +53,8 @@ pub struct Listener {
     pub socket: SocketTuning,
     /// Logs of connections that no filter chain logged.
     pub access_logs: Vec<AccessLog>,
+    /// It takes mTLS and plain text.
+    pub permissive: Option<Arc<Permissive>>,
     /// Statistics under `listener.<address>.`.
     pub stats: Arc<ListenerStats>,
 }

@@ -9,6 +9,7 @@ pub mod balancing;
 pub mod chain_match;
 pub mod cluster;
 pub mod compile;
+pub mod control_secret;
 pub mod demand;
 pub mod discovery;
 pub mod drops;

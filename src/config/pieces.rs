@@ -134,7 +134,7 @@ impl Piece for SecretPlace {
     fn lose(&self) {}
 }
 
-fn check_name(asked: &str, found: &str) -> Result<(), Vec<Problem>> {
+pub(super) fn check_name(asked: &str, found: &str) -> Result<(), Vec<Problem>> {
     if asked == found {
         return Ok(());
     }

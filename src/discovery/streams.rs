@@ -17,7 +17,8 @@ use super::sources::{Origin, Sources, StreamId};
 use super::tls;
 use super::DiscoveryError;
 use crate::config::cluster::Address;
-use crate::config::discovery::{ApiKind, ApiSource, GrpcTarget, TargetAddress};
+use crate::config::control_secret::SentSecret;
+use crate::config::discovery::{ApiKind, ApiSource, ControlTls, GrpcTarget, TargetAddress};
 use crate::runtime::socket::kernel_path;
 
 /// Events held for the control thread while it applies one.
@@ -88,31 +89,43 @@ impl Streams {
                     watched_directory: watched_directory.clone(),
                     type_url: (*type_url).to_owned(),
                 };
-                return Ok(self.join(stream, file_client(file, Settings::new(self.node.clone()))));
+                return Ok(self.join(
+                    stream,
+                    Vec::new(),
+                    file_client(file, Settings::new(self.node.clone())),
+                ));
             }
         };
         let (mut endpoint, mut settings) = way(source, &self.node)?;
         settings.single_type.clone_from(&single_type);
         endpoint.single_type = single_type;
+        let tls = source.targets.first().and_then(|target| target.tls.as_ref());
+        let secrets = tls.into_iter().flat_map(ControlTls::sent).cloned().collect();
         Ok(match source.kind {
             ApiKind::Rest { refresh_delay, request_timeout } => {
                 let rest = Rest { endpoint, refresh_delay, request_timeout };
-                self.join(stream, rest_client(rest, settings, seed))
+                self.join(stream, secrets, rest_client(rest, settings, seed))
             }
             ApiKind::Grpc if source.delta => {
-                self.join(stream, client::<Incremental>(endpoint, settings, seed))
+                self.join(stream, secrets, client::<Incremental>(endpoint, settings, seed))
             }
-            ApiKind::Grpc => self.join(stream, client::<StateOfTheWorld>(endpoint, settings, seed)),
+            ApiKind::Grpc => self.join(stream, secrets, client::<StateOfTheWorld>(endpoint, settings, seed)),
         })
     }
 
-    /// Runs a client, whose events come together with those of all others.
+    /// Runs a client as soon as it can prove itself; its events come together with those of all others.
     fn join(
         &self,
         stream: StreamId,
+        secrets: Vec<SentSecret>,
         (subscriptions, mut events, run): (Subscriptions, Events, impl Future<Output = ()> + Send + 'static),
     ) -> Subscriptions {
-        tokio::spawn(run);
+        tokio::spawn(async move {
+            for secret in &secrets {
+                secret.came().await;
+            }
+            run.await;
+        });
         let sender = self.sender.clone();
         tokio::spawn(async move {
             while let Some(event) = events.next().await {

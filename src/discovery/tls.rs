@@ -23,8 +23,9 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
+use crate::config::control_secret::ControlSecret;
 use crate::config::discovery::{
-    ControlIdentity, ControlTls, Material, Roots, SanKind, SanName, SanPattern, SecretFile, Trust,
+    ControlIdentity, ControlTls, Material, Roots, SanKind, SanName, SanPattern, Trust,
 };
 use crate::tls::identity;
 use crate::tls::names::{covers, names};
@@ -39,12 +40,18 @@ pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientC
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Verifier {
         trust: config.trust.clone(),
-        file: config.trust_file.clone(),
+        secret: config.trust_secret.clone(),
         // Without a server name there is none to verify.
         verify_name: config.verify_sni && config.sni.is_some(),
         provider: provider.clone(),
     };
-    let told = |error: String| tracing::error!("TLS to the control plane {target}: {error}");
+    // What is still to be sent is no error.
+    let waits = config.sent().next().is_some();
+    let told = |error: String| {
+        if !waits {
+            tracing::error!("TLS to the control plane {target}: {error}");
+        }
+    };
     verifier.trust().and_then(|trust| store(&trust.roots)).map_or_else(told, drop);
     let versions: Vec<&SupportedProtocolVersion> =
         [(12, &rustls::version::TLS12), (13, &rustls::version::TLS13)]
@@ -81,7 +88,7 @@ impl Identity {
     fn load(&self) -> Result<CertifiedKey, String> {
         let (chain, key) = match &self.source {
             ControlIdentity::Given { chain, key } => (chain.clone(), key.clone()),
-            ControlIdentity::File(file) => file.identity()?,
+            ControlIdentity::Secret(secret) => secret.identity()?,
         };
         let certificates = certificates(&chain)?;
         let pem = key.read().map_err(|error| format!("private key {key:?}: {error}"))?;
@@ -111,7 +118,7 @@ impl ResolvesClientCert for Identity {
 struct Verifier {
     trust: Trust,
     /// A secret that says more of that.
-    file: Option<SecretFile>,
+    secret: Option<ControlSecret>,
     /// The certificate must be valid for the server name, in place of `names`.
     verify_name: bool,
     provider: Arc<CryptoProvider>,
@@ -120,9 +127,9 @@ struct Verifier {
 impl Verifier {
     /// What counts for a connection that begins now.
     fn trust(&self) -> Result<Trust, String> {
-        match &self.file {
+        match &self.secret {
             None => Ok(self.trust.clone()),
-            Some(file) => Ok(self.trust.clone().merged(file.trust()?)),
+            Some(secret) => Ok(self.trust.clone().merged(secret.trust()?)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 
@@ -237,6 +237,11 @@ async fn serve(
                 log_unserved(&listener, &worker, Rc::new(info), ResponseFlags::NONE, "", failure);
                 return;
             }
+        }
+    }
+    if let (Some(permissive), Some(_)) = (&listener.permissive, &chain) {
+        if !info.tls.as_ref().is_some_and(|tls| tls.is_verified()) {
+            permissive.note(remote.map(|remote| remote.ip().to_canonical()), SystemTime::now());
         }
     }
     let info = Rc::new(info);

@@ -3,4 +3,5 @@
 pub mod accept;
 pub mod inspect;
 pub mod live;
+pub mod permissive;
 pub mod sessions;

@@ -1,11 +1,12 @@
 //! The process as a whole: its life cycle and the `server.` statistics.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use metrics::{Gauge, Histogram};
 
 use super::metrics::{Scope, Unit};
+use crate::tls::expiry::days_until_first;
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -109,7 +110,6 @@ pub struct Server {
     health_failed: AtomicBool,
     /// Open downstream connections, all workers.
     connections: AtomicU64,
-    days_until_cert_expires: AtomicU32,
     stats: ServerStats,
     initialization_time: Histogram,
 }
@@ -132,7 +132,6 @@ impl Server {
             state: AtomicU8::new(ServerState::PreInitializing as u8),
             health_failed: AtomicBool::new(false),
             connections: AtomicU64::new(0),
-            days_until_cert_expires: AtomicU32::new(u32::MAX),
             stats,
             initialization_time: scope.histogram("initialization_time_ms", Unit::Milliseconds),
         }
@@ -175,11 +174,6 @@ impl Server {
         &self.connections
     }
 
-    /// The soonest expiry of a certificate in use.
-    pub fn set_days_until_first_cert_expires(&self, days: u32) {
-        self.days_until_cert_expires.store(days, Ordering::Relaxed);
-    }
-
     /// The counters and gauges themselves.
     pub fn stats(&self) -> &ServerStats {
         &self.stats
@@ -197,10 +191,8 @@ impl Server {
         set(&stats.memory_allocated, memory.allocated);
         set(&stats.memory_heap_size, memory.heap);
         set(&stats.memory_physical_size, memory.physical);
-        set(
-            &stats.days_until_first_cert_expiring,
-            self.days_until_cert_expires.load(Ordering::Relaxed).into(),
-        );
+        let days = days_until_first(SystemTime::now());
+        set(&stats.days_until_first_cert_expiring, days.unwrap_or(u32::MAX.into()));
     }
 }
 

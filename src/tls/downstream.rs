@@ -13,6 +13,7 @@ use rustls::sign::CertifiedKey;
 use rustls::ServerConfig;
 
 use super::contexts::{Contexts, Made};
+use super::expiry::{self, Held};
 use super::failure;
 use super::identity::Identity;
 use super::params::Params;
@@ -94,6 +95,12 @@ impl Made for Built {
     }
 }
 
+impl expiry::Context for DownstreamTls {
+    fn held(&self) -> Held {
+        expiry::of_slots(self.slots(), self.spec.trust.fixed.as_ref())
+    }
+}
+
 /// Why a client got no TLS connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DownstreamError {
@@ -125,8 +132,11 @@ impl Current {
 
 impl DownstreamTls {
     /// A context that counts in `stats`.
-    pub fn new(spec: DownstreamSpec, stats: Arc<SslStats>) -> Self {
-        Self { spec, stats, contexts: Contexts::default() }
+    pub fn new(spec: DownstreamSpec, stats: Arc<SslStats>) -> Arc<Self> {
+        let new = Arc::new(Self { spec, stats, contexts: Contexts::default() });
+        expiry::count(new.slots(), &new.stats);
+        expiry::register(Arc::downgrade(&new) as _);
+        new
     }
 
     /// Whether all secrets are there.
@@ -164,6 +174,11 @@ impl DownstreamTls {
                 Err(DownstreamError::Handshake(error))
             }
         }
+    }
+
+    /// Whether config says that clients must have a certificate.
+    pub fn demands_certificate(&self) -> bool {
+        self.spec.require_client_certificate
     }
 
     /// Whether certificates of clients are accepted whatever they are.
@@ -211,8 +226,9 @@ impl DownstreamTls {
             require_sni: spec.require_sni,
             full_scan: spec.full_scan,
         });
+        expiry::count(self.slots(), &self.stats);
         let validation = merged(&spec.trust, current.trust.as_deref())?;
-        let lenient = validation.as_ref().is_some_and(|validation| validation.accept_untrusted);
+        let lenient = validation.as_ref().is_some_and(Validation::is_lenient);
         let context = context_of(&certificates, validation.as_ref());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&spec.params.protocol_versions())
@@ -222,6 +238,7 @@ impl DownstreamTls {
                 let clients = Clients {
                     // As in Envoy: who must have certain names or a certain certificate must have one at all.
                     mandatory: spec.require_client_certificate
+                        || validation.domains.is_some()
                         || validation.is_pinned()
                         || !validation.names.is_empty(),
                     validation,
@@ -268,7 +285,7 @@ pub(super) fn merged(trust: &Trust, secret: Option<&Secret>) -> Result<Option<Va
         (None, Some(secret)) => Validation::clone(secret),
         (None, None) => return Ok(None),
     };
-    if validation.roots.is_none() && !validation.names.is_empty() {
+    if !validation.is_rooted() && !validation.names.is_empty() {
         return Err("subject alternative names are to be matched, but no CA is trusted".to_owned());
     }
     Ok(Some(validation))
@@ -282,7 +299,7 @@ fn context_of(certificates: &Certificates, validation: Option<&Validation>) -> [
         hash.update(&[0]);
     }
     if let Some(validation) = validation {
-        for subject in validation.roots.iter().flat_map(|roots| roots.subjects()) {
+        for subject in validation.subjects() {
             hash.update(subject.as_ref());
         }
         hash.update(

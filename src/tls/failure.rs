@@ -34,6 +34,12 @@ pub enum VerifyFailure {
     NameList,
     /// It is none of those that are pinned.
     Hash,
+    /// It is no certificate that a SPIFFE workload may have.
+    NoSvid,
+    /// Its SPIFFE trust domain is not known.
+    TrustDomain,
+    /// None of its SPIFFE names will do.
+    SpiffeName,
 }
 
 impl VerifyFailure {
@@ -55,6 +61,9 @@ impl fmt::Display for VerifyFailure {
             }
             VerifyFailure::NameList => f.write_str("verify SAN list"),
             VerifyFailure::Hash => f.write_str("cert hash and spki"),
+            VerifyFailure::NoSvid => f.write_str("cert precheck"),
+            VerifyFailure::TrustDomain => f.write_str("no trust bundle store"),
+            VerifyFailure::SpiffeName => f.write_str("SAN match"),
         }
     }
 }

@@ -20,8 +20,13 @@ pub struct Identity {
     pub server_names: Vec<Box<str>>,
     /// The key is one of elliptic curves.
     pub is_ecdsa: bool,
+    /// The file that it is from, or `<inline>`.
+    pub path: Box<str>,
     pub(super) facts: super::peer::KeptFacts,
 }
+
+/// The path of what is in no file.
+pub const INLINE: &str = "<inline>";
 
 /// Never shows the key.
 impl std::fmt::Debug for Identity {
@@ -44,7 +49,14 @@ impl Identity {
         let key = CertifiedKey::from_der(chain, key, &provider)
             .map_err(|error| ("private_key", format!("does not fit the certificate: {error}")))?;
         let is_ecdsa = key.key.algorithm() == SignatureAlgorithm::ECDSA;
-        Ok(Self { key: Arc::new(key), server_names, is_ecdsa, facts: super::peer::KeptFacts::new() })
+        let (path, facts) = (INLINE.into(), super::peer::KeptFacts::new());
+        Ok(Self { key: Arc::new(key), server_names, is_ecdsa, path, facts })
+    }
+
+    /// The same, from the file `path`.
+    #[must_use]
+    pub fn at(self, path: &str) -> Self {
+        Self { path: path.into(), ..self }
     }
 
     /// Whether clients that ask for `name` (in lower case) mean this certificate by that very name.

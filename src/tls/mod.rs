@@ -7,6 +7,7 @@
 
 mod contexts;
 pub mod downstream;
+pub mod expiry;
 pub mod failure;
 pub mod identity;
 pub mod name;
@@ -16,6 +17,7 @@ pub mod peer;
 pub mod secret;
 pub mod sessions;
 pub(crate) mod signatures;
+pub mod spiffe;
 pub mod stats;
 pub mod upstream;
 pub mod validation;

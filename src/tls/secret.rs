@@ -118,18 +118,25 @@ fn state(directories: &[PathBuf]) -> Vec<Option<SystemTime>> {
 #[derive(Debug, Default)]
 pub struct Slot {
     name: Box<str>,
+    /// The secret's own name; empty = it has none.
+    secret: Box<str>,
     value: ArcSwapOption<Secret>,
 }
 
 impl Slot {
     /// A slot that nobody else knows.
     pub fn anonymous(secret: Arc<Secret>) -> Arc<Self> {
-        Arc::new(Self { name: "".into(), value: ArcSwapOption::from(Some(secret)) })
+        Arc::new(Self { value: ArcSwapOption::from(Some(secret)), ..Self::default() })
     }
 
-    /// The secret's name.
+    /// The slot's name: the secret's, and where it is from.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The secret's own name; empty = it has none.
+    pub fn secret_name(&self) -> &str {
+        &self.secret
     }
 
     /// The current secret.
@@ -154,13 +161,13 @@ impl Slot {
 pub struct Secrets(Mutex<HashMap<Box<str>, Arc<Slot>>>);
 
 impl Secrets {
-    /// The slot of the secret `name`: the same each time while somebody holds it.
-    pub fn slot(&self, name: &str) -> Arc<Slot> {
+    /// The slot `name` of the secret `secret`: the same each time while somebody holds it.
+    pub fn slot(&self, name: &str, secret: &str) -> Arc<Slot> {
         let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get(name) {
             return slot.clone();
         }
-        let slot = Arc::new(Slot { name: name.into(), value: ArcSwapOption::empty() });
+        let slot = Arc::new(Slot { name: name.into(), secret: secret.into(), value: ArcSwapOption::empty() });
         slots.insert(name.into(), slot.clone());
         slot
     }

@@ -1,6 +1,7 @@
 //! What is counted of handshakes: `listener.<address>.ssl.` and `cluster.<name>.ssl.`.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use metrics::Counter;
 
@@ -111,6 +112,12 @@ impl SslStats {
             }
             HandshakeError::Tls(_) => self.counters.connection_error.increment(1),
         }
+    }
+
+    /// Says when the certificate `name` expires, since the epoch of Unix.
+    pub(super) fn expires(&self, name: &str, end: Duration) {
+        let scope = self.scope.tagged("certificate", "envoy_tls_certificate", name);
+        scope.gauge("expiration_unix_time_seconds").set(end.as_secs() as f64);
     }
 
     /// Counts a signature of the peer's that was good.

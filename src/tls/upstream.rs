@@ -13,6 +13,7 @@ use rustls::{ClientConfig, SignatureScheme};
 
 use super::contexts::{Contexts, Made};
 use super::downstream::{merged, Trust};
+use super::expiry::{self, Held};
 use super::failure;
 use super::identity::Identity;
 use super::params::Params;
@@ -73,6 +74,12 @@ impl Made for Built {
     }
 }
 
+impl expiry::Context for UpstreamTls {
+    fn held(&self) -> Held {
+        expiry::of_slots(self.slots(), self.spec.trust.fixed.as_ref())
+    }
+}
+
 /// Names that a request asks for (`auto_sni`, `auto_san_validation`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Names {
@@ -122,8 +129,10 @@ struct Kept {
 
 impl UpstreamTls {
     /// A context of the cluster that statistics know as `stat_name`.
-    pub fn new(spec: UpstreamSpec, stat_name: Arc<str>) -> Self {
-        Self { spec, stat_name, stats: OnceLock::new(), contexts: Contexts::default() }
+    pub fn new(spec: UpstreamSpec, stat_name: Arc<str>) -> Arc<Self> {
+        let new = Arc::new(Self { spec, stat_name, stats: OnceLock::new(), contexts: Contexts::default() });
+        expiry::register(Arc::downgrade(&new) as _);
+        new
     }
 
     fn stats(&self) -> &Arc<SslStats> {
@@ -277,6 +286,7 @@ impl UpstreamTls {
             Some(Content::Certificate(identity)) => Some(identity.clone()),
             Some(_) => return Err("a secret is no certificate".to_owned()),
         };
+        expiry::count(self.slots(), self.stats());
         let validation = merged(&spec.trust, trust.as_deref())?.filter(Validation::is_active).map(Arc::new);
         let verifier = Servers {
             validation: validation.clone(),

@@ -4,7 +4,7 @@
 //! certificates of a mesh carry the name of a workload and none of a host.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{digest, SHA256};
 use tokio_rustls::rustls;
@@ -20,13 +20,20 @@ use rustls::{CertificateError, DistinguishedName};
 
 use super::failure::VerifyFailure;
 use super::names::{is_name, names, NameMatcher};
+use super::peer::Facts;
+use super::spiffe::TrustDomains;
 use super::stats::SslCounters;
+use crate::config::discovery::SanKind;
 
 /// What a peer's certificate has to be. Fields are those of `CertificateValidationContext`.
 #[derive(Debug, Clone, Default)]
 pub struct Validation {
     /// Who may sign certificates; `None` = the chain is not verified.
     pub roots: Option<Arc<Roots>>,
+    /// The file that `roots` are from, or `<inline>`.
+    pub path: Box<str>,
+    /// Who may sign certificates by their trust domain, in place of `roots`.
+    pub domains: Option<Arc<TrustDomains>>,
     /// Names of which the certificate must have one; empty = any.
     pub names: Vec<NameMatcher>,
     /// SHA-256 of certificates that will do.
@@ -52,6 +59,8 @@ pub struct Roots {
     anchors: Vec<TrustAnchor<'static>>,
     certificates: Vec<CertificateDer<'static>>,
     subjects: Vec<DistinguishedName>,
+    /// When the first of `certificates` expires.
+    end: Option<SystemTime>,
 }
 
 /// Revocation lists.
@@ -82,12 +91,14 @@ impl Roots {
             anchors.push(anchor.to_owned());
         }
         let subjects = anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { anchors, certificates, subjects })
+        let end = certificates.iter().filter_map(|certificate| Facts::of(certificate).not_after).min();
+        Ok(Self { anchors, certificates, subjects, end })
     }
 
     /// What the system trusts; certificates that cannot be used are left out.
     pub fn system() -> Self {
-        let mut roots = Self { anchors: Vec::new(), certificates: Vec::new(), subjects: Vec::new() };
+        let mut roots =
+            Self { anchors: Vec::new(), certificates: Vec::new(), subjects: Vec::new(), end: None };
         for certificate in rustls_native_certs::load_native_certs().certs {
             if let Ok(anchor) = anchor_from_trusted_cert(&certificate) {
                 roots.subjects.push(DistinguishedName::in_sequence(&anchor.subject));
@@ -95,6 +106,16 @@ impl Roots {
             }
         }
         roots
+    }
+
+    /// Themselves, but for the system's.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// When the first of them expires.
+    pub fn end(&self) -> Option<SystemTime> {
+        self.end
     }
 
     /// Their names.
@@ -137,6 +158,14 @@ pub enum Role {
     Client,
 }
 
+/// What chains are verified by.
+struct Signers<'v> {
+    roots: &'v Roots,
+    crls: Option<&'v Crls>,
+    role: Role,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
 /// BoringSSL's own limit.
 const MAX_DEPTH: u32 = 100;
 
@@ -146,6 +175,8 @@ impl Validation {
         let join = |one: &[[u8; 32]], two: &[[u8; 32]]| [one, two].concat();
         Self {
             roots: later.roots.clone().or_else(|| self.roots.clone()),
+            path: if later.roots.is_some() { later.path.clone() } else { self.path.clone() },
+            domains: later.domains.clone().or_else(|| self.domains.clone()),
             names: self.names.iter().chain(&later.names).cloned().collect(),
             hashes: join(&self.hashes, &later.hashes),
             spkis: join(&self.spkis, &later.spkis),
@@ -160,7 +191,26 @@ impl Validation {
 
     /// Whether it says anything about certificates.
     pub fn is_active(&self) -> bool {
-        self.roots.is_some() || self.is_pinned()
+        self.is_rooted() || self.is_pinned()
+    }
+
+    /// Whether anything will do. As Envoy's, a validator of trust domains knows no lenience.
+    pub fn is_lenient(&self) -> bool {
+        self.accept_untrusted && self.domains.is_none()
+    }
+
+    /// Whether chains are verified.
+    pub fn is_rooted(&self) -> bool {
+        self.roots.is_some() || self.domains.is_some()
+    }
+
+    /// The names of those who may sign.
+    pub fn subjects(&self) -> &[DistinguishedName] {
+        match (&self.domains, &self.roots) {
+            (Some(domains), _) => domains.subjects(),
+            (None, Some(roots)) => roots.subjects(),
+            (None, None) => &[],
+        }
     }
 
     /// Whether only certain certificates will do, whoever signed them.
@@ -181,16 +231,39 @@ impl Validation {
         algorithms: WebPkiSupportedAlgorithms,
         stats: &SslCounters,
     ) -> Result<(), VerifyFailure> {
+        let lenient = self.is_lenient();
         if let Err(failure) = self.verify_chain(chain, role, now, algorithms) {
             stats.fail_verify_error.increment(1);
-            return if self.accept_untrusted { Ok(()) } else { Err(failure) };
+            return if lenient { Ok(()) } else { Err(failure) };
         }
         let Some(leaf) = chain.first() else { return Ok(()) };
+        if self.domains.is_some() {
+            return self.verify_spiffe_name(leaf, stats);
+        }
         let checked = self.verify_leaf(leaf, also, stats);
-        if self.accept_untrusted {
+        if lenient {
             return Ok(());
         }
         checked
+    }
+
+    /// As Envoy: of the names that will do those of other kinds, and what the request says, are not looked at.
+    fn verify_spiffe_name(
+        &self,
+        leaf: &CertificateDer<'_>,
+        stats: &SslCounters,
+    ) -> Result<(), VerifyFailure> {
+        let is_uri = |name: &&NameMatcher| name.kind.is_none_or(|kind| kind == SanKind::Uri);
+        let wanted: Vec<_> = self.names.iter().filter(is_uri).collect();
+        let presented = names(leaf);
+        let fits = |(kind, text): &(SanKind, String)| {
+            *kind == SanKind::Uri && wanted.iter().any(|name| name.matches(*kind, text))
+        };
+        if wanted.is_empty() || presented.iter().any(fits) {
+            return Ok(());
+        }
+        stats.fail_verify_san.increment(1);
+        Err(VerifyFailure::SpiffeName)
     }
 
     fn verify_leaf(
@@ -240,8 +313,19 @@ impl Validation {
         now: UnixTime,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Result<(), VerifyFailure> {
-        let Some(roots) = &self.roots else { return Ok(()) };
+        if !self.is_rooted() {
+            return Ok(());
+        }
         let Some((leaf, intermediates)) = chain.split_first() else { return Err(VerifyFailure::Empty) };
+        let (roots, crls) = match (&self.domains, &self.roots) {
+            (Some(domains), _) => {
+                let bundle = domains.bundle_of(leaf)?;
+                (&*bundle.roots, &bundle.crls)
+            }
+            (None, Some(roots)) => (&**roots, &self.crls),
+            (None, None) => return Ok(()),
+        };
+        let signers = Signers { roots, crls: crls.as_deref(), role, algorithms };
         // A certificate that is itself trusted needs nobody to sign it.
         if roots.certificates.iter().any(|trusted| trusted == leaf) {
             return match (out_of_date(chain.get(..1).unwrap_or_default(), now), self.allow_expired) {
@@ -249,13 +333,13 @@ impl Validation {
                 _ => Ok(()),
             };
         }
-        let result = self.path(roots, leaf, intermediates, role, now, algorithms);
+        let result = self.path(&signers, leaf, intermediates, now);
         let result = match result {
             Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
                 if self.allow_expired =>
             {
                 match common_time(chain) {
-                    Some(time) => self.path(roots, leaf, intermediates, role, time, algorithms),
+                    Some(time) => self.path(&signers, leaf, intermediates, time),
                     None => result,
                 }
             }
@@ -266,15 +350,13 @@ impl Validation {
 
     fn path(
         &self,
-        roots: &Roots,
+        &Signers { roots, crls, role, algorithms }: &Signers<'_>,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        role: Role,
         now: UnixTime,
-        algorithms: WebPkiSupportedAlgorithms,
     ) -> Result<(), webpki::Error> {
         let certificate = EndEntityCert::try_from(leaf)?;
-        let lists: Vec<&CertRevocationList<'_>> = self.crls.iter().flat_map(|crls| &crls.0).collect();
+        let lists: Vec<&CertRevocationList<'_>> = crls.iter().flat_map(|crls| &crls.0).collect();
         let depth =
             if self.leaf_crl_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {

@@ -72,10 +72,10 @@ impl ClientCertVerifier for Clients {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        match &self.validation.roots {
-            Some(roots) if !self.validation.suppress_ca_list => roots.subjects(),
-            _ => &[],
+        if self.validation.suppress_ca_list {
+            return &[];
         }
+        self.validation.subjects()
     }
 
     fn verify_client_cert(

@@ -245,10 +245,9 @@ fn compile(
             .is_some_and(discovery::names_delta),
         ..Compiler::default()
     };
-    let (targets, refused) =
-        problems.at("static_resources", |problems| control_targets(&resources, control, &compiler, problems));
-    compiler.control = targets;
-    compiler.refused_control = refused;
+    let control_needs = problems.at("static_resources", |problems| {
+        control_targets(&resources.clusters, control, &mut compiler, problems)
+    });
     compiler.locality = node.locality.clone();
     let local = message.cluster_manager.as_ref().map(|manager| manager.local_cluster_name.as_str());
     if let Some(local) = local.filter(|local| !local.is_empty()) {
@@ -281,7 +280,7 @@ fn compile(
     }
     let known = |name: &str| compiler.static_clusters.contains(name);
     let environment = Environment { known: &known, ..Environment::new(&compiler) };
-    let (listeners, needs) = problems.at("static_resources", |problems| {
+    let (listeners, mut needs) = problems.at("static_resources", |problems| {
         compile_clusters(resources.clusters, &control.reserved, &environment, problems);
         compile_listeners(&resources.listeners, &environment, problems)
     });
@@ -303,6 +302,7 @@ fn compile(
     if !problems.is_empty() {
         return None;
     }
+    needs.push(control_needs);
     let waits = needs.iter().any(|needs| !needs.is_empty());
     let eds = |cluster: &Cluster| matches!(cluster.discovery, Discovery::Eds { .. });
     let waits = waits || compiler.clusters.all().iter().any(|slot| slot.get().is_some_and(|c| eds(&c)));

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
-use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
     http_protocol_options::{explicit_http_config::ProtocolConfig, UpstreamProtocolOptions},
     HttpProtocolOptions,
@@ -75,7 +74,6 @@ fn search(message: &DynamicMessage, depth: usize, names: &mut BTreeSet<String>) 
 /// The way to the control plane that is the static cluster `cluster`. `None` when a problem was reported.
 pub(super) fn target(
     cluster: &pb::Cluster,
-    secrets: &[tls::Secret],
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<GrpcTarget> {
@@ -110,7 +108,7 @@ pub(super) fn target(
         problems.report_at("load_assignment", "has no endpoint, but serves discovery");
     }
     let tls = cluster.transport_socket.as_ref().and_then(|socket| {
-        problems.at("transport_socket", |problems| transport_socket(socket, secrets, problems))
+        problems.at("transport_socket", |problems| transport_socket(socket, environment, problems))
     });
     let connect_timeout =
         duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);

@@ -1,17 +1,17 @@
 //! The clusters of a bootstrap that control planes are behind: which they are, and the ways to them.
 //!
-//! In: the bootstrap, and what of it names control planes. Out: for each such cluster a [`GrpcTarget`], or why not.
+//! In: the bootstrap, and what of it names control planes. Out: for each such cluster the way to
+//! it, or why there is none.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use outrigger_control_api::pb::envoy::config::bootstrap::v3 as pb;
+use outrigger_control_api::pb::envoy::config::cluster::v3::Cluster;
 use outrigger_control_api::reflect::Value as Field;
 use outrigger_control_api::support::Findings;
 use outrigger_control_api::DynamicMessage;
 
-use super::resource::{Compiler, Environment};
-use super::{check, control};
-use crate::config::discovery::GrpcTarget;
+use super::resource::{Compiler, Environment, Needs};
+use super::{check, control, control_tls};
 use crate::config::problems::{Problem, Problems};
 use crate::config::support;
 
@@ -76,19 +76,21 @@ fn has_tls(cluster: &DynamicMessage) -> bool {
     kind.as_deref().and_then(Field::as_str).is_some_and(|kind| kind.ends_with(".UpstreamTlsContext"))
 }
 
-/// The ways to control planes, and the names of clusters that are none: `None` where that was reported, because the
-/// bootstrap asks them, else what is against it.
+/// Gives `compiler` the ways to control planes, and the names of clusters that are none: `None` where that was reported,
+/// because the bootstrap asks them, else what is against it. What these ways need of other control planes comes back.
 pub(super) fn control_targets(
-    resources: &pb::bootstrap::StaticResources,
+    clusters: &[Cluster],
     control: &Control,
-    compiler: &Compiler,
+    compiler: &mut Compiler,
     problems: &mut Problems,
-) -> (HashMap<String, GrpcTarget>, HashMap<String, Option<Problem>>) {
-    let environment = Environment::new(compiler);
-    let (mut targets, mut refused) = (HashMap::new(), HashMap::new());
-    for (index, config) in resources.clusters.iter().enumerate() {
-        let compile =
-            |problems: &mut Problems| control::target(config, &resources.secrets, &environment, problems);
+) -> Needs {
+    let mut order: Vec<_> = clusters.iter().enumerate().collect();
+    // Those that others have their secrets from come first.
+    order.sort_by_key(|(_, config)| config.transport_socket.as_ref().is_some_and(control_tls::asks));
+    let mut needs = Needs::default();
+    for (index, config) in order {
+        let environment = Environment::new(compiler);
+        let compile = |problems: &mut Problems| control::target(config, &environment, problems);
         let target = if control.named.contains(&config.name) {
             problems.at_index("clusters", index, compile).ok_or(None)
         } else {
@@ -102,10 +104,14 @@ pub(super) fn control_targets(
                 }
             }
         };
+        let asked = environment.needs.into_inner();
         match target {
-            Ok(target) => drop(targets.insert(config.name.clone(), target)),
-            Err(why) => drop(refused.insert(config.name.clone(), why)),
+            Ok(target) => {
+                needs.pieces.extend(asked.pieces);
+                compiler.control.insert(config.name.clone(), target);
+            }
+            Err(why) => drop(compiler.refused_control.insert(config.name.clone(), why)),
         }
     }
-    (targets, refused)
+    needs
 }

@@ -1,7 +1,10 @@
-//! TLS towards control planes: certificates and trust that are in the bootstrap, or in files that it names.
+//! TLS towards control planes: certificates and trust that are in the bootstrap, in files that it names, or that another
+//! control plane sends.
 //!
-//! In: the transport socket of a control plane's cluster, and secrets of files at each connection, so that renewed ones are
-//! found. Out: [`ControlTls`].
+//! In: the transport socket of a control plane's cluster, and secrets from elsewhere at each connection, so that renewed
+//! ones are found. Out: [`ControlTls`].
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_control_api::client::read_file;
@@ -9,13 +12,17 @@ use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use outrigger_control_api::pb::envoy::r#type::matcher::v3::{string_matcher::MatchPattern, StringMatcher};
 use outrigger_control_api::{type_of, unpack};
+use prost::Message as _;
 
+use super::discovery::config_source;
 use super::tls::versions;
-use super::{data_source, extension};
+use super::{data_source, extension, Environment};
+use crate::config::control_secret::{ControlSecret, SecretSource, SentSecret};
 use crate::config::discovery::{
-    ControlIdentity, ControlTls, Material, Roots, SanKind, SanName, SanPattern, SecretFile, Trust,
+    ControlIdentity, ControlTls, Material, Roots, SanKind, SanName, SanPattern, Source, Trust,
 };
-use crate::config::problems::Problems;
+use crate::config::pieces::PieceNeed;
+use crate::config::problems::{Problem, Problems};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
@@ -23,7 +30,7 @@ const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTl
 /// The TLS that a control plane's cluster asks for; `None` = plain text, or a problem was reported.
 pub(super) fn transport_socket(
     socket: &core::TransportSocket,
-    secrets: &[tls::Secret],
+    environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<ControlTls> {
     let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
@@ -39,16 +46,16 @@ pub(super) fn transport_socket(
             let default = tls::CommonTlsContext::default();
             let common = context.common_tls_context.as_ref().unwrap_or(&default);
             problems.at("common_tls_context", |problems| {
-                let (trust, trust_file) = validation(common, secrets, problems)?;
-                let unverified = trust.roots == Roots::Unverified && trust_file.is_none();
+                let (trust, trust_secret) = validation(common, environment, problems)?;
+                let unverified = trust.roots == Roots::Unverified && trust_secret.is_none();
                 if context.auto_sni_san_validation && unverified {
                     let message = "is needed for auto_sni_san_validation";
                     problems.report_at("validation_context.trusted_ca", message);
                 }
                 Some(ControlTls {
                     trust,
-                    trust_file,
-                    identity: identity(common, secrets, problems),
+                    trust_secret,
+                    identity: identity(common, environment, problems),
                     sni: (!context.sni.is_empty()).then(|| context.sni.as_str().into()),
                     verify_sni: context.auto_sni_san_validation,
                     versions: problems
@@ -63,31 +70,65 @@ pub(super) fn transport_socket(
     })
 }
 
+/// Whether some of the secrets of a cluster's TLS come from a control plane.
+pub(super) fn asks(socket: &core::TransportSocket) -> bool {
+    use core::config_source::ConfigSourceSpecifier as Specifier;
+    use tls::common_tls_context::ValidationContextType as Kind;
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        return false;
+    };
+    // What is of another type, or cannot be read, is reported where it is compiled.
+    let context =
+        (type_of(any) == UPSTREAM_TLS).then(|| unpack::<tls::UpstreamTlsContext>(any).ok()).flatten();
+    let Some(common) = context.and_then(|context| context.common_tls_context) else { return false };
+    let trust = match &common.validation_context_type {
+        Some(Kind::ValidationContextSdsSecretConfig(config)) => Some(config),
+        Some(Kind::CombinedValidationContext(both)) => both.validation_context_sds_secret_config.as_ref(),
+        _ => None,
+    };
+    let mut secrets = common.tls_certificate_sds_secret_configs.iter().chain(trust);
+    secrets.any(|secret| {
+        let source = secret.sds_config.as_ref().and_then(|source| source.config_source_specifier.as_ref());
+        matches!(source, Some(Specifier::ApiConfigSource(_)))
+    })
+}
+
 /// Where `config` says the secret is.
 enum Found<'s> {
     Static(&'s tls::secret::Type),
-    File(SecretFile),
+    Elsewhere(ControlSecret),
 }
 
 fn secret<'s>(
     config: &tls::SdsSecretConfig,
-    secrets: &'s [tls::Secret],
+    environment: &'s Environment<'_>,
     problems: &mut Problems,
 ) -> Option<Found<'s>> {
     use core::config_source::ConfigSourceSpecifier as Specifier;
-    let file =
-        |path: &str| Some(Found::File(SecretFile { path: path.into(), name: config.name.as_str().into() }));
-    match config.sds_config.as_ref().map(|source| &source.config_source_specifier) {
-        Some(Some(Specifier::Path(path))) => return file(path),
-        Some(Some(Specifier::PathConfigSource(source))) => return file(&source.path),
-        Some(_) => {
-            let message = "secrets for control planes must be in the bootstrap or in a file";
-            problems.report_at("sds_config", message);
-            return None;
-        }
+    let name: Arc<str> = config.name.as_str().into();
+    let elsewhere = |source| Some(Found::Elsewhere(ControlSecret { name: name.clone(), source }));
+    let file = |path: &str| elsewhere(SecretSource::File(path.into()));
+    match config.sds_config.as_ref().map(|source| (source, &source.config_source_specifier)) {
         None => {}
+        Some((_, Some(Specifier::Path(path)))) => return file(path),
+        Some((_, Some(Specifier::PathConfigSource(source)))) => return file(&source.path),
+        Some((source, _)) => {
+            let source = problems.at("sds_config", |problems| {
+                let source = config_source(source, None, environment.compiler, problems)?;
+                if matches!(source.source, Source::Ads) {
+                    problems.report_at("ads", "cannot bring what is needed before there is a control plane");
+                    return None;
+                }
+                Some(source)
+            })?;
+            let sent = SentSecret::new(name.clone(), source.initial_fetch_timeout);
+            let piece = Arc::new(sent.clone());
+            let need = PieceNeed { source, name: name.clone(), piece, optional: false };
+            environment.needs.borrow_mut().pieces.push(need);
+            return elsewhere(SecretSource::Sent(sent));
+        }
     }
-    let found = secrets.iter().find(|secret| secret.name == config.name);
+    let found = environment.compiler.static_secrets.0.get(&config.name);
     if found.is_none() {
         problems.report_at("name", format!("there is no static secret {:?}", config.name));
     }
@@ -96,7 +137,7 @@ fn secret<'s>(
 
 fn identity(
     common: &tls::CommonTlsContext,
-    secrets: &[tls::Secret],
+    environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<ControlIdentity> {
     let count = common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len();
@@ -108,8 +149,8 @@ fn identity(
     }
     let config = common.tls_certificate_sds_secret_configs.first()?;
     problems.at_index("tls_certificate_sds_secret_configs", 0, |problems| {
-        match secret(config, secrets, problems)? {
-            Found::File(file) => Some(ControlIdentity::File(file)),
+        match secret(config, environment, problems)? {
+            Found::Elsewhere(secret) => Some(ControlIdentity::Secret(secret)),
             Found::Static(kind) => certificate_of(kind, &config.name, problems),
         }
     })
@@ -156,13 +197,14 @@ fn key_pair(certificate: &tls::TlsCertificate, problems: &mut Problems) -> Optio
 
 fn validation(
     common: &tls::CommonTlsContext,
-    secrets: &[tls::Secret],
+    environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<(Trust, Option<SecretFile>)> {
+) -> Option<(Trust, Option<ControlSecret>)> {
     use tls::common_tls_context::ValidationContextType as Kind;
     let of_secret =
-        |config: &tls::SdsSecretConfig, problems: &mut Problems| match secret(config, secrets, problems)? {
-            Found::File(file) => Some((Trust::default(), Some(file))),
+        |config: &tls::SdsSecretConfig, problems: &mut Problems| match secret(config, environment, problems)?
+        {
+            Found::Elsewhere(secret) => Some((Trust::default(), Some(secret))),
             Found::Static(kind) => trust_of(kind, &config.name, problems).map(|trust| (trust, None)),
         };
     match &common.validation_context_type {
@@ -183,16 +225,16 @@ fn validation(
                         .at("default_validation_context", |problems| validation_context(context, problems))?,
                     None => Trust::default(),
                 };
-                let (more, file) = match &combined.validation_context_sds_secret_config {
+                let (more, secret) = match &combined.validation_context_sds_secret_config {
                     Some(config) => problems
                         .at("validation_context_sds_secret_config", |problems| of_secret(config, problems))?,
                     None => (Trust::default(), None),
                 };
                 let trust = default.merged(more);
-                if file.is_none() {
+                if secret.is_none() {
                     trust.check(problems, "default_validation_context.trusted_ca");
                 }
-                Some((trust, file))
+                Some((trust, secret))
             })
         }
         // Refused by the support table.
@@ -277,38 +319,71 @@ impl Trust {
     }
 }
 
-impl SecretFile {
+/// The secret that an encoded resource is, if connections to control planes can use it.
+///
+/// # Errors
+/// Every problem found.
+pub(crate) fn sent(body: &[u8]) -> Result<tls::Secret, Vec<Problem>> {
+    use tls::secret::Type;
+    let bad = |error: prost::DecodeError| vec![Problem::new("", error.to_string())];
+    let secret = tls::Secret::decode(body).map_err(bad)?;
+    let mut problems = Problems::new();
+    match &secret.r#type {
+        Some(Type::TlsCertificate(certificate)) => problems.at("tls_certificate", |problems| {
+            key_pair(certificate, problems);
+        }),
+        Some(Type::ValidationContext(context)) => problems.at("validation_context", |problems| {
+            validation_context(context, problems);
+        }),
+        _ => problems.report("is neither a certificate nor a validation context"),
+    }
+    match problems.into_parts() {
+        (problems, _) if problems.is_empty() => Ok(secret),
+        (problems, _) => Err(problems),
+    }
+}
+
+impl ControlSecret {
     /// The certificate and key that it has now.
     ///
     /// # Errors
-    /// In words: it cannot be read, or is none.
+    /// In words: it is not there, cannot be read, or is none.
     pub(crate) fn identity(&self) -> Result<(Material, Material), String> {
         match self.read(certificate_of)? {
             ControlIdentity::Given { chain, key } => Ok((chain, key)),
-            ControlIdentity::File(_) => Err(self.told("names another file")),
+            ControlIdentity::Secret(_) => Err(self.told("names another")),
         }
     }
 
     /// Whom it says to trust now.
     ///
     /// # Errors
-    /// In words: it cannot be read, or says nothing of that.
+    /// In words: it is not there, cannot be read, or says nothing of that.
     pub(crate) fn trust(&self) -> Result<Trust, String> {
         self.read(trust_of)
     }
 
     fn told(&self, what: impl std::fmt::Display) -> String {
-        format!("{}: the secret {:?}: {what}", self.path.display(), self.name)
+        match &self.source {
+            SecretSource::File(path) => format!("{}: the secret {:?}: {what}", path.display(), self.name),
+            SecretSource::Sent(_) => format!("the secret {:?}: {what}", self.name),
+        }
     }
 
     fn read<T>(
         &self,
         compile: impl FnOnce(&tls::secret::Type, &str, &mut Problems) -> Option<T>,
     ) -> Result<T, String> {
-        let response = read_file(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
-        let secrets = response.resources.iter().filter_map(|any| unpack::<tls::Secret>(any).ok());
-        let found = secrets.into_iter().find(|secret| *secret.name == *self.name);
-        let kind = found.and_then(|secret| secret.r#type).ok_or_else(|| self.told("is not there"))?;
+        let kind = match &self.source {
+            SecretSource::File(path) => {
+                let response = read_file(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let secrets = response.resources.iter().filter_map(|any| unpack::<tls::Secret>(any).ok());
+                let found = secrets.into_iter().find(|secret| *secret.name == *self.name);
+                found.and_then(|secret| secret.r#type).map(Arc::new)
+            }
+            SecretSource::Sent(sent) => sent.current(),
+        };
+        let kind = kind.ok_or_else(|| self.told("is not there"))?;
         let mut problems = Problems::new();
         let compiled = compile(&kind, &self.name, &mut problems).filter(|_| problems.is_empty());
         compiled.ok_or_else(|| {

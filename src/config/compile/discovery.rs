@@ -287,7 +287,7 @@ fn google_target(google: &core::grpc_service::GoogleGrpc, problems: &mut Problem
                         },
                         names: Vec::new(),
                     },
-                    trust_file: None,
+                    trust_secret: None,
                     identity: identity.map(|(chain, key)| ControlIdentity::Given { chain, key }),
                     sni: Some(host.as_str().into()),
                     verify_sni: true,

@@ -20,6 +20,7 @@ use super::{
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Inspect, Listener, NetworkFilter, Terminal};
 use crate::config::problems::Problems;
+use crate::listener::permissive::Permissive;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
 use crate::tls::stats::SslStats;
@@ -82,7 +83,11 @@ pub fn compile(
         return None;
     }
     let bind = address?;
+    let all = || chains.iter().chain(&default_chain);
+    let demands = |chain: &Arc<FilterChain>| chain.tls.as_ref().is_some_and(|tls| tls.demands_certificate());
+    let permissive = all().any(demands) && !all().all(demands);
     Some(Listener {
+        permissive: permissive.then(|| Permissive::of(&name, &Scope::listener(stat_prefix))),
         stats: Arc::new(ListenerStats::new(&Scope::listener(stat_prefix))),
         name,
         fingerprint: canonical::fingerprint_without(listener, CHAIN_FIELDS),

@@ -18,7 +18,7 @@ pub mod cluster;
 mod cluster_tls;
 mod control;
 mod control_clusters;
-mod control_tls;
+pub(crate) mod control_tls;
 mod discovery;
 mod dns;
 mod endpoints;
@@ -37,7 +37,8 @@ pub mod resource;
 mod rooms;
 pub mod runtime;
 pub mod scoped;
-pub mod tls;
+pub mod spiffe;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

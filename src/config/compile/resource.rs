@@ -230,7 +230,7 @@ impl Compiler {
 
     /// The slot of the secret `name` from `source`: the same each time.
     pub fn secret_slot(&self, source: &Source, name: &str) -> Arc<tls::Slot> {
-        self.secrets.slot(&format!("{}:{name}", self.label(source)))
+        self.secrets.slot(&format!("{}:{name}", self.label(source)), name)
     }
 
     /// Compiles an encoded `envoy.extensions.transport_sockets.tls.v3.Secret`. Its value goes into the slot with

@@ -19,13 +19,13 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, data_source, duration, extension, Environment};
+use super::{bool_or, data_source, duration, extension, spiffe, Environment};
 use crate::config::discovery::{Material, SanKind};
 use crate::config::matcher::StringMatcher;
 use crate::config::pieces::{PieceNeed, SecretPlace};
 use crate::config::problems::Problems;
 use crate::tls::downstream::{DownstreamSpec, Resume, Trust};
-use crate::tls::identity::{certificates, revocation_lists, Identity};
+use crate::tls::identity::{certificates, revocation_lists, Identity, INLINE};
 use crate::tls::names::NameMatcher;
 use crate::tls::params::{group, suites, Params};
 use crate::tls::secret::Content;
@@ -105,7 +105,7 @@ pub(super) fn downstream(
             resume,
             session_timeout: duration(&context.session_timeout, "session_timeout", problems),
         };
-        (problems.count() == before).then(|| Arc::new(DownstreamTls::new(spec, stats())))
+        (problems.count() == before).then(|| DownstreamTls::new(spec, stats()))
     })
 }
 
@@ -142,7 +142,7 @@ pub(super) fn upstream(
             auto_sni_san_validation: context.auto_sni_san_validation,
             max_session_keys: context.max_session_keys.map_or(1, |most| most.value as usize),
         };
-        (problems.count() == before).then(|| Arc::new(UpstreamTls::new(spec, stat_name.clone())))
+        (problems.count() == before).then(|| UpstreamTls::new(spec, stat_name.clone()))
     })
 }
 
@@ -259,7 +259,7 @@ fn secret(
             let message = format!("the static secret {name:?}: {}: {}", problem.path, problem.message);
             problems.report_at("name", message);
         }
-        let slot = compiler.secrets.slot(name);
+        let slot = compiler.secrets.slot(name, name);
         slot.put(Some(compiled?));
         return Some(slot);
     };
@@ -307,7 +307,9 @@ fn trust(context: &pb::CommonTlsContext, environment: &Environment<'_>, problems
 }
 
 fn has_roots(context: &pb::CertificateValidationContext) -> bool {
-    context.trusted_ca.is_some() || context.system_root_certs.is_some()
+    context.trusted_ca.is_some()
+        || context.system_root_certs.is_some()
+        || context.custom_validator_config.is_some()
 }
 
 /// Compiles a secret: one of the bootstrap's, or one that a control plane sent. `None` when a problem was
@@ -372,8 +374,9 @@ fn certificate_secret(certificate: &pb::TlsCertificate, problems: &mut Problems)
     if let Material::File(path) = &key {
         warn_if_public(path);
     }
+    let path = path_of(&chain);
     let identity = match Identity::from_pem(&chain_pem, &key_pem) {
-        Ok(identity) => Arc::new(identity),
+        Ok(identity) => Arc::new(identity.at(&path)),
         Err((field, error)) => {
             problems.report_at(field, error);
             return None;
@@ -387,7 +390,7 @@ fn certificate_secret(certificate: &pb::TlsCertificate, problems: &mut Problems)
         let read = |material: &Material| material.read().map_err(|error| format!("{material:?}: {error}"));
         let identity = Identity::from_pem(&read(&chain)?, &read(&key)?)
             .map_err(|(field, error)| format!("{field}: {error}"))?;
-        Ok(Content::Certificate(Arc::new(identity)))
+        Ok(Content::Certificate(Arc::new(identity.at(&path))))
     };
     Some(Secret::from_files(Content::Certificate(identity), directories, Box::new(read)))
 }
@@ -413,7 +416,9 @@ fn validation_secret(
     };
     let ca = material(&context.trusted_ca, "trusted_ca", problems);
     let crl = material(&context.crl, "crl", problems);
-    let files: Vec<_> = ca.iter().chain(&crl).collect();
+    let bundles = spiffe::bundles(context, &mut Problems::new());
+    let in_bundles = bundles.iter().flat_map(spiffe::Bundles::materials);
+    let files: Vec<_> = ca.iter().chain(&crl).chain(in_bundles).collect();
     let directories = watched(context.watched_directory.as_ref(), &files);
     let content = Content::Validation(Arc::new(compiled.clone()));
     if directories.is_empty() {
@@ -428,9 +433,27 @@ fn validation_secret(
         if let Some(crl) = &crl {
             renewed.crls = Some(Arc::new(Crls::new(&revocation_lists(&read(crl)?)?)?));
         }
+        if let Some(bundles) = &bundles {
+            renewed.domains = Some(Arc::new(bundles.read()?));
+        }
         Ok(Content::Validation(Arc::new(renewed)))
     };
     Some(Secret::from_files(content, directories, Box::new(read)))
+}
+
+/// As Envoy names what a certificate is from.
+fn path_of(material: &Material) -> Box<str> {
+    match material {
+        Material::File(path) => path.to_string_lossy().into(),
+        Material::Inline(_) => INLINE.into(),
+    }
+}
+
+fn trusted_path(context: &pb::CertificateValidationContext) -> Box<str> {
+    match context.trusted_ca.as_ref().and_then(|ca| ca.specifier.as_ref()) {
+        Some(core::data_source::Specifier::Filename(path)) => path.as_str().into(),
+        _ => INLINE.into(),
+    }
 }
 
 /// What the system trusts, read once.
@@ -452,6 +475,11 @@ fn validation(context: &pb::CertificateValidationContext, problems: &mut Problem
     let crls = bytes(&context.crl, "crl", problems).and_then(|pem| {
         problems.at("crl", |problems| {
             problems.take(revocation_lists(&pem).and_then(|lists| Crls::new(&lists))).map(Arc::new)
+        })
+    });
+    let domains = spiffe::bundles(context, problems).and_then(|bundles| {
+        problems.at("custom_validator_config.typed_config", |problems| {
+            problems.take(bundles.read()).map(Arc::new)
         })
     });
     let mut names = Vec::new();
@@ -488,6 +516,8 @@ fn validation(context: &pb::CertificateValidationContext, problems: &mut Problem
     }
     (problems.count() == before).then(|| Validation {
         roots,
+        path: trusted_path(context),
+        domains,
         names,
         hashes,
         spkis,

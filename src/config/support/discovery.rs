@@ -10,7 +10,8 @@ const ENDPOINTS: &str = "all addresses are tried in an order of this process, an
 const FIRST: &str = "a control plane is asked again with a back-off, whatever failed";
 const CHANNEL: &str = "there is no gRPC library to tune";
 const TLS: &str = "it is not supported towards a control plane";
-const SECRETS: &str = "secrets for control planes must be in the bootstrap or in a file";
+const SECRETS: &str =
+    "secrets for control planes must be in the bootstrap, in a file, or come from another one";
 const SUITES: &str = "the TLS library's defaults are used";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -287,14 +288,15 @@ pub(super) const CONTROL: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.core.v3.ConfigSource",
-        implemented: &["path", "path_config_source", "resource_api_version"],
-        observe: &[("initial_fetch_timeout", "files are read before each connection")],
-        rejected: &[
-            ("api_config_source", SECRETS),
-            ("ads", SECRETS),
-            ("self", SECRETS),
-            ("authorities", "xdstp names are not supported"),
+        implemented: &[
+            "path",
+            "path_config_source",
+            "api_config_source",
+            "initial_fetch_timeout",
+            "resource_api_version",
         ],
+        observe: &[],
+        rejected: &[("ads", SECRETS), ("self", SECRETS), ("authorities", "xdstp names are not supported")],
     },
     MessageSupport {
         message: "envoy.config.core.v3.PathConfigSource",

@@ -22,11 +22,12 @@ const SDS: &str = "sds_config: { resource_api_version: V3, ads: {}, initial_fetc
 /// A name of each workload.
 const URI: &str = "spiffe://mesh.test/workload";
 
-fn indented(text: &str) -> String {
+pub(super) fn indented(text: &str) -> String {
     text.lines().map(|line| format!("      {line}\n")).collect()
 }
 
-fn certificate((chain, key): &(String, String)) -> String {
+/// A secret called `own`: a chain and its key, PEM.
+pub(super) fn certificate((chain, key): &(String, String)) -> String {
     format!(
         "\"@type\": {TLS}.Secret\nname: own\ntls_certificate:\n  certificate_chain:\n    inline_string: |\n{}  \
          private_key:\n    inline_string: |\n{}",
@@ -125,28 +126,35 @@ async fn secrets_come_and_change_state_of_the_world() {
 }
 
 /// An agent beside the sidecar that signs certificates: a Unix socket, a stream for each secret.
-fn agent(path: &std::path::Path, cache: &SnapshotCache) -> tokio::task::AbortHandle {
+pub(super) fn agent(path: &std::path::Path, cache: &SnapshotCache) -> tokio::task::AbortHandle {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).expect("a Unix socket");
     let server = Server::new(cache.clone());
     tokio::spawn(async move { server.serve_unix(listener).await }).abort_handle()
 }
 
-#[tokio::test]
-async fn an_agent_on_a_unix_socket_gives_secrets_and_may_restart() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("sds.sock");
-    let own_source = "sds_config: { resource_api_version: V3, initial_fetch_timeout: 0s, api_config_source: { api_type: GRPC, \
+/// A secret's source: the agent.
+pub(super) const FROM_AGENT: &str = "sds_config: { resource_api_version: V3, initial_fetch_timeout: 0s, api_config_source: { api_type: GRPC, \
         transport_api_version: V3, set_node_on_first_message_only: true, \
         grpc_services: [{ envoy_grpc: { cluster_name: sds-grpc } }] } }";
-    let cluster = format!(
+
+/// The bootstrap's cluster of the agent at `path`.
+pub(super) fn agent_cluster(path: &std::path::Path) -> String {
+    format!(
         "  - name: sds-grpc\n    type: STATIC\n    connect_timeout: 1s\n    typed_extension_protocol_options:\n      \
          envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
          \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
          explicit_http_config: {{ http2_protocol_options: {{}} }}\n    load_assignment:\n      cluster_name: sds-grpc\n      \
          endpoints:\n      - lb_endpoints:\n        - endpoint: {{ address: {{ pipe: {{ path: \"{}\" }} }} }}\n",
         path.display()
-    );
+    )
+}
+
+#[tokio::test]
+async fn an_agent_on_a_unix_socket_gives_secrets_and_may_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("sds.sock");
+    let cluster = agent_cluster(&path);
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     let secrets = |ca: &Authority, serial| {
         let own = certificate(&ca.issue("workload", URI, &["workload.mesh.test"], NOW, serial));
@@ -155,7 +163,7 @@ async fn an_agent_on_a_unix_socket_gives_secrets_and_may_restart() {
     let origin = named("one").await;
     let (front, back) = (free_port(), free_port());
     let resources: Vec<String> =
-        mesh(front, back, origin.port()).iter().map(|text| text.replace(SDS, own_source)).collect();
+        mesh(front, back, origin.port()).iter().map(|text| text.replace(SDS, FROM_AGENT)).collect();
     assert!(resources.iter().any(|text| text.contains("sds-grpc")));
     let control = ControlPlane::on(0, snapshot(&resources)).await;
     // The agent comes after the sidecar, which waits for it.

@@ -20,7 +20,8 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use super::clients::{ask, named};
-use super::mesh::{bootstrap, Mesh, NODE};
+use super::mesh::{bootstrap, snapshot, Mesh, NODE};
+use super::secrets::{agent, agent_cluster, certificate, indented, FROM_AGENT};
 use crate::harness::origin::Origin;
 use crate::harness::ports::free_port;
 use crate::harness::proxy::{Kind, Plan, Proxy};
@@ -319,6 +320,59 @@ async fn secrets_for_the_control_plane_may_be_in_files_that_change() {
     put_secret(files.path(), "own.yaml", &own("own"));
     let renewed = || std::future::ready(control.seen().last() == Some(&second.certificate.der().to_vec()));
     assert!(eventually(DEADLINE * 2, renewed).await, "{}", proxy.output());
+}
+
+#[tokio::test]
+async fn secrets_for_the_control_plane_may_come_from_an_agent() {
+    let (_origin, port, cache) = small_mesh().await;
+    let authority = Authority::new("mesh");
+    let control = Secure::start(cache, &authority, &authority.server()).await;
+    let files = tempfile::tempdir().expect("a directory");
+    let trust = format!(
+        "\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\nname: trust\nvalidation_context:\n  \
+         trusted_ca:\n    inline_string: |\n{}  {}\n",
+        indented(&authority.certificate().pem()),
+        uri(CONTROL)
+    );
+    let secrets = |own: &Issued| {
+        let own = certificate(&(own.certificate.pem(), own.key.serialize_pem()));
+        snapshot(&[own, trust.clone()])
+    };
+    let given = secured("", files.path());
+    let (head, rest) = given.split_once("          tls_certificates:").expect("a certificate");
+    let (_, tail) = rest.split_once("            NAMES\n").expect("names");
+    let path = files.path().join("agent.sock");
+    let template = format!(
+        "{head}          tls_certificate_sds_secret_configs: [{{ name: own, {FROM_AGENT} }}]\n          \
+         validation_context_sds_secret_config: {{ name: trust, {FROM_AGENT} }}\n{tail}{}",
+        agent_cluster(&path)
+    );
+    let (first, second) = (authority.client(), authority.client());
+    let of_agent = SnapshotCache::by_node_id();
+    of_agent.set(NODE, secrets(&first));
+    // The agent comes after the sidecar, which does not go to the control plane without its secrets.
+    let proxy =
+        Proxy::spawn(&Plan::new(Kind::Outrigger, &template, &[("control", control.port.to_string())]));
+    let asked = || {
+        let output = proxy.output();
+        std::future::ready(
+            output.lines().any(|line| line.contains("no stream") && line.contains("agent.sock")),
+        )
+    };
+    assert!(eventually(DEADLINE, asked).await, "{}", proxy.output());
+    let running = agent(&path, &of_agent);
+    let serves = || async { ask(port).await.as_deref() == Ok("ok") };
+    assert!(eventually(DEADLINE * 2, serves).await, "{}", proxy.output());
+    assert_eq!(control.seen(), [first.certificate.der().to_vec()], "{}", proxy.output());
+    // A renewed one is for the next connection.
+    of_agent.set(NODE, secrets(&second));
+    let renewed = || async { proxy.stats().await["sds.own.update_success"] == 2 };
+    assert!(eventually(DEADLINE, renewed).await, "{}", proxy.output());
+    running.abort();
+    control.hang_up.send_replace(());
+    let shown = || std::future::ready(control.seen().last() == Some(&second.certificate.der().to_vec()));
+    assert!(eventually(DEADLINE * 2, shown).await, "{}", proxy.output());
+    assert_eq!(ask(port).await.as_deref(), Ok("ok"));
 }
 
 #[tokio::test]

@@ -66,6 +66,16 @@ impl Authority {
     }
 }
 
+/// A map of SPIFFE bundles.
+fn bundles(domains: &[(&str, &Authority)]) -> String {
+    let bundle = |(name, ca): &(&str, &Authority)| {
+        let pem = ca.pem();
+        let der: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        format!(r#""{name}": {{"keys": [{{"kty": "EC", "use": "x509-svid", "x5c": ["{der}"]}}]}}"#)
+    };
+    format!("{{\"trust_domains\": {{{}}}}}", domains.iter().map(bundle).collect::<Vec<_>>().join(", "))
+}
+
 fn params(common: &str, uri: &str, dns: &[&str]) -> CertificateParams {
     let dns: Vec<String> = dns.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::default();
@@ -73,6 +83,7 @@ fn params(common: &str, uri: &str, dns: &[&str]) -> CertificateParams {
     params
         .subject_alt_names
         .extend(dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().expect("ASCII"))));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Mesh, Inc");
     params.distinguished_name.push(DnType::CommonName, common);
@@ -116,6 +127,18 @@ impl Certs {
         put(at, "future", &ca.issue("future", client, &["server.mesh.test"], FUTURE, 14));
         put(at, "revoked", &ca.issue("revoked", client, &["server.mesh.test"], NOW, 66));
         put(at, "stranger", &other.issue("stranger", client, &["server.mesh.test"], NOW, 10));
+        fs::write(at.join("other.pem"), other.pem()).expect("written");
+        fs::write(at.join("bundles.json"), bundles(&[("mesh.test", &ca), ("evil.test", &other)]))
+            .expect("written");
+        let key = KeyPair::generate().expect("a key");
+        let mut signer = params("signer", client, &["server.mesh.test"]);
+        signer.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+        let signer = signer.signed_by(&key, &ca.0).expect("a certificate");
+        put(at, "signer", &(signer.pem(), key.serialize_pem()));
+        let mut useless = params("useless", client, &["server.mesh.test"]);
+        useless.key_usages.clear();
+        let useless = useless.signed_by(&key, &ca.0).expect("a certificate");
+        put(at, "useless", &(useless.pem(), key.serialize_pem()));
         let key = KeyPair::generate().expect("a key");
         let own = params("self", client, &["server.mesh.test"]).self_signed(&key).expect("a certificate");
         put(at, "self", &(own.pem(), key.serialize_pem()));

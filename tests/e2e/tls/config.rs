@@ -76,6 +76,18 @@ pub fn mesh() -> String {
     format!("validation_context: {{{CA}, {MESH}}}")
 }
 
+/// Trust by SPIFFE trust domain: these fields of the validator, and more of the validation context.
+pub fn spiffe(validator: &str, more: &str) -> String {
+    format!(
+        r#"validation_context: {{{more} custom_validator_config: {{name: envoy.tls.cert_validator.spiffe, typed_config: {{"@type": {TLS}.SPIFFECertValidatorConfig, {validator}}}}}}}"#
+    )
+}
+
+/// The bundle of a trust domain.
+pub fn trust_domain(name: &str, file: &str) -> String {
+    format!(r#"{{name: {name}, trust_bundle: {{filename: "@certs@/{file}"}}}}"#)
+}
+
 /// A bootstrap under construction.
 #[derive(Default)]
 pub struct Config {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::certs::Certs;
-use super::config::{downstream, field, http, mesh, Config, CA, INSPECT, OK};
+use super::config::{downstream, field, http, mesh, spiffe, trust_domain, Config, CA, INSPECT, OK};
 use super::{curl, next_line, with_cert};
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::{eventually, DEADLINE};
@@ -31,6 +31,8 @@ fn config() -> Config {
         http("slow", "", OK),
         downstream("", "")
     );
+    let both = [trust_domain("mesh.test", "ca.pem"), trust_domain("evil.test", "other.pem")].join(", ");
+    let both = format!("trust_domains: [{both}]");
     Config::default()
         .ends("strict", &mode("SANITIZE_SET"), &format!("{alpn} {}", mesh()), required)
         .ends("named", &mode("SANITIZE"), &mesh(), "")
@@ -51,9 +53,17 @@ fn config() -> Config {
             required,
         )
         .ends("old", "", "tls_params: {tls_maximum_protocol_version: TLSv1_2, cipher_suites: [ECDHE-ECDSA-AES256-GCM-SHA384]},", "")
+        .ends("spiffe", &mode("SANITIZE_SET"), &spiffe(&both, ""), "")
+        .ends("bundles", "", &spiffe("trust_bundles: {filename: \"@certs@/bundles.json\"}", ""), "")
+        .ends("workload", "", &spiffe(&format!("trust_domains: [{}]", trust_domain("mesh.test", "ca.pem")), SOMEBODY), "")
         .listener("permissive", INSPECT, &permissive)
         .listener("slow", "[]", &slow)
 }
+
+/// A workload, and a name of another kind that SPIFFE does not look at.
+const SOMEBODY: &str =
+    "match_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: server.mesh.test}}, \
+    {san_type: URI, matcher: {exact: \"spiffe://mesh.test/client\"}}],";
 
 /// One client: a listener, a certificate, and more arguments of curl.
 const CLIENTS: &[(&str, &str, &str, &[&str])] = &[
@@ -81,6 +91,20 @@ const CLIENTS: &[(&str, &str, &str, &[&str])] = &[
     ("untrusted", "self", "https", &[]),
     ("untrusted", "", "https", &[]),
     ("old", "", "https", &[]),
+    ("spiffe", "client", "https", &[]),
+    ("spiffe", "client", "https", &["--tls-max", "1.2"]),
+    ("spiffe", "wrong", "https", &[]),
+    ("spiffe", "stranger", "https", &[]),
+    ("spiffe", "expired", "https", &[]),
+    ("spiffe", "self", "https", &[]),
+    ("spiffe", "signer", "https", &[]),
+    ("spiffe", "useless", "https", &[]),
+    ("spiffe", "", "https", &[]),
+    ("bundles", "client", "https", &[]),
+    ("bundles", "stranger", "https", &[]),
+    ("workload", "client", "https", &[]),
+    ("workload", "server", "https", &[]),
+    ("workload", "wrong", "https", &[]),
     ("permissive", "", "https", &[]),
     ("permissive", "client", "https", &[]),
     ("permissive", "", "http", &[]),

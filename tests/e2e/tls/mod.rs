@@ -5,7 +5,9 @@ pub mod certs;
 mod chain;
 mod config;
 mod downstream;
+mod expiry;
 mod origin;
+mod permissive;
 mod rotation;
 mod upstream;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::certs::Certs;
-use super::config::{field, mesh, own, upstream, Config, CA};
+use super::config::{field, mesh, own, spiffe, trust_domain, upstream, Config, CA};
 use super::next_line;
 use super::origin::{Manner, TlsOrigin};
 use crate::harness::client::get;
@@ -68,6 +68,9 @@ async fn setup(certs: &Certs) -> (Config, Vec<TlsOrigin>) {
                 "auto_config: {}",
             ),
         );
+    let domain = format!("trust_domains: [{}]", trust_domain("mesh.test", "ca.pem"));
+    config =
+        config.cluster("spiffe", open.port, &upstream(&format!("{OLD} {}", spiffe(&domain, "")), ""), "");
     let selfish = start("self", Manner::default()).await;
     config = config.cluster("unverified", selfish.port, &upstream(OLD, ""), "");
     origins.extend([good, open, selfish]);
@@ -79,6 +82,10 @@ async fn setup(certs: &Certs) -> (Config, Vec<TlsOrigin>) {
             known.clone()
         };
         config = config.cluster(name, origin.port, &upstream(&format!("{OLD} {crl}"), ""), "");
+        if name == "wrong" {
+            let strict = upstream(&format!("{OLD} {}", spiffe(&domain, "")), "");
+            config = config.cluster("domain", origin.port, &strict, "");
+        }
         origins.push(origin);
     }
     let plain = TlsOrigin::with(|mut stream| async move {
@@ -144,8 +151,19 @@ async fn upstreams_fare_as_with_envoy() {
     }
     let certs = Certs::new();
     let (config, _origins) = setup(&certs).await;
-    let mut names =
-        vec!["good", "nocert", "badcert", "pinned", "sni", "auto", "unverified", "plain", "closes"];
+    let mut names = vec![
+        "good",
+        "nocert",
+        "badcert",
+        "pinned",
+        "sni",
+        "auto",
+        "unverified",
+        "spiffe",
+        "domain",
+        "plain",
+        "closes",
+    ];
     names.extend(NAMES);
     let ours = see(&certs, Kind::Outrigger, &config, &names);
     let theirs = see(&certs, Kind::Envoy, &config, &names);
