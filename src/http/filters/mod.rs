@@ -8,6 +8,8 @@
 //! A filter is a module here: its options compiled (`Config`, and what routes may say to it), `on_request` for its turn
 //! in [`decode`], and if it changes responses, an [`Encoder`].
 
+pub mod adaptive_concurrency;
+pub mod admission_control;
 pub mod buffer;
 pub(super) mod chain;
 pub mod cors;
@@ -57,6 +59,10 @@ pub struct Active {
     body: Option<Bytes>,
     /// A fault was injected.
     fault: Option<fault::Active>,
+    /// What waits for the status in the trailers.
+    admissions: SmallVec<[Arc<admission_control::Config>; 1]>,
+    /// Limits that it counts against.
+    turns: SmallVec<[adaptive_concurrency::Turn; 1]>,
     /// The route is to be found anew.
     reroute: bool,
 }
@@ -73,6 +79,7 @@ enum Encoder {
     HeaderToMetadata(header_to_metadata::Response),
     HealthCheck(Arc<health_check::Config>),
     HealthFailing,
+    AdmissionControl(Arc<admission_control::Config>),
 }
 
 impl Active {
@@ -80,6 +87,11 @@ impl Active {
     fn encode(&mut self, place: usize, encoder: Encoder) {
         let at = self.encoders.partition_point(|(other, _)| *other <= place);
         self.encoders.insert(at, (place, encoder));
+    }
+
+    /// The filter at `place` does nothing to the response after all.
+    fn forget(&mut self, place: usize) {
+        self.encoders.retain(|(other, _)| *other != place);
     }
 
     /// The filter at `place`, which a control plane configures.
@@ -101,6 +113,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
+        HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
+        HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -188,6 +202,10 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),
             Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
+            Encoder::AdmissionControl(config) => {
+                let waits = config.on_response(head, ends, ex.now);
+                chain::active(ex).admissions.extend(waits);
+            }
             Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {
                 let Some(active) = &mut ex.filters else { continue };
                 match (encoder, &mut active.call, &active.web) {
@@ -233,6 +251,10 @@ pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),
             Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
+            Encoder::AdmissionControl(config) => {
+                // Where gRPC's status is told, it is in the head.
+                let _ = config.on_response(head, head.fields.has(Known::GrpcStatus), ex.now);
+            }
             Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
             Encoder::GrpcStats | Encoder::GrpcHttp1Bridge => {}
         }
@@ -249,9 +271,17 @@ fn reply_type(ex: &Exchange<'_>, fields: &mut Fields) {
     }
 }
 
-/// The request is over; its exchange has the trailers of its response.
-pub(super) fn on_end(ex: &mut Exchange<'_>) {
+/// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
+pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
     let Some(active) = ex.filters.take() else { return };
+    if let Some(trailers) = &ex.trailers {
+        for config in &active.admissions {
+            config.on_trailers(trailers.get(Known::GrpcStatus), ex.now);
+        }
+    }
+    for turn in active.turns.into_iter().filter(|_| complete) {
+        turn.complete(ex.now);
+    }
     if let Some(call) = active.call {
         call.end(ex.trailers.as_ref(), ex.info.response_code, ex.info.start.elapsed());
     }

@@ -207,3 +207,33 @@ fn without_value(cookie: &str) -> String {
     parts[1] = "";
     parts.join("\"")
 }
+
+/// A hash that chooses a host may choose among clusters too.
+#[tokio::test]
+async fn clusters_are_chosen_by_hash_as_envoys() {
+    let origins = Origins::start(6).await;
+    let mut setup = Setup::default();
+    for number in 0..6 {
+        let group = json!({"lb_endpoints": [origins.endpoint(number, json!({}))]});
+        setup.cluster(&format!("c{number}"), vec![group], json!({}));
+    }
+    let clusters: Vec<Value> =
+        (0..6).map(|number| json!({"name": format!("c{number}"), "weight": number + 1})).collect();
+    let by_hash = |policies: Value| json!({"weighted_clusters": {"clusters": clusters, "use_hash_policy": true}, "hash_policy": policies});
+    let header = json!({"header": {"header_name": "x-key"}});
+    let cookie = json!({"cookie": {"name": "c", "ttl": "5s"}});
+    let source = json!({"connection_properties": {"source_ip": true}});
+    setup.route("header", by_hash(json!([header])));
+    setup.route("both", by_hash(json!([header, source])));
+    setup.route("cookie", by_hash(json!([cookie, header])));
+    let Some([mut envoy, mut ours]) = setup.start().await else { return };
+    for name in ["header", "both", "cookie"] {
+        let (theirs, mine) = tokio::join!(envoy.keys(name, SOME), ours.keys(name, SOME));
+        assert_eq!(theirs, mine, "{name}");
+        let distinct: std::collections::BTreeSet<_> = mine.iter().collect();
+        assert!(distinct.len() >= 5, "{name}: {distinct:?}");
+    }
+    // Nothing to hash: chance decides.
+    let (theirs, mine) = tokio::join!(envoy.shares("header", 900), ours.shares("header", 900));
+    super::assert_alike("without a key", &theirs, &mine);
+}

@@ -3,6 +3,7 @@
 
 mod failover;
 mod hashing;
+mod load;
 mod preconnect;
 mod shares;
 mod subsets;
@@ -29,16 +30,23 @@ impl Drop for Origins {
 
 impl Origins {
     async fn start(count: usize) -> Origins {
+        let answer = |number: usize| {
+            let body = number.to_string();
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        };
+        Origins::answering((0..count).map(answer).collect()).await
+    }
+
+    /// Each of them answers with one of these.
+    async fn answering(answers: Vec<String>) -> Origins {
         let mut origins = Origins { ports: Vec::new(), _stop: Vec::new() };
-        for number in 0..count {
+        for answer in answers {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             origins.ports.push(listener.local_addr().expect("its address").port());
             let task = async move {
                 while let Ok((mut stream, _)) = listener.accept().await {
+                    let answer = answer.clone();
                     tokio::spawn(async move {
-                        let body = number.to_string();
-                        let answer =
-                            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                         let mut input = Vec::new();
                         let mut buffer = [0; 4096];
                         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
