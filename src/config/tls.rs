@@ -50,9 +50,10 @@ impl ClusterTls {
         metadata: Option<&serde_json::Map<String, serde_json::Value>>,
     ) -> Option<&Arc<UpstreamTls>> {
         let fits = |entry: &&SocketMatch| {
-            entry.criteria.iter().all(|(key, value)| {
-                metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value))
-            })
+            entry
+                .criteria
+                .iter()
+                .all(|(key, value)| metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value)))
         };
         match self.matches.iter().find(fits) {
             Some(entry) => entry.tls.as_ref(),

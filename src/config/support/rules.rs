@@ -63,6 +63,11 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.config.route.v3.CookieMatcher",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
+    // A key may be left out: then runtime has no say.
+    ("envoy.config.core.v3.RuntimeDouble", &[]),
+    ("envoy.config.core.v3.RuntimePercent", &[]),
+    ("envoy.config.core.v3.RuntimeUInt32", &[]),
+    ("envoy.config.core.v3.RuntimeFeatureFlag", &[FieldRule::Field(1, &[Check::Required])]),
     // `record` has taken the place of `entry`, which was demanded.
     ("envoy.config.core.v3.KeyValueAppend", &[FieldRule::Field(2, &[Check::DefinedOnly])]),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),

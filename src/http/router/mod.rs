@@ -300,6 +300,9 @@ impl Attempts<'_> {
                     hedged = true;
                 }
                 Err(Failed { failure: Failure::Overtaken, started, .. }) => {
+                    if !started {
+                        self.upstream().stats().upstream_rq_cancelled.increment(1);
+                    }
                     return Box::pin(self.overtaken(ex, started)).await;
                 }
                 Err(failed) => {

@@ -237,3 +237,42 @@ async fn clusters_are_chosen_by_hash_as_envoys() {
     let (theirs, mine) = tokio::join!(envoy.shares("header", 900), ours.shares("header", 900));
     super::assert_alike("without a key", &theirs, &mine);
 }
+
+/// Connections hash by the address of their client.
+#[tokio::test]
+async fn connections_hash_as_envoys() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let origins = Origins::start(8).await;
+    let mut setup = Setup::default();
+    let endpoints: Vec<Value> =
+        (0..8).map(|number| origins.endpoint(number, json!({"load_balancing_weight": number + 1}))).collect();
+    let by_source = json!({"hash_policy": [{"source_ip": {}}]});
+    for (name, policy) in [("tcp-ring", "RING_HASH"), ("tcp-maglev", "MAGLEV")] {
+        setup.cluster(name, vec![json!({"lb_endpoints": endpoints})], json!({"lb_policy": policy}));
+        setup.tcp(name, by_source.clone());
+    }
+    setup.route("unused", json!({"cluster": "tcp-ring"}));
+    let Some(sides) = setup.start().await else { return };
+    for name in ["tcp-ring", "tcp-maglev"] {
+        let mut chosen = Vec::new();
+        for side in &sides {
+            let mut answers = String::new();
+            for client in 1..=120u8 {
+                let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+                socket.bind(([127, 0, 0, client], 0).into()).expect("an address of this machine");
+                let to = ([127, 0, 0, 1], side.proxy.port(name)).into();
+                let mut stream = socket.connect(to).await.expect("a connection");
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: t.test\r\n\r\n").await.expect("sent");
+                let mut answer = Vec::new();
+                while !answer.windows(4).any(|four| four == b"\r\n\r\n") || answer.ends_with(b"\r\n\r\n") {
+                    assert!(stream.read_buf(&mut answer).await.expect("an answer") > 0, "{name}");
+                }
+                answers.push(char::from(*answer.last().expect("a number")));
+            }
+            chosen.push(answers);
+        }
+        assert_eq!(chosen[0], chosen[1], "{name}: left Envoy, right Outrigger");
+        let distinct: std::collections::BTreeSet<char> = chosen[0].chars().collect();
+        assert!(distinct.len() >= 4, "{name}: {distinct:?}");
+    }
+}

@@ -90,9 +90,9 @@ async fn admission_control() {
         ("rate", format!("{CERTAIN}, {any}, rps_threshold: {{ default_value: 100000 }}")),
         ("capped", CERTAIN.replace("max_rejection_probability: { default_value: { value: 100 } }", "max_rejection_probability: { default_value: { value: 0 } }") + ", " + any),
         ("disabled", format!("{CERTAIN}, {any}, enabled: {{ default_value: false }}")),
-        ("runtime", format!("{CERTAIN}, {any}, enabled: {{ runtime_key: admission.on }}")),
+        ("runtime", format!("{CERTAIN}, {any}, enabled: {{ default_value: true, runtime_key: admission.on }}")),
         ("absent", format!("{CERTAIN}, {any}, enabled: {{ default_value: true, runtime_key: admission.absent }}")),
-        ("key", format!("{CERTAIN}, {any}, rps_threshold: {{ runtime_key: admission.rate }}")),
+        ("key", format!("{CERTAIN}, {any}, rps_threshold: {{ default_value: 0, runtime_key: admission.rate }}")),
     ];
     let routes = [
         "- { match: { prefix: /direct }, direct_response: { status: 503 } }\n".to_owned(),
@@ -220,7 +220,7 @@ async fn adaptive_concurrency() {
         ("success", config(measured, ", concurrency_limit_exceeded_status: { code: 202 }")),
         ("fixed", config("fixed_value: 0.02s", "")),
         ("disabled", config(measured, ", enabled: { default_value: false }")),
-        ("runtime", config(measured, ", enabled: { runtime_key: concurrency.on }")),
+        ("runtime", config(measured, ", enabled: { default_value: true, runtime_key: concurrency.on }")),
     ];
     let mut bootstrap = Bootstrap::new()
         .more("layered_runtime: { layers: [ { name: one, static_layer: { concurrency.on: false } } ] }");

@@ -60,14 +60,16 @@ fn adaptive_concurrency() {
         config(json!({"interval": "1s", "min_concurrency": 0})),
     ] {
         let changes = hcm_changes(&filter(CONCURRENCY, wrong.clone()));
-        let changes: Vec<_> = changes.iter().map(|(pointer, value)| (pointer.as_str(), value.clone())).collect();
+        let changes: Vec<_> =
+            changes.iter().map(|(pointer, value)| (pointer.as_str(), value.clone())).collect();
         assert!(try_compile(&with(&changes)).is_err(), "{wrong}");
     }
 }
 
 #[test]
 fn runtime_has_a_say_in_what_is_refused() {
-    let layer = |values: Value| ("/layered_runtime", json!({"layers": [{"name": "a", "static_layer": values}]}));
+    let layer =
+        |values: Value| ("/layered_runtime", json!({"layers": [{"name": "a", "static_layer": values}]}));
     let refusals = |values: Value, policy: Value| {
         let mut assignment = assignment(&[endpoint("127.0.0.1", 1)]);
         assignment["policy"] = policy;
