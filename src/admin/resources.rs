@@ -70,7 +70,7 @@ fn cluster_text(cluster: &Cluster, out: &mut String) -> std::fmt::Result {
             // No line of Envoy's: picks pass it over.
             writeln!(out, "{prefix}::suspect::true")?;
         }
-        writeln!(out, "{prefix}::weight::{}", template.weight)?;
+        writeln!(out, "{prefix}::weight::{}", host.weight_by_load())?;
         writeln!(out, "{prefix}::region::{}", one_line(&locality.region))?;
         writeln!(out, "{prefix}::zone::{}", one_line(&locality.zone))?;
         writeln!(out, "{prefix}::sub_zone::{}", one_line(&locality.sub_zone))?;
@@ -224,7 +224,7 @@ fn host_json(host: &Host) -> Value {
     if rate(host, Origin::External) >= 0.0 {
         shown.insert("success_rate".into(), json!({ "value": rate(host, Origin::External) }));
     }
-    shown.insert("weight".into(), template.weight.into());
+    shown.insert("weight".into(), host.weight_by_load().into());
     if !template.hostname.is_empty() {
         shown.insert("hostname".into(), template.hostname.as_ref().into());
     }

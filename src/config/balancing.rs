@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::hosts::Locality;
 use super::slot::Slot;
 use super::{Cluster, HeaderKey};
+use crate::upstream::orca::weights::WeightOptions;
 
 /// How a cluster's host is chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +89,8 @@ pub enum LbPolicy {
     RingHash(RingHash),
     /// Consistent hashing by a table.
     Maglev(Maglev),
+    /// By what hosts report of their load (`client_side_weighted_round_robin`).
+    ClientSideWeighted(Box<WeightOptions>),
     /// The cluster decides (original destination, aggregate).
     ClusterProvided,
 }

@@ -19,6 +19,7 @@ use super::tls::ClusterTls;
 use crate::telemetry::stats::ClusterStats;
 use crate::upstream::health::ClusterHealth;
 use crate::upstream::host_set::SplitOptions;
+use crate::upstream::orca::Wanted;
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub struct Cluster {
     pub drops: Arc<Drops>,
     /// Outlier detection and active health checks, where it has either.
     pub health: Option<Box<ClusterHealth>>,
+    /// What it wants of its hosts' load reports.
+    pub orca: Option<Box<Wanted>>,
     /// The current hosts.
     pub hosts: Hosts,
     /// Statistics, made on first use so that an unused cluster costs no series.

@@ -48,6 +48,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         preconnect_ratio: None,
         drops: Arc::default(),
         health: None,
+        orca: None,
         hosts: Default::default(),
         stats: OnceLock::new(),
     }

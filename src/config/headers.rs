@@ -78,6 +78,8 @@ pub enum Known {
     XEnvoyIsTimeoutRetry,
     XEnvoyDegraded,
     XEnvoyImmediateHealthCheckFail,
+    EndpointLoadMetrics,
+    EndpointLoadMetricsBin,
 }
 
 macro_rules! known_names {
@@ -202,6 +204,8 @@ known_names! {
     XEnvoyRatelimited = "x-envoy-ratelimited", XEnvoyIsTimeoutRetry = "x-envoy-is-timeout-retry",
     XEnvoyDegraded = "x-envoy-degraded",
     XEnvoyImmediateHealthCheckFail = "x-envoy-immediate-health-check-fail",
+    EndpointLoadMetrics = "endpoint-load-metrics",
+    EndpointLoadMetricsBin = "endpoint-load-metrics-bin",
 }
 
 /// A header name from config: lower-cased and resolved once.

@@ -16,6 +16,8 @@ use crate::upstream::balancing::suspect::Suspicion;
 use crate::upstream::balancing::table::HashTable;
 use crate::upstream::health::{CheckPolicy, HostCheck};
 use crate::upstream::host_set::{HostState, SplitOptions};
+use crate::upstream::orca::weights::Reckoning;
+use crate::upstream::orca::HostLoad;
 use crate::upstream::outlier::Monitor;
 
 /// Where a host listens.
@@ -107,6 +109,8 @@ pub struct HostShared {
     pub counters: HostCounters,
     /// What outlier detection counts; made by the first request of a cluster that has it.
     pub outlier: OnceLock<Box<Monitor>>,
+    /// What it says of its load; made by the first report of a cluster that wants any.
+    pub load: OnceLock<Box<HostLoad>>,
     /// How often it was found to have failed, by checks or as an outlier: its pooled connections are not used on.
     pub failures: AtomicU32,
     /// Whether it could not be reached a moment ago.
@@ -176,6 +180,12 @@ impl Host {
             _ if hashing.use_hostname => &self.template.hostname,
             _ => &self.address_text,
         }
+    }
+
+    /// What it weighs in picks by load: as reports say, else as config does.
+    pub fn weight_by_load(&self) -> u32 {
+        let reckoned = self.shared.load.get().and_then(|load| load.share());
+        reckoned.unwrap_or(self.template.weight.max(1))
     }
 
     /// Whether its metadata call it a canary.
@@ -272,12 +282,14 @@ pub struct Hosts {
     turn: Mutex<()>,
     /// What active health checks want done with hosts that come and go.
     policy: OnceLock<Box<CheckPolicy>>,
+    /// When weights by load were reckoned.
+    pub(crate) reckoning: Reckoning,
 }
 
 impl Hosts {
     /// Begins with `set`.
     pub fn new(set: HostSet) -> Self {
-        Self { current: ArcSwap::from_pointee(set), turn: Mutex::default(), policy: OnceLock::new() }
+        Self { current: ArcSwap::from_pointee(set), ..Self::default() }
     }
 
     /// The set of the moment.

@@ -219,6 +219,10 @@ pub enum HttpFilter {
     HeaderToMetadata(Arc<filters::header_to_metadata::Config>),
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<crate::policy::rbac::Filter>),
+    /// `envoy.filters.http.admission_control`.
+    AdmissionControl(Arc<filters::admission_control::Config>),
+    /// `envoy.filters.http.adaptive_concurrency`.
+    AdaptiveConcurrency(Arc<filters::adaptive_concurrency::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

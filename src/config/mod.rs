@@ -25,6 +25,7 @@ pub mod problems;
 pub mod regex;
 pub mod retirement;
 pub mod route;
+pub mod runtime_value;
 pub mod scopes;
 pub mod slot;
 #[cfg(test)]

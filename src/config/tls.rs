@@ -41,11 +41,19 @@ pub struct AutoNames {
 impl ClusterTls {
     /// The context for connections to `host`.
     pub fn for_host(&self, host: &Host) -> Option<&Arc<UpstreamTls>> {
+        self.for_metadata(host.template.socket_match.as_deref())
+    }
+
+    /// The context for connections to a host with this metadata.
+    pub fn for_metadata(
+        &self,
+        metadata: Option<&serde_json::Map<String, serde_json::Value>>,
+    ) -> Option<&Arc<UpstreamTls>> {
         let fits = |entry: &&SocketMatch| {
-            entry.criteria.iter().all(|(key, value)| {
-                let metadata = host.template.socket_match.as_ref();
-                metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value))
-            })
+            entry
+                .criteria
+                .iter()
+                .all(|(key, value)| metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value)))
         };
         match self.matches.iter().find(fits) {
             Some(entry) => entry.tls.as_ref(),

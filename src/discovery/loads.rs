@@ -14,7 +14,8 @@ use outrigger_control_api::pb::envoy::config::core::v3::{
     SocketAddress,
 };
 use outrigger_control_api::pb::envoy::config::endpoint::v3::{
-    cluster_stats::DroppedRequests, ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats,
+    cluster_stats::DroppedRequests, ClusterStats, EndpointLoadMetricStats, UpstreamEndpointStats,
+    UpstreamLocalityStats,
 };
 use tokio::task::AbortHandle;
 
@@ -28,6 +29,7 @@ use crate::config::drops::Drops;
 use crate::config::slot::Directory;
 use crate::config::{Cluster, Host};
 use crate::telemetry::metrics::Scope;
+use crate::upstream::orca::Sum;
 
 /// Reports until dropped.
 pub(super) struct LoadReporting {
@@ -198,7 +200,12 @@ impl Ledger {
     fn start(&mut self, cluster: &str) {
         let account = self.accounts.entry(cluster.to_owned()).or_default();
         account.count(awake(&self.clusters, cluster).as_deref());
-        account.hosts.values_mut().for_each(|counted| counted.unreported = Counts::default());
+        for counted in account.hosts.values_mut() {
+            counted.unreported = Counts::default();
+            if let Some(load) = counted.host.shared.load.get() {
+                load.latch();
+            }
+        }
         account.unreported_drops = Dropped::default();
     }
 
@@ -270,6 +277,7 @@ impl Account {
             if issued + succeeded + failed + active == 0 {
                 continue;
             }
+            let metrics = counted.host.shared.load.get().map(|load| load.latch()).unwrap_or_default();
             let template = &counted.host.template;
             let stats = localities.entry((template.priority, template.locality.clone())).or_default();
             stats.total_issued_requests += issued;
@@ -283,9 +291,11 @@ impl Account {
                     total_successful_requests: succeeded,
                     total_error_requests: failed,
                     total_requests_in_progress: active,
+                    load_metric_stats: metrics.iter().map(|(name, sum)| metric(name, sum)).collect(),
                     ..Default::default()
                 });
             }
+            add_metrics(&mut stats.load_metric_stats, &metrics);
         }
         self.hosts.retain(|_, counted| {
             let shared = &counted.host.shared;
@@ -310,6 +320,27 @@ impl Account {
             total_dropped_requests: total,
             dropped_requests: by_policy.into_iter().collect(),
             ..Default::default()
+        }
+    }
+}
+
+fn metric(name: &str, sum: &Sum) -> EndpointLoadMetricStats {
+    EndpointLoadMetricStats {
+        metric_name: name.to_string(),
+        num_requests_finished_with_metric: sum.reports,
+        total_metric_value: sum.total,
+    }
+}
+
+/// Adds a host's metrics to those of its locality.
+fn add_metrics(all: &mut Vec<EndpointLoadMetricStats>, of_host: &BTreeMap<Box<str>, Sum>) {
+    for (name, sum) in of_host {
+        match all.iter_mut().find(|stats| stats.metric_name == **name) {
+            Some(stats) => {
+                stats.num_requests_finished_with_metric += sum.reports;
+                stats.total_metric_value += sum.total;
+            }
+            None => all.push(metric(name, sum)),
         }
     }
 }

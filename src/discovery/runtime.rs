@@ -114,9 +114,20 @@ impl Layers {
         let new = old.with_layer(layer, values);
         let changed = !new.iter().eq(old.iter());
         self.compiler.runtime.store(Arc::new(new));
+        if changed {
+            self.maintain();
+        }
         self.stats.load_success.increment(1);
         self.publish();
         changed
+    }
+
+    /// Clusters that are awake go into maintenance, or come out of it.
+    fn maintain(&self) {
+        let runtime = self.compiler.runtime.load();
+        for cluster in self.compiler.clusters.all().iter().filter_map(|slot| slot.get()) {
+            cluster.drops.maintain(runtime.maintenance(&cluster.name));
+        }
     }
 
     fn publish(&self) {

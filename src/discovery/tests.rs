@@ -15,6 +15,7 @@ use super::Serving;
 use crate::config::cluster::Address;
 use crate::config::compile::resource::Compiler;
 use crate::config::discovery::{ConfigSource, DiscoveryConfig, Source};
+use crate::config::drops::Refusal;
 use crate::config::listener::Listener;
 use crate::config::Host;
 
@@ -146,7 +147,7 @@ fn the_policy_of_endpoints_changes_without_them() {
     let hosts = cluster.hosts.load();
     assert_eq!(hosts.options.overprovisioning, 200);
     assert!(Arc::ptr_eq(&hosts.all[0], &host));
-    assert_eq!(cluster.drops.refuses(|| 299_999), Some(300_000));
+    assert_eq!(cluster.drops.refuses(|| 299_999), Some(Refusal::Overload(300_000)));
     assert_eq!(cluster.drops.refuses(|| 300_000), None);
     assert_eq!(cluster.drops.policy().map(|policy| policy.category.to_string()), Some("busy".to_owned()));
     let two = json!([{"category": "a"}, {"category": "b"}]);

@@ -306,6 +306,7 @@ impl<'a> Exchange<'a> {
         if let Found::Route(route) = &found {
             self.info.route_name.clone_from(&route.name);
         }
+        let mut chosen = None;
         if !manager.filters.is_empty() && !matches!(found, Found::Gone) {
             let mut course = Course::new(self, found, random);
             match self.filter(&mut course) {
@@ -317,6 +318,7 @@ impl<'a> Exchange<'a> {
                     Err(()) => return End::Gone,
                 },
             }
+            chosen = Some(course.choice);
             found = course.found;
         }
         self.manager.stats.rq_total.increment(1);
@@ -330,7 +332,10 @@ impl<'a> Exchange<'a> {
                 self.manager.stats.rq_direct_response.increment(1);
                 self.reply(Reply::new(301, "direct_response").location(location)).await
             }
-            Found::Route(route) => self.act(&route, random).await,
+            Found::Route(route) => {
+                let chosen = chosen.unwrap_or_else(|| router::choice(self, &route, random));
+                self.act(&route, chosen).await
+            }
             Found::Gone => End::Gone,
         }
     }
@@ -540,7 +545,7 @@ impl<'a> Exchange<'a> {
             self.manager.http2_stats.trailers.increment(1);
         }
         if self.filters.is_some() {
-            filters::on_end(self);
+            filters::on_end(self, end == End::Done);
         }
         let stats = &self.manager.stats;
         // A client that left before any answer has no completed request.

@@ -94,7 +94,8 @@ stats! {
         counters {
             lb_local_cluster_not_ok, lb_zone_cluster_too_small, lb_zone_no_capacity_left,
             lb_zone_routing_all_directly, lb_zone_routing_cross_zone, lb_zone_routing_sampled,
-            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected,
+            lb_subsets_created, lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_removed,
+            lb_subsets_selected,
         }
         gauges { lb_subsets_active }
         histograms {}
@@ -178,9 +179,13 @@ impl ClusterStats {
         self.suspected.get_or_init(|| self.scope.counter("upstream_host_suspected")).increment(1);
     }
 
-    /// How many subsets there are, and how many hosts have no place in one that has room for one.
-    pub fn set_subsets(&self, active: usize, duplicates: u64) {
-        self.balancing().lb_subsets_active.set(active as f64);
+    /// How many subsets there are, how many hosts have no place in one that has room for one, and how many subsets
+    /// came and went since the first use of the cluster.
+    pub fn set_subsets(&self, active: usize, duplicates: u64, (created, removed): (u64, u64)) {
+        let stats = self.balancing();
+        stats.lb_subsets_active.set(active as f64);
+        stats.lb_subsets_created.absolute(created);
+        stats.lb_subsets_removed.absolute(removed);
         let name = "lb_subsets_single_host_per_subset_duplicate";
         self.duplicates.get_or_init(|| self.scope.gauge(name)).set(duplicates as f64);
     }

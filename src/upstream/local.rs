@@ -73,6 +73,8 @@ struct More {
     /// The hosts of the local cluster that routing by zone was decided by.
     local: Option<Arc<HostSet>>,
     zone_known: bool,
+    /// After how many changes of weights by load the schedules were made.
+    weighed: u32,
     /// Hosts by address.
     addresses: HashMap<Arc<str>, u32>,
 }
@@ -93,6 +95,7 @@ impl ClusterLocal {
             || balancing.slow_start.is_some()
             || balancing.override_host.is_some()
             || matches!(balancing.locality, LocalityLb::ZoneAware(_))
+            || matches!(balancing.policy, LbPolicy::ClientSideWeighted(_))
             || balance_factor(&balancing.policy) > 0;
         Self {
             view: RefCell::new(view),
@@ -257,7 +260,16 @@ impl ClusterLocal {
                 more.zone_known = true;
             }
         }
-        let now = if balancing.slow_start.is_some() { clock() } else { 0 };
+        let mut now = if balancing.slow_start.is_some() { clock() } else { 0 };
+        if let LbPolicy::ClientSideWeighted(options) = &balancing.policy {
+            now = clock();
+            let generation = self.cluster.hosts.reckoning.follow(set, options, now);
+            if more.weighed != generation {
+                more.weighed = generation;
+                picker.reweigh();
+                more.subsets.clear();
+            }
+        }
         let ground = Ground { all: &set.all, split: &set.split, now };
         let mut context = *context;
         if balance_factor(&balancing.policy) > 0 {
@@ -275,7 +287,7 @@ impl ClusterLocal {
         let stats = self.cluster.stats().balancing();
         if !more.subsets_known {
             more.subsets_known = true;
-            self.cluster.stats().set_subsets(index.len(), index.duplicates);
+            self.cluster.stats().set_subsets(index.len(), index.duplicates, index.changes);
         }
         for (target, note) in plan.iter() {
             if *note == SubsetNote::Selected {
@@ -391,6 +403,7 @@ impl ClusterLocal {
         for pool in kept.into_values() {
             pool.retire();
         }
+        self.cluster.hosts.reckoning.hasten();
         *view = View::new(&self.cluster, set, keep);
     }
 }

@@ -12,6 +12,7 @@ pub mod health;
 pub mod host_set;
 pub mod local;
 pub mod multiplex;
+pub mod orca;
 pub mod outlier;
 pub mod permit;
 pub mod pick;

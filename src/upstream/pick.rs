@@ -157,6 +157,16 @@ impl Picker {
         self.zone = zone.filter(|zone| *zone != ZoneRouting::None);
     }
 
+    /// The weights of hosts have changed: schedules begin anew.
+    pub fn reweigh(&mut self) {
+        for level in &mut self.levels {
+            let near = level.near.iter_mut().flat_map(|near| near.sources.iter_mut().flatten());
+            for source in level.sources.iter_mut().chain(near) {
+                *source = Source::default();
+            }
+        }
+    }
+
     /// Whether the last pick was made in panic: health was not heeded.
     #[inline]
     pub fn panicked(&self) -> bool {
@@ -467,11 +477,14 @@ impl Source {
         self.ready = true;
         let Some(first) = hosts.first() else { return };
         self.next = rng.usize(..hosts.len());
-        if !matches!(balancing.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. }) {
+        if !matches!(
+            balancing.policy,
+            LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } | LbPolicy::ClientSideWeighted(_)
+        ) {
             return;
         }
         let weight =
-            |index: &u32| ground.all.get(*index as usize).map_or(1, |host| host.template.weight.max(1));
+            |index: &u32| ground.all.get(*index as usize).map_or(1, |host| weight_of(balancing, host));
         let equal = hosts.iter().all(|index| weight(index) == weight(first));
         let slow = balancing.slow_start.is_some_and(|slow| {
             let new = |index: &u32| {
@@ -557,10 +570,18 @@ fn least_of_all(hosts: &[u32], all: &[Arc<Host>], rng: &mut fastrand::Rng) -> Op
     best.map(|(index, _)| index)
 }
 
+/// A host's weight without regard to its requests and its age.
+fn weight_of(balancing: &Balancing, host: &Host) -> u32 {
+    match balancing.policy {
+        LbPolicy::ClientSideWeighted(_) => host.weight_by_load(),
+        _ => host.template.weight.max(1),
+    }
+}
+
 /// A host's weight in a schedule: by its requests where the policy heeds them, and less while it is new.
 fn effective(balancing: &Balancing, index: u32, ground: Ground<'_>) -> f64 {
     let Some(host) = ground.all.get(index as usize) else { return 1.0 };
-    let mut weight = f64::from(host.template.weight.max(1));
+    let mut weight = f64::from(weight_of(balancing, host));
     if let LbPolicy::LeastRequest { active_request_bias, .. } = balancing.policy {
         let active = f64::from(host.shared.active_requests.load(Ordering::Relaxed)) + 1.0;
         weight /= if active_request_bias == 1.0 { active } else { active.powf(active_request_bias) };

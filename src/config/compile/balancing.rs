@@ -12,7 +12,7 @@ use outrigger_control_api::pb::google::protobuf::{Any, UInt64Value};
 use outrigger_control_api::type_of;
 
 use super::cluster::Kind;
-use super::{duration, extension, u32_or, Environment};
+use super::{duration, extension, orca, u32_or, Environment};
 use crate::config::balancing::{
     Balancing, Criteria, Hashing, LbPolicy, LocalityLb, Maglev, OverrideHost, RingHash, Selector,
     SelectorFallback, SlowStart, SubsetFallback, Subsets, ZoneAware,
@@ -331,6 +331,14 @@ fn of(any: &Any, environment: &Environment<'_>, problems: &mut Problems) -> Opti
                 degraded: true,
                 unhealthy: false,
             }));
+            Some(balancing)
+        }
+        "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
+            use lb::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
+            let config: ClientSideWeightedRoundRobin = extension(any, "", problems)?;
+            let options = orca::weights(&config, problems)?;
+            let mut balancing = Balancing::new(LbPolicy::ClientSideWeighted(Box::new(options)));
+            balancing.slow_start = slow_start(config.slow_start_config.as_ref(), problems);
             Some(balancing)
         }
         "cluster_provided.v3.ClusterProvided" => Some(Balancing::new(LbPolicy::ClusterProvided)),

@@ -20,8 +20,10 @@ use super::discovery::config_source;
 use super::dns::dns;
 use super::endpoints::{self, static_hosts};
 use super::http_options::{http1_options, http2_options};
+use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
-    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, u32_or, Environment,
+    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, orca, u32_or,
+    Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -69,9 +71,11 @@ pub fn compile(
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
     let dropped = assignment.and_then(|assignment| {
-        problems.at("load_assignment", |problems| endpoints::drop_overload(assignment, problems))
+        let limit = environment.compiler.runtime.load().number(DROP_OVERLOAD_LIMIT);
+        problems.at("load_assignment", |problems| endpoints::drop_overload(assignment, limit, problems))
     });
     let health = health_check::health(cluster, kind?, &http, hosts.len(), environment, problems);
+    let orca = orca::wanted(cluster, balancing.as_ref().map(|(balancing, _)| balancing), problems);
     if problems.count() > before {
         return None;
     }
@@ -101,10 +105,12 @@ pub fn compile(
         preconnect_ratio: preconnect_ratio(cluster),
         drops: Arc::default(),
         health: health.map(Box::new),
+        orca,
         hosts: Hosts::default(),
         stats: OnceLock::new(),
     };
     compiled.drops.set(dropped);
+    compiled.drops.maintain(environment.compiler.runtime.load().maintenance(&cluster.name));
     compiled.hosts = Hosts::new(HostSet::new(hosts, compiled.split_options()));
     if let Some(policy) = health_check::policy(cluster, kind?) {
         compiled.hosts.check(policy);

@@ -71,9 +71,13 @@ fn criteria(fields: &Struct) -> Vec<(Box<str>, serde_json::Value)> {
 pub(super) fn socket_match(
     metadata: Option<&core::Metadata>,
 ) -> Option<Arc<serde_json::Map<String, serde_json::Value>>> {
-    let fields = metadata?.filter_metadata.get("envoy.transport_socket_match")?;
+    Some(socket_criteria(metadata?.filter_metadata.get("envoy.transport_socket_match")?))
+}
+
+/// The same of these fields.
+pub(super) fn socket_criteria(fields: &Struct) -> Arc<serde_json::Map<String, serde_json::Value>> {
     let all = criteria(fields).into_iter().map(|(key, value)| (key.into_string(), value));
-    Some(Arc::new(all.collect()))
+    Arc::new(all.collect())
 }
 
 fn message_value(value: &ProtoValue) -> serde_json::Value {

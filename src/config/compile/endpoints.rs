@@ -83,9 +83,10 @@ pub(super) fn eds_hosts(
     hosts
 }
 
-/// The share of requests to refuse.
+/// The share of requests to refuse, at most `limit` percent.
 pub(super) fn drop_overload(
     assignment: &endpoint::ClusterLoadAssignment,
+    limit: Option<f64>,
     problems: &mut Problems,
 ) -> Option<DropOverload> {
     let given = &assignment.policy.as_ref()?.drop_overloads;
@@ -109,7 +110,16 @@ pub(super) fn drop_overload(
                 }
             };
             match percentage.numerator.checked_mul(parts).filter(|share| *share <= DropOverload::ALL) {
-                Some(share) => Some(DropOverload { category: first.category.as_str().into(), share }),
+                Some(share) => {
+                    let limit = limit.unwrap_or(100.0);
+                    if !(0.0..=100.0).contains(&limit) {
+                        let message = format!("runtime limits it to {limit}, which is not within 0 and 100");
+                        problems.report_at("drop_percentage", message);
+                        return None;
+                    }
+                    let share = share.min((limit * 10_000.0) as u32);
+                    Some(DropOverload { category: first.category.as_str().into(), share })
+                }
                 None => {
                     let message = format!("{} is more than all", percentage.numerator);
                     problems.report_at("drop_percentage.numerator", message);
@@ -134,7 +144,7 @@ pub(super) fn check(
     let stale = assignment.policy.as_ref().and_then(|policy| {
         problems.at("policy", |p| duration(&policy.endpoint_stale_after, "endpoint_stale_after", p))
     });
-    drop_overload(assignment, problems);
+    drop_overload(assignment, None, problems);
     (problems.count() == before).then_some((stale, count))
 }
 

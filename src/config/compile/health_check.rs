@@ -13,7 +13,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 use outrigger_control_api::type_of;
 
 use super::cluster::Kind;
-use super::{bool_or, duration, endpoints, extension, outlier, u32_or, Environment};
+use super::{bool_or, cluster_tls, duration, endpoints, extension, outlier, u32_or, Environment};
 use crate::config::cluster::{UpstreamHttp, UpstreamProtocol};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
@@ -163,6 +163,10 @@ fn options(
         unhealthy_edge_interval,
         healthy_edge_interval,
         bounds,
+        alpn: (config.tls_options.iter().flat_map(|tls| &tls.alpn_protocols))
+            .map(|protocol| protocol.as_bytes().into())
+            .collect(),
+        socket_match: config.transport_socket_match_criteria.as_ref().map(cluster_tls::socket_criteria),
         reuse_connection: bool_or(config.reuse_connection, true),
         always_log_failures: config.always_log_health_check_failures,
         always_log_success: config.always_log_health_check_success,

@@ -19,8 +19,8 @@ use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 use crate::http::filters::{
-    buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check,
-    local_ratelimit, set_metadata,
+    adaptive_concurrency, admission_control, buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation,
+    header_to_metadata, health_check, local_ratelimit, set_metadata,
 };
 use crate::telemetry::metrics::Scope;
 
@@ -39,6 +39,9 @@ const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPe
 const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
 const SET_METADATA: &str = "envoy.extensions.filters.http.set_metadata.v3.Config";
 const HEADER_TO_METADATA: &str = "envoy.extensions.filters.http.header_to_metadata.v3.Config";
+const ADMISSION_CONTROL: &str = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
+const ADAPTIVE_CONCURRENCY: &str =
+    "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency";
 const BRIDGE: &str = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
 
 /// A filter whose configuration a control plane sends; the environment learns that it is needed. `None` when a problem
@@ -127,6 +130,8 @@ pub(super) fn knows(kind: &str) -> bool {
             | HEALTH_CHECK
             | SET_METADATA
             | HEADER_TO_METADATA
+            | ADMISSION_CONTROL
+            | ADAPTIVE_CONCURRENCY
             | rbac::HTTP
     )
 }
@@ -175,6 +180,15 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
             let config =
                 header_to_metadata::Config::compile(&extension(any, "", problems)?, false, problems)?;
             Some(HttpFilter::HeaderToMetadata(Arc::new(config)))
+        }
+        ADMISSION_CONTROL => {
+            let config = admission_control::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::AdmissionControl(Arc::new(config)))
+        }
+        ADAPTIVE_CONCURRENCY => {
+            let config =
+                adaptive_concurrency::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::AdaptiveConcurrency(Arc::new(config)))
         }
         rbac::HTTP => {
             let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;

@@ -30,6 +30,7 @@ mod known_clusters;
 pub mod listener;
 mod local_reply;
 pub(crate) mod on_demand;
+mod orca;
 mod outlier;
 pub(crate) mod rbac;
 mod rbac_tree;

@@ -27,7 +27,7 @@ use prost::{Message, Name};
 use super::check::{self, merge, once_each};
 use super::discovery::config_source;
 use super::dns::Resolver;
-use super::runtime::Runtime;
+use super::runtime::{Runtime, DROP_OVERLOAD_LIMIT};
 use super::scoped::{self, ScopeConfig};
 use super::{cluster, endpoints, http_filters, known_clusters, listener, on_demand};
 use crate::config::cluster::Locality;
@@ -409,7 +409,8 @@ impl Compiler {
             .map_err(|error| vec![malformed::<ClusterLoadAssignment>(&error)])?;
         let mut problems = Problems::new();
         let hosts = endpoints::eds_hosts(&config, previous, &mut problems);
-        let dropped = endpoints::drop_overload(&config, &mut problems);
+        let limit = self.runtime.load().number(DROP_OVERLOAD_LIMIT);
+        let dropped = endpoints::drop_overload(&config, limit, &mut problems);
         if !problems.is_empty() {
             return Err(problems.into_parts().0);
         }

@@ -21,6 +21,12 @@ pub struct Runtime {
     by_layer: Vec<BTreeMap<String, Value>>,
 }
 
+/// What keys of maintenance begin with.
+const MAINTENANCE: &str = "upstream.maintenance_mode.";
+
+/// The most that `drop_overloads` may refuse, in percent.
+pub const DROP_OVERLOAD_LIMIT: &str = "load_balancing_policy.drop_overload_limit";
+
 /// One runtime value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -65,6 +71,16 @@ impl Runtime {
         runtime
     }
 
+    /// One layer of these values.
+    #[cfg(test)]
+    pub(crate) fn of(values: &Struct) -> Self {
+        let mut layer = BTreeMap::new();
+        flatten("", values, &mut layer);
+        let mut runtime = Self { by_layer: vec![layer], layers: vec!["test".into()], ..Self::default() };
+        runtime.merge();
+        runtime
+    }
+
     /// The same with other values in `layer`.
     #[must_use]
     pub fn with_layer(&self, layer: &str, values: &Struct) -> Self {
@@ -91,6 +107,20 @@ impl Runtime {
             Value::Number(number) => Some(*number),
             _ => None,
         }
+    }
+
+    /// The switch under `key`.
+    pub fn boolean(&self, key: &str) -> Option<bool> {
+        match self.values.get(key)? {
+            Value::Bool(on) => Some(*on),
+            _ => None,
+        }
+    }
+
+    /// The share of a cluster's requests that is refused (`upstream.maintenance_mode.<cluster>`), in percent.
+    pub fn maintenance(&self, cluster: &str) -> u32 {
+        // Saturates; more than all is all.
+        self.number(&format!("{MAINTENANCE}{cluster}")).map_or(0, |percent| (percent as u32).min(100))
     }
 
     /// The share under `key`: a number is a percentage, as in Envoy.
@@ -167,6 +197,8 @@ fn fraction(fields: &Struct) -> Option<Value> {
 /// Whether a value under `key` changes anything here.
 pub(super) fn is_used(key: &str) -> bool {
     key == "upstream.healthy_panic_threshold"
+        || key == DROP_OVERLOAD_LIMIT
+        || key.starts_with(MAINTENANCE)
         || key.starts_with("circuit_breakers.")
         || key.starts_with("outlier_detection.")
         || matches!(key, "health_check.min_interval" | "health_check.max_interval")

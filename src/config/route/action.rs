@@ -58,6 +58,8 @@ pub struct Forward {
     pub grpc_timeout: Option<GrpcTimeout>,
     /// The route's retry policy, or its virtual host's.
     pub retry: Option<Arc<RetryPolicy>>,
+    /// A try whose time is up goes on beside the next: the route's policy, or its virtual host's.
+    pub hedge_on_per_try_timeout: bool,
     /// Routing priority: 0 DEFAULT, 1 HIGH.
     pub priority: usize,
     /// Status when the cluster is unknown. Default 503.
@@ -105,6 +107,12 @@ impl Forward {
         let others = many.iter().map(|one| &one.cluster);
         let others = others.chain(self.mirrors.iter().map(|mirror| &mirror.cluster));
         one.into_iter().chain(others.filter_map(ClusterRef::slot))
+    }
+
+    /// Whether a hash chooses among clusters.
+    pub fn chooses_by_hash(&self) -> bool {
+        matches!(&self.target, Target::Weighted(weighted) if weighted.by_hash)
+            && !self.hash_policies.is_empty()
     }
 
     /// Whether the authority becomes the chosen host's name.
@@ -187,6 +195,8 @@ pub struct WeightedClusters {
     clusters: Box<[WeightedCluster]>,
     /// Request header whose number replaces the random one.
     random_header: Option<HeaderKey>,
+    /// The hash of the route's hash policies replaces it, where there is one.
+    by_hash: bool,
 }
 
 /// One of [`WeightedClusters`].
@@ -211,6 +221,7 @@ impl WeightedClusters {
     pub(super) fn new(
         clusters: Vec<(u32, WeightedCluster)>,
         random_header: Option<HeaderKey>,
+        by_hash: bool,
     ) -> Option<Self> {
         let mut sum = 0u64;
         let (mut ends, mut list) = (Vec::new(), Vec::new());
@@ -220,7 +231,7 @@ impl WeightedClusters {
             list.push(cluster);
         }
         let valid = (1..=u64::from(u32::MAX)).contains(&sum);
-        valid.then(|| Self { ends: ends.into(), clusters: list.into(), random_header })
+        valid.then(|| Self { ends: ends.into(), clusters: list.into(), random_header, by_hash })
     }
 
     /// The clusters, in order.

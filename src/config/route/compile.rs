@@ -85,6 +85,8 @@ pub(super) struct HostScope {
     response: HeaderOps,
     pub(super) mirrors: Arc<[Mirror]>,
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    /// `hedge_on_per_try_timeout`.
+    pub(super) hedge: bool,
     buffer_limit: Option<u32>,
     on_demand: Option<Arc<RouteOnDemand>>,
     level: Level,
@@ -265,6 +267,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         retry: config.retry_policy.as_ref().and_then(|policy| {
             problems.at("retry_policy", |problems| RetryPolicy::compile(policy, problems)).map(Arc::new)
         }),
+        hedge: config.hedge_policy.as_ref().is_some_and(|policy| policy.hedge_on_per_try_timeout),
         buffer_limit: config.per_request_buffer_limit_bytes.map(|limit| limit.value),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| scope.on_demand.clone()),
         overrides: merge(&[&level, &scope.level]),

@@ -52,6 +52,8 @@ pub(super) fn forward(
         max_stream_duration,
         grpc_timeout,
         retry,
+        hedge_on_per_try_timeout: (config.hedge_policy.as_ref())
+            .map_or(host.hedge, |policy| policy.hedge_on_per_try_timeout),
         priority: match config.priority() {
             RoutingPriority::Default => 0,
             RoutingPriority::High => 1,
@@ -182,12 +184,12 @@ fn weighted(
     if problems.count() > before {
         return None;
     }
-    let random_header = match &config.random_value_specifier {
-        Some(RandomValueSpecifier::HeaderName(name)) => Some(HeaderKey::new(name)),
-        // The hash is refused by the support table.
-        Some(RandomValueSpecifier::UseHashPolicy(_)) | None => None,
+    let (random_header, by_hash) = match &config.random_value_specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) => (Some(HeaderKey::new(name)), false),
+        Some(RandomValueSpecifier::UseHashPolicy(by_hash)) => (None, by_hash.value),
+        None => (None, false),
     };
-    let weighted = WeightedClusters::new(clusters, random_header);
+    let weighted = WeightedClusters::new(clusters, random_header, by_hash);
     if weighted.is_none() {
         problems.report_at("clusters", "the sum of all weights must be between 1 and 4294967295");
     }

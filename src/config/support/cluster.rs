@@ -2,13 +2,13 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::{observed, refused, whole};
+use super::{observed, whole};
 
 const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const OUTLIER: &str = "outlier detection goes by statuses";
-const HEALTH_TLS: &str = "health checks do not use TLS options of their own";
-const ORCA: &str = "load reports of upstreams (ORCA) are not supported yet";
+const HEALTH_ALPN: &str = "health checks speak the protocol of codec_client_type";
+const OOB: &str = "load reports come with responses only; enable_oob_load_report is refused";
 const METADATA: &str = "metadata is not used yet";
 const METADATA_FRAMES: &str = "METADATA frames are not passed on";
 const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
@@ -60,6 +60,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "outlier_detection",
             "ignore_health_on_host_removal",
             "preconnect_policy",
+            "lrs_report_endpoint_metrics",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
@@ -236,9 +237,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "envoy.config.core.v3.HealthCheck",
         implemented: &["*"],
         observe: &[
-            ("alt_port", "health_check_config of an endpoint sets its port"),
-            ("tls_options", HEALTH_TLS),
-            ("transport_socket_match_criteria", HEALTH_TLS),
+            ("alt_port", "without effect in Envoy too; health_check_config of an endpoint sets its port"),
             ("name", "there is one health check"),
         ],
         rejected: &[
@@ -246,10 +245,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("custom_health_check", "HTTP, gRPC and TCP are supported"),
         ],
     },
+    whole("envoy.config.core.v3.HealthCheck.TlsOptions"),
     MessageSupport {
         message: "envoy.config.core.v3.HealthCheck.HttpHealthCheck",
         implemented: &["*"],
-        observe: &[("use_alpn_protocol", HEALTH_TLS)],
+        observe: &[("use_alpn_protocol", HEALTH_ALPN)],
         rejected: &[("codec_client_type=HTTP3", HTTP3)],
     },
     whole("envoy.config.core.v3.HealthCheck.GrpcHealthCheck"),
@@ -392,10 +392,20 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[("metadata", "there is no dynamic metadata to read")],
     },
-    refused(
-        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
-        &[("*", ORCA)],
-    ),
+    MessageSupport {
+        message: "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+        implemented: &[
+            "enable_oob_load_report",
+            "blackout_period",
+            "weight_expiration_period",
+            "weight_update_period",
+            "error_utilization_penalty",
+            "metric_names_for_computing_utilization",
+            "slow_start_config",
+        ],
+        observe: &[("oob_reporting_period", OOB), ("oob_reporting_config", OOB)],
+        rejected: &[],
+    },
     MessageSupport {
         message: "envoy.config.core.v3.Http2ProtocolOptions",
         implemented: &[

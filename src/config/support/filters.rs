@@ -97,6 +97,18 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.type.v3.TokenBucket"),
     whole("envoy.type.v3.HttpStatus"),
+    whole("envoy.extensions.filters.http.admission_control.v3.AdmissionControl"),
+    whole("envoy.extensions.filters.http.admission_control.v3.AdmissionControl.SuccessCriteria"),
+    whole("envoy.extensions.filters.http.admission_control.v3.AdmissionControl.SuccessCriteria.HttpCriteria"),
+    whole("envoy.extensions.filters.http.admission_control.v3.AdmissionControl.SuccessCriteria.GrpcCriteria"),
+    whole("envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"),
+    whole("envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig"),
+    whole(
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig.ConcurrencyLimitCalculationParams",
+    ),
+    whole(
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig.MinimumRTTCalculationParams",
+    ),
     whole("envoy.extensions.filters.http.csrf.v3.CsrfPolicy"),
     whole("envoy.extensions.filters.http.buffer.v3.Buffer"),
     whole("envoy.extensions.filters.http.buffer.v3.BufferPerRoute"),

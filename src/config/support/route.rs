@@ -7,6 +7,7 @@ const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are
 const METADATA: &str = "only filters and formats read it, and those that do are refused";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
+const HEDGES: &str = "without effect in Envoy too; a request is hedged when the time of a try is up";
 const DEPRECATED_RETRY: &str = "retry policies are not extensible, in Envoy either";
 
 /// What is supported of routes.
@@ -226,12 +227,12 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.WeightedCluster",
-        implemented: &["clusters", "header_name"],
+        implemented: &["clusters", "header_name", "use_hash_policy"],
         observe: &[
             ("runtime_key_prefix", "runtime does not override weights"),
             ("total_weight", "the sum of the weights counts, as in Envoy"),
         ],
-        rejected: &[("use_hash_policy", "a hash policy does not choose among clusters yet")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.route.v3.WeightedCluster.ClusterWeight",
@@ -252,12 +253,9 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.HedgePolicy",
-        implemented: &[],
-        observe: &[
-            ("initial_requests", "without effect in Envoy too"),
-            ("additional_request_chance", "without effect in Envoy too"),
-        ],
-        rejected: &[("hedge_on_per_try_timeout", "hedging is not supported yet")],
+        implemented: &["hedge_on_per_try_timeout"],
+        observe: &[],
+        rejected: &[("initial_requests", HEDGES), ("additional_request_chance", HEDGES)],
     },
     MessageSupport {
         message: "envoy.config.route.v3.RetryPolicy",

@@ -63,6 +63,11 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.config.route.v3.CookieMatcher",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
+    // A key may be left out: then runtime has no say.
+    ("envoy.config.core.v3.RuntimeDouble", &[]),
+    ("envoy.config.core.v3.RuntimePercent", &[]),
+    ("envoy.config.core.v3.RuntimeUInt32", &[]),
+    ("envoy.config.core.v3.RuntimeFeatureFlag", &[FieldRule::Field(1, &[Check::Required])]),
     // `record` has taken the place of `entry`, which was demanded.
     ("envoy.config.core.v3.KeyValueAppend", &[FieldRule::Field(2, &[Check::DefinedOnly])]),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
@@ -73,6 +78,42 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
         &[FieldRule::OneOf("error_type"), FieldRule::Field(2, &[Check::AtLeast(200.0), Check::Below(600.0)])],
     ),
     ("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.filters.http.admission_control.v3.AdmissionControl",
+        &[FieldRule::OneOf("evaluation_criteria")],
+    ),
+    (
+        "envoy.extensions.filters.http.admission_control.v3.AdmissionControl.SuccessCriteria.HttpCriteria",
+        &[FieldRule::Field(1, &[Check::MinItems(1)])],
+    ),
+    (
+        "envoy.extensions.filters.http.admission_control.v3.AdmissionControl.SuccessCriteria.GrpcCriteria",
+        &[FieldRule::Field(1, &[Check::MinItems(1)])],
+    ),
+    (
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency",
+        &[FieldRule::OneOf("concurrency_controller_config")],
+    ),
+    (
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig",
+        &[FieldRule::Field(2, &[Check::Required]), FieldRule::Field(3, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig.ConcurrencyLimitCalculationParams",
+        &[
+            FieldRule::Field(2, &[Check::Above(0.0)]),
+            FieldRule::Field(3, &[Check::Required, Check::Above(0.0)]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig.MinimumRTTCalculationParams",
+        &[
+            FieldRule::Field(1, &[Check::AtLeast(0.001)]),
+            FieldRule::Field(2, &[Check::Above(0.0)]),
+            FieldRule::Field(4, &[Check::Above(0.0)]),
+            FieldRule::Field(6, &[Check::Above(0.0)]),
+        ],
+    ),
     ("envoy.extensions.filters.http.csrf.v3.CsrfPolicy", &[FieldRule::Field(1, &[Check::Required])]),
     (
         "envoy.extensions.filters.http.buffer.v3.Buffer",

@@ -18,6 +18,7 @@ use crate::http::h1::Refusal;
 use crate::http::io::OutBuf;
 use crate::http::on_demand::Found;
 use crate::http::pump::{Out, PumpError, Seen};
+use crate::http::router::choice;
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// What a filter says of a request.
@@ -59,6 +60,8 @@ pub(in crate::http) struct Course {
     pub(in crate::http) found: Found,
     /// The number it drew.
     pub(in crate::http) random: u64,
+    /// The number by which it chooses among the clusters of its route.
+    pub(in crate::http) choice: u64,
     overrides: Option<Arc<Overrides>>,
     /// Filters that are off, one bit each.
     off: u64,
@@ -106,7 +109,8 @@ pub(super) fn active<'x>(ex: &'x mut Exchange<'_>) -> &'x mut Active {
 impl Course {
     /// The way of a request that drew `random` and found this.
     pub(in crate::http) fn new(ex: &Exchange<'_>, found: Found, random: u64) -> Self {
-        let mut course = Self { found, random, overrides: None, off: 0, next: 0, resumed: false };
+        let mut course =
+            Self { found, random, choice: random, overrides: None, off: 0, next: 0, resumed: false };
         course.look(ex);
         course
     }
@@ -118,8 +122,11 @@ impl Course {
     }
 
     fn look(&mut self, ex: &Exchange<'_>) {
+        if let Found::Route(route) = &self.found {
+            self.choice = choice(ex, route, self.random);
+        }
         self.overrides = match (&self.found, &ex.request) {
-            (Found::Route(route), Some(request)) => route.overrides_for(request, self.random).cloned(),
+            (Found::Route(route), Some(request)) => route.overrides_for(request, self.choice).cloned(),
             _ => None,
         };
     }
@@ -152,7 +159,7 @@ impl Course {
 
     /// The name of the cluster that the request goes to.
     pub(super) fn with_cluster<R>(&self, ex: &Exchange<'_>, look: impl FnOnce(&str) -> R) -> Option<R> {
-        let (chosen, _) = self.forward()?.target.choose(ex.request.as_ref()?, self.random);
+        let (chosen, _) = self.forward()?.target.choose(ex.request.as_ref()?, self.choice);
         match chosen {
             Chosen::Slot(slot) => Some(look(slot.name())),
             Chosen::Named(name) => std::str::from_utf8(name?).ok().map(look),
@@ -189,6 +196,7 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
             HttpFilter::HeaderToMetadata(config) => {
                 header_to_metadata::Config::encoder(config, over).map(Encoder::HeaderToMetadata)
             }
+            HttpFilter::AdmissionControl(config) => Some(Encoder::AdmissionControl(config.clone())),
             _ => None,
         };
         if let Some(encoder) = encoder {

@@ -8,6 +8,8 @@
 //! A filter is a module here: its options compiled (`Config`, and what routes may say to it), `on_request` for its turn
 //! in [`decode`], and if it changes responses, an [`Encoder`].
 
+pub mod adaptive_concurrency;
+pub mod admission_control;
 pub mod buffer;
 pub(super) mod chain;
 pub mod cors;
@@ -57,6 +59,10 @@ pub struct Active {
     body: Option<Bytes>,
     /// A fault was injected.
     fault: Option<fault::Active>,
+    /// What waits for the status in the trailers.
+    admissions: SmallVec<[Arc<admission_control::Config>; 1]>,
+    /// Limits that it counts against.
+    turns: SmallVec<[adaptive_concurrency::Turn; 1]>,
     /// The route is to be found anew.
     reroute: bool,
 }
@@ -73,6 +79,7 @@ enum Encoder {
     HeaderToMetadata(header_to_metadata::Response),
     HealthCheck(Arc<health_check::Config>),
     HealthFailing,
+    AdmissionControl(Arc<admission_control::Config>),
 }
 
 impl Active {
@@ -80,6 +87,11 @@ impl Active {
     fn encode(&mut self, place: usize, encoder: Encoder) {
         let at = self.encoders.partition_point(|(other, _)| *other <= place);
         self.encoders.insert(at, (place, encoder));
+    }
+
+    /// The filter at `place` does nothing to the response after all.
+    fn forget(&mut self, place: usize) {
+        self.encoders.retain(|(other, _)| *other != place);
     }
 
     /// The filter at `place`, which a control plane configures.
@@ -101,6 +113,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
+        HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
+        HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -177,6 +191,10 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
 /// Filters see a response's head, the last one first. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
     encode(ex, head, |ex, encoder, head| {
+        if let Encoder::AdmissionControl(config) = encoder {
+            let waits = config.on_response(head, ends, ex.now);
+            return chain::active(ex).admissions.extend(waits);
+        }
         let Some(active) = &mut ex.filters else { return };
         match (encoder, &mut active.call, &active.web) {
             (Encoder::GrpcStats, Some(call), _) => call.answered(head),
@@ -189,11 +207,11 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
     });
 }
 
-/// What filters do to the head of any answer. `grpc` does what gRPC's do, which depends on whose answer it is.
+/// What filters do to the head of any answer. `by_author` does what depends on whose answer it is.
 fn encode(
     ex: &mut Exchange<'_>,
     head: &mut ResponseHead,
-    grpc: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
+    by_author: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
 ) {
     let encoders = match &mut ex.filters {
         Some(active) => std::mem::take(&mut active.encoders),
@@ -207,7 +225,10 @@ fn encode(
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),
             Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
-            Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => grpc(ex, encoder, head),
+            Encoder::AdmissionControl(_)
+            | Encoder::GrpcStats
+            | Encoder::GrpcWeb
+            | Encoder::GrpcHttp1Bridge => by_author(ex, encoder, head),
         }
     }
 }
@@ -230,10 +251,13 @@ pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
         // Without the configuration of one of them none sees it.
         let _ = chain::create(ex, &mut course);
     }
-    encode(ex, head, |ex, encoder, head| {
-        if matches!(encoder, Encoder::GrpcWeb) {
-            reply_type(ex, &mut head.fields);
+    encode(ex, head, |ex, encoder, head| match encoder {
+        Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
+        Encoder::AdmissionControl(config) => {
+            // Where gRPC's status is told, it is in the head.
+            let _ = config.on_response(head, head.fields.has(Known::GrpcStatus), ex.now);
         }
+        _ => {}
     });
 }
 
@@ -247,9 +271,17 @@ fn reply_type(ex: &Exchange<'_>, fields: &mut Fields) {
     }
 }
 
-/// The request is over; its exchange has the trailers of its response.
-pub(super) fn on_end(ex: &mut Exchange<'_>) {
+/// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
+pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
     let Some(active) = ex.filters.take() else { return };
+    if let Some(trailers) = &ex.trailers {
+        for config in &active.admissions {
+            config.on_trailers(trailers.get(Known::GrpcStatus), ex.now);
+        }
+    }
+    for turn in active.turns.into_iter().filter(|_| complete) {
+        turn.complete(ex.now);
+    }
     if let Some(call) = active.call {
         call.end(ex.trailers.as_ref(), ex.info.response_code, ex.info.start.elapsed());
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::hash::Hashed;
+use super::hedge::Unanswered;
 use super::lent::Lent;
 use super::{Attempts, Failure};
 use crate::config::cluster::{Discovery, UpstreamProtocol};
@@ -23,13 +24,23 @@ use crate::telemetry::stream_info::Protocol;
 use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError};
 
 /// A 100-, 102- or 103-response too many is an attack or a broken origin.
-pub(super) const MAX_INTERIM: u32 = 100;
+const MAX_INTERIM: u32 = 100;
 /// A request on a connection.
 pub(super) struct Sent {
     /// When it got the connection.
     pub(super) at: Instant,
     /// What of it is still to be written.
     pub(super) out: Out,
+}
+
+/// How far the head of an answer has been read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reading {
+    interim: u32,
+    /// A byte of it has come.
+    started: bool,
+    /// Heads before the final one are not passed on.
+    pub(super) quiet: bool,
 }
 
 /// A response whose head is there.
@@ -127,10 +138,15 @@ impl Attempts<'_> {
         self.deadlines.try_connected(sent.at);
         let reused = connection.reused;
         let mut connection = Lent::Http1(connection);
-        let result = self.exchange_heads(ex, &mut connection, sent).await;
+        let (mut sent, mut reading) = (sent, Reading::default());
+        let result = self.exchange_heads(ex, &mut connection, &mut sent, &mut reading).await;
         match result {
-            Ok((parsed, sent)) => Ok(Answered { parsed, connection, request_permit, sent }),
-            Err((failure, answered)) => {
+            Ok(parsed) => Ok(Answered { parsed, connection, request_permit, sent }),
+            Err(failure) if self.goes_on(&failure) => {
+                Err(self.set_aside(ex, Unanswered { connection, sent, request_permit, reading }))
+            }
+            Err(failure) => {
+                let answered = reading.started;
                 let closed = matches!(failure, Failure::Closed);
                 if let (true, Lent::Http1(connection)) = (closed, &connection) {
                     connection.note_remote_close();
@@ -291,14 +307,45 @@ impl Attempts<'_> {
         self.cluster.pick(&PickContext { reject: Some(&reject), repicks, ..context })
     }
 
-    /// Sends the request and waits for the head of its answer. On failure also says whether a byte
-    /// of an answer had come.
-    async fn exchange_heads(
+    /// Sends the request and waits for the head of its answer.
+    pub(super) async fn exchange_heads(
         &mut self,
         ex: &mut Exchange<'_>,
         lent: &mut Lent,
-        mut sent: Sent,
-    ) -> Result<(ParsedResponse, Sent), (Failure, bool)> {
+        sent: &mut Sent,
+        reading: &mut Reading,
+    ) -> Result<ParsedResponse, Failure> {
+        poll_fn(|context| {
+            self.poll_upload(ex, lent, &mut sent.out, context)?;
+            if let Poll::Ready(head) = self.poll_head(ex, lent, reading, context) {
+                return Poll::Ready(head);
+            }
+            self.poll_client(ex, context)
+        })
+        .await
+    }
+
+    /// Reads towards the head of an answer.
+    pub(super) fn poll_head(
+        &self,
+        ex: &mut Exchange<'_>,
+        lent: &mut Lent,
+        reading: &mut Reading,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<ParsedResponse, Failure>> {
+        match lent {
+            Lent::Http1(connection) => self.poll_wire_head(ex, connection, reading, context),
+            Lent::Http2(stream) => self.poll_stream_head(ex, stream, reading, context),
+        }
+    }
+
+    fn poll_wire_head(
+        &self,
+        ex: &mut Exchange<'_>,
+        connection: &mut UpstreamConnection,
+        reading: &mut Reading,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<ParsedResponse, Failure>> {
         let cluster = self.upstream();
         let limits = ResponseLimits {
             max_head: cluster.http.max_response_headers,
@@ -307,53 +354,38 @@ impl Attempts<'_> {
             chunked_length: cluster.http.http1.allow_chunked_length,
         };
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
-        let mut interim = 0u32;
-        let mut started = false;
-        let result = poll_fn(|context| {
-            self.poll_upload(ex, lent, &mut sent.out, context)?;
-            let Lent::Http1(connection) = &mut *lent else { return Poll::Ready(Err(Failure::Protocol)) };
-            loop {
-                if !connection.input.is_empty() {
-                    match h1::parse_response(&connection.input, &limits, to_head, self.upgrade) {
-                        Ok(Some(parsed)) if parsed.head.status < 200 && parsed.head.status != 101 => {
-                            bytes::Buf::advance(&mut connection.input, parsed.consumed);
-                            interim += 1;
-                            if interim > MAX_INTERIM {
-                                return Poll::Ready(Err(Failure::Protocol));
-                            }
-                            if ex.manager.proxy_100_continue {
-                                ex.down.client.interim(&parsed.head, context);
-                            }
-                            continue;
+        loop {
+            if !connection.input.is_empty() {
+                match h1::parse_response(&connection.input, &limits, to_head, self.upgrade) {
+                    Ok(Some(parsed)) if parsed.head.status < 200 && parsed.head.status != 101 => {
+                        bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                        if !reading.may_pass_interim() {
+                            return Poll::Ready(Err(Failure::Protocol));
                         }
-                        Ok(Some(parsed)) if parsed.head.status == 101 && !self.upgrade => {
-                            return Poll::Ready(Err(Failure::Protocol))
+                        if ex.manager.proxy_100_continue && !reading.quiet {
+                            ex.down.client.interim(&parsed.head, context);
                         }
-                        Ok(Some(parsed)) => return Poll::Ready(Ok(parsed)),
-                        Ok(None) => {}
-                        Err(_) => return Poll::Ready(Err(Failure::Protocol)),
+                        continue;
                     }
-                }
-                let UpstreamConnection { stream, input, .. } = &mut **connection;
-                match poll_read(stream, input, FIRST_READ, context) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(count)) if count > 0 => started = true,
-                    // Cut off inside a head is not HTTP; before it, the connection was closed.
-                    Poll::Ready(_) if started => return Poll::Ready(Err(Failure::Protocol)),
-                    Poll::Ready(_) => return Poll::Ready(Err(Failure::Closed)),
+                    Ok(Some(parsed)) if parsed.head.status == 101 && !self.upgrade => {
+                        return Poll::Ready(Err(Failure::Protocol))
+                    }
+                    Ok(Some(parsed)) => {
+                        bytes::Buf::advance(&mut connection.input, parsed.consumed);
+                        return Poll::Ready(Ok(parsed));
+                    }
+                    Ok(None) => {}
+                    Err(_) => return Poll::Ready(Err(Failure::Protocol)),
                 }
             }
-            self.poll_client(ex, context)
-        })
-        .await;
-        match result {
-            Ok(parsed) => {
-                if let Lent::Http1(connection) = lent {
-                    bytes::Buf::advance(&mut connection.input, parsed.consumed);
-                }
-                Ok((parsed, sent))
+            let UpstreamConnection { stream, input, .. } = connection;
+            match poll_read(stream, input, FIRST_READ, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(count)) if count > 0 => reading.started = true,
+                // Cut off inside a head is not HTTP; before it, the connection was closed.
+                Poll::Ready(_) if reading.started => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(_) => return Poll::Ready(Err(Failure::Closed)),
             }
-            Err(failure) => Err((failure, started)),
         }
     }
 
@@ -363,6 +395,9 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         context: &mut Context<'_>,
     ) -> Poll<Result<T, Failure>> {
+        if !self.late.is_empty() && self.poll_late(ex, context).is_ready() {
+            return Poll::Ready(Err(Failure::Overtaken));
+        }
         let down = &mut *ex.down;
         down.client.nudge(context);
         if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
@@ -372,6 +407,14 @@ impl Attempts<'_> {
             return Poll::Ready(Err(Failure::Timeout(self.deadlines.expired(Instant::now()))));
         }
         Poll::Pending
+    }
+}
+
+impl Reading {
+    /// Counts a head before the final one; false when there are too many.
+    pub(super) fn may_pass_interim(&mut self) -> bool {
+        self.interim += 1;
+        self.interim <= MAX_INTERIM
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Deadlines {
     complete: bool,
     /// This try has a connection.
     connected: bool,
+    /// A try whose time is up goes on beside the next.
+    pub(super) hedge: bool,
     /// The status of an answer that says the upstream was late: 504, or 204 where the request asks so.
     pub(super) late_status: u16,
     /// Something moved since the idle deadlines were set.
@@ -124,7 +126,8 @@ impl Deadlines {
     /// How long a try that begins now may take by the route's timeouts, if they limit it.
     pub(super) fn left_for_try(&self, now: Instant) -> Option<Duration> {
         let left = self.route.map(|route| route.saturating_duration_since(now));
-        [self.try_timeout, left].into_iter().flatten().min()
+        // What is hedged may take all the time there is.
+        [self.try_timeout.filter(|_| !self.hedge), left].into_iter().flatten().min()
     }
 
     /// This try is over.
@@ -182,6 +185,11 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
     let start = ex.info.start;
     let alternative =
         request.is_some_and(|request| request.fields.has(Known::XEnvoyUpstreamRqTimeoutAltResponse));
+    let hedge = match request.and_then(|request| request.fields.get(Known::XEnvoyHedgeOnPerTryTimeout)) {
+        Some(b"true") => true,
+        Some(b"false") => false,
+        _ => forward.hedge_on_per_try_timeout,
+    };
     let mut deadlines = Deadlines {
         route_timeout,
         try_timeout,
@@ -198,6 +206,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         life: duration,
         complete: false,
         connected: false,
+        hedge,
         late_status: if alternative { 204 } else { 504 },
         moved: false,
     };
@@ -265,6 +274,7 @@ mod tests {
             life: None,
             complete: false,
             connected: false,
+            hedge: false,
             late_status: 504,
             moved: false,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Failure};
-use crate::config::drops::DropOverload;
+use crate::config::drops::{DropOverload, Refusal};
 use crate::config::route::Route;
 use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
@@ -65,22 +65,31 @@ impl Told {
     }
 }
 
-/// The answer to a request that the control plane wants refused: `share` parts of a million are.
-pub(super) async fn drop_overload(
+/// The answer to a request that runtime or the control plane wants refused before a host is asked.
+pub(super) async fn refuse(
     ex: &mut Exchange<'_>,
     route: &Arc<Route>,
     cluster: &Cluster,
-    share: u32,
+    refusal: Refusal,
 ) -> End {
-    let (flag, details, body, marker) = if share == DropOverload::ALL {
-        let marker = "x-envoy-unconditional-drop-overload";
-        (ResponseFlags::UDO, "unconditional_drop_overload", "unconditional drop overload", marker)
-    } else {
-        (ResponseFlags::DO, "drop_overload", "drop overload", "x-envoy-drop-overload")
+    let stats = cluster.stats();
+    let (flag, details, body, marker) = match refusal {
+        Refusal::Maintenance => {
+            stats.upstream_rq_maintenance_mode.increment(1);
+            (ResponseFlags::UO, "maintenance_mode", "maintenance mode", "x-envoy-overloaded")
+        }
+        Refusal::Overload(DropOverload::ALL) => {
+            let marker = "x-envoy-unconditional-drop-overload";
+            (ResponseFlags::UDO, "unconditional_drop_overload", "unconditional drop overload", marker)
+        }
+        Refusal::Overload(_) => {
+            (ResponseFlags::DO, "drop_overload", "drop overload", "x-envoy-drop-overload")
+        }
     };
     cluster.drops.total.fetch_add(1, Ordering::Relaxed);
-    cluster.drops.overload.fetch_add(1, Ordering::Relaxed);
-    let stats = cluster.stats();
+    if let Refusal::Overload(_) = refusal {
+        cluster.drops.overload.fetch_add(1, Ordering::Relaxed);
+    }
     stats.responses.count(503);
     stats.upstream_rq_completed.increment(1);
     ex.info.flags.insert(flag);
@@ -115,7 +124,7 @@ impl Attempts<'_> {
         match &failed.failure {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
             Failure::Gone | Failure::Refused(_) => self.count_given_up(ex),
-            Failure::Upstream(_) => {}
+            Failure::Upstream(_) | Failure::Late | Failure::Overtaken => {}
             Failure::Closed if is_stream(ex) => self.count_stream(StreamError::Closed),
             Failure::Closed => {}
             Failure::Reset(error) => self.count_stream(*error),
@@ -181,7 +190,8 @@ impl Attempts<'_> {
         let reached_host =
             !matches!(failure, Failure::Upstream(UpstreamError::Overflow("max_pending_requests")));
         let told = match failure {
-            Failure::Gone => return End::Gone,
+            // The last two are never the end of a request.
+            Failure::Gone | Failure::Late | Failure::Overtaken => return End::Gone,
             Failure::Refused(refusal) => return ex.refuse(refusal).await,
             Failure::Upstream(UpstreamError::NoHealthyHost) => {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::matcher::cookie_value;
-use crate::config::route::{HashCookie, HashInput, HashPolicy};
+use crate::config::route::{Action, HashCookie, HashInput, HashPolicy, Route};
 use crate::config::{HeaderKey, HeaderView, Known, RequestView};
 use crate::http::exchange::Exchange;
 
@@ -31,6 +31,19 @@ struct Client {
     remote: Option<SocketAddr>,
     /// Our end of it.
     local: Option<SocketAddr>,
+}
+
+/// The number by which a request that drew `random` chooses among clusters: its hash, where the route wants that.
+pub(in crate::http) fn choice(ex: &Exchange<'_>, route: &Route, random: u64) -> u64 {
+    let Action::Forward(forward) = &route.action else { return random };
+    if !forward.chooses_by_hash() {
+        return random;
+    }
+    let Some(request) = &ex.request else { return random };
+    // Without the ends of its connection no cookie is made: only one that the request has counts.
+    let address = ex.info.client.or(ex.info.connection.remote);
+    let client = Client { address, remote: None, local: None };
+    Hashed::of_request(&forward.hash_policies, request, &client).hash.unwrap_or(random)
 }
 
 impl Hashed {

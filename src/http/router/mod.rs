@@ -4,7 +4,7 @@
 //! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
 //! answer that says why there is none. In the order of a request's life: [`request`] turns its head
 //! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
-//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`respond`] passes the response on,
+//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`hedge`] lets slow ones go on, [`respond`] passes the response on,
 //! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
 //! watched all the while.
 
@@ -13,8 +13,10 @@ mod deadlines;
 mod fail;
 mod hash;
 mod health;
+mod hedge;
 mod lent;
 mod mirror;
+mod report;
 mod request;
 mod respond;
 mod retry;
@@ -31,7 +33,9 @@ use smallvec::SmallVec;
 
 use self::attempt::Failed;
 use self::deadlines::{deadlines, Deadlines, Expired};
+pub(in crate::http) use self::hash::choice;
 use self::hash::Hashed;
+use self::hedge::{Late, Won};
 use self::mirror::mirror;
 use self::request::prepare;
 use self::retry::Retries;
@@ -79,6 +83,10 @@ enum Failure {
     Gone,
     /// The client's body is broken.
     Refused(Refusal),
+    /// Nothing came in the time of a try, which goes on: see [`hedge`].
+    Late,
+    /// Such a try has decided the request.
+    Overtaken,
 }
 
 /// What the attempts of one request share.
@@ -97,6 +105,13 @@ struct Attempts<'r> {
     copies: Copies,
     /// Hosts of earlier tries, where there may be more than one try.
     tried: SmallVec<[*const HostShared; 2]>,
+    /// A load report has come.
+    reported: bool,
+    /// Tries that go on after their time, and the one of them that decides the request.
+    late: Vec<Late>,
+    won: Option<Box<Won>>,
+    /// There is none but those.
+    alone: bool,
     /// Another protocol may follow the heads.
     upgrade: bool,
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.
@@ -108,7 +123,7 @@ const REPLAY: usize = 64 * 1024;
 /// How often a request that no upstream has begun with is sent again, beside what retries allow.
 const MAX_REPLAYS: u32 = 3;
 
-/// Forwards the request.
+/// Forwards the request. `random` chooses among clusters.
 pub(in crate::http) async fn forward(
     ex: &mut Exchange<'_>,
     route: &Arc<Route>,
@@ -149,9 +164,9 @@ pub(in crate::http) async fn forward(
     if ex.filters.is_some() {
         filters::on_cluster(ex);
     }
-    if let Some(share) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
+    if let Some(refusal) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
         // Boxed, so that the futures of all other requests are no larger for it.
-        return Box::pin(fail::drop_overload(ex, route, &cluster.cluster, share)).await;
+        return Box::pin(fail::refuse(ex, route, &cluster.cluster, refusal)).await;
     }
     let Some(request) = &ex.request else { return End::Gone };
     let mut terminate = false;
@@ -201,6 +216,10 @@ pub(in crate::http) async fn forward(
         deadlines,
         copies,
         tried: SmallVec::new(),
+        reported: false,
+        late: Vec::new(),
+        won: None,
+        alone: false,
         upgrade,
         terminate,
     };
@@ -248,12 +267,23 @@ impl Attempts<'_> {
     async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
         let mut replays = 0;
         let mut was_timeout = false;
+        let mut hedged = false;
         loop {
             ex.info.attempts += 1;
             match self.attempt(ex, was_timeout).await {
                 Ok(answered) => {
                     self.heard(ex, &answered.parsed.head);
+                    self.note_load(ex.info.host.as_ref(), &answered.parsed.head.fields);
                     if !self.retry_response(ex, &answered.parsed.head) {
+                        if !self.late.is_empty() {
+                            if self.is_retriable(&answered.parsed.head) {
+                                self.charge_error(ex);
+                                self.count_given_up(ex);
+                                drop(answered);
+                                return Box::pin(self.wait_for_late(ex)).await;
+                            }
+                            self.give_up_late(ex);
+                        }
                         return self.respond(ex, answered).await;
                     }
                     was_timeout = false;
@@ -261,6 +291,19 @@ impl Attempts<'_> {
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
                         connection.give_back(true, Instant::now());
                     }
+                }
+                Err(Failed { failure: Failure::Late, .. }) => {
+                    if !self.hedge(ex) {
+                        return Box::pin(self.wait_for_late(ex)).await;
+                    }
+                    was_timeout = true;
+                    hedged = true;
+                }
+                Err(Failed { failure: Failure::Overtaken, started, .. }) => {
+                    if !started {
+                        self.upstream().stats().upstream_rq_cancelled.increment(1);
+                    }
+                    return Box::pin(self.overtaken(ex, started)).await;
                 }
                 Err(failed) => {
                     // A connection that died before the request was taken, or between requests that
@@ -277,14 +320,27 @@ impl Attempts<'_> {
                     self.count(ex, &failed);
                     self.failed(ex, &failed);
                     if !self.retry_failure(ex, &failed) {
+                        if self.is_survived(&failed.failure) {
+                            self.charge_abort(ex, &failed.failure);
+                            return Box::pin(self.wait_for_late(ex)).await;
+                        }
+                        self.end_late(ex, &failed.failure);
                         return Box::pin(self.fail(ex, failed.failure)).await;
                     }
                     was_timeout =
                         matches!(failed.failure, Failure::Timeout(Expired::PerTry | Expired::PerTryIdle));
                 }
             }
-            self.charge_error(ex);
+            if !std::mem::take(&mut hedged) {
+                self.charge_error(ex);
+            }
             if let Err(failure) = Box::pin(self.back_off(ex)).await {
+                if let Failure::Overtaken = failure {
+                    return Box::pin(self.overtaken(ex, false)).await;
+                }
+                if !self.late.is_empty() {
+                    return Box::pin(self.fail_late(ex, failure)).await;
+                }
                 let failed = Failed::from(failure);
                 self.count(ex, &failed);
                 return Box::pin(self.fail(ex, failed.failure)).await;

@@ -39,7 +39,8 @@ pub(super) fn prepare(
         request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
     }
     if !options.suppress_envoy_headers && !told {
-        if let Some(expected) = deadlines.try_timeout.or(deadlines.route_timeout) {
+        let of_try = deadlines.try_timeout.filter(|_| !deadlines.hedge);
+        if let Some(expected) = of_try.or(deadlines.route_timeout) {
             let mut digits = itoa::Buffer::new();
             request.fields.push_known(
                 Known::XEnvoyExpectedRqTimeoutMs,

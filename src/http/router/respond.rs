@@ -133,6 +133,9 @@ impl Attempts<'_> {
         ex.info.bytes_sent += download.bytes;
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
+        if let Some(trailers) = &ex.trailers {
+            self.note_load(ex.info.host.as_ref(), trailers);
+        }
         drop(request_permit);
         if let Err(failure) = &result {
             self.broke_off(ex, failure);
@@ -242,6 +245,9 @@ impl Attempts<'_> {
         }
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
+        if let Some(trailers) = &ex.trailers {
+            self.note_load(ex.info.host.as_ref(), trailers);
+        }
         let bridged = filters::bridged(ex);
         filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), &mut body, bridged);
         let now = Instant::now();

@@ -194,6 +194,11 @@ impl Attempts<'_> {
         self.may_retry(ex)
     }
 
+    /// Whether the route would have the request tried again for this response.
+    pub(super) fn is_retriable(&self, head: &ResponseHead) -> bool {
+        self.retries.as_ref().is_some_and(|retries| retries.wants_after_response(head))
+    }
+
     /// Whether the request is to be tried again after this failure.
     pub(super) fn retry_failure(&mut self, ex: &mut Exchange<'_>, failed: &Failed) -> bool {
         let wanted = |retries: &Retries| retries.wants_after_failure(&failed.failure, failed.started);
@@ -206,7 +211,7 @@ impl Attempts<'_> {
         ex.upload.is_received() && self.retries.as_ref().is_some_and(wanted)
     }
 
-    fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
+    pub(super) fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
         let Some(retries) = &mut self.retries else { return false };
         let stats = self.cluster.cluster.stats();
         if !ex.upload.is_received() {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 
 use super::health::heard;
+use super::report;
 use super::request::framing_line;
 use crate::config::cluster::UpstreamProtocol;
 use crate::config::RequestView;
@@ -188,6 +189,7 @@ impl Shadow {
                 }
             };
             heard(cluster, &pool.host, &self.request, &parsed.head);
+            report::heard(cluster, &pool.host, &parsed.head.fields);
             let stats = cluster.stats();
             stats.responses.count(parsed.head.status);
             stats.upstream_rq_completed.increment(1);
@@ -280,6 +282,7 @@ impl Shadow {
             }
         };
         heard(&cluster, &connection.pool().host, &self.request, &parsed.head);
+        report::heard(&cluster, &connection.pool().host, &parsed.head.fields);
         let stats = cluster.stats();
         stats.responses.count(parsed.head.status);
         stats.upstream_rq_completed.increment(1);

@@ -1,11 +1,11 @@
 //! One try on an HTTP/2 connection: a stream, the request out, and the head of its answer back.
 
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{ready, Context, Poll};
 use std::time::Instant;
 
-use super::attempt::{is_idempotent, Answered, Failed, Sent, MAX_INTERIM};
+use super::attempt::{is_idempotent, Answered, Failed, Reading, Sent};
+use super::hedge::Unanswered;
 use super::lent::Lent;
 use super::{Attempts, Failure};
 use crate::http::exchange::Exchange;
@@ -61,11 +61,15 @@ impl Attempts<'_> {
             }
         };
         let mut connection = Lent::Http2(Box::new(stream));
-        let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
+        let mut sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at);
         self.deadlines.try_connected(sent.at);
-        match self.exchange_stream_heads(ex, &mut connection, sent).await {
-            Ok((parsed, sent)) => Ok(Answered { parsed, connection, request_permit, sent }),
+        let mut reading = Reading::default();
+        match self.exchange_heads(ex, &mut connection, &mut sent, &mut reading).await {
+            Ok(parsed) => Ok(Answered { parsed, connection, request_permit, sent }),
+            Err(failure) if self.goes_on(&failure) => {
+                Err(self.set_aside(ex, Unanswered { connection, sent, request_permit, reading }))
+            }
             Err(failure) => {
                 // What the upstream says that it did not begin with can be sent again, whatever it is. A
                 // connection that closed under a request is as over HTTP/1.
@@ -79,38 +83,30 @@ impl Attempts<'_> {
         }
     }
 
-    async fn exchange_stream_heads(
-        &mut self,
+    /// As [`Attempts::poll_head`].
+    pub(super) fn poll_stream_head(
+        &self,
         ex: &mut Exchange<'_>,
-        lent: &mut Lent,
-        mut sent: Sent,
-    ) -> Result<(ParsedResponse, Sent), Failure> {
+        stream: &mut ClientStream,
+        reading: &mut Reading,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<ParsedResponse, Failure>> {
         let max_fields = self.upstream().http.max_headers_count as usize;
-        let mut interim = 0u32;
-        let parsed = poll_fn(|context| {
-            self.poll_upload(ex, lent, &mut sent.out, context)?;
-            let Lent::Http2(stream) = &mut *lent else { return Poll::Ready(Err(Failure::Protocol)) };
-            loop {
-                match stream.poll_head(max_fields, context) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(Heard::Final(parsed))) => return Poll::Ready(Ok(parsed)),
-                    Poll::Ready(Ok(Heard::Interim(head))) => {
-                        interim += 1;
-                        if interim > MAX_INTERIM || head.status == 101 {
-                            return Poll::Ready(Err(Failure::Protocol));
-                        }
-                        if ex.manager.proxy_100_continue {
-                            ex.down.client.interim(&head, context);
-                        }
+        loop {
+            match ready!(stream.poll_head(max_fields, context)) {
+                Ok(Heard::Final(parsed)) => return Poll::Ready(Ok(parsed)),
+                Ok(Heard::Interim(head)) => {
+                    if !reading.may_pass_interim() || head.status == 101 {
+                        return Poll::Ready(Err(Failure::Protocol));
                     }
-                    Poll::Ready(Err(StreamError::Closed)) => return Poll::Ready(Err(Failure::Closed)),
-                    Poll::Ready(Err(StreamError::Protocol(_))) => return Poll::Ready(Err(Failure::Protocol)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Reset(error))),
+                    if ex.manager.proxy_100_continue && !reading.quiet {
+                        ex.down.client.interim(&head, context);
+                    }
                 }
+                Err(StreamError::Closed) => return Poll::Ready(Err(Failure::Closed)),
+                Err(StreamError::Protocol(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Err(error) => return Poll::Ready(Err(Failure::Reset(error))),
             }
-            self.poll_client(ex, context)
-        })
-        .await?;
-        Ok((parsed, sent))
+        }
     }
 }

@@ -25,6 +25,8 @@ pub struct SubsetIndex {
     default: Option<u32>,
     /// How many hosts have no place because another is the only one of its subset.
     pub duplicates: u64,
+    /// How many subsets came and went, in all the sets of hosts until this one.
+    pub changes: (u64, u64),
 }
 
 /// One of them.
@@ -101,12 +103,22 @@ impl SubsetIndex {
             subsets.push(Subset::new(set, &options, hosts, false));
             (subsets.len() - 1) as u32
         });
-        Arc::new(Self { options, by_key, subsets, default, duplicates })
+        let changes = (by_key.len() as u64, 0);
+        Arc::new(Self { options, by_key, subsets, default, duplicates, changes })
     }
 
     /// The same for other hosts.
     pub(crate) fn renewed(&self, set: &HostSet) -> Arc<Self> {
-        Self::new(self.options.clone(), set)
+        let mut renewed = Self::new(self.options.clone(), set);
+        let missing = |of: &Self, from: &Self| {
+            of.by_key.keys().filter(|key| !from.by_key.contains_key(*key)).count() as u64
+        };
+        let (created, removed) = self.changes;
+        let changes = (created + missing(&renewed, self), removed + missing(self, &renewed));
+        if let Some(renewed) = Arc::get_mut(&mut renewed) {
+            renewed.changes = changes;
+        }
+        renewed
     }
 
     /// One of the subsets.

@@ -206,6 +206,23 @@ fn subsets_fall_back_as_config_says() {
 }
 
 #[test]
+fn subsets_that_come_and_go_are_counted() {
+    let set = |ids: &[&str]| {
+        let hosts = ids.iter().enumerate().map(|(index, id)| with_metadata(index as u16 + 1, &[("id", id)]));
+        HostSet::new(hosts.collect(), SplitOptions::default())
+    };
+    let options =
+        Subsets { selectors: Box::new([selector(&["id"], SelectorFallback::Inherit)]), ..Subsets::default() };
+    let index = SubsetIndex::new(Arc::new(options), &set(&["a", "b", "a"]));
+    assert_eq!(index.changes, (2, 0));
+    let index = index.renewed(&set(&["c", "b", "d"]));
+    assert_eq!(index.changes, (4, 1));
+    let index = index.renewed(&set(&["b", "c", "d", "b"]));
+    assert_eq!(index.changes, (4, 1));
+    assert_eq!(index.renewed(&set(&[])).changes, (4, 4));
+}
+
+#[test]
 fn one_host_stands_for_its_subset() {
     let set = HostSet::new(
         vec![

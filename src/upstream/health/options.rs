@@ -52,6 +52,10 @@ pub struct Options {
     pub healthy_edge_interval: Duration,
     /// Bounds of every interval (runtime `health_check.min_interval` and `max_interval`).
     pub bounds: (Duration, Duration),
+    /// What checks offer by ALPN, where it is not what their protocol has.
+    pub alpn: Box<[Box<[u8]>]>,
+    /// What decides on the transport socket of checks, in place of the host's metadata.
+    pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
     /// Connections are kept between checks. Default true.
     pub reuse_connection: bool,
     /// Every failure is logged.

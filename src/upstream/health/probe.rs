@@ -122,7 +122,7 @@ impl Prober {
     }
 
     /// Connects, with TLS where requests to the host have it.
-    async fn connect(&self, purpose: Purpose) -> Result<Box<dyn Io>, Broken> {
+    async fn connect(&self, purpose: Purpose, options: &Options) -> Result<Box<dyn Io>, Broken> {
         let address = address_of(&self.host);
         let io: Box<dyn Io> = match socket::connect(&address, &self.cluster.socket).await? {
             Stream::Tcp(stream) => Box::new(stream),
@@ -130,10 +130,17 @@ impl Prober {
             // Nobody has shaken hands yet.
             Stream::Tls(_) => return Err(Broken),
         };
-        let Some(tls) = self.cluster.tls.as_ref().and_then(|tls| tls.for_host(&self.host)) else {
+        let own = self.host.template.socket_match.as_deref();
+        let metadata = options.socket_match.as_deref().or(own);
+        let Some(tls) = self.cluster.tls.as_ref().and_then(|tls| tls.for_metadata(metadata)) else {
             return Ok(io);
         };
-        let (config, name) = tls.client(&self.host, purpose).ok_or(Broken)?;
+        let (mut config, name) = tls.client(&self.host, purpose).ok_or(Broken)?;
+        if !options.alpn.is_empty() {
+            let mut own = (*config).clone();
+            own.alpn_protocols = options.alpn.iter().map(|protocol| protocol.to_vec()).collect();
+            config = Arc::new(own);
+        }
         Ok(Box::new(tokio_rustls::TlsConnector::from(config).connect(name, io).await?))
     }
 
@@ -145,7 +152,7 @@ impl Prober {
     ) -> Result<Reply, Broken> {
         let (mut io, mut input) = match connection {
             Some(Connection::Bytes { io, input }) => (io, input),
-            _ => (self.connect(Purpose::Tcp).await?, BytesMut::new()),
+            _ => (self.connect(Purpose::Tcp, options).await?, BytesMut::new()),
         };
         if probe.receive.is_empty() {
             // As in Envoy, what is to be sent is not.
@@ -190,7 +197,7 @@ impl Prober {
         };
         let (mut io, mut input) = match kept_connection {
             Some(kept) => kept,
-            None => (self.connect(Purpose::Http1).await?, BytesMut::new()),
+            None => (self.connect(Purpose::Http1, options).await?, BytesMut::new()),
         };
         let mut wire = head.http1();
         wire.extend_from_slice(&probe.send);
@@ -277,7 +284,7 @@ impl Prober {
                 let mut builder = h2::client::Builder::new();
                 builder.enable_push(false).max_header_list_size(MAX_HEAD as u32);
                 let (send, driver) =
-                    builder.handshake::<_, Bytes>(self.connect(Purpose::Http2).await?).await?;
+                    builder.handshake::<_, Bytes>(self.connect(Purpose::Http2, options).await?).await?;
                 let driver = Driver(tokio::spawn(async move {
                     // How it ends shows in the requests on it.
                     let _ = driver.await;

@@ -24,6 +24,8 @@ fn options() -> Options {
         unhealthy_edge_interval: 3 * SECOND,
         healthy_edge_interval: 2 * SECOND,
         bounds: (Duration::ZERO, Duration::MAX),
+        alpn: Box::default(),
+        socket_match: None,
         reuse_connection: true,
         always_log_failures: false,
         always_log_success: false,

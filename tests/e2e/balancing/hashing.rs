@@ -207,3 +207,72 @@ fn without_value(cookie: &str) -> String {
     parts[1] = "";
     parts.join("\"")
 }
+
+/// A hash that chooses a host may choose among clusters too.
+#[tokio::test]
+async fn clusters_are_chosen_by_hash_as_envoys() {
+    let origins = Origins::start(6).await;
+    let mut setup = Setup::default();
+    for number in 0..6 {
+        let group = json!({"lb_endpoints": [origins.endpoint(number, json!({}))]});
+        setup.cluster(&format!("c{number}"), vec![group], json!({}));
+    }
+    let clusters: Vec<Value> =
+        (0..6).map(|number| json!({"name": format!("c{number}"), "weight": number + 1})).collect();
+    let by_hash = |policies: Value| json!({"weighted_clusters": {"clusters": clusters, "use_hash_policy": true}, "hash_policy": policies});
+    let header = json!({"header": {"header_name": "x-key"}});
+    let cookie = json!({"cookie": {"name": "c", "ttl": "5s"}});
+    let source = json!({"connection_properties": {"source_ip": true}});
+    setup.route("header", by_hash(json!([header])));
+    setup.route("both", by_hash(json!([header, source])));
+    setup.route("cookie", by_hash(json!([cookie, header])));
+    let Some([mut envoy, mut ours]) = setup.start().await else { return };
+    for name in ["header", "both", "cookie"] {
+        let (theirs, mine) = tokio::join!(envoy.keys(name, SOME), ours.keys(name, SOME));
+        assert_eq!(theirs, mine, "{name}");
+        let distinct: std::collections::BTreeSet<_> = mine.iter().collect();
+        assert!(distinct.len() >= 5, "{name}: {distinct:?}");
+    }
+    // Nothing to hash: chance decides.
+    let (theirs, mine) = tokio::join!(envoy.shares("header", 900), ours.shares("header", 900));
+    super::assert_alike("without a key", &theirs, &mine);
+}
+
+/// Connections hash by the address of their client.
+#[tokio::test]
+async fn connections_hash_as_envoys() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let origins = Origins::start(8).await;
+    let mut setup = Setup::default();
+    let endpoints: Vec<Value> =
+        (0..8).map(|number| origins.endpoint(number, json!({"load_balancing_weight": number + 1}))).collect();
+    let by_source = json!({"hash_policy": [{"source_ip": {}}]});
+    for (name, policy) in [("tcp-ring", "RING_HASH"), ("tcp-maglev", "MAGLEV")] {
+        setup.cluster(name, vec![json!({"lb_endpoints": endpoints})], json!({"lb_policy": policy}));
+        setup.tcp(name, by_source.clone());
+    }
+    setup.route("unused", json!({"cluster": "tcp-ring"}));
+    let Some(sides) = setup.start().await else { return };
+    for name in ["tcp-ring", "tcp-maglev"] {
+        let mut chosen = Vec::new();
+        for side in &sides {
+            let mut answers = String::new();
+            for client in 1..=120u8 {
+                let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+                socket.bind(([127, 0, 0, client], 0).into()).expect("an address of this machine");
+                let to = ([127, 0, 0, 1], side.proxy.port(name)).into();
+                let mut stream = socket.connect(to).await.expect("a connection");
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: t.test\r\n\r\n").await.expect("sent");
+                let mut answer = Vec::new();
+                while !answer.windows(4).any(|four| four == b"\r\n\r\n") || answer.ends_with(b"\r\n\r\n") {
+                    assert!(stream.read_buf(&mut answer).await.expect("an answer") > 0, "{name}");
+                }
+                answers.push(char::from(*answer.last().expect("a number")));
+            }
+            chosen.push(answers);
+        }
+        assert_eq!(chosen[0], chosen[1], "{name}: left Envoy, right Outrigger");
+        let distinct: std::collections::BTreeSet<char> = chosen[0].chars().collect();
+        assert!(distinct.len() >= 4, "{name}: {distinct:?}");
+    }
+}

@@ -3,6 +3,7 @@
 
 mod failover;
 mod hashing;
+mod load;
 mod preconnect;
 mod shares;
 mod subsets;
@@ -29,16 +30,23 @@ impl Drop for Origins {
 
 impl Origins {
     async fn start(count: usize) -> Origins {
+        let answer = |number: usize| {
+            let body = number.to_string();
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        };
+        Origins::answering((0..count).map(answer).collect()).await
+    }
+
+    /// Each of them answers with one of these.
+    async fn answering(answers: Vec<String>) -> Origins {
         let mut origins = Origins { ports: Vec::new(), _stop: Vec::new() };
-        for number in 0..count {
+        for answer in answers {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             origins.ports.push(listener.local_addr().expect("its address").port());
             let task = async move {
                 while let Ok((mut stream, _)) = listener.accept().await {
+                    let answer = answer.clone();
                     tokio::spawn(async move {
-                        let body = number.to_string();
-                        let answer =
-                            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                         let mut input = Vec::new();
                         let mut buffer = [0; 4096];
                         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -72,6 +80,8 @@ impl Origins {
 struct Setup {
     clusters: Vec<Value>,
     routes: Vec<Value>,
+    /// Listeners beside the one for HTTP.
+    listeners: Vec<Value>,
     /// More fields of the bootstrap.
     more: Value,
 }
@@ -93,6 +103,18 @@ impl Setup {
             cluster.as_object_mut().expect("an object").remove("policy");
         }
         self.clusters.push(cluster);
+        self
+    }
+
+    /// A listener of this name for bytes, which go to the cluster of this name.
+    fn tcp(&mut self, name: &str, more: Value) -> &mut Self {
+        let mut proxy = more;
+        proxy["@type"] = json!("type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
+        proxy["stat_prefix"] = json!(name);
+        proxy["cluster"] = json!(name);
+        self.listeners.push(json!({"name": name,
+            "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}},
+            "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}]}));
         self
     }
 
@@ -124,14 +146,13 @@ impl Setup {
                     "filter_chains": [{"filters": [{
                         "name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
                 "clusters": self.clusters}});
+        let listeners = bootstrap["static_resources"]["listeners"].as_array_mut().expect("a list");
+        listeners.extend(self.listeners.iter().cloned());
         if let Value::Object(more) = &self.more {
             bootstrap.as_object_mut().expect("an object").extend(more.clone());
         }
         // Ports are numbers once they are filled in.
-        bootstrap
-            .to_string()
-            .replace("\"@port:admin@\"", "@port:admin@")
-            .replace("\"@port:main@\"", "@port:main@")
+        bootstrap.to_string().replace("\"@port:", "@port:").replace("@\"}", "@}")
     }
 
     /// Envoy and Outrigger; `None` when the test is skipped.

@@ -108,8 +108,7 @@ fn controls() -> Vec<Case> {
     vec![
         get("main", "controls of a client", controls),
         get("edge", "controls of a client at the edge", controls),
-        get("internal", "controls of an internal client", &format!("x-forwarded-for: 10.1.1.1\r\n{controls}"))
-            .differs("hedging", &["origin-a[0].header.x-envoy-expected-rq-timeout-ms"]),
+        get("internal", "controls of an internal client", &format!("x-forwarded-for: 10.1.1.1\r\n{controls}")),
         get("main", "envoy headers of the origin", "").answers(Answer::raw(
             "HTTP/1.1 200 OK\r\nx-envoy-upstream-service-time: 77777\r\nx-envoy-overloaded: true\r\n\
              x-envoy-upstream-canary: true\r\nx-envoy-decorator-operation: d\r\nx-envoy-degraded: 1\r\n\

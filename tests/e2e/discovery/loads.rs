@@ -108,6 +108,8 @@ fn resources(port: u16, good: u16, bad: u16) -> Vec<String> {
         "full".into(),
         "circuit_breakers: { thresholds: [{ max_requests: 0, max_connections: 0, max_pending_requests: 0 }] }".into(),
     );
+    mesh.cluster_extra
+        .insert("web".into(), "lrs_report_endpoint_metrics: [ cpu_utilization, 'named_metrics.*' ]".into());
     mesh.tables.insert(
         "main".into(),
         vec![
@@ -265,6 +267,55 @@ async fn clusters_that_are_listed_are_reported_by_endpoint_and_nothing_else_is_a
         control.loads.ask(LoadQuery::all(INTERVAL));
         let all = || std::future::ready(!control.of("other").is_empty());
         assert!(eventually(DEADLINE, all).await, "{kind:?}");
+    }
+}
+
+/// What origins say of their own load is summed up by locality and, where that is asked, by endpoint.
+#[tokio::test]
+async fn metrics_that_origins_report_are_summed_up_as_in_envoy() {
+    let reporting = |metrics: &'static str| {
+        Origin::with(false, move |_| {
+            let head =
+                format!("HTTP/1.1 200 OK\r\nendpoint-load-metrics: {metrics}\r\ncontent-length: 2\r\n\r\nok");
+            Answer::raw(head)
+        })
+    };
+    let one = reporting("TEXT cpu_utilization=0.5,named_metrics.queue=3,mem_utilization=0.9").await;
+    let two = reporting("JSON {\"named_metrics\": {\"queue\": 1, \"jobs\": 0.25}}").await;
+    let query = LoadQuery { clusters: Some(vec!["web".to_owned()]), interval: INTERVAL, endpoints: true };
+    for side in sides(&query, one.port(), two.port()).await {
+        let (kind, control) = (side.proxy.kind(), &side.control);
+        let seen = side.request("/", 20).await;
+        assert_eq!(seen, BTreeMap::from([(200, 20)]), "{kind:?}");
+        control.more(3).await;
+        let mut by_zone = BTreeMap::<(String, String), (u64, f64)>::new();
+        let mut by_endpoint = by_zone.clone();
+        for locality in control.of("web").iter().flat_map(|stats| &stats.upstream_locality_stats) {
+            let zone = locality.locality.as_ref().map(|locality| locality.zone.clone()).unwrap_or_default();
+            let of_endpoints =
+                locality.upstream_endpoint_stats.iter().flat_map(|stats| &stats.load_metric_stats);
+            for (sums, all) in [
+                (&mut by_zone, locality.load_metric_stats.iter().collect::<Vec<_>>()),
+                (&mut by_endpoint, of_endpoints.collect()),
+            ] {
+                for metric in all {
+                    let sum = sums.entry((zone.clone(), metric.metric_name.clone())).or_default();
+                    sum.0 += metric.num_requests_finished_with_metric;
+                    sum.1 += metric.total_metric_value;
+                }
+            }
+        }
+        let line =
+            |zone: &str, name: &str, reports, total| ((zone.to_owned(), name.to_owned()), (reports, total));
+        let expected = BTreeMap::from([
+            line("a", "cpu_utilization", 10, 5.0),
+            line("a", "named_metrics.queue", 10, 30.0),
+            line("b", "cpu_utilization", 10, 0.0),
+            line("b", "named_metrics.jobs", 10, 2.5),
+            line("b", "named_metrics.queue", 10, 10.0),
+        ]);
+        assert_eq!(by_zone, expected, "{kind:?}");
+        assert_eq!(by_endpoint, expected, "{kind:?}");
     }
 }
 

@@ -132,25 +132,32 @@ async fn runtime_layers_change_the_limits_of_clusters() {
     let origin = named("ok").await;
     let port = free_port();
     let mesh = Mesh::simple(port, &[origin.port()]);
-    let layer = |requests: u32| {
+    let layer = |requests: u32, maintained: u32| {
         format!(
             "\"@type\": type.googleapis.com/envoy.service.runtime.v3.Runtime\nname: tuned\nlayer:\n  \
-             circuit_breakers.web.default.max_requests: {requests}\n"
+             circuit_breakers.web.default.max_requests: {requests}\n  upstream.maintenance_mode.web: {maintained}\n"
         )
     };
-    let resources = |requests| {
+    let resources = |requests, maintained| {
         let mut resources = mesh.resources();
-        resources.push(layer(requests));
+        resources.push(layer(requests, maintained));
         resources
     };
-    let control = ControlPlane::on(0, snapshot(&resources(0))).await;
+    let control = ControlPlane::on(0, snapshot(&resources(0, 0))).await;
     let template = bootstrap(true)
         + "layered_runtime:\n  layers:\n  - name: control\n    rtds_layer: { name: tuned, rtds_config: { resource_api_version: V3, ads: {} } }\n";
     let proxy = Proxy::outrigger(&template, &[("control", control.port.to_string())]).await;
     assert!(ask(port).await.unwrap_err().contains("503"), "no request is allowed");
     let shown = proxy.admin("/runtime").await;
     assert!(shown.contains("circuit_breakers.web.default.max_requests"), "{shown}");
-    control.cache.set(NODE, snapshot(&resources(5)));
+    control.cache.set(NODE, snapshot(&resources(5, 0)));
+    assert!(eventually(DEADLINE, || async { ask(port).await.as_deref() == Ok("ok") }).await);
+    control.cache.set(NODE, snapshot(&resources(5, 100)));
+    let maintained =
+        || async { proxy.stats().await.get("cluster.web.upstream_rq_maintenance_mode") > Some(&0) };
+    let asked = || async { ask(port).await.is_err() && maintained().await };
+    assert!(eventually(DEADLINE, asked).await);
+    control.cache.set(NODE, snapshot(&resources(5, 0)));
     assert!(eventually(DEADLINE, || async { ask(port).await.as_deref() == Ok("ok") }).await);
     assert_eq!(control.refused(), []);
 }

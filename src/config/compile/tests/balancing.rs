@@ -124,3 +124,44 @@ fn endpoints_bring_metadata_and_weights_of_localities() {
     assert!(host.is_canary());
     assert_eq!(host.hash_key(&Default::default()), "k");
 }
+
+#[test]
+fn weights_by_load_have_envoys_defaults() {
+    let name = "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin";
+    let compiled = cluster(json!({"load_balancing_policy": policy(name, json!({}))}));
+    let LbPolicy::ClientSideWeighted(options) = &compiled.balancing.policy else { panic!() };
+    let times = [options.blackout, options.expiration, options.update].map(|time| time.as_secs());
+    assert_eq!((times, options.error_penalty, options.metrics.len()), ([10, 180, 1], 0.0, 0));
+    assert_eq!(compiled.orca.as_ref().unwrap().weights.as_ref(), Some(&**options));
+    let full = policy(
+        name,
+        json!({"blackout_period": "2s", "weight_expiration_period": "3s", "weight_update_period": "0.001s",
+               "error_utilization_penalty": 0.5, "enable_oob_load_report": false,
+               "metric_names_for_computing_utilization": ["named_metrics.a", "nonsense"],
+               "slow_start_config": {"slow_start_window": "9s"}}),
+    );
+    let outer = policy("wrr_locality.v3.WrrLocality", json!({"endpoint_picking_policy": full}));
+    let compiled = cluster(json!({"load_balancing_policy": outer}));
+    let LbPolicy::ClientSideWeighted(options) = &compiled.balancing.policy else { panic!() };
+    let times = [options.blackout, options.expiration, options.update].map(|time| time.as_millis());
+    assert_eq!((times, options.error_penalty, options.metrics.len()), ([2000, 3000, 100], 0.5, 1));
+    assert!(compiled.balancing.slow_start.is_some() && compiled.balancing.locality == LocalityLb::Weighted);
+    refuses_cluster(
+        json!({"load_balancing_policy": policy(name, json!({"enable_oob_load_report": true}))}),
+        "load_balancing_policy.policies[0].typed_extension_config.typed_config.enable_oob_load_report: \
+         reports come with responses only; out-of-band reports are not supported",
+    );
+    refuses_cluster(
+        json!({"load_balancing_policy": policy(name, json!({"error_utilization_penalty": -1}))}),
+        "load_balancing_policy.policies[0].typed_extension_config.typed_config.error_utilization_penalty: \
+         is -1, must be at least 0",
+    );
+}
+
+#[test]
+fn load_reports_are_wanted_only_where_somebody_asks() {
+    assert!(cluster(json!({})).orca.is_none());
+    let compiled = cluster(json!({"lrs_report_endpoint_metrics": ["cpu_utilization", "named_metrics.*"]}));
+    let wanted = compiled.orca.as_ref().unwrap();
+    assert_eq!((wanted.metrics.as_ref().map(|metrics| metrics.len()), &wanted.weights), (Some(2), &None));
+}

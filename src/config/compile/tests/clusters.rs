@@ -119,16 +119,17 @@ fn the_first_supported_policy_wins() {
         config["@type"] = json!(typed(&format!("extensions.load_balancing_policies.{name}")));
         json!({"typed_extension_config": {"name": name, "typed_config": config}})
     };
-    let orca = entry("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin", json!({}));
+    let cors = json!({"@type": typed("extensions.filters.http.cors.v3.Cors")});
+    let other = json!({"typed_extension_config": {"name": "other", "typed_config": cors}});
     let least = entry("least_request.v3.LeastRequest", json!({"choice_count": 5}));
     let random = entry("random.v3.Random", json!({}));
-    let chosen = cluster(json!({"load_balancing_policy": {"policies": [orca, least, random]}}));
+    let chosen = cluster(json!({"load_balancing_policy": {"policies": [other, least, random]}}));
     let expected = LbPolicy::LeastRequest { choice_count: 5, active_request_bias: 1.0, full_scan: false };
     assert_eq!(chosen.balancing.policy, expected);
     refuses_cluster(
-        json!({"load_balancing_policy": {"policies": [orca]}}),
+        json!({"load_balancing_policy": {"policies": [other]}}),
         "load_balancing_policy.policies: none of these policies is supported: \
-         envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+         envoy.extensions.filters.http.cors.v3.Cors",
     );
     refuses_cluster(
         json!({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}),
@@ -279,6 +280,16 @@ fn http_check(changes: Value) -> Value {
         check.extend(changes);
     }
     json!({"health_checks": [check]})
+}
+
+#[test]
+fn health_checks_have_tls_options_of_their_own() {
+    let cluster = cluster(http_check(json!({
+        "tls_options": {"alpn_protocols": ["http/1.1", "x"]}, "transport_socket_match_criteria": {"plain": true}})));
+    let options = &cluster.health.as_ref().unwrap().checks.as_ref().unwrap().options;
+    let alpn: Vec<&[u8]> = options.alpn.iter().map(|protocol| &**protocol).collect();
+    assert_eq!(alpn, [&b"http/1.1"[..], b"x"]);
+    assert_eq!(options.socket_match.as_ref().unwrap().get("plain"), Some(&json!(true)));
 }
 
 #[test]

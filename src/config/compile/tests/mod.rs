@@ -8,6 +8,7 @@ mod clusters;
 mod connection_managers;
 mod discovery;
 mod listeners;
+mod overload;
 mod resources;
 mod scoped;
 mod survey;
