@@ -108,7 +108,7 @@ impl Attempts<'_> {
         // The host was too slow, whatever it may answer yet.
         self.failed(ex, &started(Failure::Timeout(Expired::PerTry)));
         self.deadlines.try_ended();
-        let retried = self.may_retry(ex);
+        let retried = self.may_hedge(ex);
         if let Some(late) = self.late.last_mut() {
             late.retried = retried;
         }
@@ -140,8 +140,10 @@ impl Attempts<'_> {
                 Poll::Ready(Ok(parsed)) => {
                     self.heard(ex, &parsed.head);
                     self.note_load(ex.info.host.as_ref(), &parsed.head.fields);
-                    let bad = late.retried && self.is_retriable(&parsed.head);
-                    if bad && !last {
+                    if !late.retried {
+                        self.note_late(ex, &parsed.head);
+                    }
+                    if !last && self.is_retriable(&parsed.head) {
                         self.charge_error(ex);
                         self.count_given_up(ex);
                         None
@@ -190,6 +192,7 @@ impl Attempts<'_> {
             self.count_given_up(ex);
         }
         self.give_up_late(ex);
+        self.end_retries();
         let Some(won) = self.won.take() else { return End::Gone };
         let Won { mut late, outcome } = *won;
         self.swap(ex, &mut late);
@@ -223,6 +226,7 @@ impl Attempts<'_> {
         }
         self.count(ex, &failed);
         self.end_late(ex, &failed.failure);
+        self.end_retries();
         Box::pin(self.fail(ex, failed.failure)).await
     }
 

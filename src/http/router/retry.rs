@@ -211,6 +211,41 @@ impl Attempts<'_> {
         ex.upload.is_received() && self.retries.as_ref().is_some_and(wanted)
     }
 
+    /// Whether another try may go beside one that was too slow. The retry that runs goes on where none may.
+    pub(super) fn may_hedge(&mut self, ex: &mut Exchange<'_>) -> bool {
+        let running = match &mut self.retries {
+            Some(retries) if retries.left == 0 => retries.permit.take(),
+            _ => None,
+        };
+        let more = self.may_retry(ex);
+        if let (Some(retries), Some(running)) = (&mut self.retries, running) {
+            retries.permit = Some(running);
+        }
+        more
+    }
+
+    /// A slow try that no other was begun for has answered: it may be the retry that succeeded, or one more that would
+    /// be tried again.
+    pub(super) fn note_late(&mut self, ex: &mut Exchange<'_>, head: &ResponseHead) {
+        let Some(retries) = &mut self.retries else { return };
+        let stats = self.cluster.cluster.stats();
+        if !retries.wants_after_response(head) {
+            if retries.permit.take().is_some() {
+                stats.upstream_rq_retry_success.increment(1);
+            }
+        } else if retries.left == 0 {
+            stats.upstream_rq_retry_limit_exceeded.increment(1);
+            ex.info.flags.insert(ResponseFlags::URX);
+        }
+    }
+
+    /// There will be no further try: no retry runs.
+    pub(super) fn end_retries(&mut self) {
+        if let Some(retries) = &mut self.retries {
+            retries.permit = None;
+        }
+    }
+
     pub(super) fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
         let Some(retries) = &mut self.retries else { return false };
         let stats = self.cluster.cluster.stats();
