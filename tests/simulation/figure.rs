@@ -40,7 +40,7 @@ pub fn draw(lines: &[(&str, u64, &Vec<u32>)], sidecars: u64) {
         chart
             .configure_mesh()
             .light_line_style(WHITE)
-            .x_desc("seconds after a third of the hosts is gone")
+            .x_desc("seconds after a zone with a third of the first priority is gone")
             .y_desc("requests lost in a second")
             .draw()
             .expect("a mesh");

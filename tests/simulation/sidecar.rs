@@ -329,6 +329,11 @@ impl Sidecar {
         }
         self.set = self.cluster.hosts.load_full();
         self.picker = picker(&self.cluster, &self.set, &mut self.rng);
+        self.survey();
+    }
+
+    /// Looks at all hosts. A host that is out for two reasons is sorted as before when one of them ends.
+    fn survey(&mut self) {
         let mut ejected = 0;
         for (number, host) in self.hosts.iter().enumerate() {
             let out = host.shared.health.has(HealthFlags::FAILED_OUTLIER_CHECK);
@@ -487,7 +492,7 @@ impl Sidecar {
         }
         request.left -= 1;
         let in_flight = self.active + self.cluster.breakers[0].pending.used();
-        let allowed = (f64::from(in_flight) * BUDGET.0 / 100.0).max(BUDGET.1);
+        let allowed = (f64::from(in_flight) * BUDGET.0 / 100.0).floor().max(BUDGET.1);
         let Some(permit) = RetryPermit::take(&self.cluster, 0) else {
             assert!(
                 f64::from(self.retrying) >= allowed,
@@ -498,7 +503,7 @@ impl Sidecar {
             return self.over(number, false);
         };
         self.retrying += 1;
-        assert!(f64::from(self.retrying) <= allowed.ceil(), "{} retries, {allowed} allowed", self.retrying);
+        assert!(f64::from(self.retrying) <= allowed, "{} retries, {allowed} allowed", self.retrying);
         self.report.retries += 1;
         request.retry = Some(permit);
         let interval = (25 * MILLI << request.paused).min(250 * MILLI);
@@ -520,7 +525,7 @@ impl Sidecar {
         self.at(self.now + INTERVAL, Event::Sweep);
         let outlier = self.cluster.health.as_ref().and_then(|health| health.outlier.as_ref());
         outlier.expect("outlier detection").sweep(&self.cluster, self.clock());
-        self.follow();
+        self.survey();
         let longest = LONGEST_EJECTION + INTERVAL;
         for (host, since) in self.ejected_at.iter().enumerate() {
             let out = since.map_or(0, |since| self.now - since);
@@ -566,10 +571,13 @@ impl Sidecar {
         self.plan_check(number, failed == failure.is_some());
     }
 
-    /// The outage is over for long enough.
+    /// The outage is over for long enough. (A host may be out for what it did later.)
     fn judge(&mut self) {
+        let last = OUTAGE.1 * SECOND + TRY;
         let held = |(number, host): (usize, &Arc<Host>)| {
-            self.world.is_hit(number) && host.health() == Health::Unhealthy
+            let since = self.ejected_at[number].is_some_and(|since| since <= last);
+            let failed = since || host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC);
+            self.world.is_hit(number) && failed
         };
         let held = self.hosts.iter().enumerate().filter(|one| held(*one)).count();
         assert_eq!(held, 0, "hosts of the zone are out {} s after its return", RECOVERY / SECOND);
