@@ -506,7 +506,7 @@ impl Sidecar {
         assert!(f64::from(self.retrying) <= allowed, "{} retries, {allowed} allowed", self.retrying);
         self.report.retries += 1;
         request.retry = Some(permit);
-        let interval = (25 * MILLI << request.paused).min(250 * MILLI);
+        let interval = ((25 * MILLI) << request.paused).min(250 * MILLI);
         request.paused += 1;
         let pause = self.rng.u64(0..interval);
         self.at(self.now + pause, Event::Try(number));
