@@ -88,10 +88,22 @@ impl Cluster {
             if let Some(health) = &self.health {
                 health.make_stats(&self.stat_name);
             }
-            Box::new(ClusterStats::for_cluster(
-                &self.stat_name,
-                [default.track_remaining, high.track_remaining],
-            ))
+            let stats =
+                ClusterStats::for_cluster(&self.stat_name, [default.track_remaining, high.track_remaining]);
+            for (breakers, gauges) in self.breakers.iter().zip(&stats.remaining) {
+                if let Some(gauges) = gauges {
+                    let left = |limit: &Limit| f64::from(limit.max().saturating_sub(limit.used()));
+                    gauges.remaining_cx.set(left(&breakers.connections));
+                    gauges.remaining_pending.set(left(&breakers.pending));
+                    gauges.remaining_rq.set(left(&breakers.requests));
+                    // Nothing limits the number of pools.
+                    gauges.remaining_cx_pools.set(f64::from(u32::MAX));
+                    if breakers.retry_budget.is_none() {
+                        gauges.remaining_retries.set(left(&breakers.retries));
+                    }
+                }
+            }
+            Box::new(stats)
         })
     }
 }

@@ -65,6 +65,15 @@ impl Reply {
         self
     }
 
+    /// As [`Reply::body`], without a copy.
+    pub(super) fn text(mut self, text: Cow<'static, str>) -> Self {
+        self.body = match text {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => Bytes::from(text),
+        };
+        self
+    }
+
     pub(super) fn location(mut self, location: Vec<u8>) -> Self {
         self.location = Some(location);
         self

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use crate::config::cluster::Limit;
+use crate::config::cluster::{Limit, RetryBudget};
 use crate::config::{Cluster, Host};
 
 /// Which breaker a permit came from.
@@ -46,7 +46,10 @@ fn publish(cluster: &Cluster, priority: usize, kind: Kind) {
         };
         gauge.set(if open { 1.0 } else { 0.0 });
     }
-    if let Some(gauges) = &stats.remaining[usize::from(priority == 1)] {
+    // What is left of a budget is nobody's to say: it moves with every request.
+    let of_budget =
+        kind == Kind::Retries && cluster.breakers[usize::from(priority == 1)].retry_budget.is_some();
+    if let Some(gauges) = stats.remaining[usize::from(priority == 1)].as_ref().filter(|_| !of_budget) {
         let gauge = match kind {
             Kind::Connections => &gauges.remaining_cx,
             Kind::Pending => &gauges.remaining_pending,
@@ -97,11 +100,20 @@ pub struct RequestPermit {
 }
 
 impl RequestPermit {
-    /// Takes a permit; `None` when `max_requests` is reached (counted as Envoy does, under
-    /// `upstream_rq_pending_overflow`).
+    /// Whether there is no permit now; then that is counted. One that is free may be gone before it is taken.
+    #[inline]
+    pub fn is_refused(cluster: &Cluster, priority: usize) -> bool {
+        let refused = limit(cluster, priority, Kind::Requests).is_open();
+        if refused {
+            cluster.stats().upstream_rq_active_overflow.increment(1);
+        }
+        refused
+    }
+
+    /// Takes a permit; `None` when `max_requests` is reached, which is counted.
     pub fn take(cluster: &Arc<Cluster>, priority: usize, host: &Arc<Host>) -> Option<Self> {
         let Some(permit) = Permit::take(cluster, priority, Kind::Requests) else {
-            cluster.stats().upstream_rq_pending_overflow.increment(1);
+            cluster.stats().upstream_rq_active_overflow.increment(1);
             return None;
         };
         let stats = cluster.stats();
@@ -123,9 +135,7 @@ impl Drop for RequestPermit {
 /// A retry in flight.
 #[derive(Debug)]
 pub struct RetryPermit {
-    permit: Option<Permit>,
-    cluster: Arc<Cluster>,
-    priority: usize,
+    _permit: Permit,
 }
 
 impl RetryPermit {
@@ -133,25 +143,49 @@ impl RetryPermit {
     pub fn take(cluster: &Arc<Cluster>, priority: usize) -> Option<Self> {
         let breakers = &cluster.breakers[usize::from(priority == 1)];
         let permit = match breakers.retry_budget {
-            None => Some(Permit::take(cluster, priority, Kind::Retries)?),
+            None => Permit::take(cluster, priority, Kind::Retries)?,
             Some(budget) => {
-                let active = f64::from(breakers.requests.used()) + f64::from(breakers.pending.used());
-                let allowed = (active * budget.percent / 100.0).max(f64::from(budget.min_concurrency));
-                if f64::from(breakers.retries.used()) >= allowed {
+                if breakers.retries.used() >= budget.allows(&breakers.requests, &breakers.pending) {
                     return None;
                 }
-                breakers.retries.take_anyway();
-                None
+                // The gauge `rq_retry_open` goes by `max_retries` with a budget too, as in Envoy.
+                Permit::take_anyway(cluster, priority, Kind::Retries)
             }
         };
-        Some(Self { permit, cluster: cluster.clone(), priority })
+        Some(Self { _permit: permit })
     }
 }
 
-impl Drop for RetryPermit {
-    fn drop(&mut self) {
-        if self.permit.is_none() {
-            self.cluster.breakers[usize::from(self.priority == 1)].retries.release();
-        }
+impl RetryBudget {
+    /// How many retries may be in flight beside these requests, as a whole number.
+    fn allows(self, requests: &Limit, pending: &Limit) -> u32 {
+        let active = u64::from(requests.used()) + u64::from(pending.used());
+        // A cast is cut off at the largest number.
+        let share = (self.percent / 100.0 * active as f64) as u32;
+        share.max(self.min_concurrency)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::cluster::{Address, Discovery, HostTemplate};
+    use crate::config::fixtures;
+
+    #[test]
+    fn a_budget_is_a_whole_number_of_retries() {
+        let mut cluster = fixtures::cluster("budget", Discovery::Static);
+        cluster.breakers[0].retry_budget = Some(RetryBudget { percent: 50.0, min_concurrency: 1 });
+        let cluster = Arc::new(cluster);
+        let host = Host::new(Address::Ip(([127, 0, 0, 1], 1).into()), HostTemplate::default());
+        let first = RetryPermit::take(&cluster, 0).expect("one is always allowed");
+        assert!(RetryPermit::take(&cluster, 0).is_none());
+        let requests: Vec<_> = (0..5).map(|_| RequestPermit::take(&cluster, 0, &host)).collect();
+        let second = RetryPermit::take(&cluster, 0).expect("half of five is two");
+        assert!(RetryPermit::take(&cluster, 0).is_none(), "and no more");
+        drop((first, requests));
+        assert!(RetryPermit::take(&cluster, 0).is_none());
+        drop(second);
+        assert!(RetryPermit::take(&cluster, 0).is_some());
     }
 }

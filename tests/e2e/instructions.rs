@@ -18,6 +18,7 @@
 //!   `callgrind_annotate`.
 
 use crate::harness::client::Client;
+use crate::harness::http1::Message;
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::{alone, http2, DEADLINE};
@@ -44,6 +45,9 @@ const WARM: usize = 50;
 const MEASURED: usize = 4_000;
 /// The least of so many runs counts, where one is too much.
 const RUNS: usize = 2;
+/// A GET with every means of resilience switched on may cost so many percent more than one with none.
+const RESILIENCE: f64 = 10.0;
+const RESILIENT: &str = "http1_get_resilient";
 /// The proxy under callgrind has this long to stop.
 const STOP: Duration = Duration::from_secs(60);
 
@@ -72,6 +76,7 @@ fn scenarios() -> Vec<Scenario> {
         scenario("http1_post_1k", "plain", &post),
         scenario("http1_get_logged_and_edited", "full", &get),
         scenario("http1_direct_response", "direct", &get),
+        scenario(RESILIENT, "resilient", &get),
         Scenario { name: "http2_get", listener: "plain", request: header_block(), http2: true },
         Scenario {
             name: "http2_get_to_http2",
@@ -201,6 +206,48 @@ const FULL: &str = r#"          use_remote_address: true
                 route: { cluster: origin, timeout: 5s, prefix_rewrite: /v2/items }
 "#;
 
+const RETRIED: &str = r#"          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - match: { prefix: / }
+                route:
+                  cluster: resilient
+                  retry_policy:
+                    retry_on: "connect-failure,refused-stream,reset,5xx"
+                    num_retries: 2
+                    per_try_timeout: 5s
+                    host_selection_retry_max_attempts: 5
+                    retry_host_predicate:
+                    - name: envoy.retry_host_predicates.previous_hosts
+                      typed_config:
+                        "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+"#;
+
+/// All that there is against failures. Checks are seldom enough to be over before requests come.
+const MEANS: &str = r#"  - name: resilient
+    type: STATIC
+    connect_timeout: 1s
+    lb_policy: LEAST_REQUEST
+    circuit_breakers:
+      thresholds:
+      - track_remaining: true
+        retry_budget: { budget_percent: { value: 20 }, min_retry_concurrency: 3 }
+    outlier_detection: { split_external_local_origin_errors: true, enforcing_consecutive_gateway_failure: 100 }
+    health_checks:
+    - { timeout: 60s, interval: 600s, no_traffic_interval: 600s, unhealthy_threshold: 2, healthy_threshold: 2, http_health_check: { path: /check } }
+    load_assignment:
+      cluster_name: resilient
+      endpoints:
+      - lb_endpoints:
+        - { endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }
+        - { endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @second@ } } } }
+      - priority: 1
+        lb_endpoints:
+        - { endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @third@ } } } }
+"#;
+
 const CLUSTERS: &str = r#"  clusters:
   - name: origin
     type: STATIC
@@ -214,10 +261,11 @@ fn template() -> String {
     let listener = |name: &str, more: &str| format!("{}{more}", MANAGER.replace("@name@", name));
     format!(
         "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
-         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{CLUSTERS}{}",
+         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{}{CLUSTERS}{MEANS}{}",
         listener("plain", PLAIN),
         listener("full", FULL),
         listener("direct", DIRECT),
+        listener("resilient", RETRIED),
         listener("multiplexed", &PLAIN.replace("cluster: origin", "cluster: multiplexed")),
         http2::cluster("multiplexed", "@multiplexed@")
     )
@@ -233,18 +281,28 @@ async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u6
     let body = "b".repeat(92);
     let process = Arc::new(AtomicU32::new(0));
     let proxy_process = process.clone();
-    let origin = Origin::with(false, move |_| {
-        wait_for_sleep(proxy_process.load(Ordering::Relaxed));
+    let answer = move |_: &Message| {
+        // Checks come before it is known.
+        match proxy_process.load(Ordering::Relaxed) {
+            0 => {}
+            pid => wait_for_sleep(pid),
+        }
         Answer::raw(format!(
             "HTTP/1.1 200 OK\r\nServer: origin/1\r\nDate: Fri, 01 Jan 2027 00:00:00 GMT\r\n\
              Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ))
-    })
-    .await;
+    };
+    let origin = Origin::with(false, answer.clone()).await;
+    let (second, third) = (Origin::with(false, answer.clone()).await, Origin::with(false, answer).await);
     let template = template();
     let multiplexed = http2_origin(process.clone()).await;
-    let values = [("origin", origin.port().to_string()), ("multiplexed", multiplexed.to_string())];
+    let values = [
+        ("origin", origin.port().to_string()),
+        ("second", second.port().to_string()),
+        ("third", third.port().to_string()),
+        ("multiplexed", multiplexed.to_string()),
+    ];
     let mut plan = Plan::new(Kind::Outrigger, &template, &values);
     plan.kind = Kind::Outrigger;
     // The files of access logs are written by the control thread's clock: seldom, so that it does not show.
@@ -430,6 +488,10 @@ async fn a_request_costs_no_more_instructions_than_the_baseline() {
         tell(&format!("wrote {}", baseline_file().display()));
         return;
     }
+
+    let more = rise(figures["http1_get"], figures[RESILIENT]);
+    tell(&format!("every means of resilience costs {more:+.2} %"));
+    assert!(more <= RESILIENCE, "every means of resilience costs {more:.2} %, more than {RESILIENCE} %");
 
     let here = Value::Object(surroundings());
     let comparable = baseline["valid_for"] == here;

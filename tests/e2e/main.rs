@@ -19,4 +19,5 @@ mod lifecycle;
 mod load;
 mod peers;
 mod pressure;
+mod resilience;
 mod tls;

@@ -91,6 +91,10 @@ impl Attempts<'_> {
             self.member = Some(pool.cluster().clone());
         }
         ex.info.host = Some(pool.host.clone());
+        // Who cannot be taken opens no connection, and costs little.
+        if RequestPermit::is_refused(self.upstream(), self.forward.priority) {
+            return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
+        }
         // Written before there is a connection: the client's body is taken in meanwhile.
         if !self.terminate {
             self.stamp(ex, &pool, was_timeout);

@@ -60,6 +60,19 @@ impl Told {
         )
     }
 
+    /// A breaker is open. Then there are many of these, and they must be cheap: nothing is put together.
+    fn overflow(ex: &Exchange<'_>) -> Self {
+        if ex.info.attempts > 1 {
+            return Self::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow");
+        }
+        Self::new(
+            503,
+            ResponseFlags::UO,
+            "upstream_reset_before_response_started{overflow}",
+            "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+        )
+    }
+
     fn by_manager(self) -> Self {
         Self { charged: false, by_manager: true, ..self }
     }
@@ -198,7 +211,7 @@ impl Attempts<'_> {
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
                 self.upstream().drops.total.fetch_add(1, Ordering::Relaxed);
-                Told::reset(ex, 503, ResponseFlags::UO, "overflow", "overflow")
+                Told::overflow(ex)
             }
             Failure::Upstream(UpstreamError::Connect { reason, local, .. }) => {
                 let (kind, text) = if local {
@@ -256,7 +269,7 @@ impl Attempts<'_> {
             }
         }
         let mut reply = Reply::new(told.status, told.details)
-            .body(told.body.as_bytes())
+            .text(told.body)
             .marker((told.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
             .grpc_status(told.grpc.map(Cow::Borrowed));
         if !told.by_manager {

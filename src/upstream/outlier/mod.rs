@@ -91,9 +91,21 @@ impl OutlierDetection {
     /// Counts how a try of `cluster` at `host` ended; ejects the host if that makes it an outlier.
     #[inline]
     pub fn report(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
+        self.report_at(cluster, host, outcome, Instant::now);
+    }
+
+    /// As [`OutlierDetection::report`], with the time of a clock that is only read when it matters.
+    #[inline]
+    pub fn report_at(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        outcome: Outcome,
+        now: impl FnOnce() -> Instant,
+    ) {
         let found = self.monitor(cluster, host).take(outcome, &self.options);
         if found != [None, None] {
-            self.found(cluster, host, found);
+            self.found(cluster, host, found, now());
         }
     }
 
@@ -132,8 +144,7 @@ impl OutlierDetection {
     }
 
     #[cold]
-    fn found(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, found: monitor::Found) {
-        let now = Instant::now();
+    fn found(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, found: monitor::Found, now: Instant) {
         for kind in found.into_iter().flatten() {
             let hosts = cluster.hosts.load_full();
             let event = self.lock().consecutive(&self.options, &hosts.all, host, kind, now);

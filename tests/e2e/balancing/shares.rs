@@ -53,6 +53,14 @@ async fn policies_share_as_envoys() {
             equal(),
             extension("least_request.v3.LeastRequest", json!({"selection_method": "FULL_SCAN"})),
         ),
+        (
+            "least-of-five",
+            equal(),
+            json!({"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 5}}),
+        ),
+        // Without a hash, chance takes its place.
+        ("ring", heavy(), json!({"lb_policy": "RING_HASH"})),
+        ("maglev", heavy(), json!({"lb_policy": "MAGLEV"})),
         ("slow", heavy(), extension("round_robin.v3.RoundRobin", slow)),
         ("localities", zones(0), by_locality.clone()),
         ("localities-sick", zones(3), by_locality),
