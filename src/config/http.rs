@@ -219,6 +219,12 @@ pub enum HttpFilter {
     HeaderToMetadata(Arc<filters::header_to_metadata::Config>),
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<crate::policy::rbac::Filter>),
+    /// `envoy.filters.http.jwt_authn`.
+    JwtAuthn(Arc<filters::jwt_authn::Config>),
+    /// `envoy.filters.http.ext_authz`.
+    ExtAuthz(Arc<filters::ext_authz::Config>),
+    /// `envoy.filters.http.ratelimit`.
+    RateLimit(Arc<filters::ratelimit::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

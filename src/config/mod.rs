@@ -21,10 +21,12 @@ pub mod listener;
 pub mod matcher;
 pub mod pieces;
 pub mod problems;
+pub mod query;
 pub mod regex;
 pub mod retirement;
 pub mod route;
 pub mod scopes;
+pub mod services;
 pub mod slot;
 #[cfg(test)]
 mod slot_tests;

@@ -38,6 +38,10 @@ pub(in crate::http) enum Wait {
     Until(Instant),
     /// The whole body of the request, of at most so many bytes.
     Body(usize),
+    /// So many bytes of the body, or all of it.
+    Prefix(usize),
+    /// What the filter has asked for.
+    Answer,
 }
 
 /// What comes of the filters.
@@ -256,7 +260,9 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
     let until = match wait {
         Wait::Until(until) => until,
-        Wait::Body(most) => return collect(ex, most, idle).await,
+        Wait::Body(most) => return collect(ex, most, false, idle).await,
+        Wait::Prefix(most) => return collect(ex, most, true, idle).await,
+        Wait::Answer => return answer(ex, idle).await,
     };
     let deadline = idle.map_or(until, |idle| idle.min(until));
     let waited = poll_fn(|context| {
@@ -276,6 +282,31 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     Ok(Some(idle_reply(ex)))
 }
 
+/// Waits for what a filter has asked for.
+async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
+    let Some(mut pending) = active(ex).pending.take() else { return Ok(None) };
+    let awaited = poll_fn(|context| {
+        if let Poll::Ready(awaited) = pending.0.as_mut().poll(context) {
+            return Poll::Ready(Ok(Some(awaited)));
+        }
+        let down = &mut *ex.down;
+        down.client.nudge(context);
+        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+            return Poll::Ready(Err(()));
+        }
+        down.timer.poll(idle, context).map(|()| Ok(None))
+    })
+    .await;
+    ex.now = Instant::now();
+    match awaited? {
+        Some(awaited) => {
+            active(ex).awaited = Some(awaited);
+            Ok(None)
+        }
+        None => Ok(Some(idle_reply(ex))),
+    }
+}
+
 /// The answer to a request that has waited too long.
 fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     ex.manager.stats.downstream_rq_idle_timeout.increment(1);
@@ -284,9 +315,15 @@ fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     Reply::new(status, "stream_idle_timeout").body("stream timeout")
 }
 
-/// Takes in the request's body.
-async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
-    let mut body = Vec::new();
+/// Takes in the request's body, or the beginning of it if `partial`.
+async fn collect(
+    ex: &mut Exchange<'_>,
+    most: usize,
+    partial: bool,
+    idle: Option<Instant>,
+) -> Result<Option<Reply>, ()> {
+    // Another filter may have taken in the beginning.
+    let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
     let collected = poll_fn(|context| {
         let Exchange { upload, down, .. } = &mut *ex;
         down.client.nudge(context);
@@ -297,6 +334,9 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
                 Seen::Shared(bytes) => body.extend_from_slice(bytes),
             };
             let polled = upload.poll_receive(down.client.source(), &mut shelf, each, context);
+            if partial && body.len() >= most {
+                return Poll::Ready(if upload.is_received() { Collected::All } else { Collected::Enough });
+            }
             if body.len() > most {
                 return Poll::Ready(Collected::TooLarge);
             }
@@ -327,6 +367,10 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
             active(ex).body = Some(body.into());
             Ok(None)
         }
+        Collected::Enough => {
+            active(ex).body = Some(body.into());
+            Ok(None)
+        }
         Collected::TooLarge => {
             ex.manager.stats.downstream_rq_too_large.increment(1);
             Ok(Some(Reply::new(413, "request_payload_too_large").body("Payload Too Large")))
@@ -346,6 +390,7 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
 /// What came of taking in a body.
 enum Collected {
     All,
+    Enough,
     TooLarge,
     Refused(Refusal),
     Idle,
