@@ -36,6 +36,8 @@ pub struct Answer {
     pub body: Bytes,
     /// Its trailers.
     pub trailers: Option<Fields>,
+    /// How long after the call its head was there.
+    pub took: Duration,
 }
 
 /// Why there is no answer.
@@ -83,8 +85,13 @@ pub fn head(method: &[u8], authority: &[u8], path: &[u8], scheme: &[u8]) -> Requ
 
 /// Adds what every request of our own says of where it comes from.
 pub fn sign(head: &mut RequestHead, worker: &Worker, timeout: Option<Duration>) {
-    head.fields.push_known(Known::XEnvoyInternal, b"true");
     manager::append_forwarded_for(head, worker.own_address.as_bytes());
+    sign_only(head, timeout);
+}
+
+/// As [`sign`], without this machine's address.
+pub fn sign_only(head: &mut RequestHead, timeout: Option<Duration>) {
+    head.fields.push_known(Known::XEnvoyInternal, b"true");
     if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
         let mut digits = itoa::Buffer::new();
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
@@ -99,7 +106,7 @@ impl Call {
     /// [`CallError`].
     pub async fn send(self, worker: Rc<Worker>, slot: Arc<Slot<Cluster>>) -> Result<Answer, CallError> {
         let cluster = worker.upstreams.cluster(&slot).ok_or(CallError::NoCluster)?;
-        let timeout = self.timeout;
+        let (timeout, began) = (self.timeout, Instant::now());
         let exchange = async {
             let pool = cluster.pick(&PickContext::default()).map_err(|_| CallError::Unavailable)?;
             let http2 = match pool.cluster().http.protocol {
@@ -108,9 +115,9 @@ impl Call {
                 UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
             };
             if http2 {
-                self.exchange_stream(&pool).await
+                self.exchange_stream(&pool, began).await
             } else {
-                self.exchange(&pool).await
+                self.exchange(&pool, began).await
             }
         };
         let answer = match timeout {
@@ -127,7 +134,7 @@ impl Call {
         answer
     }
 
-    async fn exchange(&self, pool: &Rc<HostPool>) -> Result<Answer, CallError> {
+    async fn exchange(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
         let cluster = pool.cluster().clone();
         let mut connection = pool.connection(0).await.map_err(|_| CallError::Unavailable)?;
         let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
@@ -139,7 +146,7 @@ impl Call {
         poll_fn(|context| out.poll_flush(&connection.stream, context))
             .await
             .map_err(|_| CallError::Broken)?;
-        let (answer, reusable) = self.answer(&cluster, &mut connection).await?;
+        let (answer, reusable) = self.answer(&cluster, &mut connection, began).await?;
         pool.give_back(connection, reusable, Instant::now());
         Ok(answer)
     }
@@ -148,6 +155,7 @@ impl Call {
         &self,
         cluster: &Arc<Cluster>,
         connection: &mut UpstreamConnection,
+        began: Instant,
     ) -> Result<(Answer, bool), CallError> {
         let http = &cluster.http;
         let limits = ResponseLimits {
@@ -173,6 +181,7 @@ impl Call {
             }
         };
         note(cluster, &parsed.head);
+        let took = began.elapsed();
         let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
         let until_close = parsed.framing == Framing::UntilClose;
         let mut body = BytesMut::new();
@@ -202,11 +211,11 @@ impl Call {
         })
         .await?;
         let reusable = parsed.keep_alive && !until_close;
-        Ok((Answer { head: parsed.head, body: body.freeze(), trailers }, reusable))
+        Ok((Answer { head: parsed.head, body: body.freeze(), trailers, took }, reusable))
     }
 
     /// As [`Call::exchange`], over HTTP/2.
-    async fn exchange_stream(&self, pool: &Rc<HostPool>) -> Result<Answer, CallError> {
+    async fn exchange_stream(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
         let cluster = pool.cluster().clone();
         let slot = match pool.reuse_stream() {
             Some(slot) => slot,
@@ -228,6 +237,7 @@ impl Call {
             }
         };
         note(&cluster, &parsed.head);
+        let took = began.elapsed();
         let mut body = BytesMut::new();
         let trailers = loop {
             match poll_fn(|context| stream.incoming.poll_next(context)).await {
@@ -239,7 +249,7 @@ impl Call {
                 Err(_) => return Err(CallError::Broken),
             }
         };
-        Ok(Answer { head: parsed.head, body: body.freeze(), trailers })
+        Ok(Answer { head: parsed.head, body: body.freeze(), trailers, took })
     }
 }
 

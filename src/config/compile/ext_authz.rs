@@ -106,6 +106,7 @@ pub(super) fn compile(
         charge: bool_or(config.charge_cluster_response_stats, true),
         max_denial: config.max_denied_response_body_bytes as usize,
         stats: AuthzStats::new(&scope),
+        stat_prefix: config.stat_prefix.trim_end_matches('.').into(),
         by_cluster: ByCluster::default(),
     })
 }

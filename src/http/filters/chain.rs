@@ -38,6 +38,8 @@ pub(in crate::http) enum Wait {
     Until(Instant),
     /// The whole body of the request, of at most so many bytes.
     Body(usize),
+    /// The same; its framing stays what it is.
+    Hold(usize),
     /// So many bytes of the body, or all of it.
     Prefix(usize),
     /// What the filter has asked for.
@@ -260,8 +262,9 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
     let until = match wait {
         Wait::Until(until) => until,
-        Wait::Body(most) => return collect(ex, most, false, idle).await,
-        Wait::Prefix(most) => return collect(ex, most, true, idle).await,
+        Wait::Body(most) => return collect(ex, most, Take::Measured, idle).await,
+        Wait::Hold(most) => return collect(ex, most, Take::Whole, idle).await,
+        Wait::Prefix(most) => return collect(ex, most, Take::Beginning, idle).await,
         Wait::Answer => return answer(ex, idle).await,
     };
     let deadline = idle.map_or(until, |idle| idle.min(until));
@@ -315,11 +318,20 @@ fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     Reply::new(status, "stream_idle_timeout").body("stream timeout")
 }
 
-/// Takes in the request's body, or the beginning of it if `partial`.
+/// How much of a body is taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Take {
+    /// All of it; then its length is known.
+    Measured,
+    Whole,
+    Beginning,
+}
+
+/// Takes in the request's body.
 async fn collect(
     ex: &mut Exchange<'_>,
     most: usize,
-    partial: bool,
+    take: Take,
     idle: Option<Instant>,
 ) -> Result<Option<Reply>, ()> {
     // Another filter may have taken in the beginning.
@@ -334,7 +346,7 @@ async fn collect(
                 Seen::Shared(bytes) => body.extend_from_slice(bytes),
             };
             let polled = upload.poll_receive(down.client.source(), &mut shelf, each, context);
-            if partial && body.len() >= most {
+            if take == Take::Beginning && body.len() >= most {
                 return Poll::Ready(if upload.is_received() { Collected::All } else { Collected::Enough });
             }
             if body.len() > most {
@@ -358,7 +370,7 @@ async fn collect(
     match collected {
         Collected::All => {
             ex.info.times.request_complete = Some(ex.now);
-            if ex.upload.measure() {
+            if take == Take::Measured && ex.upload.measure() {
                 if let Some(request) = &mut ex.request {
                     let mut digits = itoa::Buffer::new();
                     request.fields.set_known(Known::ContentLength, digits.format(body.len()).as_bytes());

@@ -163,7 +163,7 @@ impl Config {
         if let Err(Stop::Needs(remote)) = result {
             let (worker, stats) = (ex.worker.clone(), self.stats.clone());
             active(ex).pending = Some(Pending::new(async move {
-                let fetched = fetch(worker, &remote, &stats).await;
+                let fetched = fetch(&worker, &remote, &stats).await;
                 Awaited::Keys(remote, fetched)
             }));
             return Step::Wait(Wait::Answer);
@@ -226,7 +226,7 @@ fn realm(request: &RequestHead) -> Vec<u8> {
 }
 
 /// Fetches keys; says whether they came. They are in their place then.
-async fn fetch(worker: Rc<Worker>, remote: &RemoteKeys, stats: &JwtStats) -> bool {
+async fn fetch(worker: &Rc<Worker>, remote: &RemoteKeys, stats: &JwtStats) -> bool {
     let mut tries = 0;
     let keys = loop {
         tries += 1;
@@ -238,7 +238,7 @@ async fn fetch(worker: Rc<Worker>, remote: &RemoteKeys, stats: &JwtStats) -> boo
         };
         let mut request = call::head(b"GET", &target.authority, &target.path, b"http");
         request.fields.push_known(Known::UserAgent, USER_AGENT);
-        call::sign(&mut request, &worker, timeout);
+        call::sign(&mut request, worker, timeout);
         let call = Call { request, body: bytes::Bytes::new(), timeout, most: MAX_KEYS };
         let answer = call.send(worker.clone(), target.cluster.clone()).await;
         let retries = match &answer {
@@ -298,7 +298,7 @@ pub fn tick(worker: &Rc<Worker>, now: Instant) {
             ahead.due = now + lifetime.checked_sub(MARGIN).filter(|left| !left.is_zero()).unwrap_or(lifetime);
             let (worker, stats) = (worker.clone(), ahead.stats.clone());
             tokio::task::spawn_local(async move {
-                while !fetch(worker.clone(), &remote, &stats).await {
+                while !fetch(&worker, &remote, &stats).await {
                     tokio::time::sleep(remote.ahead.unwrap_or(remote.lifetime)).await;
                     if Arc::strong_count(&remote) == 1 {
                         break;

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3::HeaderValue;
 use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3 as common;
 use outrigger_control_api::pb::envoy::service::ratelimit::v3 as pb;
@@ -179,8 +180,7 @@ impl Config {
                 which(stats).increment(1);
             }
         };
-        let code = answer.as_ref().map(pb::RateLimitResponse::overall_code);
-        let (Some(answer), Some(code @ (Code::Ok | Code::OverLimit))) = (answer, code) else {
+        let Some(mut answer) = answer else {
             count(|stats| &stats.error);
             if !self.deny {
                 count(|stats| &stats.failure_mode_allowed);
@@ -189,7 +189,7 @@ impl Config {
             ex.info.flags.insert(ResponseFlags::RLSE);
             return Step::Reply(Reply::new(self.status_on_error, "rate_limiter_error"));
         };
-        if let Some(metadata) = answer.dynamic_metadata {
+        if let Some(metadata) = answer.dynamic_metadata.take() {
             let all = ex.info.metadata.get_or_insert_default();
             all.entry(NAMESPACE.to_owned()).or_default().fields.extend(metadata.fields);
         }
@@ -198,9 +198,12 @@ impl Config {
             told.limits(&answer.statuses);
         }
         told.0.extend(answer.response_headers_to_add.iter().filter_map(pair));
-        if code == Code::Ok {
+        if answer.overall_code() != Code::OverLimit {
             count(|stats| &stats.ok);
         } else {
+            if !self.quiet {
+                told.0.push((Known::XEnvoyRatelimited.name().into(), "true".into()));
+            }
             count(|stats| &stats.over_limit);
             let slot = at.course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
             if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
@@ -209,7 +212,7 @@ impl Config {
                 stats.upstream_rq_completed.increment(1);
             }
             if ex.worker.draws_from(&self.enforced) {
-                return self.refuse(&told, answer.raw_body, ex);
+                return self.refuse(&told, answer.raw_body.into(), ex);
             }
         }
         if let Some(request) = &mut ex.request {
@@ -223,17 +226,14 @@ impl Config {
         Step::Continue
     }
 
-    fn refuse(&self, told: &Told, body: Vec<u8>, ex: &mut Exchange<'_>) -> Step {
+    fn refuse(&self, told: &Told, body: Bytes, ex: &mut Exchange<'_>) -> Step {
         ex.info.flags.insert(ResponseFlags::RL);
         let mut fields = Fields::default();
         for (name, value) in &told.0 {
             fields.push(name.as_bytes(), value.as_bytes());
         }
-        if !self.quiet {
-            fields.push_known(Known::XEnvoyRatelimited, b"true");
-        }
         let mut reply = Reply::new(self.status, "request_rate_limited").with_fields(fields);
-        reply.body = body.into();
+        reply.body = body;
         let reply = reply.grpc_status(self.exhausted.then_some(Cow::Borrowed("8")));
         Step::Reply(reply.changed(self.response_headers.clone()))
     }

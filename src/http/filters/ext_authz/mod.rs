@@ -90,6 +90,8 @@ pub struct Config {
     pub max_denial: usize,
     /// Its statistics.
     pub stats: AuthzStats,
+    /// After `ext_authz` in the names of statistics.
+    pub stat_prefix: Box<str>,
     /// Those of the clusters that requests go to.
     pub by_cluster: ByCluster,
 }
@@ -173,10 +175,12 @@ crate::stats! {
 }
 
 impl ByCluster {
-    fn of(&self, name: &str) -> Arc<ClusterStats> {
+    fn of(&self, name: &str, stat_prefix: &str) -> Arc<ClusterStats> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         known.unwrap_or_else(|| {
-            let stats = Arc::new(ClusterStats::new(&Scope::cluster(name).sub("ext_authz")));
+            let scope = Scope::cluster(name).sub("ext_authz");
+            let scope = if stat_prefix.is_empty() { scope } else { scope.sub(stat_prefix) };
+            let stats = Arc::new(ClusterStats::new(&scope));
             let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
             all.entry(name.into()).or_insert(stats).clone()
         })
@@ -193,7 +197,8 @@ impl Config {
         of: fn(&ClusterStats) -> &Counter,
     ) {
         own(&self.stats).increment(1);
-        if let Some(cluster) = at.course.with_cluster(ex, |name| self.by_cluster.of(name)) {
+        if let Some(cluster) = at.course.with_cluster(ex, |name| self.by_cluster.of(name, &self.stat_prefix))
+        {
             of(&cluster).increment(1);
         }
     }
@@ -241,7 +246,7 @@ impl Config {
         match self.buffering(ex, at) {
             Some(body) if !ex.upload.is_received() => Step::Wait(match body.partial {
                 true => Wait::Prefix(body.most),
-                false => Wait::Body(body.most),
+                false => Wait::Hold(body.most),
             }),
             _ => self.ask(ex, at),
         }

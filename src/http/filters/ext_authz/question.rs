@@ -217,7 +217,7 @@ impl Config {
             head.fields.push(PARTIAL.as_bytes(), if *cut { b"true" } else { b"false" });
         }
         service.headers.apply_to_request(&mut head, &ex.info);
-        call::sign(&mut head, ex.worker, service.target.timeout);
+        call::sign_only(&mut head, service.target.timeout);
         Some((head, body.map(|(body, _)| body).unwrap_or_default()))
     }
 }

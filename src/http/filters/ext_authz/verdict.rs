@@ -69,6 +69,8 @@ pub(in crate::http::filters) struct Changes(Vec<Named>);
 
 /// Names of headers that an HTTP service wants removed.
 const REMOVE: &str = "x-envoy-auth-headers-to-remove";
+/// How long the service took, in milliseconds.
+const TOOK: &str = "x-envoy-upstream-service-time";
 const FAILURE_ALLOWED: &[u8] = b"x-envoy-auth-failure-mode-allowed";
 
 fn named(options: Vec<HeaderValueOption>, request: bool) -> Vec<Named> {
@@ -152,7 +154,9 @@ impl Verdict {
                 None => name != "host",
                 Some(some) => any(some, name.as_bytes()),
             };
-            let headers = fields().filter(|(name, _)| goes(name)).collect();
+            // As from any upstream of Envoy's.
+            let took = (TOOK.to_owned(), answer.took.as_millis().to_string().into_bytes());
+            let headers = fields().chain([took]).filter(|(name, _)| goes(name)).collect();
             return Verdict::Denied(Denied {
                 status,
                 headers,
@@ -173,7 +177,7 @@ impl Verdict {
                 allowed.headers.push((name.clone(), value.clone(), How::Set));
             }
             if is(&service.upstream_append) {
-                allowed.headers.push((name.clone(), value.clone(), How::Append));
+                allowed.headers.push((name.clone(), value.clone(), How::Add));
             }
             if is(&service.client_on_success) {
                 allowed.response.push((name.clone(), value.clone(), How::Add));

@@ -32,11 +32,11 @@ fn claims() -> Value {
 /// Those claims with others in their place; null takes one away.
 fn with(changes: Value) -> Value {
     let mut all = claims();
-    let fields = all.as_object_mut().expect("an object");
-    for (name, value) in changes.as_object().expect("an object") {
+    let (Some(fields), Value::Object(changes)) = (all.as_object_mut(), changes) else { panic!("no objects") };
+    for (name, value) in changes {
         match value {
-            Value::Null => fields.remove(name),
-            value => fields.insert(name.clone(), value.clone()),
+            Value::Null => fields.remove(&name),
+            value => fields.insert(name, value),
         };
     }
     all
