@@ -26,6 +26,9 @@ use crate::config::matcher::StringMatcher;
 use crate::config::services::{HttpTarget, Retries};
 use crate::config::{HeaderKey, HeaderMutate, RequestView};
 
+/// Where a claim is in a payload: the names on the way to it.
+pub type ClaimPath = Box<[Box<str>]>;
+
 /// Whose tokens are accepted, and what becomes of them (`JwtProvider`).
 #[derive(Debug)]
 pub struct Provider {
@@ -44,7 +47,7 @@ pub struct Provider {
     /// Gets the payload, padded or not.
     pub payload_header: Option<(HeaderKey, bool)>,
     /// Get claims: a name, and where in the payload.
-    pub claims: Box<[(HeaderKey, Box<[Box<str>]>)]>,
+    pub claims: Box<[(HeaderKey, ClaimPath)]>,
     /// Metadata that get the payload, the header, or what was wrong.
     pub payload_metadata: Box<str>,
     /// The header's.
@@ -371,8 +374,8 @@ impl<R: RequestView + HeaderMutate> Trial<'_, R> {
     fn take(&mut self, provider: &Provider, place: extract::Place<'_>, token: &Token) {
         if let Some((key, pad)) = &provider.payload_header {
             let mut text = token.payload_text().to_vec();
-            while *pad && text.len() % 4 != 0 {
-                text.push(b'=');
+            if *pad {
+                text.resize(text.len().next_multiple_of(4), b'=');
             }
             self.request.append(key, &text);
         }

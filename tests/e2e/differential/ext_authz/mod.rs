@@ -163,7 +163,7 @@ fn answer(question: &pb::CheckRequest) -> Said<pb::CheckResponse> {
     let denied = |code: i32, headers: Vec<HeaderValueOption>, body: &str| pb::CheckResponse {
         status: status(7),
         http_response: Some(HttpResponse::DeniedResponse(pb::DeniedHttpResponse {
-            status: (code != 0).then(|| HttpStatus { code }),
+            status: (code != 0).then_some(HttpStatus { code }),
             headers,
             body: body.to_string(),
         })),
