@@ -217,9 +217,11 @@ const ASIDE: [&str; 9] = [
 ];
 
 /// Services and packages kept all the same.
-const KEPT: [&str; 4] = [
+const KEPT: [&str; 6] = [
+    "envoy.service.auth.v3",
     "envoy.service.discovery.v3",
     "envoy.service.load_stats.v3",
+    "envoy.service.ratelimit.v3",
     "envoy.service.runtime.v3",
     "google.protobuf",
 ];

@@ -114,16 +114,13 @@ fn time(time: Option<SystemTime>) -> String {
 }
 
 fn certificate_json(path: &str, facts: &Facts, now: SystemTime) -> Value {
-    let name = |(kind, name): &(SanKind, String)| match kind {
-        SanKind::Dns => Some(json!({"dns": name})),
-        SanKind::Uri => Some(json!({"uri": name})),
-        SanKind::Ip => Some(json!({"ip_address": name})),
-        SanKind::Email => None,
-    };
+    let kinds = [(SanKind::Dns, "dns"), (SanKind::Uri, "uri"), (SanKind::Ip, "ip_address")];
+    let names =
+        kinds.iter().flat_map(|(kind, key)| facts.of_kind(*kind).map(move |name| json!({*key: name})));
     json!({
         "path": path,
         "serial_number": facts.serial,
-        "subject_alt_names": facts.names.iter().filter_map(name).collect::<Vec<_>>(),
+        "subject_alt_names": names.collect::<Vec<_>>(),
         "days_until_expiration": facts.not_after.map_or(0, |end| days_between(now, end)).to_string(),
         "valid_from": time(facts.not_before),
         "expiration_time": time(facts.not_after),

@@ -223,6 +223,12 @@ pub enum HttpFilter {
     AdmissionControl(Arc<filters::admission_control::Config>),
     /// `envoy.filters.http.adaptive_concurrency`.
     AdaptiveConcurrency(Arc<filters::adaptive_concurrency::Config>),
+    /// `envoy.filters.http.jwt_authn`.
+    JwtAuthn(Arc<filters::jwt_authn::Config>),
+    /// `envoy.filters.http.ext_authz`.
+    ExtAuthz(Arc<filters::ext_authz::Config>),
+    /// `envoy.filters.http.ratelimit`.
+    RateLimit(Arc<filters::ratelimit::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

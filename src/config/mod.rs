@@ -22,11 +22,13 @@ pub mod listener;
 pub mod matcher;
 pub mod pieces;
 pub mod problems;
+pub mod query;
 pub mod regex;
 pub mod retirement;
 pub mod route;
 pub mod runtime_value;
 pub mod scopes;
+pub mod services;
 pub mod slot;
 #[cfg(test)]
 mod slot_tests;

@@ -6,6 +6,7 @@
 //! access-log record a stream. Nothing here knows about threads or reads protobuf.
 
 pub mod bulk;
+pub mod call;
 pub mod client;
 mod client_cert;
 pub mod connection;

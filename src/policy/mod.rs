@@ -4,4 +4,5 @@
 //! told about it. Nothing here does I/O or waits; the filters that ask act on the answer.
 
 pub mod gate;
+pub mod jwt;
 pub mod rbac;

@@ -16,6 +16,7 @@ use super::socket::Bound;
 use super::stream::Acceptor;
 use crate::config::compile::runtime::Runtime;
 use crate::config::{Cluster, Directory, Retirement};
+use crate::http::filters::jwt_authn;
 use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
@@ -158,6 +159,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
             last_sweep = now;
             worker.clock.tick();
             worker.upstreams.sweep(now);
+            jwt_authn::tick(&worker, now);
             worker.multiplexed.sweep(&worker, now);
         }
         status.connections.store(census.connections.get(), Ordering::Relaxed);

@@ -477,6 +477,10 @@ fn failure_of(error: &webpki::Error, chain: &[CertificateDer<'_>], now: UnixTime
 }
 
 fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
-    x509_parser::parse_x509_certificate(certificate)
-        .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
+        // As BoringSSL: one that may not sign certificates has not signed itself.
+        let signs =
+            parsed.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
+        signs && parsed.subject().as_raw() == parsed.issuer().as_raw()
+    })
 }

@@ -317,8 +317,9 @@ fn filters(
                     unsupported |= router.is_none();
                 }
                 found if http_filters::knows(found) => {
-                    let compiled =
-                        problems.at("typed_config", |problems| http_filters::compile(any, &stats, problems));
+                    let compiled = problems.at("typed_config", |problems| {
+                        http_filters::compile(any, &stats, &environment.compiler.clusters, problems)
+                    });
                     unsupported |= compiled.is_none();
                     install(compiled);
                 }

@@ -12,11 +12,12 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, extension, rbac, Environment};
+use super::{bool_or, ext_authz, extension, jwt_authn, ratelimit, rbac, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
+use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 use crate::http::filters::{
     adaptive_concurrency, admission_control, buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation,
@@ -68,7 +69,9 @@ pub(super) fn config_discovery(
     let default = config.default_config.as_ref().and_then(|any| {
         problems.at("default_config", |problems| {
             check_type(any, &types, problems);
-            knows(type_of(any)).then(|| compile(any, &Scope::http(stat_prefix), problems)).flatten()
+            knows(type_of(any))
+                .then(|| compile(any, &Scope::http(stat_prefix), &environment.compiler.clusters, problems))
+                .flatten()
         })
     });
     let optional = config.apply_default_config_without_warming;
@@ -93,6 +96,7 @@ pub(super) fn discovered(
     config: &core::TypedExtensionConfig,
     types: &[Box<str>],
     stats: &Scope,
+    clusters: &Directory<Cluster>,
     problems: &mut Problems,
 ) -> Option<HttpFilter> {
     problems.at("typed_config", |problems| {
@@ -101,7 +105,7 @@ pub(super) fn discovered(
         if !check_type(any, types, problems) {
             return None;
         }
-        compile(any, stats, problems)
+        compile(any, stats, clusters, problems)
     })
 }
 
@@ -133,11 +137,19 @@ pub(super) fn knows(kind: &str) -> bool {
             | ADMISSION_CONTROL
             | ADAPTIVE_CONCURRENCY
             | rbac::HTTP
+            | jwt_authn::TYPE
+            | ext_authz::TYPE
+            | ratelimit::TYPE
     )
 }
 
-/// The filter in `any`, which counts in `stats`. `None` when a problem was reported.
-pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Option<HttpFilter> {
+/// The filter in `any`, which counts in `stats` and may ask services in `clusters`. `None` when a problem was reported.
+pub(super) fn compile(
+    any: &Any,
+    stats: &Scope,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<HttpFilter> {
     match type_of(any) {
         STATS => Some(HttpFilter::GrpcStats(grpc_stats(&extension(any, "", problems)?))),
         WEB => {
@@ -190,6 +202,18 @@ pub(super) fn compile(any: &Any, stats: &Scope, problems: &mut Problems) -> Opti
                 adaptive_concurrency::Config::compile(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::AdaptiveConcurrency(Arc::new(config)))
         }
+        ratelimit::TYPE => {
+            let config = ratelimit::compile(&extension(any, "", problems)?, clusters, problems)?;
+            Some(HttpFilter::RateLimit(Arc::new(config)))
+        }
+        ext_authz::TYPE => {
+            let config = ext_authz::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
+            Some(HttpFilter::ExtAuthz(Arc::new(config)))
+        }
+        jwt_authn::TYPE => {
+            let config = jwt_authn::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
+            Some(HttpFilter::JwtAuthn(Arc::new(config)))
+        }
         rbac::HTTP => {
             let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::Rbac(Arc::new(filter)))
@@ -223,6 +247,15 @@ pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) 
         HEADER_TO_METADATA => {
             header_to_metadata::Config::compile(&extension(any, "", problems)?, true, problems)
                 .map(RouteFilter::HeaderToMetadata)
+        }
+        ratelimit::PER_ROUTE => {
+            ratelimit::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::RateLimit)
+        }
+        ext_authz::PER_ROUTE => {
+            ext_authz::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::ExtAuthz)
+        }
+        jwt_authn::PER_ROUTE => {
+            jwt_authn::per_route(&extension(any, "", problems)?).map(RouteFilter::JwtAuthn)
         }
         rbac::PER_ROUTE => rbac::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Rbac),
         found if optional => {

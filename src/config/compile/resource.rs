@@ -368,7 +368,7 @@ impl Compiler {
     ) -> Result<Compiled<HttpFilter>, Vec<Problem>> {
         let stats = Scope::http(stat_prefix);
         self.compile(body, &|_| true, |config: &TypedExtensionConfig, _, problems| {
-            let filter = http_filters::discovered(config, types, &stats, problems)?;
+            let filter = http_filters::discovered(config, types, &stats, &self.clusters, problems)?;
             Some((config.name.as_str().into(), filter))
         })
     }

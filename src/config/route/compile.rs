@@ -16,6 +16,7 @@ use prost::Message;
 use super::action::{DirectResponse, Mirror};
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
+use super::limits::{RateLimits, RouteLimits};
 use super::overrides::{merge, Level, Overrides};
 use super::path::{Conditions, PathMatch, PathText};
 use super::redirect::{Redirect, RedirectPath};
@@ -95,6 +96,7 @@ pub(super) struct HostScope {
     pub(super) include_request_attempt_count: bool,
     pub(super) include_attempt_count_in_response: bool,
     pub(super) include_is_timeout_retry_header: bool,
+    limits: Option<Arc<RateLimits>>,
 }
 
 /// Compiles `config`; clusters it names get a slot in `clusters`, whether they exist or not. `None` if
@@ -275,6 +277,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         include_request_attempt_count: config.include_request_attempt_count,
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
+        limits: RateLimits::compile(&config.rate_limits, "rate_limits", problems),
     };
     let routes = (config.routes.iter().enumerate())
         .filter_map(|(index, config)| {
@@ -329,6 +332,17 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         // Demanded by a field rule.
         None => None,
     };
+    let limits = match config.action.as_ref() {
+        Some(Proto::Route(action)) => {
+            let own = problems
+                .at("route", |problems| RateLimits::compile(&action.rate_limits, "rate_limits", problems));
+            #[allow(deprecated)] // As above.
+            let both = bool_or(action.include_vh_rate_limits, false);
+            let host = host.limits.clone();
+            (own.is_some() || host.is_some()).then(|| Box::new(RouteLimits { own, host, both }))
+        }
+        _ => None,
+    };
     let (matched, conditions) = matched?;
     let order = |route: &HeaderOps, host: &HeaderOps, table: &HeaderOps| {
         if scope.most_specific_wins {
@@ -349,10 +363,14 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         metadata: config.metadata.clone().map(Box::new),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| host.on_demand.clone()),
         stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
+        limits,
     })
 }
 
-fn route_match(config: &pb::RouteMatch, problems: &mut Problems) -> Option<(PathMatch, Conditions)> {
+pub(super) fn route_match(
+    config: &pb::RouteMatch,
+    problems: &mut Problems,
+) -> Option<(PathMatch, Conditions)> {
     use pb::route_match::PathSpecifier;
 
     let case_sensitive = bool_or(config.case_sensitive, true);

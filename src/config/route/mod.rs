@@ -9,6 +9,7 @@ mod compile;
 mod compile_action;
 mod domains;
 mod header_ops;
+mod limits;
 mod overrides;
 mod path;
 mod redirect;
@@ -35,8 +36,9 @@ pub use action::{
 };
 pub use compile::{compile, compile_encoded, Look};
 pub use header_ops::HeaderOps;
+pub use limits::{Descriptor, LimitFacts, RateLimits, RouteLimits};
 pub use overrides::{FilterName, Override, Overrides, RouteFilter};
-pub use path::{PathMatch, PathText};
+pub use path::{PathMatch, PathText, RequestMatch};
 pub use redirect::{own_location, tls_location, Redirect, RedirectPath};
 pub use retry::{
     BackOff, HostPredicate, RateLimitedBackOff, RequestRetries, ResetFormat, ResetHeader, RetryOn,
@@ -103,6 +105,8 @@ pub struct Route {
     pub on_demand: Option<Arc<RouteOnDemand>>,
     /// Name for statistics.
     pub stat_prefix: Option<Arc<str>>,
+    /// By what rate limits count its requests.
+    pub limits: Option<Box<RouteLimits>>,
 }
 
 /// What [`RouteTable::select`] found.

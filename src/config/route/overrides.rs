@@ -57,6 +57,9 @@ pub enum RouteFilter {
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),
     Rbac(crate::policy::rbac::Rules),
+    JwtAuthn(filters::jwt_authn::PerRoute),
+    ExtAuthz(filters::ext_authz::PerRoute),
+    RateLimit(filters::ratelimit::PerRoute),
 }
 
 /// What a route says to all filters.

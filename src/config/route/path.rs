@@ -1,7 +1,10 @@
 //! What a route demands of a request: its path, and everything else.
 
+use outrigger_control_api::pb::envoy::config::route::v3 as pb;
+
 use crate::config::headers::{HeaderKey, RequestView};
 use crate::config::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher};
+use crate::config::problems::Problems;
 use crate::config::regex::Regex;
 
 /// A route's path matcher. Paths are compared without query and fragment.
@@ -108,6 +111,33 @@ pub(super) struct Conditions {
     pub(super) cookies: Option<(HeaderKey, Box<[CookieMatcher]>)>,
     pub(super) grpc: bool,
     pub(super) fraction: Option<Fraction>,
+}
+
+/// What a rule demands of the requests that it is for, as a route would.
+#[derive(Debug)]
+pub struct RequestMatch {
+    matched: PathMatch,
+    conditions: Conditions,
+}
+
+impl RequestMatch {
+    /// Compiles `config`. `None` when a problem was reported.
+    pub fn compile(config: &pb::RouteMatch, problems: &mut Problems) -> Option<Self> {
+        for (field, set) in
+            [("runtime_fraction", config.runtime_fraction.is_some()), ("grpc", config.grpc.is_some())]
+        {
+            if set {
+                problems.report_at(field, "only routes have it");
+            }
+        }
+        let (matched, conditions) = super::compile::route_match(config, problems)?;
+        Some(Self { matched, conditions })
+    }
+
+    /// Whether a request meets it.
+    pub fn matches<R: RequestView>(&self, request: &R) -> bool {
+        matches(&self.matched, &self.conditions, RequestPath::new(request.path(), false), request, 0)
+    }
 }
 
 /// Whether a request meets a route's demands.

@@ -76,8 +76,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.core.v3.RateLimitSettings"),
     MessageSupport {
         message: "envoy.config.core.v3.GrpcService",
-        implemented: &["envoy_grpc", "google_grpc", "initial_metadata"],
-        observe: &[("timeout", "streams have no timeout"), ("retry_policy", FIRST)],
+        implemented: &["envoy_grpc", "google_grpc", "initial_metadata", "timeout"],
+        observe: &[("retry_policy", FIRST)],
         rejected: &[],
     },
     MessageSupport {
@@ -88,9 +88,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.core.v3.RetryPolicy",
-        implemented: &["retry_back_off"],
+        implemented: &["retry_back_off", "num_retries"],
         observe: &[
-            ("num_retries", FIRST),
             ("retry_on", FIRST),
             ("retry_priority", FIRST),
             ("retry_host_predicate", FIRST),

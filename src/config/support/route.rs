@@ -3,7 +3,6 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
-const RATE_LIMIT_FILTERS: &str = "only rate limit filters read it, and those are refused";
 const METADATA: &str = "only filters and formats read it, and those that do are refused";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
@@ -62,10 +61,10 @@ pub const ROUTE: &[MessageSupport] = &[
             "hedge_policy",
             "per_request_buffer_limit_bytes",
             "request_mirror_policies",
+            "rate_limits",
         ],
         observe: &[
             ("virtual_clusters", "statistics are not kept by virtual cluster"),
-            ("rate_limits", RATE_LIMIT_FILTERS),
             ("metadata", METADATA),
         ],
         rejected: &[
@@ -181,11 +180,11 @@ pub const ROUTE: &[MessageSupport] = &[
             "metadata_match",
             "cors",
             "internal_redirect_action",
+            "rate_limits",
+            "include_vh_rate_limits",
         ],
         observe: &[
             ("early_data_policy", "there is no early data"),
-            ("rate_limits", RATE_LIMIT_FILTERS),
-            ("include_vh_rate_limits", RATE_LIMIT_FILTERS),
             ("max_internal_redirects", "internal redirects are refused"),
         ],
         rejected: &[

@@ -53,6 +53,8 @@ pub(super) enum Check {
     UnlessEmpty(&'static [Check]),
 }
 
+use super::filter_rules::FILTERS;
+
 include!(concat!(env!("OUT_DIR"), "/rules.rs"));
 
 const NAMED: &[Check] = &[Check::MinChars(1)];
@@ -169,7 +171,7 @@ static EXTRA: &[(&str, &[FieldRule])] = &[
 ];
 
 pub(super) static BY_NAME: LazyLock<HashMap<&'static str, &'static [FieldRule]>> =
-    LazyLock::new(|| RULES.iter().chain(EXTRA).copied().collect());
+    LazyLock::new(|| RULES.iter().chain(EXTRA).chain(FILTERS).copied().collect());
 
 /// Checks `message` and everything in it; `path` is where it stands, without a trailing dot. Only the
 /// first failed rule of a field is reported.
@@ -579,10 +581,10 @@ mod tests {
 
     #[test]
     fn every_rule_names_a_field_and_every_pattern_compiles() {
-        for (name, rules) in RULES.iter().chain(EXTRA) {
+        for (name, rules) in RULES.iter().chain(EXTRA).chain(FILTERS) {
             let Some(message) = pool().get_message_by_name(name) else {
                 // The pool leaves out messages that no configuration holds.
-                assert!(!EXTRA.iter().any(|(extra, _)| extra == name), "{name}");
+                assert!(!EXTRA.iter().chain(FILTERS).any(|(extra, _)| extra == name), "{name}");
                 continue;
             };
             for rule in *rules {

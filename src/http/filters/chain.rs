@@ -39,6 +39,12 @@ pub(in crate::http) enum Wait {
     Until(Instant),
     /// The whole body of the request, of at most so many bytes.
     Body(usize),
+    /// The same; its framing stays what it is.
+    Hold(usize),
+    /// So many bytes of the body, or all of it.
+    Prefix(usize),
+    /// What the filter has asked for.
+    Answer,
 }
 
 /// What comes of the filters.
@@ -264,7 +270,10 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
     let until = match wait {
         Wait::Until(until) => until,
-        Wait::Body(most) => return collect(ex, most, idle).await,
+        Wait::Body(most) => return collect(ex, most, Take::Measured, idle).await,
+        Wait::Hold(most) => return collect(ex, most, Take::Whole, idle).await,
+        Wait::Prefix(most) => return collect(ex, most, Take::Beginning, idle).await,
+        Wait::Answer => return answer(ex, idle).await,
     };
     let deadline = idle.map_or(until, |idle| idle.min(until));
     let waited = poll_fn(|context| {
@@ -284,6 +293,31 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     Ok(Some(idle_reply(ex)))
 }
 
+/// Waits for what a filter has asked for.
+async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
+    let Some(mut pending) = active(ex).pending.take() else { return Ok(None) };
+    let awaited = poll_fn(|context| {
+        if let Poll::Ready(awaited) = pending.0.as_mut().poll(context) {
+            return Poll::Ready(Ok(Some(awaited)));
+        }
+        let down = &mut *ex.down;
+        down.client.nudge(context);
+        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+            return Poll::Ready(Err(()));
+        }
+        down.timer.poll(idle, context).map(|()| Ok(None))
+    })
+    .await;
+    ex.now = Instant::now();
+    match awaited? {
+        Some(awaited) => {
+            active(ex).awaited = Some(awaited);
+            Ok(None)
+        }
+        None => Ok(Some(idle_reply(ex))),
+    }
+}
+
 /// The answer to a request that has waited too long.
 fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     ex.manager.stats.downstream_rq_idle_timeout.increment(1);
@@ -292,9 +326,24 @@ fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
     Reply::new(status, "stream_idle_timeout").body("stream timeout")
 }
 
+/// How much of a body is taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Take {
+    /// All of it; then its length is known.
+    Measured,
+    Whole,
+    Beginning,
+}
+
 /// Takes in the request's body.
-async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
-    let mut body = Vec::new();
+async fn collect(
+    ex: &mut Exchange<'_>,
+    most: usize,
+    take: Take,
+    idle: Option<Instant>,
+) -> Result<Option<Reply>, ()> {
+    // Another filter may have taken in the beginning.
+    let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
     let collected = poll_fn(|context| {
         let Exchange { upload, down, .. } = &mut *ex;
         down.client.nudge(context);
@@ -305,6 +354,9 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
                 Seen::Shared(bytes) => body.extend_from_slice(bytes),
             };
             let polled = upload.poll_receive(down.client.source(), &mut shelf, each, context);
+            if take == Take::Beginning && body.len() >= most {
+                return Poll::Ready(if upload.is_received() { Collected::All } else { Collected::Enough });
+            }
             if body.len() > most {
                 return Poll::Ready(Collected::TooLarge);
             }
@@ -326,12 +378,16 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
     match collected {
         Collected::All => {
             ex.info.times.request_complete = Some(ex.now);
-            if ex.upload.measure() {
+            if take == Take::Measured && ex.upload.measure() {
                 if let Some(request) = &mut ex.request {
                     let mut digits = itoa::Buffer::new();
                     request.fields.set_known(Known::ContentLength, digits.format(body.len()).as_bytes());
                 }
             }
+            active(ex).body = Some(body.into());
+            Ok(None)
+        }
+        Collected::Enough => {
             active(ex).body = Some(body.into());
             Ok(None)
         }
@@ -354,6 +410,7 @@ async fn collect(ex: &mut Exchange<'_>, most: usize, idle: Option<Instant>) -> R
 /// What came of taking in a body.
 enum Collected {
     All,
+    Enough,
     TooLarge,
     Refused(Refusal),
     Idle,

@@ -1,21 +1,26 @@
-//! A limit of requests for this process (`envoy.filters.http.local_ratelimit`): one token bucket for each configuration,
-//! that of the filter or of a route.
+//! A limit of requests for this process (`envoy.filters.http.local_ratelimit`): for each configuration, that of the filter
+//! or of a route, one token bucket for all requests, and one for each descriptor that it names.
 //!
 //! Comes in: a request. Goes out: nothing while there are tokens, else 429, or only a number that is counted.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3::XRateLimitHeadersRfcVersion;
+use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3::{
+    VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
+};
 use outrigger_control_api::pb::envoy::extensions::filters::http::local_ratelimit::v3 as pb;
+use outrigger_control_api::pb::envoy::r#type::v3 as pb_type;
 
 use super::chain::{At, Step};
+use super::ratelimit::{self, HostLimits};
 use super::token_bucket::{Level, TokenBucket};
 use super::Encoder;
-use crate::config::compile::{duration, u32_or};
+use crate::config::compile::{bool_or, duration, u32_or};
 use crate::config::matcher::RuntimeFraction;
 use crate::config::problems::Problems;
-use crate::config::route::{HeaderOps, RouteFilter};
+use crate::config::route::{HeaderOps, RateLimits, RouteFilter};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::ResponseHead;
 use crate::telemetry::metrics::Scope;
@@ -48,7 +53,18 @@ pub struct Config {
     response_headers: HeaderOps,
     tell: bool,
     exhausted: bool,
+    /// Buckets by descriptor, the slowest first.
+    named: Box<[(Entries, TokenBucket)]>,
+    /// Requests of a descriptor take from the bucket for all, too.
+    always: bool,
+    /// What descriptors are made of, unless the route says it.
+    limits: Option<Arc<RateLimits>>,
+    stage: u32,
+    host: HostLimits,
 }
+
+/// The keys and values of a descriptor.
+type Entries = Box<[(Box<str>, Box<str>)]>;
 
 impl Config {
     /// Compiles `config`, which is of a route if `route`. `None` when a problem was reported.
@@ -58,18 +74,31 @@ impl Config {
         match &config.token_bucket {
             None if route => problems.report_at("token_bucket", "is required for a route"),
             None => {}
-            Some(config) => {
-                problems.at("token_bucket", |problems| {
-                    let interval = duration(&config.fill_interval, "fill_interval", problems);
-                    let interval = interval.unwrap_or(Duration::ZERO);
-                    if interval < MIN_INTERVAL {
-                        problems.report_at("fill_interval", "must be at least 0.05s");
-                    }
-                    let tokens = u32_or(config.tokens_per_fill, 1);
-                    bucket = Some(TokenBucket::new(config.max_tokens, tokens, interval, Instant::now()));
-                });
-            }
+            Some(config) => bucket = Some(self::bucket(config, problems)),
         }
+        let mut named = Vec::new();
+        for (index, config) in config.descriptors.iter().enumerate() {
+            problems.at_index("descriptors", index, |problems| {
+                if config.shadow_mode {
+                    problems.report_at("shadow_mode", "not supported yet");
+                }
+                let entries: Entries = (config.entries.iter())
+                    .map(|entry| (entry.key.as_str().into(), entry.value.as_str().into()))
+                    .collect();
+                if entries.iter().any(|(_, value)| value.is_empty()) {
+                    problems.report_at("entries", "each needs a value: there are no buckets for any value");
+                }
+                if named.iter().any(|(known, _)| *known == entries) {
+                    problems.report_at("entries", "another descriptor has the same");
+                }
+                // Demanded by a field rule.
+                if let Some(config) = &config.token_bucket {
+                    named.push((entries, self::bucket(config, problems)));
+                }
+            });
+        }
+        named.sort_by(|(_, one), (_, other)| other.each().total_cmp(&one.each()));
+        let limits = RateLimits::compile(&config.rate_limits, "rate_limits", problems);
         let mut ops = |list, field| HeaderOps::compile(list, field, &[], "", problems).unwrap_or_default();
         let request_headers =
             ops(&config.request_headers_to_add_when_not_enforced, "request_headers_to_add_when_not_enforced");
@@ -91,6 +120,15 @@ impl Config {
             response_headers,
             tell: config.enable_x_ratelimit_headers() == XRateLimitHeadersRfcVersion::DraftVersion03,
             exhausted: config.rate_limited_as_resource_exhausted,
+            named: named.into(),
+            always: bool_or(config.always_consume_default_token_bucket, true),
+            limits,
+            stage: config.stage,
+            host: match config.vh_rate_limits() {
+                VhRateLimitsOptions::Override => HostLimits::Override,
+                VhRateLimitsOptions::Include => HostLimits::Include,
+                VhRateLimitsOptions::Ignore => HostLimits::Ignore,
+            },
         })
     }
 
@@ -101,6 +139,30 @@ impl Config {
         }
     }
 
+    /// Takes tokens for a request; says whether there were, and what bucket tells of it.
+    fn take(&self, ex: &Exchange<'_>, at: &At<'_>) -> (bool, Option<&TokenBucket>) {
+        let mut first = None;
+        if !self.named.is_empty() {
+            let found = ratelimit::descriptors(ex, at, self.stage, self.limits.as_ref(), self.host);
+            for (entries, bucket) in &self.named {
+                let Some(descriptor) = found.iter().find(|found| *found.entries == **entries) else {
+                    continue;
+                };
+                if !bucket.take_many(descriptor.hits.unwrap_or(1), ex.now) {
+                    return (false, Some(bucket));
+                }
+                first = first.or(Some(bucket));
+            }
+        }
+        match &self.bucket {
+            Some(bucket) if first.is_none() || self.always => {
+                let taken = bucket.take(ex.now);
+                (taken, if taken { first.or(Some(bucket)) } else { Some(bucket) })
+            }
+            _ => (true, first),
+        }
+    }
+
     fn limit(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let drawn =
             |share: &Option<RuntimeFraction>| share.as_ref().is_some_and(|share| ex.worker.draws_from(share));
@@ -108,11 +170,11 @@ impl Config {
             return Step::Continue;
         }
         self.stats.enabled.increment(1);
-        let Some(bucket) = &self.bucket else {
+        let (taken, bucket) = self.take(ex, at);
+        let Some(bucket) = bucket else {
             self.stats.ok.increment(1);
             return Step::Continue;
         };
-        let taken = bucket.take(ex.now);
         let enforced = !taken && drawn(&self.enforced);
         if self.tell {
             at.encode(ex, Encoder::LocalRateLimit(bucket.level(ex.now)));
@@ -134,6 +196,17 @@ impl Config {
         let reply = reply.grpc_status(self.exhausted.then_some(Cow::Borrowed("8")));
         Step::Reply(reply.changed(self.response_headers.clone()))
     }
+}
+
+fn bucket(config: &pb_type::TokenBucket, problems: &mut Problems) -> TokenBucket {
+    problems.at("token_bucket", |problems| {
+        let interval = duration(&config.fill_interval, "fill_interval", problems).unwrap_or(Duration::ZERO);
+        if interval < MIN_INTERVAL {
+            problems.report_at("fill_interval", "must be at least 0.05s");
+        }
+        let tokens = u32_or(config.tokens_per_fill, 1);
+        TokenBucket::new(config.max_tokens, tokens, interval, Instant::now())
+    })
 }
 
 impl Level {

@@ -14,6 +14,7 @@ pub mod buffer;
 pub(super) mod chain;
 pub mod cors;
 pub mod csrf;
+pub mod ext_authz;
 pub mod fault;
 pub mod framing;
 pub mod grpc_http1_bridge;
@@ -22,14 +23,19 @@ pub mod grpc_web;
 pub mod header_mutation;
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod jwt_authn;
 pub mod local_ratelimit;
+pub mod ratelimit;
 mod rbac;
 pub mod set_metadata;
 mod token_bucket;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use outrigger_control_api::pb::envoy::service::ratelimit::v3::RateLimitResponse;
 use smallvec::SmallVec;
 
 use self::chain::{At, Step};
@@ -37,12 +43,14 @@ use self::framing::Messages;
 use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
 use self::grpc_web::{Transform, Web};
+use super::call::{Answer, CallError};
 use super::exchange::Exchange;
 use super::fields::Fields;
 use super::head::ResponseHead;
 use super::pump::Pump;
 use crate::config::http::HttpFilter;
 use crate::config::{Known, RequestView};
+use crate::policy::jwt::RemoteKeys;
 
 /// What the filters do to one request.
 #[derive(Debug, Default)]
@@ -65,6 +73,40 @@ pub struct Active {
     turns: SmallVec<[adaptive_concurrency::Turn; 1]>,
     /// The route is to be found anew.
     reroute: bool,
+    /// What a filter waits for.
+    pending: Option<Pending>,
+    /// What has come of it.
+    awaited: Option<Awaited>,
+    /// Keys that were fetched for it, and whether they came.
+    fetched: Vec<(Arc<RemoteKeys>, bool)>,
+}
+
+/// Something to wait for.
+struct Pending(Pin<Box<dyn Future<Output = Awaited>>>);
+
+/// What came of something that was waited for.
+#[derive(Debug)]
+enum Awaited {
+    /// These keys were fetched, or not.
+    Keys(Arc<RemoteKeys>, bool),
+    /// A service has decided.
+    Verdict(Box<ext_authz::Verdict>),
+    /// A service has told about limits, or not.
+    Limits(Box<Option<RateLimitResponse>>),
+    /// A service has answered, or not.
+    Answer(Box<Result<Answer, CallError>>),
+}
+
+impl Pending {
+    fn new(future: impl Future<Output = Awaited> + 'static) -> Self {
+        Self(Box::pin(future))
+    }
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pending")
+    }
 }
 
 /// What a filter does to the head of a response.
@@ -80,6 +122,8 @@ enum Encoder {
     HealthCheck(Arc<health_check::Config>),
     HealthFailing,
     AdmissionControl(Arc<admission_control::Config>),
+    ExtAuthz(ext_authz::Changes),
+    RateLimit(ratelimit::Told),
 }
 
 impl Active {
@@ -115,6 +159,9 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
         HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
+        HttpFilter::JwtAuthn(config) => return config.on_request(ex, at),
+        HttpFilter::ExtAuthz(config) => return config.on_request(ex, at),
+        HttpFilter::RateLimit(config) => return config.on_request(ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -221,6 +268,8 @@ fn encode(
         match encoder {
             Encoder::Cors(allowed) => allowed.on_response(head),
             Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+            Encoder::ExtAuthz(changes) => changes.on_response(head),
+            Encoder::RateLimit(told) => told.on_response(head),
             Encoder::LocalRateLimit(level) => level.on_response(head),
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),

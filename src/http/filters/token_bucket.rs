@@ -42,12 +42,23 @@ impl TokenBucket {
         (now.saturating_sub(empty_at) as f64 / self.each).clamp(0.0, f64::from(self.max))
     }
 
+    /// Nanoseconds in which one token comes.
+    pub fn each(&self) -> f64 {
+        self.each
+    }
+
     /// Takes a token, if there is one.
     pub fn take(&self, now: Instant) -> bool {
+        self.take_many(1, now)
+    }
+
+    /// Takes `count` tokens, if there are as many.
+    pub fn take_many(&self, count: u64, now: Instant) -> bool {
+        let count = count as f64;
         let now = self.at(now);
         let taken = self.empty_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
             let tokens = self.tokens(now, empty_at);
-            (tokens >= 1.0).then(|| now.saturating_sub(((tokens - 1.0) * self.each) as i64))
+            (tokens >= count).then(|| now.saturating_sub(((tokens - count) * self.each) as i64))
         });
         taken.is_ok()
     }

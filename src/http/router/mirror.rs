@@ -49,11 +49,11 @@ pub(super) fn mirror(
         // It comes from this machine.
         manager::append_forwarded_for(&mut copy, ex.worker.own_address.as_bytes());
         let feed = Rc::new(Feed::default());
+        // A filter may have waited for all of it, or for its beginning.
+        if let Some(body) = body.filter(|body| !body.is_empty()) {
+            feed.push(body.clone(), usize::MAX);
+        }
         if ex.upload.is_received() {
-            // A filter may have waited for all of it.
-            if let Some(body) = body.filter(|body| !body.is_empty()) {
-                feed.push(body.clone(), usize::MAX);
-            }
             feed.end(ex.upload.received_trailers.clone());
         } else {
             copies.add_mirror(feed.clone());

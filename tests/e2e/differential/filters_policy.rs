@@ -68,6 +68,65 @@ async fn local_ratelimit() {
 }
 
 #[tokio::test]
+async fn local_ratelimit_descriptors() {
+    const KIND: &str = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+    let on = format!("{ALL}, filter_enforced: {{ default_value: {{ numerator: 100 }} }}, enable_x_ratelimit_headers: DRAFT_VERSION_03");
+    let bucket =
+        |max: u32| format!("token_bucket: {{ max_tokens: {max}, tokens_per_fill: 1, fill_interval: 600s }}");
+    let entry = |key: &str, value: &str| format!("{{ key: {key}, value: '{value}' }}");
+    let named =
+        |entries: &[String], max: u32| format!("{{ entries: [ {} ], {} }}", entries.join(", "), bucket(max));
+    let by_header = "{ actions: [ { request_headers: { header_name: x-user, descriptor_key: user } } ] }";
+    let both = "{ actions: [ { request_headers: { header_name: x-user, descriptor_key: user } }, { generic_key: { descriptor_value: slow } } ] }";
+    let limit = |prefix: &str, max: u32, more: &str| {
+        says("lr", KIND, &format!("stat_prefix: {prefix}, {}, {on}, {more}", bucket(max)))
+    };
+    let jane = [entry("user", "jane")];
+    let slow = [entry("user", "jane"), entry("generic_key", "slow")];
+    let descriptors = format!("descriptors: [ {}, {} ]", named(&jane, 2), named(&slow, 1));
+    let with = |path: &str, limits: &str, said: String| {
+        format!("- {{ match: {{ prefix: {path} }}, route: {{ cluster: a, rate_limits: [ {limits} ] }}, typed_per_filter_config: {{ {said} }} }}\n")
+    };
+    let routes = [
+        with("/route", by_header, limit("one", 10, &descriptors)),
+        with("/both", &format!("{by_header}, {both}"), limit("two", 10, &descriptors)),
+        with(
+            "/stage",
+            &by_header.replace("{ actions", "{ stage: 2, actions"),
+            limit("three", 3, &format!("{descriptors}, stage: 2")),
+        ),
+        with(
+            "/alone",
+            by_header,
+            limit("four", 1, &format!("{descriptors}, always_consume_default_token_bucket: false")),
+        ),
+        route("/own", &[limit("five", 10, &format!("{descriptors}, rate_limits: [ {by_header} ]"))]),
+        "- { match: { prefix: / }, route: { cluster: a } }\n".to_string(),
+    ]
+    .concat();
+    let bootstrap = Bootstrap::new()
+        .listener("main", "", &host("", &routes))
+        .filters("main", &filter("lr", "local_ratelimit.v3.LocalRateLimit", "stat_prefix: main"));
+    let mut cases = Vec::new();
+    for (path, names) in [
+        ("/route", ["route 1", "route 2", "route 3", "route 4"]),
+        ("/both", ["both 1", "both 2", "both 3", "both 4"]),
+        ("/stage", ["stage 1", "stage 2", "stage 3", "stage 4"]),
+        ("/alone", ["alone 1", "alone 2", "alone 3", "alone 4"]),
+        ("/own", ["own 1", "own 2", "own 3", "own 4"]),
+    ] {
+        for (name, user) in names.into_iter().zip(["jane", "john", "jane", "jane"]) {
+            cases.push(case("main", name).get(path, &format!("X-User: {user}\r\n")));
+        }
+    }
+    let rooms: Vec<String> = ["one", "two", "three", "four", "five"]
+        .map(|prefix| format!("{prefix}.http_local_rate_limit."))
+        .to_vec();
+    let rooms: Vec<&str> = rooms.iter().map(String::as_str).collect();
+    check(bootstrap, cases, &rooms).await;
+}
+
+#[tokio::test]
 async fn csrf() {
     const KIND: &str = "extensions.filters.http.csrf.v3.CsrfPolicy";
     let routes = [

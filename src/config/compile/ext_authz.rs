@@ -1,0 +1,220 @@
+//! External authorization: `envoy.filters.http.ext_authz`'s messages in, [`Config`] out.
+
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::filters::http::ext_authz::v3 as pb;
+use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bool_or;
+use crate::config::matcher::{RuntimeFraction, StringMatcher};
+use crate::config::problems::Problems;
+use crate::config::route::HeaderOps;
+use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::{Cluster, Directory};
+use crate::http::filters::ext_authz::rules::MutationRules;
+use crate::http::filters::ext_authz::{
+    AuthzStats, Buffering, ByCluster, Config, HttpService, PerRoute, Service,
+};
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::read_dynamic_metadata;
+
+/// The filter's type.
+pub(super) const TYPE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+/// The type of what a route says to it.
+pub(super) const PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+
+/// How long an answer may take where config does not say.
+const TIMEOUT: Duration = Duration::from_millis(200);
+/// What an HTTP service sees in any case.
+const SEEN: [&str; 4] = ["authorization", ":method", ":path", ":authority"];
+/// What a denied client sees in any case.
+const TOLD: [&str; 4] = [":status", "content-length", "www-authenticate", "location"];
+
+/// The filter, which counts below `stats`. `None` when a problem was reported.
+pub(super) fn compile(
+    config: &pb::ExtAuthz,
+    stats: &Scope,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Config> {
+    use pb::ext_authz::Services;
+    let before = problems.count();
+    // Demanded by a field rule.
+    let (service, deprecated) = match config.services.as_ref()? {
+        Services::GrpcService(config) => {
+            let target =
+                problems.at("grpc_service", |problems| GrpcTarget::compile(config, clusters, problems));
+            (target.map(|target| Service::Grpc(Arc::new(target.or_timeout(TIMEOUT)))), None)
+        }
+        Services::HttpService(config) => {
+            let service = problems.at("http_service", |problems| http(config, clusters, problems));
+            let request = config.authorization_request.as_ref();
+            let allowed = request.and_then(|request| request.allowed_headers.as_ref());
+            (service.map(|service| Service::Http(Box::new(service))), Some(allowed))
+        }
+    };
+    let allowed = match (&config.allowed_headers, deprecated) {
+        (Some(list), _) => Some(matchers(Some(list), "allowed_headers", problems)),
+        (None, Some(Some(list))) => {
+            let field = "http_service.authorization_request.allowed_headers";
+            Some(matchers(Some(list), field, problems))
+        }
+        (None, Some(None)) => Some(Vec::new()),
+        (None, None) => None,
+    };
+    let allowed = allowed.map(|mut allowed| {
+        if deprecated.is_some() {
+            allowed.extend(SEEN.map(StringMatcher::exact));
+        }
+        allowed.into()
+    });
+    let disallowed = matchers(config.disallowed_headers.as_ref(), "disallowed_headers", problems).into();
+    let rules = config.decoder_header_mutation_rules.as_ref().and_then(|config| {
+        problems.at("decoder_header_mutation_rules", |problems| MutationRules::compile(config, problems))
+    });
+    let status = config.status_on_error.as_ref().map_or(403, |status| status.code);
+    let scope = stats.sub("ext_authz");
+    let scope = match config.stat_prefix.trim_end_matches('.') {
+        "" => scope,
+        prefix => scope.sub(prefix),
+    };
+    (problems.count() == before).then_some(())?;
+    let names = |list: &[String]| list.iter().map(|name| name.as_str().into()).collect();
+    if !config.metadata_context_namespaces.is_empty() {
+        read_dynamic_metadata();
+    }
+    Some(Config {
+        service: service?,
+        fail_open: config.failure_mode_allow,
+        tell_failure: config.failure_mode_allow_header_add,
+        status_on_error: u16::try_from(status).unwrap_or(403),
+        body: config.with_request_body.as_ref().map(buffering),
+        reroute: config.clear_route_cache,
+        validate: config.validate_mutations,
+        enabled: config.filter_enabled.as_ref().map(RuntimeFraction::of),
+        deny_others: config
+            .deny_at_disable
+            .as_ref()
+            .map(|flag| (bool_or(flag.default_value, false), flag.runtime_key.as_str().into())),
+        allowed,
+        disallowed,
+        raw_headers: config.encode_raw_headers,
+        peer_certificate: config.include_peer_certificate,
+        tls_session: config.include_tls_session,
+        namespaces: names(&config.metadata_context_namespaces),
+        route_namespaces: names(&config.route_metadata_context_namespaces),
+        rules,
+        ingest: bool_or(config.enable_dynamic_metadata_ingestion, true),
+        charge: bool_or(config.charge_cluster_response_stats, true),
+        max_denial: config.max_denied_response_body_bytes as usize,
+        stats: AuthzStats::new(&scope),
+        stat_prefix: config.stat_prefix.trim_end_matches('.').into(),
+        by_cluster: ByCluster::default(),
+    })
+}
+
+/// What a route says; a message without a word, which a field rule forbids, says nothing.
+pub(super) fn per_route(config: &pb::ExtAuthzPerRoute, problems: &mut Problems) -> Option<PerRoute> {
+    use pb::ext_authz_per_route::Override;
+    match config.r#override.as_ref()? {
+        Override::Disabled(_) => Some(PerRoute::Off),
+        Override::CheckSettings(settings) => {
+            let body = settings.with_request_body.as_ref();
+            if settings.disable_request_body_buffering && body.is_some() {
+                problems.report_at("check_settings", "has a body and turns it off");
+                return None;
+            }
+            Some(PerRoute::Settings {
+                extensions: settings.context_extensions.clone(),
+                no_body: settings.disable_request_body_buffering,
+                body: body.map(buffering),
+            })
+        }
+    }
+}
+
+fn buffering(config: &pb::BufferSettings) -> Buffering {
+    Buffering {
+        most: config.max_request_bytes as usize,
+        partial: config.allow_partial_message,
+        bytes: config.pack_as_bytes,
+    }
+}
+
+fn matchers(list: Option<&ListStringMatcher>, field: &str, problems: &mut Problems) -> Vec<StringMatcher> {
+    let Some(list) = list else { return Vec::new() };
+    problems.at(field, |problems| {
+        (list.patterns.iter().enumerate())
+            .filter_map(|(index, config)| {
+                problems.at_index("patterns", index, |problems| StringMatcher::compile(config, problems))
+            })
+            .collect()
+    })
+}
+
+fn http(
+    config: &pb::HttpService,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<HttpService> {
+    let before = problems.count();
+    let target = config.server_uri.as_ref().and_then(|config| {
+        problems.at("server_uri", |problems| HttpTarget::compile(config, clusters, problems))
+    });
+    if config.server_uri.is_none() {
+        problems.report_at("server_uri", "is required");
+    }
+    if config.retry_policy.is_some() {
+        problems.report_at("retry_policy", "calls of filters are not tried again");
+    }
+    for (field, path) in [("path_prefix", &config.path_prefix), ("path_override", &config.path_override)] {
+        if !path.is_empty() && !path.starts_with('/') {
+            problems.report_at(field, "must begin with /");
+        }
+    }
+    if !config.path_prefix.is_empty() && !config.path_override.is_empty() {
+        problems.report_at("path_override", "cannot be set with path_prefix");
+    }
+    let added = config.authorization_request.as_ref().map(|request| &*request.headers_to_add);
+    let added: Vec<_> = added.unwrap_or_default().iter().map(option).collect();
+    let headers = problems.at("authorization_request", |problems| {
+        HeaderOps::compile(&added, "headers_to_add", &[], "", problems).unwrap_or_default()
+    });
+    let empty = pb::AuthorizationResponse::default();
+    let response = config.authorization_response.as_ref().unwrap_or(&empty);
+    let (client, upstream, append, success, metadata) = problems.at("authorization_response", |problems| {
+        let mut of = |list: &Option<ListStringMatcher>, field| matchers(list.as_ref(), field, problems);
+        (
+            of(&response.allowed_client_headers, "allowed_client_headers"),
+            of(&response.allowed_upstream_headers, "allowed_upstream_headers"),
+            of(&response.allowed_upstream_headers_to_append, "allowed_upstream_headers_to_append"),
+            of(&response.allowed_client_headers_on_success, "allowed_client_headers_on_success"),
+            of(&response.dynamic_metadata_from_headers, "dynamic_metadata_from_headers"),
+        )
+    });
+    (problems.count() == before).then_some(())?;
+    Some(HttpService {
+        target: target?,
+        path_prefix: config.path_prefix.as_bytes().into(),
+        path_override: config.path_override.as_bytes().into(),
+        headers,
+        upstream: upstream.into(),
+        upstream_append: append.into(),
+        client: (!client.is_empty())
+            .then(|| client.into_iter().chain(TOLD.map(StringMatcher::exact)).collect()),
+        client_on_success: success.into(),
+        metadata: metadata.into(),
+    })
+}
+
+/// A header that takes the place of another.
+fn option(header: &core::HeaderValue) -> core::HeaderValueOption {
+    let action = core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd;
+    core::HeaderValueOption {
+        header: Some(header.clone()),
+        append_action: action.into(),
+        ..core::HeaderValueOption::default()
+    }
+}

@@ -1,0 +1,144 @@
+//! Services that filters ask: where they are, as config names them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
+
+use super::compile::{duration, u32_or};
+use super::problems::Problems;
+use super::{Cluster, Directory, HeaderKey, Slot};
+
+/// A resource of an HTTP service (`HttpUri`).
+#[derive(Debug)]
+pub struct HttpTarget {
+    /// Its cluster.
+    pub cluster: Arc<Slot<Cluster>>,
+    /// The authority in its URI.
+    pub authority: Box<[u8]>,
+    /// The path in its URI.
+    pub path: Box<[u8]>,
+    /// How long an answer may take.
+    pub timeout: Option<Duration>,
+}
+
+/// A gRPC service in a cluster (`GrpcService.envoy_grpc`).
+#[derive(Debug)]
+pub struct GrpcTarget {
+    /// Its cluster.
+    pub cluster: Arc<Slot<Cluster>>,
+    /// The authority: the cluster's name unless config says another.
+    pub authority: Box<[u8]>,
+    /// How long an answer may take; `None` = as long as it takes.
+    pub timeout: Option<Duration>,
+    /// What is sent with each call.
+    pub metadata: Vec<(HeaderKey, Box<str>)>,
+}
+
+/// How often, and when, something is tried again (`envoy.config.core.v3.RetryPolicy`).
+#[derive(Debug, Clone, Copy)]
+pub struct Retries {
+    /// After the first try.
+    pub most: u32,
+    /// The longest pause before the second try.
+    pub base: Duration,
+    /// The longest pause of all.
+    pub max: Duration,
+}
+
+/// The pause of a policy that says none.
+const BASE: Duration = Duration::from_secs(1);
+
+impl HttpTarget {
+    /// Compiles `config`. `None` when a problem was reported.
+    pub fn compile(
+        config: &core::HttpUri,
+        clusters: &Directory<Cluster>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let core::http_uri::HttpUpstreamType::Cluster(cluster) = config.http_upstream_type.as_ref()?;
+        let bare = config.uri.split_once("://").map_or(config.uri.as_str(), |(_, rest)| rest);
+        let (authority, path) = bare.split_at(bare.find('/').unwrap_or(bare.len()));
+        let timeout = duration(&config.timeout, "timeout", problems);
+        Some(Self {
+            cluster: clusters.slot(cluster),
+            authority: authority.as_bytes().into(),
+            path: if path.is_empty() { "/" } else { path }.as_bytes().into(),
+            timeout: timeout.filter(|timeout| !timeout.is_zero()),
+        })
+    }
+}
+
+impl GrpcTarget {
+    /// Compiles `config`. `None` when a problem was reported.
+    pub fn compile(
+        config: &core::GrpcService,
+        clusters: &Directory<Cluster>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let timeout = duration(&config.timeout, "timeout", problems);
+        let envoy = match config.target_specifier.as_ref()? {
+            TargetSpecifier::EnvoyGrpc(envoy) => envoy,
+            TargetSpecifier::GoogleGrpc(_) => {
+                problems.report_at("google_grpc", "filters ask services of clusters: use envoy_grpc");
+                return None;
+            }
+        };
+        if config.retry_policy.is_some() || envoy.retry_policy.is_some() {
+            problems.report_at("retry_policy", "calls of filters are not tried again");
+            return None;
+        }
+        let authority = if envoy.authority.is_empty() { &envoy.cluster_name } else { &envoy.authority };
+        let pair = |header: &core::HeaderValue| (HeaderKey::new(&header.key), header.value.as_str().into());
+        Some(Self {
+            cluster: clusters.slot(&envoy.cluster_name),
+            authority: authority.as_bytes().into(),
+            timeout: timeout.filter(|timeout| !timeout.is_zero()),
+            metadata: config.initial_metadata.iter().map(pair).collect(),
+        })
+    }
+
+    /// With this timeout where config says none.
+    #[must_use]
+    pub fn or_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout.get_or_insert(timeout);
+        self
+    }
+}
+
+impl Retries {
+    /// Compiles `config`; `None` without one, or when a problem was reported.
+    pub fn compile(config: Option<&core::RetryPolicy>, problems: &mut Problems) -> Option<Self> {
+        let config = config?;
+        let (mut base, mut max) = (BASE, BASE * 10);
+        if let Some(backoff) = &config.retry_back_off {
+            problems.at("retry_back_off", |problems| {
+                base = duration(&backoff.base_interval, "base_interval", problems).unwrap_or(BASE);
+                max = duration(&backoff.max_interval, "max_interval", problems).unwrap_or(base * 10);
+                if max < base {
+                    problems.report_at("max_interval", "must not be less than base_interval");
+                }
+            });
+        }
+        Some(Self { most: u32_or(config.num_retries, 1), base, max })
+    }
+
+    /// The longest pause before the try after `tries` ones.
+    pub fn pause(&self, tries: u32) -> Duration {
+        let doubled = self.base.saturating_mul(1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
+        doubled.min(self.max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let retries = Retries { most: 5, base: Duration::from_millis(10), max: Duration::from_millis(35) };
+        let pauses: Vec<_> = (1..=4).map(|tries| retries.pause(tries).as_millis()).collect();
+        assert_eq!(pauses, [10, 20, 35, 35]);
+    }
+}

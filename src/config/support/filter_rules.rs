@@ -1,0 +1,60 @@
+//! Envoy's rules for messages of HTTP filters that this project's own .proto files define.
+
+use super::rules::{Check, FieldRule};
+
+const NAMED: &[Check] = &[Check::MinChars(1)];
+
+/// As [`super::rules`] has them.
+pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
+    ("envoy.extensions.filters.http.jwt_authn.v3.JwtProvider", &[FieldRule::OneOf("jwks_source_specifier")]),
+    ("envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks", &[FieldRule::Field(1, &[Check::Required])]),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtHeader",
+        &[FieldRule::Field(1, &[Check::MinChars(1), Check::HeaderName { strict: false }])],
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader",
+        &[FieldRule::Field(1, &[Check::MinChars(1), Check::HeaderName { strict: false }])],
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.RequirementRule",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList",
+        &[FieldRule::Field(1, &[Check::MinItems(2)])],
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList",
+        &[FieldRule::Field(1, &[Check::MinItems(2)])],
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+        &[
+            FieldRule::OneOf("requirement_specifier"),
+            FieldRule::Field(1, &[Check::Bool(true)]),
+            FieldRule::Field(2, NAMED),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        &[FieldRule::OneOf("services"), FieldRule::Field(12, &[Check::DefinedOnly])],
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.BufferSettings",
+        &[FieldRule::Field(1, &[Check::Above(0.0)])],
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
+    ),
+    (
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
+        &[
+            FieldRule::Field(1, NAMED),
+            FieldRule::Field(2, &[Check::AtMost(10.0)]),
+            FieldRule::Field(3, &[Check::TextIn(&["internal", "external", "both", ""])]),
+            FieldRule::Field(7, &[Check::Required]),
+        ],
+    ),
+];

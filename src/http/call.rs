@@ -1,0 +1,330 @@
+//! Requests of our own to a cluster: what filters ask other services.
+//!
+//! Comes in: a request's head and its whole body, the cluster's slot, and how long and how much the answer may be. Goes
+//! out: the whole answer, or why there is none. The cluster's pools, limits and health count as for any request; nothing
+//! is tried again here.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{ready, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use super::fields::Fields;
+use super::h1::{self, BodyDecoder, BodyEvent, Framing, ResponseLimits};
+use super::h2::client::{ClientStream, Heard};
+use super::h2::{Outgoing, Piece};
+use super::head::{RequestHead, ResponseHead};
+use super::io::{poll_read, OutBuf, FIRST_READ};
+use super::manager;
+use super::worker::Worker;
+use crate::config::cluster::UpstreamProtocol;
+use crate::config::services::GrpcTarget;
+use crate::config::{Cluster, HeaderMutate, Known, Slot};
+use crate::telemetry::stream_info::Protocol;
+use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection};
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its head.
+    pub head: ResponseHead,
+    /// Its body.
+    pub body: Bytes,
+    /// Its trailers.
+    pub trailers: Option<Fields>,
+    /// How long after the call its head was there.
+    pub took: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// There is no such cluster.
+    #[error("the cluster does not exist")]
+    NoCluster,
+    /// No host, no connection, or no room for one more request.
+    #[error("no host of the cluster can be asked")]
+    Unavailable,
+    /// It took longer than it may.
+    #[error("there was no answer in time")]
+    TimedOut,
+    /// It is larger than it may be.
+    #[error("the answer is too large")]
+    TooLarge,
+    /// It broke off, or is no HTTP.
+    #[error("the answer broke off")]
+    Broken,
+}
+
+/// A request of our own.
+#[derive(Debug)]
+pub struct Call {
+    /// Its head.
+    pub request: RequestHead,
+    /// Its body.
+    pub body: Bytes,
+    /// How long it may take altogether; `None` = as long as it takes.
+    pub timeout: Option<Duration>,
+    /// Most bytes of an answer's body.
+    pub most: usize,
+}
+
+/// A request's head with only what a request must have.
+pub fn head(method: &[u8], authority: &[u8], path: &[u8], scheme: &[u8]) -> RequestHead {
+    let mut fields = Fields::recycled();
+    let (method, path) = (fields.store(method), fields.store(path));
+    let authority = fields.store(authority);
+    let mut head = RequestHead::new(fields, Protocol::Http11, method, path, authority);
+    head.set_scheme(scheme);
+    head
+}
+
+/// Adds what every request of our own says of where it comes from.
+pub fn sign(head: &mut RequestHead, worker: &Worker, timeout: Option<Duration>) {
+    manager::append_forwarded_for(head, worker.own_address.as_bytes());
+    sign_only(head, timeout);
+}
+
+/// As [`sign`], without this machine's address.
+pub fn sign_only(head: &mut RequestHead, timeout: Option<Duration>) {
+    head.fields.push_known(Known::XEnvoyInternal, b"true");
+    if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+        let mut digits = itoa::Buffer::new();
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        head.fields.push_known(Known::XEnvoyExpectedRqTimeoutMs, digits.format(millis).as_bytes());
+    }
+}
+
+impl Call {
+    /// Sends it to the cluster in `slot`.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn send(self, worker: Rc<Worker>, slot: Arc<Slot<Cluster>>) -> Result<Answer, CallError> {
+        let cluster = worker.upstreams.cluster(&slot).ok_or(CallError::NoCluster)?;
+        let (timeout, began) = (self.timeout, Instant::now());
+        let exchange = async {
+            let pool = cluster.pick(&PickContext::default()).map_err(|_| CallError::Unavailable)?;
+            let http2 = match pool.cluster().http.protocol {
+                UpstreamProtocol::Http2 => true,
+                UpstreamProtocol::Downstream => self.request.protocol == Protocol::Http2,
+                UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+            };
+            if http2 {
+                self.exchange_stream(&pool, began).await
+            } else {
+                self.exchange(&pool, began).await
+            }
+        };
+        let answer = match timeout {
+            None => exchange.await,
+            Some(timeout) => match tokio::time::timeout(timeout, exchange).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    cluster.cluster.stats().upstream_rq_timeout.increment(1);
+                    Err(CallError::TimedOut)
+                }
+            },
+        };
+        worker.last_request.set(Instant::now());
+        answer
+    }
+
+    async fn exchange(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
+        let cluster = pool.cluster().clone();
+        let mut connection = pool.connection(0).await.map_err(|_| CallError::Unavailable)?;
+        let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
+        let mut out = OutBuf::default();
+        h1::write::request_head(out.flat(), &self.request, cluster.http.http1.header_case, b"");
+        if !self.body.is_empty() {
+            out.push(self.body.clone());
+        }
+        poll_fn(|context| out.poll_flush(&connection.stream, context))
+            .await
+            .map_err(|_| CallError::Broken)?;
+        let (answer, reusable) = self.answer(&cluster, &mut connection, began).await?;
+        pool.give_back(connection, reusable, Instant::now());
+        Ok(answer)
+    }
+
+    async fn answer(
+        &self,
+        cluster: &Arc<Cluster>,
+        connection: &mut UpstreamConnection,
+        began: Instant,
+    ) -> Result<(Answer, bool), CallError> {
+        let http = &cluster.http;
+        let limits = ResponseLimits {
+            max_head: http.max_response_headers,
+            max_fields: http.max_headers_count as usize,
+            preserve_case: false,
+            chunked_length: http.http1.allow_chunked_length,
+        };
+        let to_head = self.request.is_method(b"HEAD");
+        let parsed = loop {
+            let parsed = h1::parse_response(&connection.input, &limits, to_head, false);
+            if let Some(parsed) = parsed.map_err(|_| CallError::Broken)? {
+                connection.input.advance(parsed.consumed);
+                if parsed.head.status >= 200 {
+                    break parsed;
+                }
+                continue;
+            }
+            let UpstreamConnection { stream, input, .. } = &mut *connection;
+            let count = poll_fn(|context| poll_read(stream, input, FIRST_READ, context)).await;
+            if !matches!(count, Ok(count) if count > 0) {
+                return Err(CallError::Broken);
+            }
+        };
+        note(cluster, &parsed.head);
+        let took = began.elapsed();
+        let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
+        let until_close = parsed.framing == Framing::UntilClose;
+        let mut body = BytesMut::new();
+        let trailers = poll_fn(|context| loop {
+            match decoder.next(&mut connection.input) {
+                Ok(BodyEvent::Data(length)) => {
+                    if body.len() + length > self.most {
+                        return Poll::Ready(Err(CallError::TooLarge));
+                    }
+                    body.extend_from_slice(connection.input.get(..length).unwrap_or_default());
+                    connection.input.advance(length);
+                }
+                Ok(BodyEvent::End(trailers)) => return Poll::Ready(Ok(trailers)),
+                Ok(BodyEvent::More) => {
+                    let read =
+                        ready!(poll_read(&connection.stream, &mut connection.input, FIRST_READ, context));
+                    if !matches!(read, Ok(count) if count > 0) {
+                        // The end of the connection may be that of the body.
+                        return Poll::Ready(match (read, until_close) {
+                            (Ok(_), true) => Ok(None),
+                            _ => Err(CallError::Broken),
+                        });
+                    }
+                }
+                Err(_) => return Poll::Ready(Err(CallError::Broken)),
+            }
+        })
+        .await?;
+        let reusable = parsed.keep_alive && !until_close;
+        Ok((Answer { head: parsed.head, body: body.freeze(), trailers, took }, reusable))
+    }
+
+    /// As [`Call::exchange`], over HTTP/2.
+    async fn exchange_stream(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
+        let cluster = pool.cluster().clone();
+        let slot = match pool.reuse_stream() {
+            Some(slot) => slot,
+            None => pool.stream(0).await.map_err(|_| CallError::Unavailable)?,
+        };
+        let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
+        let mut out = Outgoing::default();
+        out.push(self.body.clone());
+        out.finish(None);
+        let mut stream =
+            ClientStream::send(slot, &self.request, false, &mut out).map_err(|_| CallError::Broken)?;
+        poll_fn(|context| out.poll_flush(context)).await.map_err(|_| CallError::Broken)?;
+        let max_fields = cluster.http.max_headers_count as usize;
+        let parsed = loop {
+            match poll_fn(|context| stream.poll_head(max_fields, context)).await {
+                Ok(Heard::Final(parsed)) => break parsed,
+                Ok(Heard::Interim(_)) => {}
+                Err(_) => return Err(CallError::Broken),
+            }
+        };
+        note(&cluster, &parsed.head);
+        let took = began.elapsed();
+        let mut body = BytesMut::new();
+        let trailers = loop {
+            match poll_fn(|context| stream.incoming.poll_next(context)).await {
+                Ok(Piece::Data(data)) if body.len() + data.len() > self.most => {
+                    return Err(CallError::TooLarge)
+                }
+                Ok(Piece::Data(data)) => body.extend_from_slice(&data),
+                Ok(Piece::End(trailers)) => break trailers,
+                Err(_) => return Err(CallError::Broken),
+            }
+        };
+        Ok(Answer { head: parsed.head, body: body.freeze(), trailers, took })
+    }
+}
+
+fn note(cluster: &Cluster, head: &ResponseHead) {
+    let stats = cluster.stats();
+    stats.responses.count(head.status);
+    stats.upstream_rq_completed.increment(1);
+}
+
+/// Why a gRPC service gave no message: its status, or one that stands for what went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcError {
+    /// The gRPC status.
+    pub status: u32,
+}
+
+/// Most bytes of a message that a service answers with.
+const MAX_MESSAGE: usize = 4 << 20;
+const UNKNOWN: u32 = 2;
+const DEADLINE_EXCEEDED: u32 = 4;
+const UNAVAILABLE: u32 = 14;
+
+/// Asks `path` of the service `target`.
+///
+/// # Errors
+/// [`GrpcError`].
+pub async fn unary<Q: Message, A: Message + Default>(
+    worker: Rc<Worker>,
+    target: Arc<GrpcTarget>,
+    path: &'static [u8],
+    question: Q,
+) -> Result<A, GrpcError> {
+    let mut request = head(b"POST", &target.authority, path, b"http");
+    request.protocol = Protocol::Http2;
+    request.fields.push_known(Known::Te, b"trailers");
+    if let Some(timeout) = target.timeout {
+        let text = format!("{}m", timeout.as_millis());
+        request.fields.push_known(Known::GrpcTimeout, text.as_bytes());
+    }
+    request.set_grpc_type(b"application/grpc");
+    for (key, value) in &target.metadata {
+        request.append(key, value.as_bytes());
+    }
+    sign(&mut request, &worker, None);
+    let length = question.encoded_len();
+    let mut body = BytesMut::with_capacity(length + 5);
+    body.put_u8(0);
+    body.put_u32(u32::try_from(length).map_err(|_| GrpcError { status: UNKNOWN })?);
+    // A buffer that grows cannot be too short.
+    let _ = question.encode(&mut body);
+    let call = Call { request, body: body.freeze(), timeout: target.timeout, most: MAX_MESSAGE };
+    let answer = call.send(worker, target.cluster.clone()).await.map_err(|error| GrpcError {
+        status: match error {
+            CallError::TimedOut => DEADLINE_EXCEEDED,
+            CallError::TooLarge => UNKNOWN,
+            _ => UNAVAILABLE,
+        },
+    })?;
+    if answer.head.status != 200 {
+        let status = super::grpc::status_of(answer.head.status).parse().unwrap_or(UNKNOWN);
+        return Err(GrpcError { status });
+    }
+    let fields = answer.trailers.as_ref().unwrap_or(&answer.head.fields);
+    let status = fields.get(Known::GrpcStatus).and_then(crate::config::matcher::number::<u32>);
+    match status {
+        Some(0) => {}
+        status => return Err(GrpcError { status: status.unwrap_or(UNKNOWN) }),
+    }
+    let mut body = answer.body;
+    let compressed = body.try_get_u8().ok();
+    let length = body.try_get_u32().ok();
+    match (compressed, length) {
+        (Some(0), Some(length)) if length as usize == body.len() => {
+            A::decode(body).map_err(|_| GrpcError { status: UNKNOWN })
+        }
+        _ => Err(GrpcError { status: UNKNOWN }),
+    }
+}

@@ -1,0 +1,299 @@
+//! Requests that another service allows or denies (`envoy.filters.http.ext_authz`).
+//!
+//! Comes in: a request's head, and as much of its body as config wants. Goes out: what the service answers: a denial, or
+//! the request as the service changed it. [`question`] makes what it is asked, [`verdict`] applies what it says; without
+//! an answer the request is denied unless config says otherwise.
+
+mod question;
+pub mod rules;
+mod verdict;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use metrics::Counter;
+
+use super::chain::{active, At, Step, Wait};
+use super::{Awaited, Pending};
+use crate::config::matcher::{RuntimeFraction, StringMatcher};
+use crate::config::route::{HeaderOps, RouteFilter};
+use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::{HeaderKey, RequestView};
+use crate::http::call::{self, Call};
+use crate::http::exchange::{Exchange, Reply};
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::ResponseFlags;
+use rules::MutationRules;
+pub(super) use verdict::{Changes, Verdict};
+
+crate::stats! {
+    /// `http.<stat_prefix>.ext_authz.`.
+    pub struct AuthzStats {
+        counters {
+            ok, denied, error, disabled, failure_mode_allowed, invalid, ignored_dynamic_metadata,
+            filter_state_name_collision, omitted_response_headers, request_header_limits_reached,
+            response_header_limits_reached, shadow_denied, shadow_error,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// Whose metadata they are, whatever the filter is called.
+const NAMESPACE: &str = "envoy.filters.http.ext_authz";
+const PATH: &[u8] = b"/envoy.service.auth.v3.Authorization/Check";
+/// Most bytes of a denial's body.
+const MAX_BODY: usize = 1 << 20;
+
+/// The filter.
+#[derive(Debug)]
+pub struct Config {
+    /// Who decides.
+    pub service: Service,
+    /// Without an answer the request passes; then a header may say so.
+    pub fail_open: bool,
+    /// That header is added.
+    pub tell_failure: bool,
+    /// The status without an answer.
+    pub status_on_error: u16,
+    /// What of the body the service sees.
+    pub body: Option<Buffering>,
+    /// The route is found anew when the request was changed.
+    pub reroute: bool,
+    /// What is no header makes an answer invalid.
+    pub validate: bool,
+    /// The share of requests that are decided on.
+    pub enabled: Option<RuntimeFraction>,
+    /// Others are denied: by default, and the runtime key that may say otherwise.
+    pub deny_others: Option<(bool, Box<str>)>,
+    /// Names of the headers that the service sees; `None` = all.
+    pub allowed: Option<Box<[StringMatcher]>>,
+    /// Names of those that it does not see.
+    pub disallowed: Box<[StringMatcher]>,
+    /// Values of headers go as bytes, each by itself.
+    pub raw_headers: bool,
+    /// The service sees the client's certificate.
+    pub peer_certificate: bool,
+    /// And the name that the client asked for in TLS.
+    pub tls_session: bool,
+    /// Dynamic metadata that the service sees, by namespace.
+    pub namespaces: Box<[Box<str>]>,
+    /// Metadata of routes that the service sees.
+    pub route_namespaces: Box<[Box<str>]>,
+    /// What the service may change in the request.
+    pub rules: Option<MutationRules>,
+    /// Metadata of the service are taken.
+    pub ingest: bool,
+    /// Denials count among the answers of the request's cluster.
+    pub charge: bool,
+    /// Longer bodies of denials are cut; 0 = none are.
+    pub max_denial: usize,
+    /// Its statistics.
+    pub stats: AuthzStats,
+    /// After `ext_authz` in the names of statistics.
+    pub stat_prefix: Box<str>,
+    /// Those of the clusters that requests go to.
+    pub by_cluster: ByCluster,
+}
+
+/// Who decides.
+#[derive(Debug)]
+pub enum Service {
+    /// A gRPC service.
+    Grpc(Arc<GrpcTarget>),
+    /// An HTTP service.
+    Http(Box<HttpService>),
+}
+
+/// An HTTP service that decides.
+#[derive(Debug)]
+pub struct HttpService {
+    /// Where it is.
+    pub target: HttpTarget,
+    /// Before the path that it is asked about.
+    pub path_prefix: Box<[u8]>,
+    /// Instead of that path, if not empty.
+    pub path_override: Box<[u8]>,
+    /// Changes to the head of the question.
+    pub headers: HeaderOps,
+    /// Headers of a yes that go to the upstream, in place of others.
+    pub upstream: Box<[StringMatcher]>,
+    /// Those that are appended to what is there.
+    pub upstream_append: Box<[StringMatcher]>,
+    /// Headers of a no that go to the client; `None` = all but the host.
+    pub client: Option<Box<[StringMatcher]>>,
+    /// Headers of a yes that go to the client.
+    pub client_on_success: Box<[StringMatcher]>,
+    /// Headers of a yes that become metadata.
+    pub metadata: Box<[StringMatcher]>,
+}
+
+/// What of a body the service sees.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffering {
+    /// At most so many bytes.
+    pub most: usize,
+    /// Of a longer body the service sees the beginning; otherwise the request is refused.
+    pub partial: bool,
+    /// It goes as bytes, not as text.
+    pub bytes: bool,
+}
+
+/// What a route says (`ExtAuthzPerRoute`).
+#[derive(Debug)]
+pub enum PerRoute {
+    /// Its requests pass.
+    Off,
+    /// They are decided on with these settings.
+    Settings {
+        /// What the service is told besides.
+        extensions: HashMap<String, String>,
+        /// It does not see bodies.
+        no_body: bool,
+        /// It sees so much of them, instead of what the filter says.
+        body: Option<Buffering>,
+    },
+}
+
+/// Statistics by the cluster that requests go to, `cluster.<name>.ext_authz.`.
+#[derive(Default)]
+pub struct ByCluster(RwLock<HashMap<Box<str>, Arc<ClusterStats>>>);
+
+impl std::fmt::Debug for ByCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ByCluster")
+    }
+}
+
+crate::stats! {
+    /// `cluster.<name>.ext_authz.`.
+    pub struct ClusterStats {
+        counters { ok, denied, error, failure_mode_allowed, invalid }
+        gauges {}
+        histograms {}
+    }
+}
+
+impl ByCluster {
+    fn of(&self, name: &str, stat_prefix: &str) -> Arc<ClusterStats> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        known.unwrap_or_else(|| {
+            let scope = Scope::cluster(name).sub("ext_authz");
+            let scope = if stat_prefix.is_empty() { scope } else { scope.sub(stat_prefix) };
+            let stats = Arc::new(ClusterStats::new(&scope));
+            let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            all.entry(name.into()).or_insert(stats).clone()
+        })
+    }
+}
+
+impl Config {
+    /// Where a request's fate is counted.
+    fn count(
+        &self,
+        ex: &Exchange<'_>,
+        at: &At<'_>,
+        own: fn(&AuthzStats) -> &Counter,
+        of: fn(&ClusterStats) -> &Counter,
+    ) {
+        own(&self.stats).increment(1);
+        if let Some(cluster) = at.course.with_cluster(ex, |name| self.by_cluster.of(name, &self.stat_prefix))
+        {
+            of(&cluster).increment(1);
+        }
+    }
+
+    fn failure(&self, ex: &mut Exchange<'_>) -> Step {
+        ex.info.flags.insert(ResponseFlags::UAEX);
+        Step::Reply(Reply::new(self.status_on_error, "ext_authz_error"))
+    }
+
+    /// What the service is to see of the body.
+    fn buffering(&self, ex: &Exchange<'_>, at: &At<'_>) -> Option<Buffering> {
+        let own = match at.said() {
+            Some(RouteFilter::ExtAuthz(PerRoute::Settings { no_body: true, .. })) => return None,
+            Some(RouteFilter::ExtAuthz(PerRoute::Settings { body, .. })) => *body,
+            _ => None,
+        };
+        let upgrade = ex.request.as_ref().is_some_and(|request| request.upgrade().is_some());
+        own.or(self.body).filter(|_| !upgrade)
+    }
+
+    pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        if at.resumed {
+            let awaited = ex.filters.as_mut().and_then(|active| active.awaited.take());
+            return match (awaited, &self.service) {
+                (Some(Awaited::Verdict(verdict)), _) => self.apply(*verdict, ex, at),
+                (Some(Awaited::Answer(answer)), Service::Http(service)) => {
+                    self.apply(Verdict::of_http(service, *answer), ex, at)
+                }
+                // The body is here.
+                _ => self.ask(ex, at),
+            };
+        }
+        let off = matches!(at.said(), Some(RouteFilter::ExtAuthz(PerRoute::Off)));
+        if off || at.course.route().is_none() {
+            return Step::Continue;
+        }
+        if self.enabled.as_ref().is_some_and(|share| !ex.worker.draws_from(share)) {
+            self.stats.disabled.increment(1);
+            let denies = self.deny_others.as_ref().is_some_and(|(default, key)| {
+                let told = ex.worker.runtime.load().number(key);
+                told.map_or(*default, |told| told != 0.0)
+            });
+            return if denies { self.failure(ex) } else { Step::Continue };
+        }
+        match self.buffering(ex, at) {
+            Some(body) if !ex.upload.is_received() => Step::Wait(match body.partial {
+                true => Wait::Prefix(body.most),
+                false => Wait::Hold(body.most),
+            }),
+            _ => self.ask(ex, at),
+        }
+    }
+
+    fn ask(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        let body = self.buffering(ex, at);
+        let pending = match &self.service {
+            Service::Grpc(target) => {
+                let question = self.question(ex, at, body);
+                let (worker, target) = (ex.worker.clone(), target.clone());
+                Pending::new(async move {
+                    let answer = call::unary(worker, target, PATH, question).await;
+                    let verdict = answer.map_or(Verdict::Error, Verdict::of_answer);
+                    Awaited::Verdict(Box::new(verdict))
+                })
+            }
+            Service::Http(service) => {
+                let Some((request, body)) = self.http_question(service, ex, body) else {
+                    return Step::Continue;
+                };
+                let slot = service.target.cluster.clone();
+                let call = Call { request, body, timeout: service.target.timeout, most: MAX_BODY };
+                let worker = ex.worker.clone();
+                Pending::new(async move { Awaited::Answer(Box::new(call.send(worker, slot).await)) })
+            }
+        };
+        active(ex).pending = Some(pending);
+        Step::Wait(Wait::Answer)
+    }
+}
+
+/// A header's name or its value that may stand in a head.
+fn is_valid(name: &str, value: &[u8]) -> bool {
+    let name = name.strip_prefix(':').unwrap_or(name);
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty()
+        && name.bytes().all(token)
+        && !value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0) || (*byte < 0x20 && *byte != b'\t'))
+}
+
+/// Whether a header of this name is meant.
+fn any(matchers: &[StringMatcher], name: &[u8]) -> bool {
+    matchers.iter().any(|matcher| matcher.matches(name))
+}
+
+/// Pseudo headers that a request has.
+fn is_pseudo(key: &HeaderKey) -> bool {
+    matches!(key.name(), ":method" | ":path" | ":authority" | ":scheme")
+}

@@ -1,0 +1,353 @@
+//! Limits that a service keeps for many proxies (`envoy.filters.http.ratelimit`).
+//!
+//! Comes in: a request whose route has descriptors. Goes out: 429 where the service says that one of them is over its
+//! limit; otherwise the request, with headers that the service wants added. Without an answer it passes unless config
+//! says otherwise.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::config::core::v3::HeaderValue;
+use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3 as common;
+use outrigger_control_api::pb::envoy::service::ratelimit::v3 as pb;
+use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
+use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
+use outrigger_control_api::pb::google::protobuf::UInt64Value;
+
+use super::chain::{active, At, Step, Wait};
+use super::{Awaited, Encoder, Pending};
+use crate::config::matcher::{Fraction, RuntimeFraction};
+use crate::config::route::{Descriptor, HeaderOps, LimitFacts, RateLimits, RouteFilter};
+use crate::config::services::GrpcTarget;
+use crate::config::Known;
+use crate::http::call;
+use crate::http::exchange::{Exchange, Reply};
+use crate::http::fields::Fields;
+use crate::http::head::ResponseHead;
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::ResponseFlags;
+
+/// Whose metadata they are, whatever the filter is called.
+const NAMESPACE: &str = "envoy.filters.http.ratelimit";
+const PATH: &[u8] = b"/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+
+crate::stats! {
+    /// `cluster.<name>.ratelimit.`.
+    pub struct LimitStats {
+        counters { ok, error, over_limit, failure_mode_allowed }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// The filter.
+#[derive(Debug)]
+pub struct Config {
+    /// What the service knows its limits by.
+    pub domain: Box<str>,
+    /// The policies that count have this stage.
+    pub stage: u32,
+    /// Only requests from inside, or from outside, count.
+    pub internal: Option<bool>,
+    /// The service.
+    pub service: Arc<GrpcTarget>,
+    /// Its own policies, for requests whose routes have none.
+    pub limits: Option<Arc<RateLimits>>,
+    /// Without an answer requests are refused.
+    pub deny: bool,
+    /// The status of that.
+    pub status_on_error: u16,
+    /// The status of a request over its limit.
+    pub status: u16,
+    /// For gRPC that is RESOURCE_EXHAUSTED.
+    pub exhausted: bool,
+    /// Answers tell the limit (`x-ratelimit-*`).
+    pub tell: bool,
+    /// Refusals do not say `x-envoy-ratelimited`.
+    pub quiet: bool,
+    /// Changes to refusals.
+    pub response_headers: HeaderOps,
+    /// Whether the service is asked; whether that is heeded; both may be told by runtime.
+    pub enabled: RuntimeFraction,
+    /// See `enabled`.
+    pub enforced: RuntimeFraction,
+    /// After `ratelimit` in the names of statistics.
+    pub stat_prefix: Box<str>,
+    /// Statistics by the cluster that requests go to.
+    pub by_cluster: ByCluster,
+}
+
+/// What a route says (`RateLimitPerRoute`).
+#[derive(Debug)]
+pub struct PerRoute {
+    /// What becomes of the virtual host's policies.
+    pub host: HostLimits,
+    /// Policies in place of the route's.
+    pub limits: Option<Arc<RateLimits>>,
+    /// Another domain, if not empty.
+    pub domain: Box<str>,
+}
+
+/// `vh_rate_limits`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum HostLimits {
+    Override,
+    Include,
+    Ignore,
+}
+
+/// Statistics by cluster.
+#[derive(Default)]
+pub struct ByCluster(RwLock<HashMap<Box<str>, Arc<LimitStats>>>);
+
+impl std::fmt::Debug for ByCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ByCluster")
+    }
+}
+
+/// What is done to a response.
+#[derive(Debug, Clone)]
+pub(super) struct Told(Vec<(Box<str>, Box<str>)>);
+
+impl Config {
+    fn stats(&self, cluster: &str) -> Arc<LimitStats> {
+        let all = &self.by_cluster.0;
+        let known = all.read().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned();
+        known.unwrap_or_else(|| {
+            let scope = Scope::cluster(cluster).sub("ratelimit");
+            let scope = if self.stat_prefix.is_empty() { scope } else { scope.sub(&self.stat_prefix) };
+            let stats = Arc::new(LimitStats::new(&scope));
+            let mut all = all.write().unwrap_or_else(PoisonError::into_inner);
+            all.entry(cluster.into()).or_insert(stats).clone()
+        })
+    }
+
+    /// By what the request is counted.
+    fn descriptors(&self, ex: &Exchange<'_>, at: &At<'_>) -> Vec<Descriptor> {
+        let Some(request) = &ex.request else { return Vec::new() };
+        let internal = request.fields.get(Known::XEnvoyInternal) == Some(b"true");
+        if self.internal.is_some_and(|wanted| wanted != internal) {
+            return Vec::new();
+        }
+        let said = match at.said() {
+            Some(RouteFilter::RateLimit(said)) => Some(said),
+            _ => None,
+        };
+        let own = said.and_then(|said| said.limits.as_ref()).or(self.limits.as_ref());
+        descriptors(ex, at, self.stage, own, said.map_or(HostLimits::Override, |said| said.host))
+    }
+
+    pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        if at.resumed {
+            let awaited = ex.filters.as_mut().and_then(|active| active.awaited.take());
+            return match awaited {
+                Some(Awaited::Limits(answer)) => self.apply(*answer, ex, at),
+                _ => Step::Continue,
+            };
+        }
+        if !ex.worker.draws_from(&self.enabled) {
+            return Step::Continue;
+        }
+        let descriptors = self.descriptors(ex, at);
+        if descriptors.is_empty() {
+            return Step::Continue;
+        }
+        let domain = match at.said() {
+            Some(RouteFilter::RateLimit(said)) if !said.domain.is_empty() => &said.domain,
+            _ => &self.domain,
+        };
+        let question = pb::RateLimitRequest {
+            domain: domain.to_string(),
+            descriptors: descriptors.into_iter().map(message).collect(),
+            hits_addend: 0,
+        };
+        let (worker, service) = (ex.worker.clone(), self.service.clone());
+        active(ex).pending = Some(Pending::new(async move {
+            Awaited::Limits(Box::new(call::unary(worker, service, PATH, question).await.ok()))
+        }));
+        Step::Wait(Wait::Answer)
+    }
+
+    fn apply(&self, answer: Option<pb::RateLimitResponse>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        let stats = at.course.with_cluster(ex, |name| self.stats(name));
+        let count = |which: fn(&LimitStats) -> &metrics::Counter| {
+            if let Some(stats) = &stats {
+                which(stats).increment(1);
+            }
+        };
+        let Some(mut answer) = answer else {
+            count(|stats| &stats.error);
+            if !self.deny {
+                count(|stats| &stats.failure_mode_allowed);
+                return Step::Continue;
+            }
+            ex.info.flags.insert(ResponseFlags::RLSE);
+            return Step::Reply(Reply::new(self.status_on_error, "rate_limiter_error"));
+        };
+        if let Some(metadata) = answer.dynamic_metadata.take() {
+            let all = ex.info.metadata.get_or_insert_default();
+            all.entry(NAMESPACE.to_owned()).or_default().fields.extend(metadata.fields);
+        }
+        let mut told = Told(Vec::new());
+        if self.tell {
+            told.limits(&answer.statuses);
+        }
+        told.0.extend(answer.response_headers_to_add.iter().filter_map(pair));
+        if answer.overall_code() != Code::OverLimit {
+            count(|stats| &stats.ok);
+        } else {
+            if !self.quiet {
+                told.0.push((Known::XEnvoyRatelimited.name().into(), "true".into()));
+            }
+            count(|stats| &stats.over_limit);
+            let slot = at.course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
+            if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
+                let stats = cluster.cluster.stats();
+                stats.responses.count(429);
+                stats.upstream_rq_completed.increment(1);
+            }
+            if ex.worker.draws_from(&self.enforced) {
+                return self.refuse(&told, answer.raw_body.into(), ex);
+            }
+        }
+        if let Some(request) = &mut ex.request {
+            for (name, value) in answer.request_headers_to_add.iter().filter_map(pair) {
+                request.fields.push(name.as_bytes(), value.as_bytes());
+            }
+        }
+        if !told.0.is_empty() {
+            at.encode(ex, Encoder::RateLimit(told));
+        }
+        Step::Continue
+    }
+
+    fn refuse(&self, told: &Told, body: Bytes, ex: &mut Exchange<'_>) -> Step {
+        ex.info.flags.insert(ResponseFlags::RL);
+        let mut fields = Fields::default();
+        for (name, value) in &told.0 {
+            fields.push(name.as_bytes(), value.as_bytes());
+        }
+        let mut reply = Reply::new(self.status, "request_rate_limited").with_fields(fields);
+        reply.body = body;
+        let reply = reply.grpc_status(self.exhausted.then_some(Cow::Borrowed("8")));
+        Step::Reply(reply.changed(self.response_headers.clone()))
+    }
+}
+
+/// By what the policies of `stage` count a request: `own` if there are any, else those of its route and, as `host` says,
+/// of its virtual host.
+pub(super) fn descriptors(
+    ex: &Exchange<'_>,
+    at: &At<'_>,
+    stage: u32,
+    own: Option<&Arc<RateLimits>>,
+    host: HostLimits,
+) -> Vec<Descriptor> {
+    let mut out = Vec::new();
+    let (Some(route), Some(request)) = (at.course.route(), &ex.request) else { return out };
+    if own.is_none() && route.limits.is_none() {
+        return out;
+    }
+    at.course.with_cluster(ex, |destination| {
+        let facts = LimitFacts {
+            request,
+            remote: ex.info.remote(),
+            source: &ex.manager.service.0,
+            destination,
+            dynamic: ex.info.metadata.as_deref(),
+            route: route.metadata.as_deref(),
+        };
+        let on = |key: &str| {
+            let share = ex.worker.runtime.load().fraction(key);
+            share.is_none_or(|share: Fraction| ex.worker.draws(share))
+        };
+        let mut add = |limits: &RateLimits| limits.describe(stage, &facts, on, &mut out);
+        match (own, &route.limits) {
+            (Some(own), _) => add(own),
+            (None, Some(limits)) => {
+                if let Some(own) = &limits.own {
+                    add(own);
+                }
+                let included = limits.both
+                    || match host {
+                        HostLimits::Include => true,
+                        HostLimits::Override => limits.own.is_none(),
+                        HostLimits::Ignore => false,
+                    };
+                if let Some(host) = limits.host.as_ref().filter(|_| included) {
+                    add(host);
+                }
+            }
+            (None, None) => {}
+        }
+    });
+    out
+}
+
+fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
+    let entry = |(key, value): (Box<str>, Box<str>)| common::rate_limit_descriptor::Entry {
+        key: key.into(),
+        value: value.into(),
+    };
+    common::RateLimitDescriptor {
+        entries: descriptor.entries.into_iter().map(entry).collect(),
+        hits_addend: descriptor.hits.map(|value| UInt64Value { value }),
+        ..common::RateLimitDescriptor::default()
+    }
+}
+
+/// A header of the service's, if it may stand in a head.
+fn pair(header: &HeaderValue) -> Option<(Box<str>, Box<str>)> {
+    let name = header.key.to_ascii_lowercase();
+    let value = if header.raw_value.is_empty() {
+        header.value.clone()
+    } else {
+        String::from_utf8_lossy(&header.raw_value).into_owned()
+    };
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let valid = !name.is_empty() && name.bytes().all(token) && !value.bytes().any(|byte| byte < 0x20);
+    (valid && name != "content-length" && name != "transfer-encoding").then(|| (name.into(), value.into()))
+}
+
+impl Told {
+    /// What is left of the limit that is nearest (draft-ietf-httpapi-ratelimit-headers-03).
+    fn limits(&mut self, statuses: &[DescriptorStatus]) {
+        let known = statuses.iter().filter_map(|status| Some((status, status.current_limit.as_ref()?)));
+        let mut policies = String::new();
+        for (_, limit) in known.clone() {
+            let window = match limit.unit() {
+                Unit::Second => 1,
+                Unit::Minute => 60,
+                Unit::Hour => 3600,
+                Unit::Day => 86_400,
+                Unit::Month => 2_592_000,
+                Unit::Year => 31_536_000,
+                Unit::Unknown => continue,
+            };
+            // Writing to a String cannot fail.
+            let _ = write!(policies, ", {};w={window}", limit.requests_per_unit);
+            if !limit.name.is_empty() {
+                let name: String =
+                    limit.name.chars().filter(|one| !one.is_control() && *one != '"').collect();
+                let _ = write!(policies, ";name=\"{name}\"");
+            }
+        }
+        let Some((status, limit)) = known.min_by_key(|(status, _)| status.limit_remaining) else { return };
+        let reset = status.duration_until_reset.map_or(0, |left| left.seconds);
+        let mut tell = |name: &str, value: String| self.0.push((name.into(), value.into()));
+        tell("x-ratelimit-limit", format!("{}{policies}", limit.requests_per_unit));
+        tell("x-ratelimit-remaining", status.limit_remaining.to_string());
+        tell("x-ratelimit-reset", reset.to_string());
+    }
+
+    pub(super) fn on_response(&self, head: &mut ResponseHead) {
+        for (name, value) in &self.0 {
+            head.fields.push(name.as_bytes(), value.as_bytes());
+        }
+    }
+}
