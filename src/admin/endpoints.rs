@@ -79,7 +79,7 @@ pub(super) fn certs() -> Answer {
     let contexts = held().into_iter().filter(|held| !held.own.is_empty() || !held.trusted.is_empty());
     let one = |held: Held| {
         let trusted = held.trusted.iter().flat_map(|trusted| {
-            trusted.trusted().map(|certificate| certificate_json(&trusted.path, &Facts::of(certificate), now))
+            trusted.trusted().map(|(path, certificate)| certificate_json(&path, &Facts::of(certificate), now))
         });
         let own = held.own.iter().map(|own| certificate_json(&own.path, own.facts(), now));
         json!({"ca_cert": trusted.collect::<Vec<_>>(), "cert_chain": own.collect::<Vec<_>>()})

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::identity::Identity;
+use super::peer::Facts;
 use super::secret::{Content, Slot};
 use super::stats::SslStats;
 use super::validation::{Roots, Validation};
@@ -81,11 +82,18 @@ pub(super) fn count<'s>(slots: impl Iterator<Item = &'s Arc<Slot>>, stats: &SslS
     for slot in slots {
         let (kind, end) = match slot.load().as_ref().map(|secret| &secret.content) {
             Some(Content::Certificate(identity)) => ("unnamed_cert", identity.facts().not_after),
+            // Those of trust domains are counted one by one, as by Envoy.
+            Some(Content::Validation(validation)) if validation.domains.is_some() => {
+                let ends = validation.trusted().map(|(_, certificate)| Facts::of(certificate).not_after);
+                let name = if slot.secret_name().is_empty() { "unnamed_ca_cert" } else { slot.secret_name() };
+                for (index, end) in ends.enumerate() {
+                    stats.expires(&format!("{name}_{index}"), end);
+                }
+                continue;
+            }
             Some(Content::Validation(validation)) => ("unnamed_ca_cert", validation.end()),
             Some(Content::TicketKeys(_)) | None => continue,
         };
-        let end = end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let Some(end) = end else { continue };
         match slot.secret_name() {
             "" => stats.expires(&format!("{kind}_{NAMELESS}"), end),
             name => stats.expires(name, end),
@@ -97,9 +105,16 @@ pub(super) fn count<'s>(slots: impl Iterator<Item = &'s Arc<Slot>>, stats: &SslS
 const NAMELESS: &str = "e3b0c442";
 
 impl Validation {
-    /// The certificates that are trusted, but for the system's.
-    pub fn trusted(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
-        self.all_roots().flat_map(|roots| roots.certificates())
+    /// The certificates that are trusted, but for the system's, each with where it is from.
+    pub fn trusted(&self) -> impl Iterator<Item = (String, &CertificateDer<'static>)> {
+        let own = self.roots.iter().filter(|_| self.domains.is_none());
+        let own = own.map(|roots| (self.path.to_string(), roots));
+        let bundles = self.domains.iter().flat_map(|domains| domains.bundles());
+        let of_domains =
+            bundles.map(|(domain, bundle)| (format!("{domain}: {}", bundle.path), &bundle.roots));
+        own.chain(of_domains).flat_map(|(path, roots)| {
+            roots.certificates().iter().map(move |certificate| (path.clone(), certificate))
+        })
     }
 
     /// When the first of them expires.
@@ -108,7 +123,8 @@ impl Validation {
     }
 
     fn all_roots(&self) -> impl Iterator<Item = &Arc<Roots>> {
-        self.roots.iter().chain(self.domains.iter().flat_map(|domains| domains.roots()))
+        let bundles = self.domains.iter().flat_map(|domains| domains.bundles().values());
+        self.roots.iter().filter(|_| self.domains.is_none()).chain(bundles.map(|bundle| &bundle.roots))
     }
 }
 

@@ -4,7 +4,7 @@
 //! In: roots and revocation lists by trust domain; a peer's certificate. Out: which of them count for it, or why none do
 //! (spiffe.io: X509-SVID, 5.2 leaf validation).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base64::prelude::{Engine as _, BASE64_STANDARD};
@@ -22,13 +22,15 @@ use crate::config::discovery::SanKind;
 /// The trust domains of a validator.
 #[derive(Debug, Default)]
 pub struct TrustDomains {
-    bundles: HashMap<Box<str>, Bundle>,
+    bundles: BTreeMap<Box<str>, Bundle>,
     subjects: Vec<DistinguishedName>,
 }
 
 /// What certificates of one trust domain are verified by.
 #[derive(Debug)]
 pub struct Bundle {
+    /// The file that it is from, or `<inline>`.
+    pub path: Box<str>,
     /// Who may sign them.
     pub roots: Arc<Roots>,
     /// Revocation lists, if there are any.
@@ -36,15 +38,15 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// From PEM: certificates, and revocation lists if there are any.
+    /// From PEM, of the file `path`: certificates, and revocation lists if there are any.
     ///
     /// # Errors
     /// There is no certificate, or one of them cannot be used.
-    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+    pub fn from_pem(pem: &[u8], path: &str) -> Result<Self, String> {
         let roots = Arc::new(Roots::new(certificates(pem)?)?);
         let has_lists = memchr::memmem::find(pem, b"X509 CRL").is_some();
         let crls = has_lists.then(|| revocation_lists(pem).and_then(|lists| Crls::new(&lists)));
-        Ok(Self { roots, crls: crls.transpose()?.map(Arc::new) })
+        Ok(Self { path: path.into(), roots, crls: crls.transpose()?.map(Arc::new) })
     }
 }
 
@@ -71,7 +73,7 @@ struct Jwk {
 
 impl TrustDomains {
     /// These bundles.
-    pub fn new(bundles: HashMap<Box<str>, Bundle>) -> Self {
+    pub fn new(bundles: BTreeMap<Box<str>, Bundle>) -> Self {
         let mut subjects: Vec<_> =
             bundles.values().flat_map(|bundle| bundle.roots.subjects()).cloned().collect();
         subjects.sort_by(|one, other| one.as_ref().cmp(other.as_ref()));
@@ -79,14 +81,14 @@ impl TrustDomains {
         Self { bundles, subjects }
     }
 
-    /// From a bundle map in JSON.
+    /// From a bundle map in JSON, of the file `path`.
     ///
     /// # Errors
     /// It is none, or a certificate in it cannot be used.
-    pub fn from_json(json: &[u8]) -> Result<Self, String> {
+    pub fn from_json(json: &[u8], path: &str) -> Result<Self, String> {
         let map: BundleMap =
             serde_json::from_slice(json).map_err(|error| format!("is no map of SPIFFE bundles: {error}"))?;
-        let mut bundles = HashMap::new();
+        let mut bundles = BTreeMap::new();
         for (domain, set) in map.trust_domains {
             let mut found = Vec::new();
             for key in set.keys.iter().filter(|key| key.usage == "x509-svid") {
@@ -99,14 +101,14 @@ impl TrustDomains {
                 return Err(format!("{domain:?} has no key for x509-svid"));
             }
             let roots = Arc::new(Roots::new(found).map_err(|error| format!("{domain:?}: {error}"))?);
-            bundles.insert(domain, Bundle { roots, crls: None });
+            bundles.insert(domain, Bundle { path: path.into(), roots, crls: None });
         }
         Ok(Self::new(bundles))
     }
 
-    /// All roots.
-    pub(super) fn roots(&self) -> impl Iterator<Item = &Arc<Roots>> {
-        self.bundles.values().map(|bundle| &bundle.roots)
+    /// All bundles, by trust domain.
+    pub(super) fn bundles(&self) -> &BTreeMap<Box<str>, Bundle> {
+        &self.bundles
     }
 
     /// The names of all roots.
@@ -165,7 +167,7 @@ mod tests {
             (r#"{"trust_domains": {"a.test": {"keys": [{"use": "x509-svid", "x5c": ["!"]}]}}}"#, "x5c"),
             (r#"{"trust_domains": {"a.test": {"keys": [{"use": "x509-svid", "x5c": ["AAAA"]}]}}}"#, "a.test"),
         ] {
-            let error = TrustDomains::from_json(json.as_bytes()).unwrap_err();
+            let error = TrustDomains::from_json(json.as_bytes(), "").unwrap_err();
             assert!(error.contains(told), "{json}: {error}");
         }
     }

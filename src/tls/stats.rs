@@ -1,9 +1,10 @@
 //! What is counted of handshakes: `listener.<address>.ssl.` and `cluster.<name>.ssl.`.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::SystemTime;
 
-use metrics::Counter;
+use metrics::{Counter, Gauge};
 
 use tokio_rustls::rustls;
 
@@ -46,6 +47,8 @@ pub struct SslStats {
     scope: Scope,
     /// Counters of what was agreed on, made when it is first seen.
     agreed: Mutex<Vec<Agreed>>,
+    /// When certificates expire, by their names.
+    certificates: Mutex<BTreeMap<Box<str>, Gauge>>,
 }
 
 struct Agreed {
@@ -78,6 +81,7 @@ impl SslStats {
             contexts: ContextCounters::new(&scope.sub(contexts)),
             scope: ssl,
             agreed: Mutex::default(),
+            certificates: Mutex::default(),
         }
     }
 
@@ -114,10 +118,15 @@ impl SslStats {
         }
     }
 
-    /// Says when the certificate `name` expires, since the epoch of Unix.
-    pub(super) fn expires(&self, name: &str, end: Duration) {
-        let scope = self.scope.tagged("certificate", "envoy_tls_certificate", name);
-        scope.gauge("expiration_unix_time_seconds").set(end.as_secs() as f64);
+    /// Says when the certificate `name` expires, if that can be said.
+    pub(super) fn expires(&self, name: &str, end: Option<SystemTime>) {
+        let Some(end) = end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok()) else { return };
+        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = known.entry(name.into()).or_insert_with(|| {
+            let scope = self.scope.tagged("certificate", "envoy_tls_certificate", name);
+            scope.gauge("expiration_unix_time_seconds")
+        });
+        gauge.set(end.as_secs() as f64);
     }
 
     /// Counts a signature of the peer's that was good.

@@ -175,7 +175,7 @@ async fn shake(
 #[tokio::test]
 async fn contexts_wait_for_their_secrets_and_follow_them() {
     let secrets = Secrets::default();
-    let (certificate, trusted) = (secrets.slot("own"), secrets.slot("ca"));
+    let (certificate, trusted) = (secrets.slot("own", "own"), secrets.slot("ca", "ca"));
     let stats = Arc::new(SslStats::server(&Scope::listener("tls_tests_contexts")));
     let spec = DownstreamSpec {
         params: Params::default(),

@@ -2,7 +2,7 @@
 //!
 //! In: a validation context's custom validator. Out: where its bundles are, to be read now and when files change.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SpiffeCertValidatorConfig,
@@ -10,6 +10,7 @@ use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3::{
 use outrigger_control_api::type_of;
 
 use super::extension;
+use super::tls::path_of;
 use crate::config::discovery::Material;
 use crate::config::problems::Problems;
 use crate::tls::spiffe::{Bundle, TrustDomains};
@@ -41,11 +42,11 @@ impl Bundles {
     pub(super) fn read(&self) -> Result<TrustDomains, String> {
         let read = |material: &Material| material.read().map_err(|error| format!("{material:?}: {error}"));
         match self {
-            Bundles::Map(material) => TrustDomains::from_json(&read(material)?),
+            Bundles::Map(material) => TrustDomains::from_json(&read(material)?, &path_of(material)),
             Bundles::Pem(list) => {
-                let mut bundles = HashMap::new();
+                let mut bundles = BTreeMap::new();
                 for (domain, material) in list {
-                    let bundle = read(material).and_then(|pem| Bundle::from_pem(&pem));
+                    let bundle = read(material).and_then(|pem| Bundle::from_pem(&pem, &path_of(material)));
                     let bundle = bundle.map_err(|error| format!("{domain}: {error}"))?;
                     bundles.insert(domain.clone(), bundle);
                 }

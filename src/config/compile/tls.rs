@@ -442,7 +442,7 @@ fn validation_secret(
 }
 
 /// As Envoy names what a certificate is from.
-fn path_of(material: &Material) -> Box<str> {
+pub(super) fn path_of(material: &Material) -> Box<str> {
     match material {
         Material::File(path) => path.to_string_lossy().into(),
         Material::Inline(_) => INLINE.into(),

@@ -31,7 +31,7 @@ async fn told(certs: &Certs, kind: Kind, config: &Config) -> Told {
     }
     certificates.sort_by_key(Value::to_string);
     let gauges = proxy.stats().await.into_iter();
-    let gauges = gauges.filter(|(name, _)| name.contains("expir")).collect();
+    let gauges = gauges.filter(|(name, _)| name.contains("expir") && !name.contains("ocsp")).collect();
     Told { certificates, gauges }
 }
 
