@@ -150,7 +150,7 @@ impl Mask {
             "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "<milliseconds>".to_string(),
             // What is left for a retry: the next half second.
             "x-envoy-expected-rq-timeout-ms" => match value.parse::<u64>() {
-                Ok(left) if left % 100 != 0 => left.next_multiple_of(500).to_string(),
+                Ok(left) if left > 500 => left.next_multiple_of(500).to_string(),
                 _ => self.text(value),
             },
             "x-request-id" if uuid(value) && !sent.contains(value) => {
