@@ -277,7 +277,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         include_request_attempt_count: config.include_request_attempt_count,
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
-        limits: RateLimits::compile(&config.rate_limits, "rate_limits", problems),
+        limits: RateLimits::compile_of_route(&config.rate_limits, problems),
     };
     let routes = (config.routes.iter().enumerate())
         .filter_map(|(index, config)| {
@@ -334,8 +334,8 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
     };
     let limits = match config.action.as_ref() {
         Some(Proto::Route(action)) => {
-            let own = problems
-                .at("route", |problems| RateLimits::compile(&action.rate_limits, "rate_limits", problems));
+            let own =
+                problems.at("route", |problems| RateLimits::compile_of_route(&action.rate_limits, problems));
             #[allow(deprecated)] // As above.
             let both = bool_or(action.include_vh_rate_limits, false);
             let host = host.limits.clone();

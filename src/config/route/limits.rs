@@ -125,6 +125,18 @@ impl RateLimits {
         (problems.count() == before && !policies.is_empty()).then(|| Arc::new(Self(policies)))
     }
 
+    /// As [`RateLimits::compile`], for a route or a virtual host, whose policies say less.
+    pub fn compile_of_route(list: &[pb::RateLimit], problems: &mut Problems) -> Option<Arc<Self>> {
+        for (index, config) in list.iter().enumerate() {
+            if config.hits_addend.is_some() {
+                problems.at_index("rate_limits", index, |problems| {
+                    problems.report_at("hits_addend", "only policies of filters have it, in Envoy too");
+                });
+            }
+        }
+        Self::compile(list, "rate_limits", problems)
+    }
+
     /// Adds the descriptors of the policies of `stage` to `out`; `on` says whether a runtime key leaves one on.
     pub fn describe<R: RequestView>(
         &self,
