@@ -5,6 +5,7 @@ pub mod accesslog;
 mod bootstrap;
 mod cluster;
 mod discovery;
+mod extra_rules;
 mod filter_rules;
 mod filters;
 mod hcm;
