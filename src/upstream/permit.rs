@@ -100,10 +100,12 @@ pub struct RequestPermit {
 }
 
 impl RequestPermit {
-    /// Whether there is no permit now; then that is counted. One that is free may be gone before it is taken.
+    /// Whether there is no permit now; then that is counted. One that is free may be gone before it is taken. Where
+    /// nothing may wait either, it is the pool's to say which limit is in the way.
     #[inline]
     pub fn is_refused(cluster: &Cluster, priority: usize) -> bool {
-        let refused = limit(cluster, priority, Kind::Requests).is_open();
+        let open = |kind| limit(cluster, priority, kind).is_open();
+        let refused = open(Kind::Requests) && !open(Kind::Pending);
         if refused {
             cluster.stats().upstream_rq_active_overflow.increment(1);
         }

@@ -493,7 +493,7 @@ async fn sessions(side: &Side, certs: &Certs) -> Vec<String> {
         let end = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut got)).await;
         // With bytes on the way an end may be a reset.
         let end = if end.is_ok() { "over" } else { "open" };
-        let late = *listener == "late" && begin.elapsed() >= Duration::from_millis(300);
+        let late = *listener == "late" && begin.elapsed() >= Duration::from_millis(250);
         let body = String::from_utf8_lossy(&got);
         let body = body.split("\r\n\r\n").last().unwrap_or_default();
         seen.push(format!(
