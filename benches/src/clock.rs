@@ -75,12 +75,21 @@ impl Alarm {
     }
 }
 
-/// Makes the calling thread give way to all others.
+/// A thread of this process.
+#[derive(Debug, Clone, Copy)]
+pub struct Thread(rustix::thread::Pid);
+
+/// The calling thread.
+pub fn this_thread() -> Thread {
+    Thread(rustix::thread::gettid())
+}
+
+/// Makes a thread give way to all others, or not any more.
 ///
 /// # Errors
 /// The kernel does not let it.
-pub fn step_back() -> std::io::Result<()> {
-    Ok(rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19)?)
+pub fn step_back(thread: Thread, back: bool) -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(Some(thread.0), if back { 19 } else { 0 })?)
 }
 
 /// Runs the calling thread on this core only.

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -130,6 +130,8 @@ pub struct ControlPlane {
     snapshots: Vec<Arc<Snapshot>>,
     end: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
+    /// Known once it runs.
+    server_thread: Arc<OnceLock<clock::Thread>>,
     acknowledged: Arc<AtomicU64>,
     refused: Arc<Mutex<Vec<String>>>,
 }
@@ -191,12 +193,13 @@ impl ControlPlane {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;
         let end = Arc::new(Notify::new());
         let ended = end.clone();
+        let server_thread = Arc::new(OnceLock::new());
+        let known = server_thread.clone();
         let thread = std::thread::spawn(move || {
             if let Some(core) = core {
                 let _ = clock::pin(core);
             }
-            // What it does for a moment should not look like a proxy that answers late.
-            let _ = clock::step_back();
+            let _ = known.set(clock::this_thread());
             runtime.block_on(async move {
                 let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
                 tokio::select! {
@@ -205,7 +208,8 @@ impl ControlPlane {
                 }
             });
         });
-        Ok(Self { address, cache, snapshots, end, thread: Some(thread), acknowledged, refused })
+        let thread = Some(thread);
+        Ok(Self { address, cache, snapshots, end, thread, server_thread, acknowledged, refused })
     }
 
     /// Changes the last cluster's endpoints: to the others, or back.
@@ -233,7 +237,10 @@ impl ControlPlane {
     /// `work` goes on; its result, and the changes of endpoints.
     pub fn churn<R>(&self, rate: u32, work: impl FnOnce() -> R) -> (R, u64) {
         let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        // What it does for a moment should not look like a proxy that answers late.
+        let step = |back| self.server_thread.get().map(|thread| clock::step_back(*thread, back));
+        let _ = step(true);
+        let result = std::thread::scope(|scope| {
             let changes = scope.spawn(|| {
                 let (begin, gap) = (Instant::now(), Duration::from_secs(1) / rate.max(1));
                 let mut count: u32 = 0;
@@ -251,7 +258,9 @@ impl ControlPlane {
             let result = work();
             over.store(true, Ordering::Relaxed);
             (result, changes.join().unwrap_or(0).into())
-        })
+        });
+        let _ = step(false);
+        result
     }
 }
 
