@@ -36,6 +36,7 @@ pub mod support;
 mod sync;
 pub mod tcp;
 pub mod tls;
+pub mod token;
 
 pub use cluster::Cluster;
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};

@@ -24,15 +24,9 @@ impl<'p> Query<'p> {
 
     fn of(path: &'p [u8], decode: bool) -> Self {
         let read = |text: &'p [u8]| if decode { decoded(text) } else { Cow::Borrowed(text) };
-        let start = memchr::memchr(b'?', path).unwrap_or(path.len());
-        let (path, query) = path.split_at(start);
+        let (path, found) = pairs(path);
         let mut pairs: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        let pieces = query.get(1..).unwrap_or_default().split(|byte| *byte == b'&');
-        for pair in pieces.filter(|pair| !pair.is_empty()) {
-            let (key, value) = match memchr::memchr(b'=', pair) {
-                Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
-                None => (pair, &b""[..]),
-            };
+        for (key, value) in found {
             pairs.entry(read(key)).or_default().push(read(value));
         }
         Self { path, decoded: decode, pairs }
@@ -56,7 +50,7 @@ impl<'p> Query<'p> {
     /// The path with the query as it is now.
     pub fn written(&self) -> Vec<u8> {
         let write = |out: &mut Vec<u8>, text: &[u8]| match self.decoded {
-            true => encode(out, text),
+            true => encode(out, text, is_unreserved),
             false => out.extend_from_slice(text),
         };
         let mut out = self.path.to_vec();
@@ -74,8 +68,24 @@ impl<'p> Query<'p> {
     }
 }
 
+/// A path without its query, and the query's names and values as they are.
+pub fn pairs(path: &[u8]) -> (&[u8], impl Iterator<Item = (&[u8], &[u8])>) {
+    let (path, query) = path.split_at(memchr::memchr(b'?', path).unwrap_or(path.len()));
+    let pieces = query.get(1..).unwrap_or_default().split(|byte| *byte == b'&');
+    let pairs = pieces.filter(|pair| !pair.is_empty()).map(|pair| match memchr::memchr(b'=', pair) {
+        Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
+        None => (pair, &b""[..]),
+    });
+    (path, pairs)
+}
+
+/// What can be read in one way only (RFC 3986 §2.3).
+pub fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
+}
+
 /// Without percent escapes.
-fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+pub fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'%', text).is_none() {
         return Cow::Borrowed(text);
     }
@@ -101,11 +111,11 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// With percent escapes for all that could be read as something else.
-fn encode(out: &mut Vec<u8>, text: &[u8]) {
+/// Appends `text` with percent escapes for all that `may` not stand.
+pub fn encode(out: &mut Vec<u8>, text: &[u8], may: fn(u8) -> bool) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+        if may(*byte) {
             out.push(*byte);
         } else {
             // Both are below 16.

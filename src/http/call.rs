@@ -1,8 +1,8 @@
 //! Requests of our own to a cluster: what filters ask other services.
 //!
 //! Comes in: a request's head and its whole body, the cluster's slot, and how long and how much the answer may be. Goes
-//! out: the whole answer, or why there is none. The cluster's pools, limits and health count as for any request; nothing
-//! is tried again here.
+//! out: the whole answer, or why there is none. The cluster's pools, limits and health count as for any request. Only
+//! what nobody has begun with is sent again.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -15,8 +15,8 @@ use prost::Message;
 
 use super::fields::Fields;
 use super::h1::{self, BodyDecoder, BodyEvent, Framing, ResponseLimits};
-use super::h2::client::{ClientStream, Heard};
-use super::h2::{Outgoing, Piece};
+use super::h2::client::{ClientStream, Heard, Unsent};
+use super::h2::{Outgoing, Piece, StreamError};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, OutBuf, FIRST_READ};
 use super::manager;
@@ -25,7 +25,7 @@ use crate::config::cluster::UpstreamProtocol;
 use crate::config::services::GrpcTarget;
 use crate::config::{Cluster, HeaderMutate, Known, Slot};
 use crate::telemetry::stream_info::Protocol;
-use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection};
+use crate::upstream::{ClusterLocal, HostPool, PickContext, RequestPermit, UpstreamConnection};
 
 /// A whole answer.
 #[derive(Debug)]
@@ -59,6 +59,22 @@ pub enum CallError {
     #[error("the answer broke off")]
     Broken,
 }
+
+/// Why one try has no answer.
+enum Lost {
+    /// It can be sent again: nobody has begun with it.
+    Unprocessed,
+    For(CallError),
+}
+
+impl From<CallError> for Lost {
+    fn from(error: CallError) -> Self {
+        Lost::For(error)
+    }
+}
+
+/// Most tries of a request that nobody begins with.
+const REPLAYS: usize = 3;
 
 /// A request of our own.
 #[derive(Debug)]
@@ -108,17 +124,14 @@ impl Call {
         let cluster = worker.upstreams.cluster(&slot).ok_or(CallError::NoCluster)?;
         let (timeout, began) = (self.timeout, Instant::now());
         let exchange = async {
-            let pool = cluster.pick(&PickContext::default()).map_err(|_| CallError::Unavailable)?;
-            let http2 = match pool.cluster().http.protocol {
-                UpstreamProtocol::Http2 => true,
-                UpstreamProtocol::Downstream => self.request.protocol == Protocol::Http2,
-                UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
-            };
-            if http2 {
-                self.exchange_stream(&pool, began).await
-            } else {
-                self.exchange(&pool, began).await
+            for _ in 0..REPLAYS {
+                match self.once(&cluster, began).await {
+                    Err(Lost::Unprocessed) => {}
+                    Err(Lost::For(error)) => return Err(error),
+                    Ok(answer) => return Ok(answer),
+                }
             }
+            Err(CallError::Broken)
         };
         let answer = match timeout {
             None => exchange.await,
@@ -134,18 +147,35 @@ impl Call {
         answer
     }
 
-    async fn exchange(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
+    async fn once(&self, cluster: &Rc<ClusterLocal>, began: Instant) -> Result<Answer, Lost> {
+        let pool = cluster.pick(&PickContext::default()).map_err(|_| CallError::Unavailable)?;
+        let http2 = match pool.cluster().http.protocol {
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => self.request.protocol == Protocol::Http2,
+            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+        };
+        if http2 {
+            self.exchange_stream(&pool, began).await
+        } else {
+            self.exchange(&pool, began).await
+        }
+    }
+
+    async fn exchange(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, Lost> {
         let cluster = pool.cluster().clone();
         let mut connection = pool.connection(0).await.map_err(|_| CallError::Unavailable)?;
+        // One that was kept may be closed just when it is used: then nobody has read the question.
+        let closed = if connection.reused { Lost::Unprocessed } else { CallError::Broken.into() };
         let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
         let mut out = OutBuf::default();
         h1::write::request_head(out.flat(), &self.request, cluster.http.http1.header_case, b"");
         if !self.body.is_empty() {
             out.push(self.body.clone());
         }
-        poll_fn(|context| out.poll_flush(&connection.stream, context))
-            .await
-            .map_err(|_| CallError::Broken)?;
+        let flushed = poll_fn(|context| out.poll_flush(&connection.stream, context)).await;
+        if flushed.is_err() || !fill(&mut connection).await {
+            return Err(closed);
+        }
         let (answer, reusable) = self.answer(&cluster, &mut connection, began).await?;
         pool.give_back(connection, reusable, Instant::now());
         Ok(answer)
@@ -158,12 +188,7 @@ impl Call {
         began: Instant,
     ) -> Result<(Answer, bool), CallError> {
         let http = &cluster.http;
-        let limits = ResponseLimits {
-            max_head: http.max_response_headers,
-            max_fields: http.max_headers_count as usize,
-            preserve_case: false,
-            chunked_length: http.http1.allow_chunked_length,
-        };
+        let limits = ResponseLimits::of(http);
         let to_head = self.request.is_method(b"HEAD");
         let parsed = loop {
             let parsed = h1::parse_response(&connection.input, &limits, to_head, false);
@@ -174,9 +199,7 @@ impl Call {
                 }
                 continue;
             }
-            let UpstreamConnection { stream, input, .. } = &mut *connection;
-            let count = poll_fn(|context| poll_read(stream, input, FIRST_READ, context)).await;
-            if !matches!(count, Ok(count) if count > 0) {
+            if !fill(connection).await {
                 return Err(CallError::Broken);
             }
         };
@@ -215,7 +238,7 @@ impl Call {
     }
 
     /// As [`Call::exchange`], over HTTP/2.
-    async fn exchange_stream(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, CallError> {
+    async fn exchange_stream(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, Lost> {
         let cluster = pool.cluster().clone();
         let slot = match pool.reuse_stream() {
             Some(slot) => slot,
@@ -225,15 +248,22 @@ impl Call {
         let mut out = Outgoing::default();
         out.push(self.body.clone());
         out.finish(None);
-        let mut stream =
-            ClientStream::send(slot, &self.request, false, &mut out).map_err(|_| CallError::Broken)?;
-        poll_fn(|context| out.poll_flush(context)).await.map_err(|_| CallError::Broken)?;
+        let reused = slot.reused();
+        let mut stream = match ClientStream::send(slot, &self.request, false, &mut out) {
+            Ok(stream) => stream,
+            Err(Unsent::Unspeakable) => return Err(CallError::Broken.into()),
+            Err(Unsent::Stream(_)) => return Err(Lost::Unprocessed),
+        };
+        // What became of it is told with the answer's head.
+        let _ = poll_fn(|context| out.poll_flush(context)).await;
         let max_fields = cluster.http.max_headers_count as usize;
         let parsed = loop {
             match poll_fn(|context| stream.poll_head(max_fields, context)).await {
                 Ok(Heard::Final(parsed)) => break parsed,
                 Ok(Heard::Interim(_)) => {}
-                Err(_) => return Err(CallError::Broken),
+                Err(StreamError::Refused) => return Err(Lost::Unprocessed),
+                Err(StreamError::Closed) if reused => return Err(Lost::Unprocessed),
+                Err(_) => return Err(CallError::Broken.into()),
             }
         };
         note(&cluster, &parsed.head);
@@ -242,15 +272,22 @@ impl Call {
         let trailers = loop {
             match poll_fn(|context| stream.incoming.poll_next(context)).await {
                 Ok(Piece::Data(data)) if body.len() + data.len() > self.most => {
-                    return Err(CallError::TooLarge)
+                    return Err(CallError::TooLarge.into());
                 }
                 Ok(Piece::Data(data)) => body.extend_from_slice(&data),
                 Ok(Piece::End(trailers)) => break trailers,
-                Err(_) => return Err(CallError::Broken),
+                Err(_) => return Err(CallError::Broken.into()),
             }
         };
         Ok(Answer { head: parsed.head, body: body.freeze(), trailers, took })
     }
+}
+
+/// Reads more of an answer; false where there is none.
+async fn fill(connection: &mut UpstreamConnection) -> bool {
+    let UpstreamConnection { stream, input, .. } = connection;
+    let count = poll_fn(|context| poll_read(stream, input, FIRST_READ, context)).await;
+    matches!(count, Ok(count) if count > 0)
 }
 
 fn note(cluster: &Cluster, head: &ResponseHead) {

@@ -181,7 +181,8 @@ impl RequestView for RequestHead {
     }
 }
 
-fn is_grpc_type(value: &[u8]) -> bool {
+/// Whether a content type is gRPC's own.
+pub fn is_grpc_type(value: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     value.starts_with(GRPC) && matches!(value.get(GRPC.len()), None | Some(b'+'))
 }

@@ -28,23 +28,32 @@ pub(super) trait Context: Send + Sync {
     fn held(&self) -> Held;
 }
 
-static CONTEXTS: Mutex<Vec<Weak<dyn Context>>> = Mutex::new(Vec::new());
+static CONTEXTS: Mutex<Contexts> = Mutex::new(Contexts { list: Vec::new(), sweep_at: 0 });
+
+struct Contexts {
+    list: Vec<Weak<dyn Context>>,
+    /// Those that are gone are looked for when there are so many: twice as many as lived the last time.
+    sweep_at: usize,
+}
+
+/// Fewer contexts are not worth a sweep.
+const LEAST: usize = 64;
 
 /// Notes a context for as long as it is used.
 pub(super) fn register(context: Weak<dyn Context>) {
     let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-    // Those that are gone go whenever there would be no more room: a constant share for each.
-    if contexts.len() == contexts.capacity() {
-        contexts.retain(|context| context.strong_count() > 0);
+    if contexts.list.len() >= contexts.sweep_at {
+        contexts.list.retain(|context| context.strong_count() > 0);
+        contexts.sweep_at = (contexts.list.len() * 2).max(LEAST);
     }
-    contexts.push(context);
+    contexts.list.push(context);
 }
 
 /// What all contexts have.
 pub fn held() -> Vec<Held> {
     let contexts: Vec<_> = {
         let known = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().filter_map(Weak::upgrade).collect()
+        known.list.iter().filter_map(Weak::upgrade).collect()
     };
     contexts.iter().map(|context| context.held()).collect()
 }
@@ -73,7 +82,8 @@ pub(super) fn of_slots<'s>(slots: impl Iterator<Item = &'s Arc<Slot>>, fixed: Op
             Some(Content::TicketKeys(_)) | None => {}
         }
     }
-    held.trusted.extend(fixed.map(|fixed| Arc::new(fixed.clone())));
+    // Most say only which names will do, and have no certificates.
+    held.trusted.extend(fixed.filter(|fixed| fixed.is_rooted()).map(|fixed| Arc::new(fixed.clone())));
     held
 }
 

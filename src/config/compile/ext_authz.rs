@@ -13,9 +13,10 @@ use crate::config::problems::Problems;
 use crate::config::route::HeaderOps;
 use crate::config::services::{GrpcTarget, HttpTarget};
 use crate::config::{Cluster, Directory};
+use crate::http::filters::by_cluster::ByCluster;
 use crate::http::filters::ext_authz::rules::MutationRules;
 use crate::http::filters::ext_authz::{
-    AuthzStats, Buffering, ByCluster, Config, HttpService, PerRoute, Service,
+    AuthzStats, Buffering, ClusterStats, Config, HttpService, PerRoute, Service,
 };
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
@@ -110,8 +111,7 @@ pub(super) fn compile(
         charge: bool_or(config.charge_cluster_response_stats, true),
         max_denial: config.max_denied_response_body_bytes as usize,
         stats: AuthzStats::new(&scope),
-        stat_prefix: config.stat_prefix.trim_end_matches('.').into(),
-        by_cluster: ByCluster::default(),
+        by_cluster: ByCluster::new("ext_authz", config.stat_prefix.trim_end_matches('.'), ClusterStats::new),
     })
 }
 

@@ -11,7 +11,8 @@ use crate::config::problems::Problems;
 use crate::config::route::{HeaderOps, RateLimits};
 use crate::config::services::GrpcTarget;
 use crate::config::{Cluster, Directory};
-use crate::http::filters::ratelimit::{ByCluster, Config, HostLimits, PerRoute};
+use crate::http::filters::by_cluster::ByCluster;
+use crate::http::filters::ratelimit::{Config, HostLimits, LimitStats, PerRoute};
 
 /// The filter's type.
 pub(super) const TYPE: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimit";
@@ -72,8 +73,7 @@ pub(super) fn compile(
         response_headers: response_headers?,
         enabled: share(&config.filter_enabled, "ratelimit.http_filter_enabled"),
         enforced: share(&config.filter_enforced, "ratelimit.http_filter_enforcing"),
-        stat_prefix: config.stat_prefix.trim_end_matches('.').into(),
-        by_cluster: ByCluster::default(),
+        by_cluster: ByCluster::new("ratelimit", config.stat_prefix.trim_end_matches('.'), LimitStats::new),
     })
 }
 

@@ -11,6 +11,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use outrigger_control_api::reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, OneofDescriptor, Value};
 use outrigger_control_api::{pool, Problem};
 
+use crate::config::token::is_field_name;
+
 /// A rule of one field, by its number, or of a group of alternatives.
 pub(super) enum FieldRule {
     Field(u32, &'static [Check]),
@@ -450,9 +452,7 @@ fn is_header_name(text: &str, strict: bool) -> bool {
     if !strict {
         return is_header_value(text, false);
     }
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let name = text.strip_prefix(':').unwrap_or(text);
-    !name.is_empty() && name.bytes().all(token)
+    is_field_name(text.as_bytes())
 }
 
 fn is_header_value(text: &str, strict: bool) -> bool {

@@ -17,7 +17,7 @@ use crate::config::problems::Problems;
 use crate::config::runtime_value::{RuntimeNumber, RuntimeSwitch};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
-use crate::http::head::ResponseHead;
+use crate::http::head::{is_grpc_type, ResponseHead};
 use crate::telemetry::metrics::Scope;
 
 crate::stats! {
@@ -128,7 +128,7 @@ impl Config {
             status.is_some()
         } else {
             let kind = head.fields.get(Known::ContentType).unwrap_or_default();
-            head.status == 200 && is_grpc(kind)
+            head.status == 200 && is_grpc_type(kind)
         };
         match (grpc, status) {
             (true, None) => return Some(self.clone()),
@@ -152,11 +152,6 @@ impl Config {
         if success { &self.stats.rq_success } else { &self.stats.rq_failure }.increment(1);
         self.window().record(success, now);
     }
-}
-
-/// Whether a content type is gRPC's own.
-fn is_grpc(kind: &[u8]) -> bool {
-    kind.strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || rest[0] == b'+')
 }
 
 fn http_success(
@@ -328,7 +323,7 @@ mod tests {
             ("application/grpc-web", false),
             ("application/json", false),
         ] {
-            assert_eq!(is_grpc(kind.as_bytes()), expected, "{kind}");
+            assert_eq!(is_grpc_type(kind.as_bytes()), expected, "{kind}");
         }
     }
 }

@@ -12,6 +12,7 @@ use outrigger_control_api::pb::google::protobuf::value::Kind;
 use super::chain::{At, Step};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
+use crate::config::query;
 use crate::config::route::{HeaderOps, Override, RouteFilter};
 use crate::config::{HeaderKey, HeaderMutate, RequestView};
 use crate::http::exchange::Exchange;
@@ -157,18 +158,11 @@ fn query_change(mutation: &core::KeyValueMutation, problems: &mut Problems) -> O
 type Query = std::collections::BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
 
 fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInfo) -> Vec<u8> {
-    let path = request.path();
-    let (bare, query) = match memchr::memchr(b'?', path) {
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
-        None => (path, &b""[..]),
-    };
+    let (bare, pairs) = query::pairs(request.path());
     let mut parameters = Query::new();
-    for pair in query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = match memchr::memchr(b'=', pair) {
-            Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
-            None => (pair, &b""[..]),
-        };
-        parameters.entry(decoded(name)).or_default().push(encoded(&decoded(value), is_legal));
+    for (name, value) in pairs {
+        let values = parameters.entry(query::decoded(name).into_owned()).or_default();
+        values.push(encoded(&query::decoded(value), is_legal));
     }
     for change in changes {
         match change {
@@ -178,7 +172,7 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
             QueryChange::Add(name, format, action) => {
                 let mut value = Vec::new();
                 format.render(&mut value, &FormatContext::new(info).with_request(request));
-                let value = encoded(&value, is_unreserved);
+                let value = encoded(&value, query::is_unreserved);
                 let name = name.as_bytes();
                 match (action, parameters.get_mut(name)) {
                     (Append::AppendIfExistsOrAdd, Some(values)) => values.push(value),
@@ -196,7 +190,7 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
     for (name, values) in &parameters {
         for value in values {
             out.push(mark);
-            out.extend_from_slice(&encoded(name, is_legal));
+            query::encode(&mut out, name, is_legal);
             out.push(b'=');
             out.extend_from_slice(value);
             mark = b'&';
@@ -205,47 +199,14 @@ fn changed_path(changes: &[QueryChange], request: &RequestHead, info: &StreamInf
     out
 }
 
-fn decoded(text: &[u8]) -> Vec<u8> {
-    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while let Some(byte) = text.get(at) {
-        match (byte, digit(text.get(at + 1)), digit(text.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            _ => {
-                out.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
-/// What may stand in a value that config adds (RFC 3986 §2.3).
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
-}
-
 /// What may stand in a value that was sent. Envoy writes it decoded, whatever it is: a line could end in it.
 fn is_legal(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"%&=#+\"<>".contains(&byte)
 }
 
-/// Escapes what may not stand.
 fn encoded(text: &[u8], may: fn(u8) -> bool) -> Vec<u8> {
-    use std::io::Write;
     let mut out = Vec::with_capacity(text.len());
-    for byte in text {
-        if may(*byte) {
-            out.push(*byte);
-        } else {
-            // Writing to a vector does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
+    query::encode(&mut out, text, may);
     out
 }
 

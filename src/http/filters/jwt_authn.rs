@@ -143,7 +143,8 @@ impl Config {
         fetched: &[(Arc<RemoteKeys>, bool)],
     ) -> Step {
         let Some(request) = &mut ex.request else { return Step::Continue };
-        let realm = realm(request);
+        // What is taken from a token changes the path.
+        let realm = if self.terse { Vec::new() } else { realm(request) };
         let wall =
             ex.worker.clock.system(ex.now).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // What is taken from a token changes the request; one that waits must be found as it was.
@@ -271,6 +272,8 @@ struct Ahead {
     remote: Weak<RemoteKeys>,
     stats: Arc<JwtStats>,
     due: Instant,
+    /// Gone while nobody fetches them.
+    running: Weak<()>,
 }
 
 /// All such keys of the process. Whichever worker looks first when they are due fetches them for all.
@@ -281,7 +284,8 @@ const MARGIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// From now on these are fetched ahead.
 pub fn fetch_ahead(remote: &Arc<RemoteKeys>, stats: &Arc<JwtStats>) {
     let mut all = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
-    all.push(Ahead { remote: Arc::downgrade(remote), stats: stats.clone(), due: Instant::now() });
+    let (remote, due) = (Arc::downgrade(remote), Instant::now());
+    all.push(Ahead { remote, stats: stats.clone(), due, running: Weak::new() });
 }
 
 /// Fetches the keys that are due. Called about once a second.
@@ -292,12 +296,16 @@ pub fn tick(worker: &Rc<Worker>, now: Instant) {
     }
     all.retain_mut(|ahead| {
         let Some(remote) = ahead.remote.upgrade() else { return false };
-        if now >= ahead.due {
+        // A service that is away for long is asked by one task.
+        if now >= ahead.due && ahead.running.strong_count() == 0 {
             // Until it is known how it went.
             let lifetime = remote.lifetime;
             ahead.due = now + lifetime.checked_sub(MARGIN).filter(|left| !left.is_zero()).unwrap_or(lifetime);
             let (worker, stats) = (worker.clone(), ahead.stats.clone());
+            let running = Arc::new(());
+            ahead.running = Arc::downgrade(&running);
             tokio::task::spawn_local(async move {
+                let _running = running;
                 while !fetch(&worker, &remote, &stats).await {
                     tokio::time::sleep(remote.ahead.unwrap_or(remote.lifetime)).await;
                     if Arc::strong_count(&remote) == 1 {

@@ -11,6 +11,7 @@
 pub mod adaptive_concurrency;
 pub mod admission_control;
 pub mod buffer;
+pub mod by_cluster;
 pub(super) mod chain;
 pub mod cors;
 pub mod csrf;

@@ -5,9 +5,8 @@
 //! says otherwise.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3::HeaderValue;
@@ -17,17 +16,18 @@ use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_respons
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
 use outrigger_control_api::pb::google::protobuf::UInt64Value;
 
+use super::by_cluster::{charge, ByCluster};
 use super::chain::{active, At, Step, Wait};
 use super::{Awaited, Encoder, Pending};
 use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::route::{Descriptor, HeaderOps, LimitFacts, RateLimits, RouteFilter};
 use crate::config::services::GrpcTarget;
+use crate::config::token::{is_field_name, is_field_value};
 use crate::config::Known;
 use crate::http::call;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
 use crate::http::head::ResponseHead;
-use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// Whose metadata they are, whatever the filter is called.
@@ -74,10 +74,8 @@ pub struct Config {
     pub enabled: RuntimeFraction,
     /// See `enabled`.
     pub enforced: RuntimeFraction,
-    /// After `ratelimit` in the names of statistics.
-    pub stat_prefix: Box<str>,
     /// Statistics by the cluster that requests go to.
-    pub by_cluster: ByCluster,
+    pub by_cluster: ByCluster<LimitStats>,
 }
 
 /// What a route says (`RateLimitPerRoute`).
@@ -100,33 +98,11 @@ pub enum HostLimits {
     Ignore,
 }
 
-/// Statistics by cluster.
-#[derive(Default)]
-pub struct ByCluster(RwLock<HashMap<Box<str>, Arc<LimitStats>>>);
-
-impl std::fmt::Debug for ByCluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ByCluster")
-    }
-}
-
 /// What is done to a response.
 #[derive(Debug, Clone)]
 pub(super) struct Told(Vec<(Box<str>, Box<str>)>);
 
 impl Config {
-    fn stats(&self, cluster: &str) -> Arc<LimitStats> {
-        let all = &self.by_cluster.0;
-        let known = all.read().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned();
-        known.unwrap_or_else(|| {
-            let scope = Scope::cluster(cluster).sub("ratelimit");
-            let scope = if self.stat_prefix.is_empty() { scope } else { scope.sub(&self.stat_prefix) };
-            let stats = Arc::new(LimitStats::new(&scope));
-            let mut all = all.write().unwrap_or_else(PoisonError::into_inner);
-            all.entry(cluster.into()).or_insert(stats).clone()
-        })
-    }
-
     /// By what the request is counted.
     fn descriptors(&self, ex: &Exchange<'_>, at: &At<'_>) -> Vec<Descriptor> {
         let Some(request) = &ex.request else { return Vec::new() };
@@ -174,7 +150,7 @@ impl Config {
     }
 
     fn apply(&self, answer: Option<pb::RateLimitResponse>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
-        let stats = at.course.with_cluster(ex, |name| self.stats(name));
+        let stats = self.by_cluster.of(ex, at);
         let count = |which: fn(&LimitStats) -> &metrics::Counter| {
             if let Some(stats) = &stats {
                 which(stats).increment(1);
@@ -205,12 +181,7 @@ impl Config {
                 told.0.push((Known::XEnvoyRatelimited.name().into(), "true".into()));
             }
             count(|stats| &stats.over_limit);
-            let slot = at.course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
-            if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
-                let stats = cluster.cluster.stats();
-                stats.responses.count(429);
-                stats.upstream_rq_completed.increment(1);
-            }
+            charge(ex, at, 429);
             if ex.worker.draws_from(&self.enforced) {
                 return self.refuse(&told, answer.raw_body.into(), ex);
             }
@@ -309,8 +280,7 @@ fn pair(header: &HeaderValue) -> Option<(Box<str>, Box<str>)> {
     } else {
         String::from_utf8_lossy(&header.raw_value).into_owned()
     };
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let valid = !name.is_empty() && name.bytes().all(token) && !value.bytes().any(|byte| byte < 0x20);
+    let valid = !name.starts_with(':') && is_field_name(name.as_bytes()) && is_field_value(value.as_bytes());
     (valid && name != "content-length" && name != "transfer-encoding").then(|| (name.into(), value.into()))
 }
 

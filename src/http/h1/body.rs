@@ -3,6 +3,7 @@
 use bytes::{Buf, BytesMut};
 
 use super::Refusal;
+use crate::config::token::is_token;
 use crate::config::Known;
 use crate::http::fields::Fields;
 
@@ -244,10 +245,6 @@ fn check_extensions(mut rest: &[u8]) -> Result<(), Refusal> {
     } else {
         Err(Refusal::CHUNK)
     }
-}
-
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Reads a trailer section; fields that frame or route a message or say who sent it are left

@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use super::framing::{content_length, reads_as_framing, request_framing, transfer_encoding, Connection};
 use super::target::{check_authority, known_method, shaped_like_target, Target};
 use super::{Framing, Refusal};
+use crate::config::cluster::UpstreamHttp;
 use crate::config::http::{RequestLimits, Underscores};
+use crate::config::token::is_token;
 use crate::config::Known;
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -40,6 +42,16 @@ pub struct ResponseLimits {
 }
 
 impl ResponseLimits {
+    /// Those of a cluster.
+    pub fn of(http: &UpstreamHttp) -> Self {
+        Self {
+            max_head: http.max_response_headers,
+            max_fields: http.max_headers_count as usize,
+            preserve_case: false,
+            chunked_length: http.http1.allow_chunked_length,
+        }
+    }
+
     /// Those of a cluster that sets none.
     pub const UNSET: Self =
         Self { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
@@ -249,7 +261,7 @@ fn syntax(input: &[u8]) -> Refusal {
     let start = input.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(0);
     let input = input.get(start..).unwrap_or_default();
     let method = input.split(|byte| matches!(byte, b' ' | b'\r' | b'\n')).next().unwrap_or_default();
-    if method.is_empty() || !method.iter().all(is_token) {
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
         // Another protocol altogether.
         return Refusal::CODEC;
     }
@@ -260,11 +272,6 @@ fn syntax(input: &[u8]) -> Refusal {
     } else {
         Refusal::CODEC
     }
-}
-
-/// A byte of a token (RFC 9110 §5.6.2).
-fn is_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Whether a request line that is no HTTP/1.0 or HTTP/1.1 one is that of another version.

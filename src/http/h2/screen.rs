@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::huffman;
+use crate::config::token::is_token;
 
 /// Whose blocks they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,28 +57,6 @@ impl Name {
             _ => Self::Bad,
         }
     }
-}
-
-/// Which bytes may be in a token (RFC 9110 §5.6.2).
-static TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
-    let others = b"!#$%&'*+-.^_`|~";
-    let mut byte = 0u8;
-    while byte < 128 {
-        // The index is a byte.
-        table[byte as usize] = byte.is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut place = 0;
-    while place < others.len() {
-        table[others[place] as usize] = true;
-        place += 1;
-    }
-    table
-};
-
-fn is_token(byte: u8) -> bool {
-    TOKEN[usize::from(byte)]
 }
 
 fn is_lower_token(byte: u8) -> bool {

@@ -351,12 +351,8 @@ impl Attempts<'_> {
         context: &mut Context<'_>,
     ) -> Poll<Result<ParsedResponse, Failure>> {
         let cluster = self.upstream();
-        let limits = ResponseLimits {
-            max_head: cluster.http.max_response_headers,
-            max_fields: cluster.http.max_headers_count as usize,
-            preserve_case: cluster.http.http1.header_case == crate::config::http::HeaderCase::Preserve,
-            chunked_length: cluster.http.http1.allow_chunked_length,
-        };
+        let preserve_case = cluster.http.http1.header_case == crate::config::http::HeaderCase::Preserve;
+        let limits = ResponseLimits { preserve_case, ..ResponseLimits::of(&cluster.http) };
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         loop {
             if !connection.input.is_empty() {

@@ -260,12 +260,7 @@ impl Shadow {
     async fn answer(&self, connection: &mut UpstreamConnection) -> Option<bool> {
         let cluster = connection.pool().cluster().clone();
         let http = &cluster.http;
-        let limits = ResponseLimits {
-            max_head: http.max_response_headers,
-            max_fields: http.max_headers_count as usize,
-            preserve_case: false,
-            chunked_length: http.http1.allow_chunked_length,
-        };
+        let limits = ResponseLimits::of(http);
         let to_head = self.request.method() == b"HEAD";
         let parsed = loop {
             if let Some(parsed) = h1::parse_response(&connection.input, &limits, to_head, false).ok()? {

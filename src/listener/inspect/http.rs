@@ -4,6 +4,8 @@
 //! [`Verdict`]. What counts as a request line was compared with Envoy 1.40's inspector, input by
 //! input; it is laxer than the codec, which sees the same bytes afterwards.
 
+use crate::config::token::is_token;
+
 /// What the bytes so far are.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -91,8 +93,4 @@ fn is_target(target: &[u8], connect: bool) -> bool {
         }
         _ => false,
     }
-}
-
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

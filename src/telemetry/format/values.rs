@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::operator::{GrpcForm, TimeUnit};
 use super::{FormatContext, LogType};
 use crate::config::{HeaderKey, HeaderView, Known};
+use crate::http::head::is_grpc_type;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
 
 pub(super) type NumberOf = fn(&FormatContext<'_>) -> Option<u64>;
@@ -263,11 +264,7 @@ fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
 /// maps to it. `None` when the request is not gRPC.
 pub(super) fn grpc_status(ctx: &FormatContext<'_>) -> Option<u64> {
     let content_type = ctx.request?.first(&KEYS.content_type)?;
-    let rest = content_type.strip_prefix(b"application/grpc")?;
-    if !(rest.is_empty() || rest.starts_with(b"+")) {
-        return None;
-    }
-    Some(grpc_status_of(ctx))
+    is_grpc_type(content_type).then(|| grpc_status_of(ctx))
 }
 
 /// [`grpc_status`] of a stream whatever its content type (`grpc_status_filter`).

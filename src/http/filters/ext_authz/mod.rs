@@ -9,19 +9,20 @@ pub mod rules;
 mod verdict;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use metrics::Counter;
 
+use super::by_cluster::ByCluster;
 use super::chain::{active, At, Step, Wait};
 use super::{Awaited, Pending};
 use crate::config::matcher::{RuntimeFraction, StringMatcher};
 use crate::config::route::{HeaderOps, RouteFilter};
 use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::token::{is_field_name, is_field_value};
 use crate::config::{HeaderKey, RequestView};
 use crate::http::call::{self, Call};
 use crate::http::exchange::{Exchange, Reply};
-use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::ResponseFlags;
 use rules::MutationRules;
 pub(super) use verdict::{Changes, Verdict};
@@ -90,10 +91,8 @@ pub struct Config {
     pub max_denial: usize,
     /// Its statistics.
     pub stats: AuthzStats,
-    /// After `ext_authz` in the names of statistics.
-    pub stat_prefix: Box<str>,
     /// Those of the clusters that requests go to.
-    pub by_cluster: ByCluster,
+    pub by_cluster: ByCluster<ClusterStats>,
 }
 
 /// Who decides.
@@ -155,35 +154,12 @@ pub enum PerRoute {
     },
 }
 
-/// Statistics by the cluster that requests go to, `cluster.<name>.ext_authz.`.
-#[derive(Default)]
-pub struct ByCluster(RwLock<HashMap<Box<str>, Arc<ClusterStats>>>);
-
-impl std::fmt::Debug for ByCluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ByCluster")
-    }
-}
-
 crate::stats! {
     /// `cluster.<name>.ext_authz.`.
     pub struct ClusterStats {
         counters { ok, denied, error, failure_mode_allowed, invalid }
         gauges {}
         histograms {}
-    }
-}
-
-impl ByCluster {
-    fn of(&self, name: &str, stat_prefix: &str) -> Arc<ClusterStats> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        known.unwrap_or_else(|| {
-            let scope = Scope::cluster(name).sub("ext_authz");
-            let scope = if stat_prefix.is_empty() { scope } else { scope.sub(stat_prefix) };
-            let stats = Arc::new(ClusterStats::new(&scope));
-            let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            all.entry(name.into()).or_insert(stats).clone()
-        })
     }
 }
 
@@ -197,8 +173,7 @@ impl Config {
         of: fn(&ClusterStats) -> &Counter,
     ) {
         own(&self.stats).increment(1);
-        if let Some(cluster) = at.course.with_cluster(ex, |name| self.by_cluster.of(name, &self.stat_prefix))
-        {
+        if let Some(cluster) = self.by_cluster.of(ex, at) {
             of(&cluster).increment(1);
         }
     }
@@ -279,13 +254,9 @@ impl Config {
     }
 }
 
-/// A header's name or its value that may stand in a head.
+/// Whether a header may stand in a head.
 fn is_valid(name: &str, value: &[u8]) -> bool {
-    let name = name.strip_prefix(':').unwrap_or(name);
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty()
-        && name.bytes().all(token)
-        && !value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0) || (*byte < 0x20 && *byte != b'\t'))
+    is_field_name(name.as_bytes()) && is_field_value(value)
 }
 
 /// Whether a header of this name is meant.

@@ -15,6 +15,7 @@ use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
 use crate::http::call::{Answer, CallError};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
+use crate::http::filters::by_cluster::charge;
 use crate::http::filters::chain::{active, At, Step};
 use crate::http::filters::Encoder;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -249,12 +250,7 @@ impl Config {
         self.tell(std::mem::take(&mut denied.metadata), false, ex);
         self.count(ex, at, |stats| &stats.denied, |stats| &stats.denied);
         if self.charge {
-            let slot = at.course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
-            if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
-                let stats = cluster.cluster.stats();
-                stats.responses.count(denied.status);
-                stats.upstream_rq_completed.increment(1);
-            }
+            charge(ex, at, denied.status);
         }
         if self.validate && denied.headers.iter().any(|(name, value)| !is_valid(name, value)) {
             return self.invalid(ex, at);
