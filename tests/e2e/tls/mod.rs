@@ -3,7 +3,7 @@
 
 pub mod certs;
 mod chain;
-mod config;
+pub mod config;
 mod downstream;
 mod expiry;
 mod origin;
