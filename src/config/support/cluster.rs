@@ -61,16 +61,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "ignore_health_on_host_removal",
             "preconnect_policy",
             "lrs_report_endpoint_metrics",
+            "close_connections_on_host_health_failure",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
             ("metadata", METADATA),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
-            (
-                "close_connections_on_host_health_failure",
-                "requests do not use the pooled connections of a host that failed, but what is open goes on",
-            ),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
         ],

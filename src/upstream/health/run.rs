@@ -1,7 +1,6 @@
 //! Checks as they run on the control thread: one task for each cluster, and one for each of its hosts.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,7 +215,7 @@ fn conclude(cluster: &Cluster, checks: &Checks, host: &Arc<Host>, verdict: &Verd
     }
     let failed = host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC);
     if failed {
-        host.shared.failures.fetch_add(1, Ordering::Relaxed);
+        host.shared.note_failure();
     }
     if failed && host.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL) {
         // Only its checks kept it.

@@ -4,6 +4,7 @@
 mod failover;
 mod hashing;
 mod load;
+mod objects;
 mod preconnect;
 mod shares;
 mod subsets;
@@ -84,6 +85,10 @@ struct Setup {
     listeners: Vec<Value>,
     /// More fields of the bootstrap.
     more: Value,
+    /// HTTP filters before the router.
+    filters: Vec<Value>,
+    /// More of a line of the access log.
+    log: &'static str,
 }
 
 // Values are made where they are passed.
@@ -106,15 +111,23 @@ impl Setup {
         self
     }
 
-    /// A listener of this name for bytes, which go to the cluster of this name.
+    /// A listener of this name for bytes, which go to the cluster of this name, or to that in `to`; `before` has the
+    /// filters before the proxy.
     fn tcp(&mut self, name: &str, more: Value) -> &mut Self {
         let mut proxy = more;
+        let fields = proxy.as_object_mut().expect("an object");
+        let to = fields.remove("to").unwrap_or_else(|| json!(name));
+        let mut filters = match fields.remove("before") {
+            Some(Value::Array(before)) => before,
+            _ => Vec::new(),
+        };
         proxy["@type"] = json!("type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
         proxy["stat_prefix"] = json!(name);
-        proxy["cluster"] = json!(name);
+        proxy["cluster"] = to;
+        filters.push(json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}));
         self.listeners.push(json!({"name": name,
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}},
-            "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}]}));
+            "filter_chains": [{"filters": filters}]}));
         self
     }
 
@@ -125,16 +138,21 @@ impl Setup {
     }
 
     fn render(&self) -> String {
+        let mut filters = self.filters.clone();
+        filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
+        let log = format!(
+            "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT% {}\n",
+            self.log
+        );
         let manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "main",
-            "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+            "http_filters": filters,
             "access_log": [{"name": "envoy.access_loggers.file", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
                 "path": "@dir@/access.log",
-                "log_format": {"text_format_source": {"inline_string":
-                    "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n"}}}}],
+                "log_format": {"text_format_source": {"inline_string": log}}}}],
             "route_config": {"name": "main", "validate_clusters": false, "virtual_hosts": [
                 {"name": "all", "domains": ["*"], "routes": self.routes}]}});
         let mut bootstrap = json!({
