@@ -61,7 +61,6 @@ impl Kind {
 pub struct Object {
     kind: Kind,
     text: Arc<str>,
-    read_only: bool,
     shared: bool,
 }
 
@@ -78,7 +77,7 @@ impl Object {
 
     /// Whether a message stands for it in logs.
     pub(super) fn is_message(&self) -> bool {
-        matches!(self.kind, Kind::Text | Kind::Hashable)
+        matches!(self.kind, Kind::Text | Kind::Hashable | Kind::Number)
     }
 }
 
@@ -94,9 +93,6 @@ impl Objects {
 
     fn set(&mut self, name: &Arc<str>, object: Object) {
         match self.0.iter_mut().find(|(own, _)| own == name) {
-            Some((_, there)) if there.read_only => {
-                tracing::debug!("the filter state {name:?} is read-only and stays as it is");
-            }
             Some((_, there)) => *there = object,
             None => self.0.push((name.clone(), object)),
         }
@@ -109,10 +105,10 @@ impl Objects {
 
     /// Stands for the objects that set upstream connections apart; 0 = there are none.
     pub fn apart(&self) -> u64 {
-        let shared = self.0.iter().filter(|(_, object)| object.shared);
-        shared
-            .filter_map(|(name, object)| Some(object.hash()? ^ xxh64(name.as_bytes(), 0)))
-            .fold(0, |a, b| a ^ b)
+        let shared = self.0.iter().filter(|(_, object)| object.shared && object.hash().is_some());
+        // The name is the seed, and the order does not matter.
+        let each = shared.map(|(name, object)| xxh64(object.text.as_bytes(), xxh64(name.as_bytes(), 0)));
+        each.fold(0, |all, one| all ^ one)
     }
 }
 
@@ -125,7 +121,6 @@ struct Setter {
     name: Arc<str>,
     kind: Kind,
     format: Format,
-    read_only: bool,
     shared: bool,
     skip_if_empty: bool,
 }
@@ -174,8 +169,8 @@ impl Setter {
             Kind::Number => drop(text.parse::<u64>().ok()?),
             Kind::Text | Kind::Hashable | Kind::Own => {}
         }
-        let Setter { kind, read_only, shared, .. } = *self;
-        Some(Object { kind, text: text.into(), read_only, shared })
+        let Setter { kind, shared, .. } = *self;
+        Some(Object { kind, text: text.into(), shared })
     }
 }
 
@@ -197,7 +192,6 @@ fn setter(config: &pb::FilterStateValue, problems: &mut Problems) -> Option<Sett
         name: name.as_str().into(),
         kind,
         format,
-        read_only: config.read_only,
         shared: config.shared_with_upstream() != SharedWithUpstream::None,
         skip_if_empty: config.skip_if_empty,
     })
@@ -287,13 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_set_in_order_and_those_that_are_read_only_stay() {
+    fn objects_are_set_in_order() {
         let mut problems = Problems::new();
         let list = [
             value("a", TEXT, "one"),
             value("a", TEXT, "%FILTER_STATE(a:PLAIN)% and two"),
-            pb::FilterStateValue { read_only: true, ..value("b", HASHABLE, "%FILTER_STATE(a)%") },
-            value("b", TEXT, "again"),
+            value("b", TEXT, "first"),
+            // As in Envoy, that it should stay has no effect.
+            pb::FilterStateValue { read_only: true, ..value("b", TEXT, "second") },
+            value("b", HASHABLE, "%FILTER_STATE(a)%"),
             value(ORIGINAL_DST, "", "127.0.0.1:8080"),
             value("c", ORIGINAL_DST, "nowhere"),
             pb::FilterStateValue { skip_if_empty: true, ..value("d", TEXT, "") },

@@ -8,7 +8,6 @@ const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const OUTLIER: &str = "outlier detection goes by statuses";
 const HEALTH_ALPN: &str = "health checks speak the protocol of codec_client_type";
-const OOB: &str = "load reports come with responses only; enable_oob_load_report is refused";
 const METADATA: &str = "metadata is not used yet";
 const METADATA_FRAMES: &str = "METADATA frames are not passed on";
 const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
@@ -393,6 +392,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
         implemented: &[
             "enable_oob_load_report",
+            "oob_reporting_period",
+            "oob_reporting_config",
             "blackout_period",
             "weight_expiration_period",
             "weight_update_period",
@@ -400,9 +401,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "metric_names_for_computing_utilization",
             "slow_start_config",
         ],
-        observe: &[("oob_reporting_period", OOB), ("oob_reporting_config", OOB)],
+        observe: &[],
         rejected: &[],
     },
+    whole("envoy.extensions.load_balancing_policies.common.v3.OrcaOobReportingConfig"),
     MessageSupport {
         message: "envoy.config.core.v3.Http2ProtocolOptions",
         implemented: &[

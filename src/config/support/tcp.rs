@@ -67,7 +67,12 @@ pub const TCP: &[MessageSupport] = &[
         observe: &[],
         rejected: &[("on_downstream_data", "objects are set before the client is heard")],
     },
-    whole("envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue"),
+    MessageSupport {
+        message: "envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue",
+        implemented: &["object_key", "factory_key", "format_string", "shared_with_upstream", "skip_if_empty"],
+        observe: &[("read_only", "objects can be set anew, as in Envoy, which has deprecated it")],
+        rejected: &[],
+    },
     whole("envoy.extensions.filters.http.set_filter_state.v3.Config"),
     whole("envoy.type.v3.HashPolicy.SourceIp"),
 ];

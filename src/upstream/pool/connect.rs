@@ -104,7 +104,8 @@ impl HostPool {
                         opened: started,
                         pool: self.clone(),
                         remote_closed: Cell::new(false),
-                        busy: Cell::new(http1),
+                        // A session is on its connection as long as that is open.
+                        busy: Cell::new(matches!(purpose, Purpose::Http1 | Purpose::Tcp)),
                         _permit: permit,
                         _active: Active(Held::new(&stats.upstream_cx_active)),
                     },
