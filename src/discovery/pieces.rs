@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use metrics::Counter;
 use outrigger_control_api::client::{Rejection, Resource};
 
 use super::effects::{Effects, ECDS};
@@ -61,6 +62,8 @@ pub(super) struct Entry {
     renewal: Renewal,
     /// It was given up a moment ago, to be asked for anew.
     given_up: bool,
+    /// Counts how often; made by the first time.
+    early: Option<Counter>,
 }
 
 impl Entry {
@@ -112,8 +115,8 @@ impl Pieces {
             let stats = (key.1 == ECDS).then(|| PieceStats::new(&scope));
             let answered = Arc::default();
             let (renewal, given_up) = (Renewal::default(), false);
-            let (stored, refused) = (None, None);
-            Entry { users: Vec::new(), stored, refused, answered, subscription, stats, renewal, given_up }
+            let (users, stored, refused, early) = (Vec::new(), None, None, None);
+            Entry { users, stored, refused, answered, subscription, stats, renewal, given_up, early }
         });
         let place = need.piece.place();
         let user = match entry.users.iter().find(|user| user.piece.place() == place) {
@@ -154,7 +157,8 @@ impl Pieces {
             }
             let left = valid.and_then(|valid| valid.until.duration_since(now).ok()).unwrap_or_default();
             tracing::warn!(resource = &**name, "expires in {} s and is asked for anew", left.as_secs());
-            Scope::raw(&format!("sds.{name}")).counter("early_refetch").increment(1);
+            let counter = || Scope::raw(&format!("sds.{name}")).counter("early_refetch");
+            entry.early.get_or_insert_with(counter).increment(1);
             effects.unsubscribe(*stream, type_url, name);
             entry.given_up = true;
         }

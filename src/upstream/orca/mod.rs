@@ -148,10 +148,7 @@ pub fn heed(
         load().sum(metrics, report);
     }
     if let Some(options) = weights.and_then(|wanted| wanted.weights.as_ref()) {
-        // Where hosts are asked apart, what responses say is not asked for.
-        if options.out_of_band.is_none() {
-            weigh(report, options, host, now);
-        }
+        weigh(report, options, host, now);
     }
 }
 

@@ -24,7 +24,7 @@ pub struct WeightOptions {
     pub update: Duration,
     /// The largest of these is the host's utilization, if it is above 0.
     pub metrics: Box<[Metric]>,
-    /// Hosts are asked for reports beside requests, and those of responses do not count.
+    /// Hosts are asked for reports beside requests too.
     pub out_of_band: Option<Box<OutOfBand>>,
 }
 

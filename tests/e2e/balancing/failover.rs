@@ -155,7 +155,8 @@ async fn retries_go_elsewhere() {
     }
 }
 
-/// Without outlier detection or health checks: a host that refuses connections costs one request, not one of two.
+/// Without outlier detection or health checks: a host that refuses connections costs no request where there is another,
+/// whose own retries have no say in it.
 #[tokio::test]
 async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     let origins = Origins::start(1).await;
@@ -169,8 +170,11 @@ async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
     let mut side = Side { proxy, client };
     let shares = side.shares("pair", 40).await;
-    assert_eq!(shares.get(&Answered::Status(503)), Some(&1), "{shares:?}");
-    assert_eq!(side.proxy.stats().await.get("cluster.pair.upstream_host_suspected"), Some(&1));
+    assert_eq!(shares.get(&Answered::By(0)), Some(&40), "{shares:?}");
+    let stats = side.proxy.stats().await;
+    let of = |name: &str| stats.get(&format!("cluster.pair.{name}")).copied();
+    assert_eq!((of("upstream_host_suspected"), of("upstream_cx_connect_fail")), (Some(1), Some(1)));
+    assert_eq!((of("upstream_rq_retry"), of("upstream_rq_503")), (Some(0), None));
     let flags = |page: String| page.lines().any(|line| line.ends_with("::suspect::true"));
     assert!(flags(side.proxy.admin("/clusters").await));
     // It listens now: requests find out with a connection that carries nothing.

@@ -188,7 +188,7 @@ async fn bounded_loads_overflow_as_envoys() {
     }
 }
 
-/// Hosts that are asked for their load beside requests, beside Envoy: reports of responses do not count then.
+/// Hosts that are asked for their load beside requests, beside Envoy.
 #[tokio::test]
 async fn hosts_report_out_of_band_as_to_envoy() {
     use crate::harness::http2;
@@ -208,8 +208,7 @@ async fn hosts_report_out_of_band_as_to_envoy() {
             http2::serve(move |request, mut respond| async move {
                 let response = Response::builder().status(200);
                 if request.uri().path() != "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics" {
-                    let misleading = "TEXT rps_fractional=100,cpu_utilization=0.001";
-                    let head = response.header("endpoint-load-metrics", misleading).body(()).expect("a head");
+                    let head = response.body(()).expect("a head");
                     let mut stream = respond.send_response(head, false).expect("sent");
                     let _ = stream.send_data(number.to_string().into(), true);
                     return;

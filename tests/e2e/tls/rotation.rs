@@ -83,7 +83,7 @@ async fn nothing_is_lost_while_certificates_and_the_ca_change() {
     let (old, new) = (&certs.ca, Authority::new("new"));
     let uri = "spiffe://mesh.test/workload";
     let issue = |ca: &Authority| {
-        put(certs.path(), "own", &ca.issue("workload", uri, &["workload.mesh.test"], NOW, 30))
+        put(certs.path(), "own", &ca.issue("workload", uri, &["workload.mesh.test"], NOW, 30));
     };
     let trust = |pem: String| {
         std::fs::write(certs.file("aside-ca"), pem).expect("written");

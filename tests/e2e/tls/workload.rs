@@ -171,14 +171,13 @@ async fn identities_come_from_the_workload_api() {
     assert!(serial("\"3e9\"").await || serial("\"03e9\"").await, "{}", proxy.admin("/certs").await);
     // Both CAs are trusted, then the other one signs, then it alone is trusted: no request is lost.
     let both = [first.1.clone(), second.1.clone()].concat();
-    let mut success = 1;
-    for response in [
+    let responses = [
         first.issue(1002, false, &both),
         second.issue(1003, false, &both),
         second.issue(1004, false, &second.1),
-    ] {
+    ];
+    for (success, response) in (2..).zip(responses) {
         says.send(response).expect("the agent runs");
-        success += 1;
         let taken = || async {
             assert!(ok().await, "no request is lost");
             proxy.stats().await["spiffe_workload.update_success"] == success
