@@ -34,6 +34,7 @@ fn peer(name: &str) -> ConnectionInfo {
         start: Instant::now(),
         inbound: true,
         retirement: Arc::default(),
+        objects: None,
     }
 }
 

@@ -118,6 +118,10 @@ pub struct Flags {
     /// plane does not answer at start.
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
+    /// Where a SPIFFE Workload API listens: `unix:///PATH` or `tcp://IP:PORT`. TLS secrets that are called as SPIRE calls
+    /// them (`default`, `ROOTCA`, `ALL`, or a SPIFFE ID), and that no source is named for, come from there.
+    #[arg(long, value_name = "ENDPOINT", env = "SPIFFE_ENDPOINT_SOCKET")]
+    pub spiffe_endpoint_socket: Option<String>,
     /// How long a drain may take, in seconds. Filter chains that discovery changes or removes keep their
     /// connections for this long if it is given, else until these end [default: 600].
     #[arg(long, value_name = "SECONDS")]

@@ -26,6 +26,7 @@ pub fn compile(flags: &Flags) -> Result<CompiledBootstrap, Vec<Problem>> {
         id: flags.service_node.clone(),
         cluster: flags.service_cluster.clone(),
         zone: flags.service_zone.clone(),
+        workload_api: flags.spiffe_endpoint_socket.clone().filter(|endpoint| !endpoint.is_empty()),
     };
     let mut compiled = crate::config::compile::bootstrap(loaded, &node)?;
     compiled.warnings.splice(0..0, unknown);

@@ -5,10 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
+use tokio::sync::Notify;
 
 use super::balancing::{Hashing, HostMetadata, MetaValue};
 use crate::upstream::balancing::subset::SubsetIndex;
@@ -113,11 +114,39 @@ pub struct HostShared {
     pub load: OnceLock<Box<HostLoad>>,
     /// How often it was found to have failed, by checks or as an outlier: its pooled connections are not used on.
     pub failures: AtomicU32,
+    /// Who waits for it to fail, where anybody does.
+    failing: OnceLock<Box<Notify>>,
     /// Whether it could not be reached a moment ago.
     pub suspicion: Suspicion,
     /// Since when it is healthy, for slow start, in milliseconds of [`crate::upstream::balancing::clock`];
     /// 0 = it never was.
     pub healthy_since: AtomicU64,
+}
+
+impl HostShared {
+    /// Checks or outlier detection have found it to have failed.
+    pub fn note_failure(&self) {
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        // Who comes to wait either is seen here or sees the new count.
+        fence(Ordering::SeqCst);
+        if let Some(failing) = self.failing.get() {
+            failing.notify_waiters();
+        }
+    }
+
+    /// Completes when it is next found to have failed.
+    pub async fn fails(&self) {
+        let before = self.failures.load(Ordering::SeqCst);
+        let failing = self.failing.get_or_init(Box::default);
+        fence(Ordering::SeqCst);
+        loop {
+            let told = failing.notified();
+            if self.failures.load(Ordering::SeqCst) != before {
+                return;
+            }
+            told.await;
+        }
+    }
 }
 
 /// Per-host counters of Envoy's `/clusters`.

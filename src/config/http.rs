@@ -215,6 +215,8 @@ pub enum HttpFilter {
     HealthCheck(Arc<filters::health_check::Config>),
     /// `envoy.filters.http.set_metadata`.
     SetMetadata(Arc<filters::set_metadata::Config>),
+    /// `envoy.filters.http.set_filter_state`.
+    SetFilterState(Arc<filters::set_filter_state::Config>),
     /// `envoy.filters.http.header_to_metadata`.
     HeaderToMetadata(Arc<filters::header_to_metadata::Config>),
     /// `envoy.filters.http.rbac`.

@@ -11,6 +11,7 @@ use super::tcp::TcpProxy;
 use crate::listener::permissive::Permissive;
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::filter_state::Setters;
 use crate::telemetry::stats::ListenerStats;
 use crate::tls::DownstreamTls;
 
@@ -74,6 +75,8 @@ pub struct FilterChain {
     pub handshake_timeout: Option<Duration>,
     /// Network filters before the terminal one, in order.
     pub filters: Arc<[NetworkFilter]>,
+    /// One of them is a [`NetworkFilter::SetFilterState`].
+    pub sets_objects: bool,
     /// What serves the connection.
     pub terminal: Terminal,
 }
@@ -83,6 +86,17 @@ pub struct FilterChain {
 pub enum NetworkFilter {
     /// `envoy.filters.network.rbac`.
     Rbac(Arc<NetworkRbac>),
+    /// `envoy.filters.network.set_filter_state`.
+    SetFilterState(Arc<NetworkSetFilterState>),
+}
+
+/// `envoy.extensions.filters.network.set_filter_state.v3.Config`.
+#[derive(Debug)]
+pub struct NetworkSetFilterState {
+    /// Set before anything is heard of the client.
+    pub on_new_connection: Setters,
+    /// Set when its certificate is known.
+    pub on_downstream_tls_handshake: Setters,
 }
 
 /// `envoy.extensions.filters.network.rbac.v3.RBAC`.

@@ -13,6 +13,7 @@ use super::discovery::ConfigSource;
 use super::http::HttpFilter;
 use super::problems::Problem;
 use crate::tls;
+use crate::tls::renewal::Validity;
 
 /// The place of a piece.
 pub trait Piece: Debug + Send + Sync {
@@ -33,6 +34,11 @@ pub trait Piece: Debug + Send + Sync {
 
     /// The control plane took it away, or does not have it in time.
     fn lose(&self);
+
+    /// From when until when what is there is valid, where it is not so for ever.
+    fn validity(&self) -> Option<Validity> {
+        None
+    }
 }
 
 /// A piece to ask for.
@@ -132,6 +138,10 @@ impl Piece for SecretPlace {
 
     /// The last one serves on.
     fn lose(&self) {}
+
+    fn validity(&self) -> Option<Validity> {
+        self.slot.load().as_ref()?.validity()
+    }
 }
 
 pub(super) fn check_name(asked: &str, found: &str) -> Result<(), Vec<Problem>> {

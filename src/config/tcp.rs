@@ -38,6 +38,8 @@ pub struct TcpProxy {
     pub log_options: LogOptions,
     /// `hash_policy` with `source_ip`: hash-based balancing goes by the client's address.
     pub hash_source_ip: bool,
+    /// `hash_policy` with `filter_state`: it goes by this object.
+    pub hash_object: Option<Box<str>>,
     /// What is asked of the host's metadata.
     pub metadata_match: Option<Arc<Criteria>>,
 }
@@ -105,6 +107,7 @@ impl TcpProxy {
                     .at_index("access_log", index, |problems| AccessLog::compile(log, &runtime, problems)),
             );
         }
+        let (hash_source_ip, hash_object) = hashed(config, problems);
         let proxy = Self {
             stat_prefix: config.stat_prefix.as_str().into(),
             stats: TcpProxyStats::new(&Scope::tcp(&config.stat_prefix)),
@@ -124,7 +127,8 @@ impl TcpProxy {
             max_connection_duration_jitter: jitter(config, problems),
             access_logs,
             log_options: log_options(config, problems),
-            hash_source_ip: hashes_source_ip(config, problems),
+            hash_source_ip,
+            hash_object,
             metadata_match: metadata,
         };
         (problems.count() == before).then_some(proxy)
@@ -214,14 +218,14 @@ fn check_interval(interval: Option<Duration>, field: &str, problems: &mut Proble
     }
 }
 
-fn hashes_source_ip(config: &pb::TcpProxy, problems: &mut Problems) -> bool {
-    let mut found = false;
+/// Whether the client's address is hashed, or which object.
+fn hashed(config: &pb::TcpProxy, problems: &mut Problems) -> (bool, Option<Box<str>>) {
+    let mut found = (false, None);
     for (index, policy) in config.hash_policy.iter().enumerate() {
         problems.at_index("hash_policy", index, |problems| match &policy.policy_specifier {
-            Some(PolicySpecifier::SourceIp(_)) => found = true,
-            // Refused by the support table.
-            Some(PolicySpecifier::FilterState(_)) => {}
-            None => problems.report("needs source_ip"),
+            Some(PolicySpecifier::SourceIp(_)) => found.0 = true,
+            Some(PolicySpecifier::FilterState(state)) => found.1 = Some(state.key.as_str().into()),
+            None => problems.report("needs source_ip or filter_state"),
         });
     }
     found

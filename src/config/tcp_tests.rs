@@ -73,7 +73,7 @@ fn problems_name_their_field() {
             json!({"access_log_flush_interval": "0.0001s"}),
             "access_log_options.access_log_flush_interval: is 100µs, must be at least 1ms",
         ),
-        ("hash_policy", json!([{}]), "hash_policy[0]: needs source_ip"),
+        ("hash_policy", json!([{}]), "hash_policy[0]: needs source_ip or filter_state"),
         ("access_log", json!([{"name": "x"}]), "access_log[0].typed_config: an access log needs a logger"),
     ] {
         let mut config = json!({"stat_prefix": "x", "cluster": "one"});

@@ -7,7 +7,7 @@
 mod kept;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_control_api::client::{Rejection, Update};
 
@@ -363,6 +363,7 @@ impl Manager {
         self.scopes.publish(&self.routes);
         self.clusters.publish_ages(now);
         self.routes.publish_ages(now);
+        self.pieces.renew(SystemTime::now(), &mut self.effects);
         self.settle(serving);
         soon
     }

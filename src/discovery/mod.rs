@@ -29,6 +29,7 @@ pub mod view;
 mod virtual_hosts;
 mod wanted;
 mod watch;
+pub mod workload;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use metrics::Counter;
 use outrigger_control_api::client::{Rejection, Resource};
 
 use super::effects::{Effects, ECDS};
@@ -17,6 +18,7 @@ use super::stats::{PieceStats, SubscriptionStats};
 use crate::config::compile::resource::Compiler;
 use crate::config::pieces::{Piece, PieceNeed};
 use crate::telemetry::metrics::Scope;
+use crate::tls::renewal::Renewal;
 
 /// A piece that is wanted: from which stream, its type URL, its name.
 pub(super) type PieceKey = (StreamId, &'static str, Arc<str>);
@@ -57,6 +59,11 @@ pub(super) struct Entry {
     answered: Arc<AtomicBool>,
     subscription: SubscriptionStats,
     stats: Option<PieceStats>,
+    renewal: Renewal,
+    /// It was given up a moment ago, to be asked for anew.
+    given_up: bool,
+    /// Counts how often; made by the first time.
+    early: Option<Counter>,
 }
 
 impl Entry {
@@ -107,7 +114,9 @@ impl Pieces {
             subscription.update_attempt.increment(1);
             let stats = (key.1 == ECDS).then(|| PieceStats::new(&scope));
             let answered = Arc::default();
-            Entry { users: Vec::new(), stored: None, refused: None, answered, subscription, stats }
+            let (renewal, given_up) = (Renewal::default(), false);
+            let (users, stored, refused, early) = (Vec::new(), None, None, None);
+            Entry { users, stored, refused, answered, subscription, stats, renewal, given_up, early }
         });
         let place = need.piece.place();
         let user = match entry.users.iter().find(|user| user.piece.place() == place) {
@@ -131,6 +140,28 @@ impl Pieces {
             }
             !entry.users.is_empty()
         });
+    }
+
+    /// Asks anew for certificates that are near their end while their streams are silent: what a control plane is asked
+    /// for again it must send again. Until then, and if it has no other, the last one serves on.
+    pub(super) fn renew(&mut self, now: SystemTime, effects: &mut Effects) {
+        for ((stream, type_url, name), entry) in &mut self.entries {
+            if std::mem::take(&mut entry.given_up) {
+                entry.subscription.update_attempt.increment(1);
+                effects.subscribe(*stream, type_url, name, None);
+                continue;
+            }
+            let valid = entry.users.iter().find_map(|user| user.piece.validity());
+            if !entry.renewal.is_due(valid, now, fastrand::f64()) {
+                continue;
+            }
+            let left = valid.and_then(|valid| valid.until.duration_since(now).ok()).unwrap_or_default();
+            tracing::warn!(resource = &**name, "expires in {} s and is asked for anew", left.as_secs());
+            let counter = || Scope::raw(&format!("sds.{name}")).counter("early_refetch");
+            entry.early.get_or_insert_with(counter).increment(1);
+            effects.unsubscribe(*stream, type_url, name);
+            entry.given_up = true;
+        }
     }
 
     /// One that came.

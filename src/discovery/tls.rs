@@ -67,7 +67,7 @@ pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientC
     let mut made = match &config.identity {
         None => builder.with_no_client_auth(),
         Some(source) => {
-            let identity = Identity { source: source.clone(), provider };
+            let identity = Identity { source: source.clone() };
             identity.load().map_or_else(told, drop);
             builder.with_client_cert_resolver(Arc::new(identity))
         }
@@ -81,7 +81,6 @@ pub(super) fn client_config(target: &str, config: &ControlTls) -> Result<ClientC
 #[derive(Debug)]
 struct Identity {
     source: ControlIdentity,
-    provider: Arc<CryptoProvider>,
 }
 
 impl Identity {
@@ -94,7 +93,8 @@ impl Identity {
         let pem = key.read().map_err(|error| format!("private key {key:?}: {error}"))?;
         let private =
             PrivateKeyDer::from_pem_slice(&pem).map_err(|error| format!("private key {key:?}: {error}"))?;
-        CertifiedKey::from_der(certificates, private, &self.provider)
+        identity::wipe(pem);
+        identity::certified(certificates, private)
             .map_err(|error| format!("certificate {chain:?} and private key {key:?}: {error}"))
     }
 }

@@ -24,5 +24,6 @@ pub mod path;
 pub mod pump;
 mod reply;
 pub mod router;
+pub mod server_stream;
 pub mod timer;
 pub mod worker;

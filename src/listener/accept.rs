@@ -15,7 +15,9 @@ use super::live::Share;
 use super::sessions::Sessions;
 use crate::config::chain_match::ConnectionFacts;
 use crate::config::cluster::Discovery;
-use crate::config::listener::{Direction, FilterChain, Listener, Terminal};
+use crate::config::listener::{
+    Direction, FilterChain, Listener, NetworkFilter, NetworkSetFilterState, Terminal,
+};
 use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
 use crate::policy::gate::Gate;
@@ -23,9 +25,11 @@ use crate::runtime::socket::tune_accepted;
 use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Acceptor, Counted, Stream};
 use crate::tcp::{Client, Dial, DialContext, DialError, Dialed};
+use crate::telemetry::filter_state::Setters;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::tls::upstream::Names;
 use crate::tls::{DownstreamTls, TlsInfo};
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
@@ -213,7 +217,11 @@ async fn serve(
         server_name: inspected.server_name,
         filter_chain: chain.as_ref().map_or_else(|| "".into(), |chain| chain.name.clone()),
         start,
+        objects: None,
     };
+    if let Some(chain) = chain.as_ref().filter(|chain| chain.sets_objects) {
+        info = with_objects(info, chain, &worker, |filter| &filter.on_new_connection);
+    }
     if let Some((chain, tls)) = chain.as_ref().and_then(|chain| Some((chain, chain.tls.as_ref()?))) {
         let prefix = std::mem::take(&mut inspected.prefix);
         match Box::pin(handshake(tls, chain.handshake_timeout, stream, prefix)).await {
@@ -222,6 +230,9 @@ async fn serve(
                 let agreed = TlsInfo { lenient: tls.is_lenient(), ..TlsInfo::new(&secured, local) };
                 info.tls = Some(Rc::new(agreed));
                 stream = secured.into();
+                if chain.sets_objects {
+                    info = with_objects(info, chain, &worker, |filter| &filter.on_downstream_tls_handshake);
+                }
             }
             Err(why) => {
                 if why.is_none() {
@@ -283,6 +294,26 @@ async fn serve(
         let details = "filter_chain_not_found";
         log_unserved(&listener, &worker, info, ResponseFlags::NR, details, String::new());
     }
+}
+
+/// The connection with what `set_filter_state` filters leave on it at one point of its life.
+#[cold]
+fn with_objects(
+    mut info: ConnectionInfo,
+    chain: &FilterChain,
+    worker: &Worker,
+    point: fn(&NetworkSetFilterState) -> &Setters,
+) -> ConnectionInfo {
+    let (objects, start) = (info.objects.take(), info.start);
+    let mut stream = StreamInfo::new(Rc::new(info), start, worker.clock.wall());
+    stream.objects = objects;
+    for filter in &*chain.filters {
+        if let NetworkFilter::SetFilterState(filter) = filter {
+            point(filter).apply(None, &mut stream);
+        }
+    }
+    let StreamInfo { connection, objects, .. } = stream;
+    ConnectionInfo { objects, ..Rc::unwrap_or_clone(connection) }
 }
 
 fn choose(
@@ -356,6 +387,10 @@ struct Dialler<'a> {
 impl Dial for Dialler<'_> {
     type Permit = ConnectionPermit;
 
+    fn find(&self, cluster: &str) -> Option<Arc<Slot<Cluster>>> {
+        self.worker.clusters.find(cluster)
+    }
+
     async fn dial(
         &self,
         cluster: &Arc<Slot<Cluster>>,
@@ -365,15 +400,26 @@ impl Dial for Dialler<'_> {
         let Some(local) = self.worker.upstreams.cluster(cluster) else {
             return Err(none(ResponseFlags::NC));
         };
-        let pool = match (&local.cluster.discovery, context.local) {
-            (Discovery::OriginalDst { .. }, Some(address)) => local.original_destination(address),
+        let mut pool = match (&local.cluster.discovery, context.local) {
+            (Discovery::OriginalDst { port_override, .. }, Some(mut address)) => {
+                if let Some(port) = port_override {
+                    address.set_port(*port);
+                }
+                local.original_destination(address)
+            }
             _ => {
-                let hash = context.hash_source.map(|client| xxh64(client.ip().to_string().as_bytes(), 0));
+                let source = context.hash_source;
+                let source = source.map(|client| xxh64(client.ip().to_string().as_bytes(), 0));
+                let hash = context.hash.or(source);
                 let pick =
                     PickContext { hash, metadata: context.metadata.as_ref(), ..PickContext::default() };
                 local.pick(&pick).map_err(|error| none(error.flag()))?
             }
         };
+        if let Some(names) = context.names {
+            let tls = local.cluster.tls.is_some();
+            pool = pool.named(&if tls { names } else { Names { apart: names.apart, ..Names::default() } });
+        }
         match pool.dedicated().await {
             Ok(connection) => {
                 report(&local.cluster, &pool.host, Outcome::Connected);

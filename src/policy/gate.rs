@@ -55,9 +55,10 @@ const NAMESPACE: &str = "envoy.filters.network.rbac";
 const FIRST_READ: usize = 4 << 10;
 
 impl Gate {
-    /// `None` without filters.
+    /// `None` where no filter has to be asked.
     pub fn new(filters: &Arc<[NetworkFilter]>, info: &Rc<ConnectionInfo>) -> Option<Self> {
-        let filters = (!filters.is_empty()).then(|| filters.clone())?;
+        let asks = filters.iter().any(|filter| matches!(filter, NetworkFilter::Rbac(_)));
+        let filters = asks.then(|| filters.clone())?;
         Some(Self {
             filters,
             info: info.clone(),
@@ -75,7 +76,7 @@ impl Gate {
             return false;
         }
         for filter in &*self.filters {
-            let NetworkFilter::Rbac(rbac) = filter;
+            let NetworkFilter::Rbac(rbac) = filter else { continue };
             if first || rbac.continuous {
                 let verdict = self.judge(&rbac.filter);
                 if !verdict.allowed {
@@ -104,7 +105,7 @@ impl Gate {
 
     /// Whether a filter wants to be asked at every read.
     pub fn watches(&self) -> bool {
-        self.filters.iter().any(|NetworkFilter::Rbac(rbac)| rbac.continuous)
+        self.filters.iter().any(|filter| matches!(filter, NetworkFilter::Rbac(rbac) if rbac.continuous))
     }
 
     /// Whether it has refused.

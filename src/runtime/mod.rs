@@ -4,6 +4,7 @@
 //! [`Stream`]s and [`Acceptor`]s that belong to one worker's current-thread runtime.
 
 pub mod buffer;
+pub mod client_hello;
 pub mod drain;
 pub mod listeners;
 pub mod process;

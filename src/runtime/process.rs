@@ -94,6 +94,9 @@ async fn serve(
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
     tokio::spawn(compiled.compiler.outliers.clone().run());
+    if let Some(workload) = &compiled.compiler.workload {
+        tokio::spawn(crate::discovery::workload::follow(workload.clone()));
+    }
     start_clusters(&compiled).await;
     // All of them, as in Envoy: also those that only lead to control planes.
     let _managers = Managers::new(compiled.compiler.static_clusters.len());

@@ -22,6 +22,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 
+use super::client_hello;
 use super::stream::Stream;
 use super::tls_records::{close, encrypt, pass, Growing, Place, Sink, Slice};
 
@@ -425,6 +426,9 @@ impl State {
     /// Gives `incoming` to the session; what it leaves is kept.
     fn process(&mut self, incoming: &mut [u8], place: &mut dyn Place) -> usize {
         let Self { session, plain, unsent, handshaking, ended, failed, .. } = self;
+        if *handshaking && matches!(session, Session::Server(_)) {
+            client_hello::look(incoming);
+        }
         let mut sink = Sink { place, given: 0, plain };
         let used = either!(session, connection => {
             pass(connection, incoming, &mut sink, unsent, handshaking, ended, failed)

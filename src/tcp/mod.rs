@@ -19,10 +19,11 @@ use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};
 use crate::runtime::Stream;
 use crate::telemetry::stream_info::ResponseFlags;
+use crate::tls::upstream::Names;
 use crate::tls::TlsInfo;
 
 /// What an attempt to reach an upstream may depend on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct DialContext {
     /// Number of the attempt, from 0.
     pub attempt: u32,
@@ -32,6 +33,10 @@ pub struct DialContext {
     pub local: Option<SocketAddr>,
     /// What is asked of the host's metadata.
     pub metadata: Option<Arc<Criteria>>,
+    /// Hash-based balancing goes by this, if it is known, and not by the client's address.
+    pub hash: Option<u64>,
+    /// What objects say of the connection; what TLS asks for counts where there is TLS.
+    pub names: Option<Names>,
 }
 
 /// A connection to an upstream.
@@ -69,6 +74,12 @@ pub struct DialError {
 pub trait Dial {
     /// What is held while a connection is open.
     type Permit;
+
+    /// The cluster of this name, if there is one.
+    fn find(&self, cluster: &str) -> Option<Arc<Slot<Cluster>>> {
+        let _ = cluster;
+        None
+    }
 
     /// One attempt. `cluster` was not empty when it was looked at.
     async fn dial(

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::time::{interval_at, sleep_until, Instant};
@@ -19,6 +20,7 @@ use crate::config::tcp::TcpProxy;
 use crate::config::Cluster;
 use crate::policy::gate::Gate;
 use crate::runtime::Stream;
+use crate::telemetry::filter_state;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, WallClock};
@@ -75,18 +77,28 @@ pub async fn serve<D: Dial>(
     let meter = Counts::new(&proxy, &cluster, gate.as_ref());
     let pipes = Pipes::of_thread();
     let buffer = buffer_limit.min(cluster.per_connection_buffer_limit).max(1);
-    let limits = Limits { idle: proxy.idle_timeout, deadline, buffer };
+    let own_idle = session.info.object(filter_state::TCP_IDLE_TIMEOUT);
+    let idle = match own_idle.and_then(|object| object.text().parse().ok()) {
+        Some(millis) => Some(Duration::from_millis(millis)).filter(|idle| !idle.is_zero()),
+        None => proxy.idle_timeout,
+    };
+    let limits = Limits { idle, deadline, buffer };
     let traffic = session.traffic.clone();
     let end = {
-        let mut relaying = pin!(relay(
-            (&downstream, prefix),
-            &upstream.stream,
-            limits,
-            cut.as_mut(),
-            &traffic,
-            &meter,
-            &pipes
-        ));
+        let failing = async {
+            if !cluster.close_on_failure {
+                std::future::pending::<()>().await;
+            }
+            upstream.host.shared.fails().await;
+        };
+        let ended = async {
+            tokio::select! {
+                () = cut.as_mut() => {}
+                () = failing => {}
+            }
+        };
+        let mut relaying =
+            pin!(relay((&downstream, prefix), &upstream.stream, limits, ended, &traffic, &meter, &pipes));
         match proxy.log_options.interval {
             None => relaying.await,
             Some(period) => {
@@ -148,7 +160,10 @@ impl Session {
     /// Tries hosts until one is connected; otherwise the flags say why not.
     async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         loop {
-            let drawn = self.proxy.draw();
+            let drawn = match self.info.object(filter_state::TCP_CLUSTER) {
+                Some(named) => dialler.find(named.text()).map(|slot| (slot, None)),
+                None => self.proxy.draw(),
+            };
             let found = drawn.and_then(|(slot, metadata)| Some((slot.wake()?, slot, metadata)));
             let Some((cluster, slot, metadata)) = found else {
                 self.proxy.stats.downstream_cx_no_route.increment(1);
@@ -165,8 +180,10 @@ impl Session {
             let context = DialContext {
                 attempt,
                 hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
-                local: self.info.connection.restored(),
+                local: self.info.destination().or(self.info.connection.restored()),
                 metadata,
+                hash: self.proxy.hash_object.as_ref().and_then(|name| self.info.object(name)?.hash()),
+                names: self.info.has_objects().then(|| self.info.upstream_names(true)),
             };
             match dialler.dial(&slot, context).await {
                 Ok(dialed) => {

@@ -46,6 +46,7 @@ pub(crate) fn connection(remote: Option<SocketAddr>, local: Option<SocketAddr>) 
         server_name: None,
         filter_chain: "".into(),
         start: Instant::now(),
+        objects: None,
     }
 }
 

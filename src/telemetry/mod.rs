@@ -4,6 +4,7 @@
 //! and log lines. Handles are resolved when config is compiled; the data path only counts.
 
 pub mod access_log;
+pub mod filter_state;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod format;

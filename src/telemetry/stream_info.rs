@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_control_api::pb::google::protobuf::Struct;
 
+use super::filter_state::Objects;
 use crate::config::{Host, Retirement};
 use crate::tls::TlsInfo;
 
@@ -39,6 +40,8 @@ pub struct ConnectionInfo {
     pub inbound: bool,
     /// Whether its filter chain is leaving.
     pub retirement: Arc<Retirement>,
+    /// What network filters have left for its streams.
+    pub objects: Option<Box<Objects>>,
 }
 
 impl ConnectionInfo {
@@ -205,6 +208,8 @@ pub struct StreamInfo {
     pub health_check: bool,
     /// What filters noted (dynamic metadata), by namespace.
     pub metadata: Option<Box<DynamicMetadata>>,
+    /// What filters have left by name (filter state), beside what the connection has.
+    pub objects: Option<Box<Objects>>,
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.
@@ -272,6 +277,7 @@ impl StreamInfo {
             upstream_wire_received: 0,
             health_check: false,
             metadata: None,
+            objects: None,
             route_name: None,
             cluster: None,
             host: None,

@@ -1,7 +1,7 @@
 //! TLS towards clients: `DownstreamTlsContext`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::BytesMut;
@@ -16,12 +16,14 @@ use super::contexts::{Contexts, Made};
 use super::expiry::{self, Held};
 use super::failure;
 use super::identity::Identity;
+use super::ocsp::{Action, Policy};
 use super::params::Params;
 use super::secret::{Content, Secret, Slot};
 use super::sessions::Ticketer;
 use super::stats::SslStats;
 use super::validation::Validation;
 use super::verifier::Clients;
+use crate::runtime::client_hello::asks_for_status;
 use crate::runtime::tls_stream::{HandshakeError, TlsStream};
 use crate::runtime::Stream;
 
@@ -66,6 +68,8 @@ pub struct DownstreamSpec {
     pub full_scan: bool,
     /// The client's order of cipher suites counts.
     pub prefer_client_ciphers: bool,
+    /// What becomes of certificates without an OCSP response that holds.
+    pub staples: Policy,
     /// How sessions are resumed.
     pub resume: Resume,
     /// How long sessions may be resumed.
@@ -225,7 +229,12 @@ impl DownstreamTls {
             all: identities.collect::<Result<_, _>>()?,
             require_sni: spec.require_sni,
             full_scan: spec.full_scan,
+            staples: spec.staples,
+            stats: self.stats.clone(),
         });
+        for identity in &certificates.all {
+            spec.staples.check(identity)?;
+        }
         expiry::count(self.slots(), &self.stats);
         let validation = merged(&spec.trust, current.trust.as_deref())?;
         let lenient = validation.as_ref().is_some_and(Validation::is_lenient);
@@ -315,6 +324,8 @@ struct Certificates {
     all: Vec<Arc<Identity>>,
     require_sni: bool,
     full_scan: bool,
+    staples: Policy,
+    stats: Arc<SslStats>,
 }
 
 impl Certificates {
@@ -338,6 +349,30 @@ impl Certificates {
     }
 }
 
+impl Certificates {
+    /// The certificate for a client that asks for its state.
+    fn with_state(&self, chosen: &Identity) -> Option<Arc<CertifiedKey>> {
+        let counters = &self.stats.counters;
+        counters.ocsp_staple_requests.increment(1);
+        let stapled = chosen.stapled.as_ref();
+        let staple = stapled.map(|stapled| &stapled.staple);
+        match self.staples.action(staple, chosen.must_staple, SystemTime::now()) {
+            Action::Staple => {
+                counters.ocsp_staple_responses.increment(1);
+                stapled.map(|stapled| stapled.key.clone())
+            }
+            Action::Omit => {
+                counters.ocsp_staple_omitted.increment(1);
+                Some(chosen.key.clone())
+            }
+            Action::Fail => {
+                counters.ocsp_staple_failed.increment(1);
+                None
+            }
+        }
+    }
+}
+
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         if self.require_sni && hello.server_name().is_none() {
@@ -346,6 +381,10 @@ impl ResolvesServerCert for Certificates {
         let schemes = hello.signature_schemes();
         let candidates = self.candidates(hello.server_name());
         let usable = candidates.iter().find(|identity| identity.key.key.choose_scheme(schemes).is_some());
-        usable.or(candidates.first()).map(|identity| identity.key.clone())
+        let chosen = usable.or(candidates.first())?;
+        if !asks_for_status() {
+            return Some(chosen.key.clone());
+        }
+        self.with_state(chosen)
     }
 }

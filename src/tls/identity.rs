@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio_rustls::rustls::crypto::aws_lc_rs;
+use bytes::Bytes;
+use tokio_rustls::rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::SignatureAlgorithm;
+use tokio_rustls::rustls::{Error, InconsistentKeys, SignatureAlgorithm};
+use x509_parser::certificate::X509Certificate;
+use zeroize::Zeroize;
 
 use super::names::names_of;
+use super::ocsp::{self, Staple};
+use super::renewal::Validity;
 use crate::config::discovery::SanKind;
 
 /// A certificate chain with its private key.
@@ -22,7 +27,19 @@ pub struct Identity {
     pub is_ecdsa: bool,
     /// The file that it is from, or `<inline>`.
     pub path: Box<str>,
+    /// What is shown with it to who asks for its state.
+    pub stapled: Option<Stapled>,
+    /// It demands to be shown with a response.
+    pub must_staple: bool,
     pub(super) facts: super::peer::KeptFacts,
+}
+
+/// A certificate with an OCSP response.
+pub struct Stapled {
+    /// The response.
+    pub staple: Staple,
+    /// The certificate that is shown with it.
+    pub key: Arc<CertifiedKey>,
 }
 
 /// The path of what is in no file.
@@ -44,19 +61,53 @@ impl Identity {
         let chain = certificates(chain).map_err(|error| ("certificate_chain", error))?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|_| ("private_key", "holds no private key in PEM form".to_owned()))?;
-        let provider = aws_lc_rs::default_provider();
+        Self::from_der(chain, key)
+    }
+
+    /// From what PEM holds.
+    ///
+    /// # Errors
+    /// As [`Identity::from_pem`].
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, (&'static str, String)> {
         let server_names = chain.first().map(server_names).unwrap_or_default();
-        let key = CertifiedKey::from_der(chain, key, &provider)
+        let key = certified(chain, key)
             .map_err(|error| ("private_key", format!("does not fit the certificate: {error}")))?;
         let is_ecdsa = key.key.algorithm() == SignatureAlgorithm::ECDSA;
         let (path, facts) = (INLINE.into(), super::peer::KeptFacts::new());
-        Ok(Self { key: Arc::new(key), server_names, is_ecdsa, path, facts })
+        let key = Arc::new(key);
+        let must_staple = parsed(&key).is_some_and(|certificate| ocsp::is_demanded(&certificate));
+        Ok(Self { key, server_names, is_ecdsa, path, stapled: None, must_staple, facts })
+    }
+
+    /// The same, shown with the OCSP response `der`; empty = with none.
+    ///
+    /// # Errors
+    /// That is no response for this certificate.
+    pub fn with_staple(self, der: &[u8]) -> Result<Self, String> {
+        if der.is_empty() {
+            return Ok(self);
+        }
+        let staple = Staple::parse(der).map_err(|error| error.to_string())?;
+        if !parsed(&self.key).is_some_and(|certificate| staple.is_for(certificate.raw_serial())) {
+            return Err("OCSP response does not match its TLS certificate".to_owned());
+        }
+        let key = CertifiedKey { ocsp: Some(staple.der.clone()), ..CertifiedKey::clone(&self.key) };
+        Ok(Self { stapled: Some(Stapled { staple, key: Arc::new(key) }), ..self })
     }
 
     /// The same, from the file `path`.
     #[must_use]
     pub fn at(self, path: &str) -> Self {
         Self { path: path.into(), ..self }
+    }
+
+    /// From when until when it is valid, as far as that can be said.
+    pub fn validity(&self) -> Option<Validity> {
+        let facts = self.facts();
+        Some(Validity { from: facts.not_before?, until: facts.not_after? })
     }
 
     /// Whether clients that ask for `name` (in lower case) mean this certificate by that very name.
@@ -69,6 +120,36 @@ impl Identity {
         let Some((_, domain)) = name.split_once('.') else { return false };
         self.server_names.iter().any(|own| own.strip_prefix("*.") == Some(domain))
     }
+}
+
+/// A certificate chain ready to sign with `key`, of which nothing is left in memory but what signs.
+///
+/// # Errors
+/// The key is of no known kind, or not the certificate's.
+pub fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    mut key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, Error> {
+    let signs = any_supported_type(&key);
+    key.zeroize();
+    let made = CertifiedKey::new(chain, signs?);
+    match made.keys_match() {
+        // Not every kind of key can be compared.
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(made),
+        Err(error) => Err(error),
+    }
+}
+
+/// Overwrites the text of a private key that was read, where nobody else has it.
+pub fn wipe(text: Bytes) {
+    if let Ok(mut own) = text.try_into_mut() {
+        own.as_mut().zeroize();
+    }
+}
+
+/// The certificate of `key`.
+fn parsed(key: &CertifiedKey) -> Option<X509Certificate<'_>> {
+    x509_parser::parse_x509_certificate(key.cert.first()?).ok().map(|(_, parsed)| parsed)
 }
 
 fn server_names(certificate: &CertificateDer<'static>) -> Vec<Box<str>> {

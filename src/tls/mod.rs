@@ -12,8 +12,10 @@ pub mod failure;
 pub mod identity;
 pub mod name;
 pub mod names;
+pub mod ocsp;
 pub mod params;
 pub mod peer;
+pub mod renewal;
 pub mod secret;
 pub mod sessions;
 pub(crate) mod signatures;
@@ -22,6 +24,7 @@ pub mod stats;
 pub mod upstream;
 pub mod validation;
 mod verifier;
+pub mod workload;
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::identity::Identity;
+use super::renewal::{Renewal, Validity};
 use super::sessions::TicketKeys;
 use super::validation::Validation;
 
@@ -39,22 +40,36 @@ pub struct Secret {
     files: Option<Arc<Files>>,
 }
 
+impl Content {
+    /// From when until when a certificate is valid.
+    fn validity(&self) -> Option<Validity> {
+        match self {
+            Content::Certificate(identity) => identity.validity(),
+            Content::Validation(_) | Content::TicketKeys(_) => None,
+        }
+    }
+}
+
 /// Files that a secret is made of, and how.
 pub struct Files {
-    /// A change in one of these (a file moved into it, as an atomic update does) has the files read again.
+    /// A change in one of these (a file moved into it, as an atomic update does) has the files read again. So does the
+    /// end of a certificate when it is near.
     directories: Vec<PathBuf>,
+    /// The files.
+    paths: Vec<PathBuf>,
     read: Box<dyn Fn() -> Result<Content, String> + Send + Sync>,
     seen: Mutex<Seen>,
 }
 
 struct Seen {
     looked: Instant,
+    renewal: Renewal,
     state: Vec<Option<SystemTime>>,
 }
 
 impl std::fmt::Debug for Files {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(&self.directories).finish()
+        f.debug_list().entries(&self.paths).finish()
     }
 }
 
@@ -70,18 +85,24 @@ impl Secret {
     }
 
     /// A secret that `read` has just made `content` of, and makes anew when a file is moved into one of the
-    /// directories.
+    /// directories, or when a certificate in it is near its end. `paths` are its files.
     pub fn from_files(
         content: Content,
+        paths: Vec<PathBuf>,
         directories: Vec<PathBuf>,
         read: Box<dyn Fn() -> Result<Content, String> + Send + Sync>,
     ) -> Arc<Self> {
-        let seen = Seen { looked: Instant::now(), state: state(&directories) };
-        Self::of(content, Some(Arc::new(Files { directories, read, seen: Mutex::new(seen) })))
+        let seen = Seen { looked: Instant::now(), renewal: Renewal::default(), state: state(&directories) };
+        Self::of(content, Some(Arc::new(Files { paths, directories, read, seen: Mutex::new(seen) })))
     }
 
     fn of(content: Content, files: Option<Arc<Files>>) -> Arc<Self> {
         Arc::new(Self { content, id: NEXT.fetch_add(1, Ordering::Relaxed), files })
+    }
+
+    /// From when until when the certificate in it is valid, if it is one.
+    pub fn validity(&self) -> Option<Validity> {
+        self.content.validity()
     }
 
     /// The secret made anew, if its files have changed. What cannot be read is told in the log, once for each
@@ -94,15 +115,23 @@ impl Secret {
             return None;
         }
         seen.looked = Instant::now();
+        let valid = self.content.validity();
+        let due = seen.renewal.is_due(valid, SystemTime::now(), fastrand::f64());
         let state = state(&files.directories);
-        if state == seen.state {
+        let changed = state != seen.state;
+        if !changed && !due {
             return None;
         }
         seen.state = state;
         match (files.read)() {
+            Ok(content) if !changed && content.validity() == valid => {
+                tracing::warn!("a certificate is near its end, and its files have no other: {files:?}");
+                None
+            }
             Ok(content) => Some(Self::of(content, Some(files.clone()))),
             Err(error) => {
-                tracing::error!("a TLS secret has changed and cannot be used, the last one stays: {error}");
+                let what = if changed { "has changed" } else { "is near its end" };
+                tracing::error!("a TLS secret {what} and cannot be used, the last one stays: {error}");
                 None
             }
         }

@@ -19,7 +19,8 @@ crate::stats! {
     pub struct SslCounters {
         counters {
             connection_error, handshake, session_reused, no_certificate, fail_verify_no_cert,
-            fail_verify_error, fail_verify_san, fail_verify_cert_hash,
+            fail_verify_error, fail_verify_san, fail_verify_cert_hash, ocsp_staple_failed, ocsp_staple_omitted,
+            ocsp_staple_responses, ocsp_staple_requests,
         }
         gauges {}
         histograms {}

@@ -186,6 +186,7 @@ async fn contexts_wait_for_their_secrets_and_follow_them() {
         require_sni: false,
         full_scan: false,
         prefer_client_ciphers: false,
+        staples: crate::tls::ocsp::Policy::Lenient,
         resume: Resume::Tickets,
         session_timeout: None,
     };

@@ -87,6 +87,8 @@ pub struct Names {
     pub sni: Option<Box<str>>,
     /// Of which the certificate must have one.
     pub sans: Vec<Box<str>>,
+    /// Connections with another number are not shared; 0 = nothing sets them apart.
+    pub apart: u64,
 }
 
 /// What a connection is for, which decides about the protocols offered.

@@ -15,7 +15,7 @@ use super::pick::{Ground, PickContext, Picker};
 use super::pool::HostPool;
 use super::{Places, UpstreamError};
 use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
-use crate::config::cluster::{Address, Discovery, Health, HostShared, HostTemplate};
+use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate};
 use crate::config::{Cluster, Host, HostSet};
 
 /// A cluster as one worker uses it.
@@ -146,6 +146,15 @@ impl ClusterLocal {
             return aggregate.has_others(tried);
         }
         has_others(&self.view.borrow().set.availability, tried)
+    }
+
+    /// Whether there is a host that is healthy and was reached when it was last tried, where picks look for such.
+    #[cold]
+    pub fn has_well(&self) -> bool {
+        let well = |host: &Arc<Host>| {
+            host.health() == Health::Healthy && !host.shared.health.has(HealthFlags::SUSPECT)
+        };
+        self.cluster.balancing.suspects && self.view.borrow().set.all.iter().any(well)
     }
 
     /// The priority that a host of this cluster has here.

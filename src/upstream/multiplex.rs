@@ -18,6 +18,7 @@ use h2::SendStream;
 use http::Request;
 
 use super::permit::Permit;
+use super::pool::begun::Begun;
 use super::pool::{ConnectionPermit, HostPool, UpstreamConnection};
 use super::UpstreamError;
 use crate::http::h2::guard::{Account, Flood, Guarded};
@@ -369,14 +370,7 @@ impl HostPool {
             }
             if !connections.connecting.get() {
                 if let Some(permit) = self.connection_permit(priority) {
-                    connections.connecting.set(true);
-                    let connecting = Connecting(self.clone());
-                    let connected = self.connect_multiplexed(permit).await;
-                    if let Err(error) = &connected {
-                        connections.failed(error.clone());
-                    }
-                    drop(connecting);
-                    let connection = connected?;
+                    let connection = self.begin_multiplexed(permit).await?;
                     if let Some(send) = connection.handle() {
                         let slot = self.place(connection, send, false);
                         if let Some(ratio) = self.preconnects() {
@@ -400,15 +394,23 @@ impl HostPool {
 
     /// Opens a connection that no request has asked for.
     pub(super) fn connect_ahead(self: &Rc<Self>, permit: Permit) {
+        // Why there is none is counted, and told to who has come meanwhile.
+        tokio::task::spawn_local(self.begin_multiplexed(permit));
+    }
+
+    /// Begins to open a connection. Who comes meanwhile waits for it and shares its fate.
+    fn begin_multiplexed(self: &Rc<Self>, permit: Permit) -> Begun<Result<Rc<Multiplexed>, UpstreamError>> {
         self.connections().connecting.set(true);
         let connecting = Connecting(self.clone());
-        tokio::task::spawn_local(async move {
+        let attempt = async move {
             let pool = &connecting.0;
-            if let Err(error) = pool.connect_multiplexed(permit).await {
-                // Who has come meanwhile waits for it.
-                pool.connections().failed(error);
+            let connected = pool.connect_multiplexed(permit).await;
+            if let Err(error) = &connected {
+                pool.connections().failed(error.clone());
             }
-        });
+            connected
+        };
+        Begun::new(self, attempt, Some(|_, _| ()))
     }
 
     async fn connect_multiplexed(self: &Rc<Self>, permit: Permit) -> Result<Rc<Multiplexed>, UpstreamError> {

@@ -4,6 +4,7 @@
 //! is lent again (readiness costs no system call): one that the peer closed, or that has bytes
 //! nobody asked for, is dropped. When the connection limit is reached, requests wait in order.
 
+pub(super) mod begun;
 mod connect;
 mod preconnect;
 
@@ -28,7 +29,7 @@ use crate::config::{Cluster, Host};
 use crate::runtime::buffer;
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
-use crate::tls::upstream::{HostTls, Names, Purpose};
+use crate::tls::upstream::{HostTls, Names};
 use crate::tls::TlsInfo;
 
 /// The pool of one host.
@@ -46,6 +47,8 @@ pub struct HostPool {
     failures: u32,
     /// Connections on their way that no request has asked for.
     ahead: Ahead,
+    /// Connections on their way whose requests are gone.
+    orphans: Cell<u32>,
     /// What the host has taught us about how long it keeps idle connections.
     learned_idle: Cell<Option<Duration>>,
     /// Those that carry several requests at a time.
@@ -228,6 +231,7 @@ impl HostPool {
             open: Cell::new(0),
             retired: Cell::new(false),
             ahead: Ahead::default(),
+            orphans: Cell::new(0),
             learned_idle: Cell::new(None),
             multiplexed: Connections::default(),
             names,
@@ -290,11 +294,12 @@ impl HostPool {
         }
         let _pending = self.pending(priority)?;
         loop {
-            if let Some(permit) = self.connection_permit(priority) {
+            let permit = if self.has_orphans() { None } else { self.connection_permit(priority) };
+            if let Some(permit) = permit {
                 if let Some(ratio) = self.preconnects() {
                     self.preconnect(ratio, priority, 1);
                 }
-                return self.connect(permit, Purpose::Http1).await;
+                return self.begin(permit).await;
             }
             if let Some(connection) = self.wait().await {
                 return Ok(connection);
@@ -316,7 +321,7 @@ impl HostPool {
             self.cluster.stats().upstream_cx_overflow.increment(1);
             return Err(UpstreamError::Overflow("max_connections"));
         };
-        self.connect(permit, Purpose::Tcp).await
+        self.begin_dedicated(permit).await
     }
 
     /// Takes a connection back after a request. `reusable` says that the exchange ended cleanly.

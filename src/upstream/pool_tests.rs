@@ -73,3 +73,42 @@ async fn connections_are_opened_ahead() {
     tokio::time::timeout(Duration::from_secs(20), all).await.expect("in time");
     assert_eq!(pool.open.get(), 0);
 }
+
+/// What a request began that is given up is there for the next, which waits for it instead of a connection of its own.
+#[tokio::test]
+async fn an_attempt_goes_on_without_its_request() {
+    crate::telemetry::metrics::install();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = Host::new(Address::Ip(listener.local_addr().unwrap()), HostTemplate::default());
+    let pool = HostPool::new(&Arc::new(fixtures::cluster("begun", Discovery::Static)), host.clone());
+    let all = tokio::task::LocalSet::new();
+    let all = all.run_until(async {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        {
+            let mut begun = pin!(pool.connection(0));
+            assert!(begun.as_mut().poll(&mut context).is_pending());
+            assert_eq!((pool.open.get(), pool.orphans.get()), (1, 0));
+        }
+        assert_eq!((pool.open.get(), pool.orphans.get()), (1, 1));
+        let connection = pool.connection(0).await.unwrap();
+        assert_eq!((pool.open.get(), pool.orphans.get()), (1, 0));
+        drop(connection);
+        // The same for those that carry several requests.
+        {
+            let mut begun = pin!(pool.stream(0));
+            assert!(begun.as_mut().poll(&mut context).is_pending());
+        }
+        assert!(pool.connections().is_connecting());
+        let slot = pool.stream(0).await.unwrap();
+        assert_eq!((pool.open.get(), slot.reused()), (1, true));
+        // What one session asked for is of no use to another.
+        {
+            let mut begun = pin!(pool.dedicated());
+            assert!(begun.as_mut().poll(&mut context).is_pending());
+            assert_eq!(pool.open.get(), 2);
+        }
+        assert_eq!((pool.open.get(), pool.orphans.get()), (1, 0));
+    });
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("in time");
+    assert!(!host.shared.health.has(crate::config::cluster::HealthFlags::SUSPECT), "nobody waited for long");
+}

@@ -32,6 +32,7 @@ use crate::config::route::RouteTable;
 use crate::config::slot::Directory;
 use crate::config::support;
 use crate::telemetry::access_log::{AccessLog, LineFile};
+use crate::tls::workload::Workload;
 use crate::upstream::outlier::Registry;
 
 /// What the command line says that the bootstrap also could.
@@ -43,6 +44,8 @@ pub struct NodeOptions {
     pub cluster: Option<String>,
     /// `--service-zone`.
     pub zone: Option<String>,
+    /// `--spiffe-endpoint-socket`.
+    pub workload_api: Option<String>,
 }
 
 /// A bootstrap ready to run.
@@ -175,7 +178,7 @@ pub fn bootstrap(
     drop(dynamic);
 
     let mut problems = Problems::new();
-    let compiled = compile(message, node, dump, &control, &mut problems);
+    let compiled = compile(message, node, dump, &control, options.workload_api.as_deref(), &mut problems);
     let (found, notes) = problems.into_parts();
     let all = check::merge(findings.rejected, ruled.into_iter().chain(found));
     match compiled {
@@ -194,6 +197,7 @@ fn compile(
     node: Node,
     dump: ConfigDump,
     control: &Control,
+    workload_api: Option<&str>,
     problems: &mut Problems,
 ) -> Option<CompiledBootstrap> {
     let runtime = problems
@@ -228,6 +232,7 @@ fn compile(
     let dynamic = message.dynamic_resources.as_ref();
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let reserved = control.reserved.iter().filter_map(|index| resources.clusters.get(*index));
+    let workload = workload_api.and_then(|endpoint| problems.take(Workload::new(endpoint)));
     let mut compiler = Compiler {
         outliers,
         runtime: Arc::new(ArcSwap::from_pointee(runtime.clone())),
@@ -243,6 +248,7 @@ fn compile(
         ads_is_delta: dynamic
             .and_then(|dynamic| dynamic.ads_config.as_ref())
             .is_some_and(discovery::names_delta),
+        workload,
         ..Compiler::default()
     };
     let control_needs = problems.at("static_resources", |problems| {

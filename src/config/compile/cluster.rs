@@ -103,6 +103,7 @@ pub fn compile(
         tls,
         added_via_api: environment.dynamic,
         preconnect_ratio: preconnect_ratio(cluster),
+        close_on_failure: cluster.close_connections_on_host_health_failure,
         drops: Arc::default(),
         health: health.map(Box::new),
         orca,

@@ -21,7 +21,7 @@ use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 use crate::http::filters::{
     adaptive_concurrency, admission_control, buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation,
-    header_to_metadata, health_check, local_ratelimit, set_metadata,
+    header_to_metadata, health_check, local_ratelimit, set_filter_state, set_metadata,
 };
 use crate::telemetry::metrics::Scope;
 
@@ -39,6 +39,7 @@ const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
 const SET_METADATA: &str = "envoy.extensions.filters.http.set_metadata.v3.Config";
+const SET_FILTER_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
 const HEADER_TO_METADATA: &str = "envoy.extensions.filters.http.header_to_metadata.v3.Config";
 const ADMISSION_CONTROL: &str = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
 const ADAPTIVE_CONCURRENCY: &str =
@@ -133,6 +134,7 @@ pub(super) fn knows(kind: &str) -> bool {
             | BUFFER
             | HEALTH_CHECK
             | SET_METADATA
+            | SET_FILTER_STATE
             | HEADER_TO_METADATA
             | ADMISSION_CONTROL
             | ADAPTIVE_CONCURRENCY
@@ -187,6 +189,10 @@ pub(super) fn compile(
         SET_METADATA => {
             let config = set_metadata::Config::compile(&extension(any, "", problems)?, stats);
             Some(HttpFilter::SetMetadata(Arc::new(config)))
+        }
+        SET_FILTER_STATE => {
+            let config = set_filter_state::Config::compile(&extension(any, "", problems)?, problems);
+            Some(HttpFilter::SetFilterState(Arc::new(config)))
         }
         HEADER_TO_METADATA => {
             let config =
@@ -247,6 +253,10 @@ pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) 
         HEADER_TO_METADATA => {
             header_to_metadata::Config::compile(&extension(any, "", problems)?, true, problems)
                 .map(RouteFilter::HeaderToMetadata)
+        }
+        SET_FILTER_STATE => {
+            let config = set_filter_state::Config::compile(&extension(any, "", problems)?, problems);
+            Some(RouteFilter::SetFilterState(config))
         }
         ratelimit::PER_ROUTE => {
             ratelimit::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::RateLimit)

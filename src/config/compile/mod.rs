@@ -43,6 +43,7 @@ pub mod runtime;
 pub mod scoped;
 pub mod spiffe;
 mod tls;
+mod tls_certificate;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -61,6 +61,8 @@ pub struct Compiler {
     pub static_secrets: StaticSecrets,
     /// TLS secrets: those of the bootstrap by their names, those of SDS as [`Compiler::secret_slot`] names them.
     pub secrets: tls::Secrets,
+    /// Where secrets that no source is named for may come from.
+    pub workload: Option<Arc<tls::workload::Workload>>,
     /// Where requests ask for what is not there yet.
     pub demand: Arc<Demand>,
     /// Where clusters with outlier detection register, and what their event log is.

@@ -3,10 +3,8 @@
 //! Files are read here: a certificate that cannot be used makes the resource invalid. What a control plane is to
 //! send leaves an empty slot, and a note of whom to ask for it.
 
-use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use base64::prelude::{Engine as _, BASE64_STANDARD as STANDARD};
 use bytes::Bytes;
@@ -19,14 +17,16 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
+use super::tls_certificate::certificate_secret;
 use super::{bool_or, data_source, duration, extension, spiffe, Environment};
 use crate::config::discovery::{Material, SanKind};
 use crate::config::matcher::StringMatcher;
 use crate::config::pieces::{PieceNeed, SecretPlace};
 use crate::config::problems::Problems;
 use crate::tls::downstream::{DownstreamSpec, Resume, Trust};
-use crate::tls::identity::{certificates, revocation_lists, Identity, INLINE};
+use crate::tls::identity::{certificates, revocation_lists, INLINE};
 use crate::tls::names::NameMatcher;
+use crate::tls::ocsp::Policy;
 use crate::tls::params::{group, suites, Params};
 use crate::tls::secret::Content;
 use crate::tls::sessions::TicketKeys;
@@ -93,6 +93,19 @@ pub(super) fn downstream(
             Some(Keys::DisableStatelessSessionResumption(true)) => Resume::Sessions,
             Some(Keys::DisableStatelessSessionResumption(false)) | None => Resume::Tickets,
         };
+        let staples = match context.ocsp_staple_policy() {
+            pb::downstream_tls_context::OcspStaplePolicy::LenientStapling => Policy::Lenient,
+            pb::downstream_tls_context::OcspStaplePolicy::StrictStapling => Policy::Strict,
+            pb::downstream_tls_context::OcspStaplePolicy::MustStaple => Policy::Must,
+        };
+        // Those that are still to come are looked at when they are there.
+        for slot in &common.certificates {
+            if let Some(Content::Certificate(identity)) = slot.load().as_ref().map(|secret| &secret.content) {
+                if let Err(error) = staples.check(identity) {
+                    problems.report_at("common_tls_context.tls_certificates", error);
+                }
+            }
+        }
         let spec = DownstreamSpec {
             params: common.params,
             certificates: common.certificates,
@@ -102,6 +115,7 @@ pub(super) fn downstream(
             require_sni: bool_or(context.require_sni, false),
             full_scan: bool_or(context.full_scan_certs_on_sni_mismatch, false),
             prefer_client_ciphers: context.prefer_client_ciphers,
+            staples,
             resume,
             session_timeout: duration(&context.session_timeout, "session_timeout", problems),
         };
@@ -250,8 +264,11 @@ fn secret(
             return Some(found);
         }
         let Some(known) = compiler.static_secrets.0.get(name) else {
-            problems.report_at("name", format!("there is no static secret {name:?}"));
-            return None;
+            let issued = compiler.workload.as_ref().and_then(|workload| workload.slot(name));
+            if issued.is_none() {
+                problems.report_at("name", format!("there is no static secret {name:?}"));
+            }
+            return issued;
         };
         let mut of_secret = Problems::new();
         let compiled = secret_content(known, &mut of_secret);
@@ -352,58 +369,19 @@ fn ticket_keys(keys: &pb::TlsSessionTicketKeys, problems: &mut Problems) -> Opti
     }
 }
 
+/// The files among `sources`.
+pub(super) fn paths(sources: &[&Material]) -> Vec<PathBuf> {
+    let path = |source: &&Material| match source {
+        Material::File(path) => Some(path.clone()),
+        Material::Inline(_) => None,
+    };
+    sources.iter().filter_map(path).collect()
+}
+
 /// The directories to watch for `sources`: the one that config names. Without one files are read once.
-fn watched(directory: Option<&core::WatchedDirectory>, sources: &[&Material]) -> Vec<PathBuf> {
+pub(super) fn watched(directory: Option<&core::WatchedDirectory>, sources: &[&Material]) -> Vec<PathBuf> {
     let has_files = sources.iter().any(|source| matches!(source, Material::File(_)));
     directory.filter(|_| has_files).map(|directory| PathBuf::from(&directory.path)).into_iter().collect()
-}
-
-fn certificate_secret(certificate: &pb::TlsCertificate, problems: &mut Problems) -> Option<Arc<Secret>> {
-    let required = |source: &'_ Option<core::DataSource>, field: &str, problems: &mut Problems| {
-        let Some(source) = source else {
-            problems.report_at(field, "is required");
-            return None;
-        };
-        let material = Material::of(source, field, problems)?;
-        let bytes = problems.at(field, |problems| data_source(source, problems))?;
-        Some((material, bytes))
-    };
-    let chain = required(&certificate.certificate_chain, "certificate_chain", problems);
-    let key = required(&certificate.private_key, "private_key", problems);
-    let ((chain, chain_pem), (key, key_pem)) = chain.zip(key)?;
-    if let Material::File(path) = &key {
-        warn_if_public(path);
-    }
-    let path = path_of(&chain);
-    let identity = match Identity::from_pem(&chain_pem, &key_pem) {
-        Ok(identity) => Arc::new(identity.at(&path)),
-        Err((field, error)) => {
-            problems.report_at(field, error);
-            return None;
-        }
-    };
-    let directories = watched(certificate.watched_directory.as_ref(), &[&chain, &key]);
-    if directories.is_empty() {
-        return Some(Secret::new(Content::Certificate(identity)));
-    }
-    let read = move || {
-        let read = |material: &Material| material.read().map_err(|error| format!("{material:?}: {error}"));
-        let identity = Identity::from_pem(&read(&chain)?, &read(&key)?)
-            .map_err(|(field, error)| format!("{field}: {error}"))?;
-        Ok(Content::Certificate(Arc::new(identity.at(&path))))
-    };
-    Some(Secret::from_files(Content::Certificate(identity), directories, Box::new(read)))
-}
-
-/// Says once of each private key that others on this machine may read it.
-fn warn_if_public(path: &std::path::Path) {
-    static TOLD: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
-    let Ok(found) = std::fs::metadata(path) else { return };
-    if found.mode() & 0o004 != 0
-        && TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned())
-    {
-        tracing::warn!("the private key {} can be read by every user of this machine", path.display());
-    }
 }
 
 fn validation_secret(
@@ -419,7 +397,7 @@ fn validation_secret(
     let bundles = spiffe::bundles(context, &mut Problems::new());
     let in_bundles = bundles.iter().flat_map(spiffe::Bundles::materials);
     let files: Vec<_> = ca.iter().chain(&crl).chain(in_bundles).collect();
-    let directories = watched(context.watched_directory.as_ref(), &files);
+    let (directories, paths) = (watched(context.watched_directory.as_ref(), &files), paths(&files));
     let content = Content::Validation(Arc::new(compiled.clone()));
     if directories.is_empty() {
         return Some(Secret::new(content));
@@ -438,7 +416,7 @@ fn validation_secret(
         }
         Ok(Content::Validation(Arc::new(renewed)))
     };
-    Some(Secret::from_files(content, directories, Box::new(read)))
+    Some(Secret::from_files(content, paths, directories, Box::new(read)))
 }
 
 /// As Envoy names what a certificate is from.

@@ -312,6 +312,8 @@ pub enum HashInput {
     SourceIp,
     /// A query parameter.
     QueryParameter(Box<str>),
+    /// An object of the filter state.
+    FilterState(Box<str>),
 }
 
 /// A cookie that carries a hash.

@@ -304,10 +304,7 @@ fn hash_policies(config: &pb::RouteAction, problems: &mut Problems) -> Box<[Hash
             PolicySpecifier::QueryParameter(parameter) => {
                 HashInput::QueryParameter(parameter.name.as_str().into())
             }
-            PolicySpecifier::FilterState(_) => {
-                problems.report_at("filter_state", "there is no filter state to hash");
-                return None;
-            }
+            PolicySpecifier::FilterState(state) => HashInput::FilterState(state.key.as_str().into()),
         };
         Some(HashPolicy { input, terminal: policy.terminal })
     };

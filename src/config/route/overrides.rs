@@ -56,6 +56,7 @@ pub enum RouteFilter {
     Csrf(filters::csrf::Policy),
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),
+    SetFilterState(filters::set_filter_state::Config),
     Rbac(crate::policy::rbac::Rules),
     JwtAuthn(filters::jwt_authn::PerRoute),
     ExtAuthz(filters::ext_authz::PerRoute),

@@ -8,7 +8,6 @@ const HTTP3: &str = "HTTP/3 upstream is not supported";
 const LEDS: &str = "endpoint discovery by locality is not supported";
 const OUTLIER: &str = "outlier detection goes by statuses";
 const HEALTH_ALPN: &str = "health checks speak the protocol of codec_client_type";
-const OOB: &str = "load reports come with responses only; enable_oob_load_report is refused";
 const METADATA: &str = "metadata is not used yet";
 const METADATA_FRAMES: &str = "METADATA frames are not passed on";
 const OF_ENVOYS_CODEC: &str = "it concerns Envoy's codecs";
@@ -61,16 +60,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "ignore_health_on_host_removal",
             "preconnect_policy",
             "lrs_report_endpoint_metrics",
+            "close_connections_on_host_health_failure",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
             ("metadata", METADATA),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
-            (
-                "close_connections_on_host_health_failure",
-                "requests do not use the pooled connections of a host that failed, but what is open goes on",
-            ),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
         ],
@@ -396,6 +392,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
         implemented: &[
             "enable_oob_load_report",
+            "oob_reporting_period",
+            "oob_reporting_config",
             "blackout_period",
             "weight_expiration_period",
             "weight_update_period",
@@ -403,9 +401,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "metric_names_for_computing_utilization",
             "slow_start_config",
         ],
-        observe: &[("oob_reporting_period", OOB), ("oob_reporting_config", OOB)],
+        observe: &[],
         rejected: &[],
     },
+    whole("envoy.extensions.load_balancing_policies.common.v3.OrcaOobReportingConfig"),
     MessageSupport {
         message: "envoy.config.core.v3.Http2ProtocolOptions",
         implemented: &[

@@ -70,6 +70,14 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
     ("envoy.extensions.filters.http.health_check.v3.HealthCheck", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.filters.http.set_metadata.v3.Metadata", &[FieldRule::Field(1, NAMED)]),
     (
+        "envoy.extensions.load_balancing_policies.common.v3.OrcaOobReportingConfig",
+        &[FieldRule::Field(1, &[Check::AtMost(65535.0)])],
+    ),
+    (
+        "envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue",
+        &[FieldRule::OneOf("key"), FieldRule::OneOf("value"), FieldRule::Field(1, NAMED)],
+    ),
+    (
         "envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair",
         &[FieldRule::Field(2, NAMED)],
     ),

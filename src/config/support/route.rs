@@ -289,15 +289,23 @@ pub const ROUTE: &[MessageSupport] = &[
     all("envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"),
     MessageSupport {
         message: "envoy.config.route.v3.RouteAction.HashPolicy",
-        implemented: &["header", "cookie", "connection_properties", "query_parameter", "terminal"],
+        implemented: &[
+            "header",
+            "cookie",
+            "connection_properties",
+            "query_parameter",
+            "filter_state",
+            "terminal",
+        ],
         observe: &[],
-        rejected: &[("filter_state", "there is no filter state to hash")],
+        rejected: &[],
     },
     all("envoy.config.route.v3.RouteAction.HashPolicy.Header"),
     all("envoy.config.route.v3.RouteAction.HashPolicy.Cookie"),
     all("envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute"),
     all("envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties"),
     all("envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter"),
+    all("envoy.config.route.v3.RouteAction.HashPolicy.FilterState"),
     MessageSupport {
         message: "envoy.config.route.v3.RedirectAction",
         implemented: &[

@@ -56,9 +56,23 @@ pub const TCP: &[MessageSupport] = &[
     whole("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions"),
     MessageSupport {
         message: "envoy.type.v3.HashPolicy",
-        implemented: &["source_ip"],
+        implemented: &["source_ip", "filter_state"],
         observe: &[],
-        rejected: &[("filter_state", "there is no filter state yet")],
+        rejected: &[],
     },
+    whole("envoy.type.v3.HashPolicy.FilterState"),
+    MessageSupport {
+        message: "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        implemented: &["on_new_connection", "on_downstream_tls_handshake"],
+        observe: &[],
+        rejected: &[("on_downstream_data", "objects are set before the client is heard")],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue",
+        implemented: &["object_key", "factory_key", "format_string", "shared_with_upstream", "skip_if_empty"],
+        observe: &[("read_only", "objects can be set anew, as in Envoy, which has deprecated it")],
+        rejected: &[],
+    },
+    whole("envoy.extensions.filters.http.set_filter_state.v3.Config"),
     whole("envoy.type.v3.HashPolicy.SourceIp"),
 ];

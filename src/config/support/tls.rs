@@ -7,7 +7,6 @@ use super::{refused, whole};
 const PROVIDERS: &str = "certificate providers are not supported; use secrets";
 const SELECTOR: &str = "certificates are chosen by server name and key type";
 const SCT: &str = "certificate transparency is not supported";
-const OCSP: &str = "OCSP stapling is not supported";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -41,7 +40,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "prefer_client_ciphers",
         ],
         observe: &[],
-        rejected: &[("ocsp_staple_policy=STRICT_STAPLING", OCSP), ("ocsp_staple_policy=MUST_STAPLE", OCSP)],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext",
@@ -92,13 +91,12 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
-        implemented: &["certificate_chain", "private_key", "watched_directory"],
+        implemented: &["certificate_chain", "private_key", "watched_directory", "ocsp_staple"],
         observe: &[],
         rejected: &[
             ("pkcs12", "use certificate_chain and private_key"),
             ("private_key_provider", "private keys are PEM text"),
             ("password", "private keys must not be encrypted"),
-            ("ocsp_staple", OCSP),
             ("signed_certificate_timestamp", SCT),
             ("tls_params", "all certificates of a context have the same parameters"),
         ],

@@ -28,6 +28,7 @@ pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod ratelimit;
 mod rbac;
+pub mod set_filter_state;
 pub mod set_metadata;
 mod token_bucket;
 
@@ -156,6 +157,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Buffer(config) => return config.on_request(ex, at),
         HttpFilter::HealthCheck(config) => return config.on_request(ex, at),
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
+        HttpFilter::SetFilterState(config) => return config.on_request(ex, at),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),

@@ -13,6 +13,7 @@ use super::lent::Lent;
 use super::{Attempts, Failure};
 use crate::config::cluster::{Discovery, UpstreamProtocol};
 use crate::config::route::HostPredicate;
+use crate::config::tls::ClusterTls;
 use crate::config::{Cluster, HeaderView, Host, Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
@@ -21,6 +22,7 @@ use crate::http::head::ResponseHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
 use crate::http::pump::Out;
 use crate::telemetry::stream_info::Protocol;
+use crate::tls::upstream::Names;
 use crate::upstream::{HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError};
 
 /// A 100-, 102- or 103-response too many is an attack or a broken origin.
@@ -78,10 +80,9 @@ impl Attempts<'_> {
             Ok(pool) => pool,
             Err(error) => return Err(Failure::Upstream(error).into()),
         };
-        if let Some(auto) = self.cluster.cluster.tls.as_ref().and_then(|tls| tls.auto.as_ref()) {
-            if let Some(request) = &ex.request {
-                pool = pool.named(&auto.of(request, &Known::Authority.into()));
-            }
+        let tls = self.cluster.cluster.tls.as_ref();
+        if tls.is_some_and(|tls| tls.auto.is_some()) || ex.info.has_objects() {
+            pool = pool.named(&names(ex, tls.map(|tls| &**tls)));
         }
         if let Some(retries) = &mut self.retries {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
@@ -263,6 +264,7 @@ impl Attempts<'_> {
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
             let named =
                 named.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
+            let named = ex.info.destination().or(named);
             let Some(mut address) = named.or_else(|| ex.info.connection.restored()) else {
                 self.cluster.cluster.stats().original_dst_host_invalid.increment(1);
                 return Err(UpstreamError::NoHealthyHost);
@@ -416,6 +418,20 @@ impl Reading {
         self.interim += 1;
         self.interim <= MAX_INTERIM
     }
+}
+
+/// What sets a request's connection apart: what objects say, and above that what the cluster makes of its head.
+#[cold]
+fn names(ex: &Exchange<'_>, tls: Option<&ClusterTls>) -> Names {
+    let mut names = ex.info.upstream_names(tls.is_some());
+    if let (Some(auto), Some(request)) = (tls.and_then(|tls| tls.auto.as_ref()), &ex.request) {
+        let of_head = auto.of(request, &Known::Authority.into());
+        names.sni = of_head.sni.or(names.sni);
+        if !of_head.sans.is_empty() {
+            names.sans = of_head.sans;
+        }
+    }
+    names
 }
 
 /// Whether the method may be repeated by definition (RFC 9110 §9.2.2).

@@ -13,6 +13,7 @@ use crate::config::matcher::cookie_value;
 use crate::config::route::{Action, HashCookie, HashInput, HashPolicy, Route};
 use crate::config::{HeaderKey, HeaderView, Known, RequestView};
 use crate::http::exchange::Exchange;
+use crate::telemetry::stream_info::StreamInfo;
 
 /// What a request hashes to.
 #[derive(Debug, Default)]
@@ -43,7 +44,7 @@ pub(in crate::http) fn choice(ex: &Exchange<'_>, route: &Route, random: u64) -> 
     // Without the ends of its connection no cookie is made: only one that the request has counts.
     let address = ex.info.client.or(ex.info.connection.remote);
     let client = Client { address, remote: None, local: None };
-    Hashed::of_request(&forward.hash_policies, request, &client).hash.unwrap_or(random)
+    Hashed::of_request(&forward.hash_policies, request, &client, Some(&ex.info)).hash.unwrap_or(random)
 }
 
 impl Hashed {
@@ -56,10 +57,15 @@ impl Hashed {
             remote: connection.remote,
             local: connection.local,
         };
-        Self::of_request(policies, request, &client)
+        Self::of_request(policies, request, &client, Some(&ex.info))
     }
 
-    fn of_request<R: RequestView>(policies: &[HashPolicy], request: &R, client: &Client) -> Self {
+    fn of_request<R: RequestView>(
+        policies: &[HashPolicy],
+        request: &R,
+        client: &Client,
+        info: Option<&StreamInfo>,
+    ) -> Self {
         let mut hashed = Self::default();
         for policy in policies {
             let new = match &policy.input {
@@ -71,6 +77,7 @@ impl Hashed {
                 HashInput::SourceIp => {
                     client.address.map(|address| xxh64(address.ip().to_string().as_bytes(), 0))
                 }
+                HashInput::FilterState(name) => info.and_then(|info| info.object(name)?.hash()),
                 HashInput::QueryParameter(name) => {
                     query_value(request.path(), name.as_bytes()).map(|value| xxh64(value, 0))
                 }

@@ -23,7 +23,7 @@ fn policy(input: HashInput) -> HashPolicy {
 }
 
 fn of(policies: &[HashPolicy], request: &RequestHead) -> Hashed {
-    Hashed::of_request(policies, request, &client())
+    Hashed::of_request(policies, request, &client(), None)
 }
 
 fn by_header(name: &str) -> HashPolicy {

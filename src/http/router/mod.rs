@@ -254,6 +254,17 @@ fn strict_check(ex: &Exchange<'_>) -> Option<Reply> {
 }
 
 impl Attempts<'_> {
+    /// Whether no host has seen the request for want of a connection, and one that is in good health may yet.
+    fn is_unsent(&self, failed: &Failed) -> bool {
+        let never = matches!(
+            failed.failure,
+            Failure::Upstream(
+                UpstreamError::Connect { local: false, .. } | UpstreamError::ConnectTimeout { .. }
+            )
+        );
+        never && !self.terminate && self.cluster.has_well()
+    }
+
     /// Counts what passed between us and the upstream: heads, and bodies without their framing.
     fn count_bytes(&self, ex: &mut Exchange<'_>) {
         if ex.info.upstream_wire_sent > 0 || self.terminate {
@@ -308,10 +319,16 @@ impl Attempts<'_> {
                 Err(failed) => {
                     // A connection that died before the request was taken, or between requests that
                     // may be repeated: the client must not see it (the keep-alive race).
-                    let refused = matches!(failed.failure, Failure::Reset(StreamError::Refused));
-                    let most = if refused { MAX_REPLAYS } else { 1 };
-                    let by_policy = refused && self.policy_covers(ex, &failed);
-                    if failed.unprocessed && !by_policy && replays < most && self.can_replay(ex) {
+                    let unsent = self.is_unsent(&failed);
+                    let unseen = unsent || matches!(failed.failure, Failure::Reset(StreamError::Refused));
+                    let most = if unseen { MAX_REPLAYS } else { 1 };
+                    let by_policy = unseen && self.policy_covers(ex, &failed);
+                    let unprocessed = failed.unprocessed || unsent;
+                    if unprocessed && !by_policy && replays < most && self.can_replay(ex) {
+                        if unsent {
+                            // It says as much of its host as if the client had seen it.
+                            self.failed(ex, &failed);
+                        }
                         replays += 1;
                         ex.info.attempts -= 1;
                         self.deadlines.try_ended();

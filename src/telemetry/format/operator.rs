@@ -13,6 +13,7 @@ use super::values::{
 };
 use super::{FormatContext, FormatError};
 use crate::config::{HeaderKey, HeaderView};
+use crate::telemetry::filter_state;
 use crate::telemetry::stream_info::{StreamInfo, StreamTimes};
 
 /// A parsed operator.
@@ -58,6 +59,8 @@ pub(super) enum Operator {
     Validity(tls::Side, tls::What, TimeFormat),
     /// `DYNAMIC_METADATA(namespace:key...)`.
     DynamicMetadata(metadata::Way),
+    /// `FILTER_STATE(name:form)`.
+    FilterState(filter_state::Way),
     /// Accepted, but this proxy has no such value.
     Never(Box<str>),
 }
@@ -112,6 +115,7 @@ impl Operator {
             | Operator::Path { .. }
             | Operator::QueryParam(_)
             | Operator::DynamicMetadata(_)
+            | Operator::FilterState(_)
             | Operator::Never(_) => true,
             Operator::Constant(_) => token.argument.is_some(),
             _ => false,
@@ -149,6 +153,7 @@ impl Operator {
             "PATH" => path(argument).map_err(wrong)?,
             "QUERY_PARAM" => Operator::QueryParam(required()?.into()),
             "DYNAMIC_METADATA" => Operator::DynamicMetadata(metadata::Way::parse(required()?)),
+            "FILTER_STATE" => Operator::FilterState(filter_state::Way::parse(required()?).map_err(wrong)?),
             "GRPC_STATUS" => Operator::GrpcStatus(match argument {
                 "" | "CAMEL_STRING" => GrpcForm::Camel,
                 "SNAKE_STRING" => GrpcForm::Snake,
@@ -266,6 +271,7 @@ impl Operator {
                 None => false,
             },
             Operator::DynamicMetadata(way) => way.write(out, info),
+            Operator::FilterState(way) => way.write(out, info),
             Operator::Never(_) => false,
         }
     }

@@ -122,7 +122,6 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("DOWNSTREAM_DETECTED_CLOSE_TYPE", Argument::None),
     ("DOWNSTREAM_HANDSHAKE_DURATION", Argument::None),
     ("DOWNSTREAM_LOCAL_CLOSE_REASON", Argument::None),
-    ("FILTER_STATE", Argument::Required),
     ("METADATA", Argument::Required),
     ("PACKETS_RETRANSMITTED", Argument::None),
     ("ROUNDTRIP_DURATION", Argument::None),

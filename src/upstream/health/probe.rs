@@ -439,6 +439,7 @@ impl Head {
             inbound: false,
             retirement: Arc::default(),
             tls: None,
+            objects: None,
         };
         let mut info = StreamInfo::new(Rc::new(connection), start, WallClock::now());
         info.host = Some(host.clone());

@@ -1,7 +1,6 @@
 //! Checks as they run on the control thread: one task for each cluster, and one for each of its hosts.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +14,26 @@ use super::{events, is_checked, is_checked_actively, key, Checks};
 use crate::config::cluster::{Discovery, HealthFlags};
 use crate::config::{Cluster, Host};
 use crate::upstream::dns;
+use crate::upstream::orca::out_of_band;
 
-/// Whether somebody must look after the cluster's hosts: its names are to be resolved, or its hosts checked.
+/// Whether somebody must look after the cluster's hosts: its names are to be resolved, or its hosts checked or asked for
+/// their load.
 pub fn is_followed(cluster: &Cluster) -> bool {
-    is_dns(cluster) || is_checked_actively(cluster)
+    is_dns(cluster) || is_checked_actively(cluster) || out_of_band::is_wanted(cluster)
 }
 
 fn is_dns(cluster: &Cluster) -> bool {
     matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_))
 }
 
-/// Resolves the cluster's names and checks its hosts, as far as config asks for either, until it is dropped. Tells
-/// `first` when each name was answered once, and then each host.
+/// Resolves the cluster's names, checks its hosts and asks them for their load, as far as config asks for any of it,
+/// until it is dropped. Tells `first` when each name was answered once, and then each host.
 pub async fn follow(cluster: Arc<Cluster>, first: oneshot::Sender<()>) {
+    let reports = out_of_band::follow(cluster.clone());
+    tokio::join!(watch(cluster, first), reports);
+}
+
+async fn watch(cluster: Arc<Cluster>, first: oneshot::Sender<()>) {
     match (is_dns(&cluster), is_checked_actively(&cluster)) {
         (true, false) => dns::follow_announcing(cluster, first).await,
         (false, _) => check(cluster, first).await,
@@ -216,7 +222,7 @@ fn conclude(cluster: &Cluster, checks: &Checks, host: &Arc<Host>, verdict: &Verd
     }
     let failed = host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC);
     if failed {
-        host.shared.failures.fetch_add(1, Ordering::Relaxed);
+        host.shared.note_failure();
     }
     if failed && host.shared.health.has(HealthFlags::PENDING_DYNAMIC_REMOVAL) {
         // Only its checks kept it.

@@ -4,6 +4,7 @@
 //! `client_side_weighted_round_robin` picks ([`weights`]), and sums of metrics for the control plane that asks for
 //! loads ([`HostLoad::latch`]). Where a cluster wants neither, nobody looks at a response for it.
 
+pub mod out_of_band;
 pub mod report;
 pub mod weights;
 
@@ -147,10 +148,17 @@ pub fn heed(
         load().sum(metrics, report);
     }
     if let Some(options) = weights.and_then(|wanted| wanted.weights.as_ref()) {
-        if let Some(weight) = options.weight_of(report) {
-            load().reported(weight, now);
-        }
+        weigh(report, options, host, now);
     }
+}
+
+/// Weighs `host` by a report. False when that says too little.
+fn weigh(report: &OrcaLoadReport, options: &WeightOptions, host: &HostShared, now: u64) -> bool {
+    let weight = options.weight_of(report);
+    if let Some(weight) = weight {
+        host.load.get_or_init(Box::default).reported(weight, now);
+    }
+    weight.is_some()
 }
 
 #[cfg(test)]

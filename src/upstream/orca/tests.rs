@@ -82,6 +82,7 @@ fn options(metrics: &[&str]) -> WeightOptions {
         expiration: Duration::from_secs(180),
         update: Duration::from_secs(1),
         metrics: metrics.iter().filter_map(|name| Metric::new(name)).collect(),
+        out_of_band: None,
     }
 }
 

@@ -24,6 +24,21 @@ pub struct WeightOptions {
     pub update: Duration,
     /// The largest of these is the host's utilization, if it is above 0.
     pub metrics: Box<[Metric]>,
+    /// Hosts are asked for reports beside requests too.
+    pub out_of_band: Option<Box<OutOfBand>>,
+}
+
+/// How hosts are asked for reports beside requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutOfBand {
+    /// How often they are to report. Default 10 s.
+    pub period: Duration,
+    /// Where they are asked, in place of the port that requests go to.
+    pub port: Option<u16>,
+    /// What they are called then, in place of their address.
+    pub authority: Option<Box<str>>,
+    /// Which of the cluster's transport sockets that goes through, in place of what the host's metadata say.
+    pub socket_match: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl WeightOptions {

@@ -164,7 +164,7 @@ impl OutlierDetection {
             stats.count(&event);
             changed |= !matches!(event.action, Action::NotEnforced | Action::Capped { .. });
             if event.action == Action::Ejected {
-                event.host.shared.failures.fetch_add(1, Ordering::Relaxed);
+                event.host.shared.note_failure();
             }
             self.explain(cluster, &event);
             self.registry.log(|| events::line(&cluster.name, &event, std::time::SystemTime::now()));

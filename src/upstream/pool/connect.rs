@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::begun::Begun;
 use super::{is_local, Active, ConnectionPermit, HostPool, Idle, Opening, UpstreamConnection, NEXT_ID};
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
@@ -42,22 +43,32 @@ impl HostPool {
             if let Some(known) = self.speaks_http2() {
                 return Ok(known);
             }
-            let Some(permit) = self.connection_permit(priority) else {
+            let permit = if self.has_orphans() { None } else { self.connection_permit(priority) };
+            let Some(permit) = permit else {
                 if let Some(connection) = self.wait().await {
                     self.give_back(connection, true, Instant::now());
                 }
                 continue;
             };
-            let connection = self.connect(permit, Purpose::Auto).await?;
-            let http2 = connection.stream.tls().is_some_and(|tls| tls.speaks(b"h2"));
-            self.speaks_http2.set(Some(http2));
-            if http2 {
-                self.multiplex(connection).await?;
-            } else {
-                self.cluster.stats().upstream_cx_http1_total.increment(1);
-                self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
-            }
+            let pool = self.clone();
+            let attempt = async move { pool.connect_to_find_out(permit).await };
+            Begun::new(self, attempt, Some(|_, _| ())).await?;
         }
+    }
+
+    async fn connect_to_find_out(self: &Rc<Self>, permit: Permit) -> Result<(), UpstreamError> {
+        let connection = self.connect(permit, Purpose::Auto).await?;
+        let http2 = connection.stream.tls().is_some_and(|tls| tls.speaks(b"h2"));
+        self.speaks_http2.set(Some(http2));
+        if http2 {
+            self.multiplex(connection).await?;
+        } else {
+            self.cluster.stats().upstream_cx_http1_total.increment(1);
+            self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
+            // Who may have come to wait for one whose request is gone finds it.
+            self.wake_next();
+        }
+        Ok(())
     }
 
     /// Opens a connection for `purpose`.
@@ -93,7 +104,8 @@ impl HostPool {
                         opened: started,
                         pool: self.clone(),
                         remote_closed: Cell::new(false),
-                        busy: Cell::new(http1),
+                        // A session is on its connection as long as that is open.
+                        busy: Cell::new(matches!(purpose, Purpose::Http1 | Purpose::Tcp)),
                         _permit: permit,
                         _active: Active(Held::new(&stats.upstream_cx_active)),
                     },

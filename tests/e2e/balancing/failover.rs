@@ -1,7 +1,7 @@
 //! Aggregate clusters, retries to other priorities and hosts, hosts that refuse connections.
 
 use super::{assert_alike, Answered, Origins, Setup, Side};
-use crate::harness::ports::free_port;
+use crate::harness::ports::{free_port, Silent};
 use crate::harness::proxy::Proxy;
 use crate::harness::{eventually, DEADLINE};
 use serde_json::{json, Value};
@@ -155,7 +155,8 @@ async fn retries_go_elsewhere() {
     }
 }
 
-/// Without outlier detection or health checks: a host that refuses connections costs one request, not one of two.
+/// Without outlier detection or health checks: a host that refuses connections costs no request where there is another,
+/// whose own retries have no say in it.
 #[tokio::test]
 async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     let origins = Origins::start(1).await;
@@ -169,8 +170,11 @@ async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
     let mut side = Side { proxy, client };
     let shares = side.shares("pair", 40).await;
-    assert_eq!(shares.get(&Answered::Status(503)), Some(&1), "{shares:?}");
-    assert_eq!(side.proxy.stats().await.get("cluster.pair.upstream_host_suspected"), Some(&1));
+    assert_eq!(shares.get(&Answered::By(0)), Some(&40), "{shares:?}");
+    let stats = side.proxy.stats().await;
+    let of = |name: &str| stats.get(&format!("cluster.pair.{name}")).copied();
+    assert_eq!((of("upstream_host_suspected"), of("upstream_cx_connect_fail")), (Some(1), Some(1)));
+    assert_eq!((of("upstream_rq_retry"), of("upstream_rq_503")), (Some(0), None));
     let flags = |page: String| page.lines().any(|line| line.ends_with("::suspect::true"));
     assert!(flags(side.proxy.admin("/clusters").await));
     // It listens now: requests find out with a connection that carries nothing.
@@ -195,4 +199,46 @@ async fn a_host_that_refuses_is_passed_over_and_comes_back() {
         assert!(tokio::time::Instant::now() < end, "the host did not come back");
     }
     assert!(!flags(side.proxy.admin("/clusters").await));
+}
+
+/// A host that never answers, and requests that are more impatient than `connect_timeout`: it costs one of them, and
+/// the attempt to reach it goes on without it.
+#[tokio::test]
+async fn a_host_that_never_answers_is_passed_over() {
+    let origins = Origins::start(1).await;
+    let silent = Silent::start().await;
+    let mut setup = Setup::default();
+    let gone = json!({"endpoint": {"address": {
+        "socket_address": {"address": "127.0.0.1", "port_value": silent.port}}}});
+    let levels = || vec![json!({"lb_endpoints": [origins.endpoint(0, json!({})), gone.clone()]})];
+    let impatient = json!({"timeout": "0.1s"});
+    // The time of a try begins with its connection: here, too, the route's decides.
+    let retries = json!({"timeout": "0.3s", "retry_policy": {"retry_on": "5xx", "per_try_timeout": "0.05s"}});
+    for (name, action) in [("impatient", impatient), ("retries", retries)] {
+        setup.cluster(name, levels(), json!({}));
+        let mut action = action;
+        action["cluster"] = json!(name);
+        setup.route(name, action);
+    }
+    // Only the silent one: the attempt of the first request is waited for by the others.
+    setup.cluster("alone", vec![json!({"lb_endpoints": [gone]})], json!({}));
+    setup.route("alone", json!({"cluster": "alone", "timeout": "0.1s"}));
+    let proxy = Proxy::outrigger(&setup.render(), &[]).await;
+    let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
+    let mut side = Side { proxy, client };
+    for path in ["impatient", "retries"] {
+        let shares = side.shares(path, 40).await;
+        assert_eq!(shares.get(&Answered::Status(504)), Some(&1), "{path}: {shares:?}");
+        assert_eq!(shares.get(&Answered::By(0)), Some(&39), "{path}: {shares:?}");
+        let stats = side.proxy.stats().await;
+        assert_eq!(stats.get(&format!("cluster.{path}.upstream_host_suspected")), Some(&1), "{path}");
+        let ended = || async {
+            let stats = side.proxy.stats().await;
+            stats.get(&format!("cluster.{path}.upstream_cx_connect_timeout")) == Some(&1)
+        };
+        assert!(eventually(DEADLINE, ended).await, "{path}: the attempt ends by connect_timeout");
+    }
+    let shares = side.shares("alone", 4).await;
+    assert_eq!(shares.get(&Answered::Status(504)), Some(&4), "{shares:?}");
+    assert_eq!(side.proxy.stats().await.get("cluster.alone.upstream_cx_total"), Some(&1));
 }

@@ -187,3 +187,79 @@ async fn bounded_loads_overflow_as_envoys() {
         }
     }
 }
+
+/// Hosts that are asked for their load beside requests, beside Envoy.
+#[tokio::test]
+async fn hosts_report_out_of_band_as_to_envoy() {
+    use crate::harness::http2;
+    use bytes::Bytes;
+    use http::Response;
+    use std::time::Duration;
+
+    // rps_fractional 100, and cpu_utilization 0.5, 0.25 and none.
+    const REPORTS: [&[u8]; 3] = [
+        b"\x09\0\0\0\0\0\0\xe0\x3f\x31\0\0\0\0\0\0\x59\x40",
+        b"\x09\0\0\0\0\0\0\xd0\x3f\x31\0\0\0\0\0\0\x59\x40",
+        b"\x31\0\0\0\0\0\0\x59\x40",
+    ];
+    let mut ports = Vec::new();
+    for (number, report) in REPORTS.into_iter().enumerate() {
+        ports.push(
+            http2::serve(move |request, mut respond| async move {
+                let response = Response::builder().status(200);
+                if request.uri().path() != "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics" {
+                    let head = response.body(()).expect("a head");
+                    let mut stream = respond.send_response(head, false).expect("sent");
+                    let _ = stream.send_data(number.to_string().into(), true);
+                    return;
+                }
+                // Every tenth of a second is asked for.
+                let mut asked = request.into_body();
+                let message = asked.data().await.expect("a request").expect("whole");
+                assert_eq!(&message[..], b"\0\0\0\0\x07\x0a\x05\x10\x80\xc2\xd7\x2f", "{message:?}");
+                let head = response.header("content-type", "application/grpc").body(()).expect("a head");
+                let mut stream = respond.send_response(head, false).expect("sent");
+                let mut framed = vec![0, 0, 0, 0, report.len() as u8];
+                framed.extend_from_slice(report);
+                while stream.send_data(Bytes::from(framed.clone()), false).is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            })
+            .await,
+        );
+    }
+    let origins = Origins { ports, _stop: Vec::new() };
+    let mut setup = Setup::default();
+    let mut options = policy(&json!({"enable_oob_load_report": true, "oob_reporting_period": "0.1s"}));
+    let kind = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    options["typed_extension_protocol_options"] = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": kind, "explicit_http_config": {"http2_protocol_options": {}}}});
+    let endpoints: Vec<_> = (0..3).map(|n| origins.endpoint(n, json!({}))).collect();
+    setup.cluster("asked", vec![json!({"lb_endpoints": endpoints})], options);
+    setup.route("asked", json!({"cluster": "asked"}));
+    let Some(mut sides) = setup.start().await else { return };
+    let stats = ["active_sessions", "stream_failures", "stream_terminated"];
+    let mut counted = Vec::new();
+    for side in &mut sides {
+        // The one that says too little has the median of the others.
+        let wanted = [200, 400, 200];
+        let mut reached = Vec::new();
+        for _ in 0..400 {
+            side.get("asked", "").await;
+            reached = weights(side, "asked", &origins).await;
+            if reached[..2] == wanted[..2] {
+                break;
+            }
+        }
+        assert_eq!(reached[..2], wanted[..2], "{:?}", side.proxy.kind());
+        let all = side.proxy.stats().await;
+        let of = |name: &str| all.get(&format!("cluster.asked.lb_orca_oob.{name}")).copied();
+        assert!(of("reports_received") > Some(2) && of("report_errors").is_some(), "{:?}", side.proxy.kind());
+        counted.push(stats.map(of));
+    }
+    assert_eq!(counted[0], counted[1], "{stats:?}: left Envoy, right Outrigger");
+    let [envoy, ours] = &mut sides;
+    let (theirs, mine) = tokio::join!(envoy.shares("asked", 400), ours.shares("asked", 400));
+    assert_alike("asked", &theirs, &mine);
+}

@@ -4,6 +4,7 @@
 mod failover;
 mod hashing;
 mod load;
+mod objects;
 mod preconnect;
 mod shares;
 mod subsets;
@@ -85,6 +86,10 @@ struct Setup {
     listeners: Vec<Value>,
     /// More fields of the bootstrap.
     more: Value,
+    /// HTTP filters before the router.
+    filters: Vec<Value>,
+    /// More of a line of the access log.
+    log: &'static str,
 }
 
 // Values are made where they are passed.
@@ -107,15 +112,23 @@ impl Setup {
         self
     }
 
-    /// A listener of this name for bytes, which go to the cluster of this name.
+    /// A listener of this name for bytes, which go to the cluster of this name, or to that in `to`; `before` has the
+    /// filters before the proxy.
     fn tcp(&mut self, name: &str, more: Value) -> &mut Self {
         let mut proxy = more;
+        let fields = proxy.as_object_mut().expect("an object");
+        let to = fields.remove("to").unwrap_or_else(|| json!(name));
+        let mut filters = match fields.remove("before") {
+            Some(Value::Array(before)) => before,
+            _ => Vec::new(),
+        };
         proxy["@type"] = json!("type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
         proxy["stat_prefix"] = json!(name);
-        proxy["cluster"] = json!(name);
+        proxy["cluster"] = to;
+        filters.push(json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}));
         self.listeners.push(json!({"name": name,
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}},
-            "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}]}));
+            "filter_chains": [{"filters": filters}]}));
         self
     }
 
@@ -126,10 +139,13 @@ impl Setup {
     }
 
     fn render(&self) -> String {
-        let manager = json::manager(
-            "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n",
-            &self.routes,
+        let format = format!(
+            "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT% {}\n",
+            self.log
         );
+        let mut manager = json::manager(&format, &self.routes);
+        let filters = manager["http_filters"].as_array_mut().expect("a list");
+        filters.splice(0..0, self.filters.iter().cloned());
         let mut bootstrap = json::bootstrap("balancing", &manager, &self.clusters);
         bootstrap["node"]["locality"] = json!({"zone": "a"});
         let listeners = bootstrap["static_resources"]["listeners"].as_array_mut().expect("a list");

@@ -278,3 +278,34 @@ async fn certificates_that_change_all_the_time_lose_no_request() {
     assert!(stats["sds.own.update_success"] >= 11, "{:?}", stats.get("sds.own.update_success"));
     assert!(begin.elapsed() < Duration::from_secs(60));
 }
+
+/// A certificate near its end is asked for anew while the stream is silent, and serves on meanwhile.
+async fn ending(delta: bool) {
+    let ca = Authority::new("ca");
+    let origin = named("one").await;
+    let (front, back) = (free_port(), free_port());
+    let ending = ca.issue_for(URI, &["workload.mesh.test"], (10_000, 600));
+    let resources = [mesh(front, back, origin.port()), vec![certificate(&ending), trust(&[&ca])]].concat();
+    let control = ControlPlane::on(0, snapshot(&resources)).await;
+    let proxy = Proxy::outrigger(&bootstrap(delta), &[("control", control.port.to_string())]).await;
+    wait_for(front, "200 one", "at the start").await;
+    let again = || async {
+        assert_eq!(answer(front).await, "200 one", "the last good one serves on");
+        let stats = proxy.stats().await;
+        stats.get("sds.own.early_refetch") == Some(&1) && stats["sds.own.update_success"] >= 2
+    };
+    assert!(eventually(DEADLINE, again).await, "{:?}", proxy.stats().await.get("sds.own.update_success"));
+    assert!(proxy.output().contains("is asked for anew"), "{}", proxy.output());
+    assert!(!proxy.stats().await.contains_key("sds.trust.early_refetch"));
+    assert_eq!(answer(front).await, "200 one");
+}
+
+#[tokio::test]
+async fn certificates_near_their_end_are_asked_for_anew() {
+    ending(false).await;
+}
+
+#[tokio::test]
+async fn certificates_near_their_end_are_asked_for_anew_by_delta() {
+    ending(true).await;
+}

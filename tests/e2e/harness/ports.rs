@@ -25,3 +25,32 @@ pub fn free_port() -> u16 {
     }
     panic!("no free port between {FIRST} and {}", FIRST + COUNT);
 }
+
+/// A port of a listener whose queue is full: the kernel drops what asks for a connection, as a network does whose host
+/// is gone.
+pub struct Silent {
+    pub port: u16,
+    _listener: socket2::Socket,
+    _queued: Vec<tokio::net::TcpStream>,
+}
+
+impl Silent {
+    pub async fn start() -> Silent {
+        use socket2::{Domain, SockAddr, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SockAddr::from(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        listener.bind(&any).expect("a port");
+        listener.listen(0).expect("to listen");
+        let address = listener.local_addr().ok().and_then(|found| found.as_socket()).expect("its address");
+        let mut queued = Vec::new();
+        // What is not answered within half a second is not answered before the client asks again, a second later.
+        let patience = std::time::Duration::from_millis(500);
+        while let Ok(connected) =
+            tokio::time::timeout(patience, tokio::net::TcpStream::connect(address)).await
+        {
+            queued.push(connected.expect("a connection"));
+            assert!(queued.len() < 64, "the queue never fills");
+        }
+        Silent { port: address.port(), _listener: listener, _queued: queued }
+    }
+}

@@ -1,6 +1,7 @@
 //! Hosts that are asked how they are.
 
 use super::{beside, Bed, Setup};
+use crate::harness::client::Client;
 use crate::harness::http1::Message;
 use crate::harness::origin::{Answer, Then};
 use crate::harness::{eventually, http2, DEADLINE};
@@ -362,4 +363,31 @@ async fn an_origin_that_dies_gets_no_requests() {
         text + &observed(&bed, 4).await
     })
     .await;
+}
+
+/// `close_connections_on_host_health_failure`: TCP sessions with a host that fails end, else they go on.
+#[tokio::test]
+async fn sessions_with_a_host_that_fails() {
+    for close in [true, false] {
+        let options = format!("{}close_connections_on_host_health_failure: {close}\n", http_check(""));
+        beside(Setup { tcp: true, ..Setup::new(1, &options) }, |bed| async move {
+            let mut text = bed.until_flags(&[WELL]).await;
+            let mut client = Client::connect(bed.proxy.port("main")).await.expect("a connection");
+            let request = b"GET / HTTP/1.1\r\nhost: t.test\r\n\r\n";
+            text += &format!("{:?}\n", client.exchange(request).await.map(|answer| answer.status()).ok());
+            answers(&bed, 0, status(503));
+            text += &bed.until_flags(&[FAILED]).await;
+            if close {
+                text += &format!("closed: {}\n", client.closed(DEADLINE).await);
+            } else {
+                text += &format!("{:?}\n", client.exchange(request).await.map(|answer| answer.status()).ok());
+                drop(client);
+            }
+            text += &bed.until_stat("upstream_cx_destroy", 1).await;
+            // Whose end of a session that both have ended came first is not told apart here.
+            let more = if close { "upstream_cx_destroy" } else { "upstream_cx_active" };
+            text + &bed.stats(&["upstream_cx_total", more]).await
+        })
+        .await;
+    }
 }

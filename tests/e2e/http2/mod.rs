@@ -12,6 +12,7 @@
 //!   its two ends. [`fuzz`]: random ones.
 //! - [`floods`], [`abuse`]: clients that cost much; [`liars`]: origins that break the protocol.
 //! - [`drains`]: connections that are told to leave.
+//! - [`hedged`]: tries that go on beside the next.
 //! - [`h2_client`]: the `h2` package for Python as client.
 
 mod abuse;
@@ -26,6 +27,7 @@ mod fuzz;
 mod goaway;
 mod grpc;
 mod h2_client;
+mod hedged;
 mod liars;
 mod liveness;
 mod load;

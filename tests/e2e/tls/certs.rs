@@ -28,6 +28,21 @@ impl Authority {
         self.0.pem()
     }
 
+    pub fn key_pem(&self) -> String {
+        self.0.key().serialize_pem()
+    }
+
+    /// A certificate for these names that began to be valid so many seconds ago, and ends in so many.
+    pub fn issue_for(&self, uri: &str, dns: &[&str], (ago, left): (u64, u64)) -> (String, String) {
+        let mut params = params("soon over", uri, dns);
+        let now = std::time::SystemTime::now();
+        params.not_before = (now - std::time::Duration::from_secs(ago)).into();
+        params.not_after = (now + std::time::Duration::from_secs(left)).into();
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().expect("a key");
+        (params.signed_by(&key, &self.0).expect("a certificate").pem(), key.serialize_pem())
+    }
+
     /// A certificate (PEM) and its key for these names.
     pub fn issue(
         &self,

@@ -9,7 +9,9 @@ mod expiry;
 mod origin;
 mod permissive;
 mod rotation;
+mod staples;
 mod upstream;
+mod workload;
 
 use std::path::Path;
 use std::process::Stdio;

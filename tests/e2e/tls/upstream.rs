@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::certs::Certs;
-use super::config::{field, mesh, own, spiffe, trust_domain, upstream, Config, CA};
+use super::config::{field, mesh, own, spiffe, tcp, trust_domain, upstream, Config, CA};
 use super::next_line;
 use super::origin::{Manner, TlsOrigin};
 use crate::harness::client::get;
@@ -245,4 +245,40 @@ async fn the_metadata_of_an_endpoint_chooses_its_socket() {
     assert_eq!(get(proxy.port("mesh"), "/").await.expect("an answer").text(), "origin 0");
     assert_ne!(get(proxy.port("plain"), "/").await.expect("an answer").status(), 200);
     assert_eq!(proxy.stats().await["cluster.mesh.ssl.handshake"], 1);
+}
+
+/// Objects of the filter state say which name is asked for, and which the certificate must have.
+#[tokio::test]
+async fn objects_say_what_is_asked_for() {
+    if !peers::have(&["envoy"]) {
+        return;
+    }
+    let certs = Certs::new();
+    let origin = TlsOrigin::start(certs.path(), "server", Manner::default()).await;
+    let known = mesh();
+    let mut config = Config::default().cluster("known", origin.port, &upstream(&known, ""), "");
+    let (server, sans) = ("envoy.network.upstream_server_name", "envoy.network.upstream_subject_alt_names");
+    let cases = [
+        ("right", [(server, "server.mesh.test"), (sans, "other.test,server.mesh.test")], true),
+        ("wrong", [(server, "server.mesh.test"), (sans, "other.test")], false),
+    ];
+    for (name, objects, _) in cases {
+        let value = |(key, text): (&str, &str)| {
+            format!(
+                r#"{{object_key: {key}, format_string: {{text_format_source: {{inline_string: "{text}"}}}}}}"#
+            )
+        };
+        let filter = format!(
+            r#"{{name: set, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config, on_new_connection: [{}]}}}}"#,
+            objects.map(value).join(", ")
+        );
+        config = config.listener(name, "[]", &format!("[{{filters: [{filter}, {}]}}]", tcp("known")));
+    }
+    for kind in [Kind::Envoy, Kind::Outrigger] {
+        let proxy = Proxy::start(Plan::new(kind, &config.template(), &config.values(certs.path()))).await;
+        for (name, _, good) in cases {
+            let answer = get(proxy.port(name), "/").await;
+            assert_eq!(answer.is_ok(), good, "{kind:?} {name}: {answer:?}");
+        }
+    }
 }

@@ -146,10 +146,14 @@ fn weights_by_load_have_envoys_defaults() {
     let times = [options.blackout, options.expiration, options.update].map(|time| time.as_millis());
     assert_eq!((times, options.error_penalty, options.metrics.len()), ([2000, 3000, 100], 0.5, 1));
     assert!(compiled.balancing.slow_start.is_some() && compiled.balancing.locality == LocalityLb::Weighted);
-    refuses_cluster(
-        json!({"load_balancing_policy": policy(name, json!({"enable_oob_load_report": true}))}),
-        "load_balancing_policy.policies[0].typed_extension_config.typed_config.enable_oob_load_report: \
-         reports come with responses only; out-of-band reports are not supported",
+    assert_eq!(options.out_of_band, None);
+    let asks = json!({"enable_oob_load_report": true, "oob_reporting_config": {"port_value": 9, "authority": "a.test"}});
+    let compiled = cluster(json!({"load_balancing_policy": policy(name, asks)}));
+    let LbPolicy::ClientSideWeighted(options) = &compiled.balancing.policy else { panic!() };
+    let asked = options.out_of_band.as_ref().unwrap();
+    assert_eq!(
+        (asked.period.as_secs(), asked.port, asked.authority.as_deref()),
+        (10, Some(9), Some("a.test"))
     );
     refuses_cluster(
         json!({"load_balancing_policy": policy(name, json!({"error_utilization_penalty": -1}))}),
