@@ -229,6 +229,10 @@ pub enum HttpFilter {
     ExtAuthz(Arc<filters::ext_authz::Config>),
     /// `envoy.filters.http.ratelimit`.
     RateLimit(Arc<filters::ratelimit::Config>),
+    /// `envoy.filters.http.compressor`.
+    Compressor(Arc<filters::compressor::Config>),
+    /// `envoy.filters.http.decompressor`.
+    Decompressor(Arc<filters::decompressor::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod call;
 pub mod client;
 mod client_cert;
+pub mod coding;
 pub mod connection;
 pub mod exchange;
 pub mod fields;

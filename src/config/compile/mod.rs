@@ -16,6 +16,7 @@ pub mod canonical;
 mod check;
 pub mod cluster;
 mod cluster_tls;
+mod compression;
 mod control;
 mod control_clusters;
 pub(crate) mod control_tls;

@@ -60,6 +60,7 @@ pub enum RouteFilter {
     JwtAuthn(filters::jwt_authn::PerRoute),
     ExtAuthz(filters::ext_authz::PerRoute),
     RateLimit(filters::ratelimit::PerRoute),
+    Compressor(filters::compressor::PerRoute),
 }
 
 /// What a route says to all filters.

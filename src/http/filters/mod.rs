@@ -13,8 +13,10 @@ pub mod admission_control;
 pub mod buffer;
 pub mod by_cluster;
 pub(super) mod chain;
+pub mod compressor;
 pub mod cors;
 pub mod csrf;
+pub mod decompressor;
 pub mod ext_authz;
 pub mod fault;
 pub mod framing;
@@ -30,6 +32,7 @@ pub mod ratelimit;
 mod rbac;
 pub mod set_metadata;
 mod token_bucket;
+pub mod transforms;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -43,9 +46,10 @@ use self::chain::{At, Step};
 use self::framing::Messages;
 use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
-use self::grpc_web::{Transform, Web};
+use self::grpc_web::Web;
+use self::transforms::Transform;
 use super::call::{Answer, CallError};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Reply};
 use super::fields::Fields;
 use super::head::ResponseHead;
 use super::pump::Pump;
@@ -64,6 +68,8 @@ pub struct Active {
     encoders: SmallVec<[(usize, Encoder); 2]>,
     /// Filters that a control plane configures, as they were when the request came.
     discovered: SmallVec<[(usize, Arc<HttpFilter>); 1]>,
+    /// What they do to the body of the response.
+    downloads: SmallVec<[Transform; 1]>,
     /// The body, where it was waited for.
     body: Option<Bytes>,
     /// A fault was injected.
@@ -125,6 +131,8 @@ enum Encoder {
     AdmissionControl(Arc<admission_control::Config>),
     ExtAuthz(ext_authz::Changes),
     RateLimit(ratelimit::Told),
+    Compressor(Box<compressor::Turn>),
+    Decompressor(Arc<decompressor::Config>),
 }
 
 impl Active {
@@ -163,6 +171,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::JwtAuthn(config) => return config.on_request(ex, at),
         HttpFilter::ExtAuthz(config) => return config.on_request(ex, at),
         HttpFilter::RateLimit(config) => return config.on_request(ex, at),
+        HttpFilter::Compressor(config) => return config.on_request(ex, at),
+        HttpFilter::Decompressor(config) => return config.on_request(ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -180,7 +190,9 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         }
         HttpFilter::GrpcWeb => {
             if let Some(web) = Web::of(request) {
-                ex.upload.transform(web.request_transform());
+                if let Some(transform) = web.request_transform() {
+                    ex.upload.transform(transform.into());
+                }
                 chain::active(ex).web = Some(web);
                 at.encode(ex, Encoder::GrpcWeb);
             }
@@ -193,7 +205,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
             }
             let message = bridged == Some(Bridged::Protobuf);
             if message {
-                ex.upload.transform(Some(Transform::Message(Vec::new(), ex.down.buffer_limit)));
+                let transform = grpc_web::Transform::Message(Vec::new(), ex.down.buffer_limit);
+                ex.upload.transform(transform.into());
             }
             let active = chain::active(ex);
             active.bridged = bridged;
@@ -211,7 +224,7 @@ pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     if let (Some(call), Some(request), Some(cluster)) = (call, &ex.request, &ex.info.cluster) {
         call.begin(&ex.worker.grpc, cluster, request);
         if let Some(stats) = call.stats() {
-            ex.upload.count(Messages::new(stats.request_messages.clone()));
+            ex.upload.count(Messages::new(stats.request_messages.clone()), false);
         }
     }
 }
@@ -238,7 +251,7 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
 
 /// Filters see a response's head, the last one first. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    encode(ex, head, |ex, encoder, head| {
+    encode(ex, head, ends, |ex, encoder, head| {
         if let Encoder::AdmissionControl(config) = encoder {
             let waits = config.on_response(head, ends, ex.now);
             return chain::active(ex).admissions.extend(waits);
@@ -246,7 +259,10 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
         let Some(active) = &mut ex.filters else { return };
         match (encoder, &mut active.call, &active.web) {
             (Encoder::GrpcStats, Some(call), _) => call.answered(head),
-            (Encoder::GrpcWeb, _, Some(web)) => web.response_head(head),
+            (Encoder::GrpcWeb, _, Some(web)) => {
+                web.response_head(head);
+                active.downloads.extend(web.response_transform().map(Transform::from));
+            }
             (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
                 grpc_http1_bridge::head_only(head);
             }
@@ -259,18 +275,22 @@ pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: 
 fn encode(
     ex: &mut Exchange<'_>,
     head: &mut ResponseHead,
+    ends: bool,
     by_author: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
 ) {
     let encoders = match &mut ex.filters {
         Some(active) => std::mem::take(&mut active.encoders),
         None => return,
     };
+    let mut choice = None;
     for (_, encoder) in encoders.iter().rev() {
         match encoder {
             Encoder::Cors(allowed) => allowed.on_response(head),
             Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
             Encoder::ExtAuthz(changes) => changes.on_response(head),
             Encoder::RateLimit(told) => told.on_response(head),
+            Encoder::Compressor(turn) => turn.on_response(ex, head, ends, &encoders, &mut choice),
+            Encoder::Decompressor(config) => config.on_response(ex, head, ends),
             Encoder::LocalRateLimit(level) => level.on_response(head),
             Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
             Encoder::HealthCheck(config) => config.on_response(ex, head),
@@ -284,24 +304,62 @@ fn encode(
 }
 
 /// A response's body is about to pass.
-pub(super) fn on_download(ex: &Exchange<'_>, download: &mut Pump) {
-    let Some(active) = &ex.filters else { return };
-    if let Some(web) = &active.web {
-        download.transform(web.response_transform());
+pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
+    let Some(active) = &mut ex.filters else { return };
+    for transform in active.downloads.drain(..) {
+        download.transform(transform);
     }
     if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
-        download.count(Messages::new(stats.response_messages.clone()));
+        download.count(Messages::new(stats.response_messages.clone()), true);
     }
 }
 
-/// Filters see the head of an answer of our own. A chain that has not seen the request sees that.
-pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
+/// The request's body goes through `transform`, what was taken in of it before too; an answer where that is not what it
+/// should be.
+fn transform_request(ex: &mut Exchange<'_>, transform: Transform) -> Step {
+    let Some(body) = ex.filters.as_mut().and_then(|active| active.body.take()) else {
+        ex.upload.transform(transform);
+        return Step::Continue;
+    };
+    let refused = || Step::Reply(Reply::new(400, "request_body_undecodable").body("Bad Request"));
+    let mut transforms = transforms::Transforms::default();
+    transforms.add(transform);
+    let Some(mut piece) = transforms.piece(body) else { return refused() };
+    if ex.upload.is_received() {
+        let Some((last, _)) = transforms.end(None) else { return refused() };
+        piece = [piece, last].concat().into();
+        if let Some(request) = ex.request.as_mut().filter(|_| !ex.upload.is_chunked()) {
+            let mut digits = itoa::Buffer::new();
+            request.fields.set_known(Known::ContentLength, digits.format(piece.len()).as_bytes());
+        }
+    } else if let Some(transform) = transforms.into_last() {
+        ex.upload.transform(transform);
+    }
+    chain::active(ex).body = Some(piece);
+    Step::Continue
+}
+
+/// The body of an answer of our own, after what filters do to it. `None` where they leave it alone.
+pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes> {
+    let active = ex.filters.as_mut().filter(|active| !active.downloads.is_empty())?;
+    let mut transforms = transforms::Transforms::default();
+    for transform in active.downloads.drain(..) {
+        transforms.add(transform);
+    }
+    let piece = transforms.piece(body.clone())?;
+    let (last, _) = transforms.end(None)?;
+    Some([piece, last].concat().into())
+}
+
+/// Filters see the head of an answer of our own, with nothing after it if `ends`. A chain that has not seen the request
+/// sees that.
+pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
     if !ex.filtered {
         let mut course = chain::Course::new(ex, super::on_demand::Found::Nothing, 0);
         // Without the configuration of one of them none sees it.
         let _ = chain::create(ex, &mut course);
     }
-    encode(ex, head, |ex, encoder, head| match encoder {
+    encode(ex, head, ends, |ex, encoder, head| match encoder {
         Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
         Encoder::AdmissionControl(config) => {
             // Where gRPC's status is told, it is in the head.

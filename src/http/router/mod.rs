@@ -257,7 +257,7 @@ impl Attempts<'_> {
     /// Counts what passed between us and the upstream: heads, and bodies without their framing.
     fn count_bytes(&self, ex: &mut Exchange<'_>) {
         if ex.info.upstream_wire_sent > 0 || self.terminate {
-            ex.info.upstream_wire_sent += ex.upload.bytes;
+            ex.info.upstream_wire_sent += ex.upload.passed();
         }
         let stats = self.upstream().stats();
         stats.upstream_cx_tx_bytes_total.increment(ex.info.upstream_wire_sent);

@@ -130,7 +130,7 @@ impl Attempts<'_> {
         }
         download.limit(ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
-        ex.info.bytes_sent += download.bytes;
+        ex.info.bytes_sent += download.passed();
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
         if let Some(trailers) = &ex.trailers {
