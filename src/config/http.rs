@@ -231,6 +231,8 @@ pub enum HttpFilter {
     RateLimit(Arc<filters::ratelimit::Config>),
     /// `envoy.filters.http.compressor`.
     Compressor(Arc<filters::compressor::Config>),
+    /// `envoy.filters.http.ext_proc`.
+    ExtProc(Arc<filters::ext_proc::Config>),
     /// `envoy.filters.http.decompressor`.
     Decompressor(Arc<filters::decompressor::Config>),
 }

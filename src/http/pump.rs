@@ -136,7 +136,10 @@ const COPY_BELOW: usize = 2048;
 pub struct Pump {
     decoder: BodyDecoder,
     chunked: bool,
-    trailers: bool,
+    /// The source's trailers count.
+    takes_trailers: bool,
+    /// The sink is given trailers.
+    gives_trailers: bool,
     received: bool,
     /// Bytes of body that went through.
     pub bytes: u64,
@@ -155,13 +158,14 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// A body framed as `framing` at its source. It is written chunked if `chunked`; trailers go
-    /// along if `trailers`.
+    /// A body framed as `framing` at its source. It is written chunked if `chunked`; the source's trailers
+    /// count if `trailers`.
     pub fn new(framing: Framing, chunked: bool, trailers: bool, max_trailers: usize) -> Self {
         let mut pump = Self {
             decoder: BodyDecoder::new(framing, max_trailers),
             chunked,
-            trailers,
+            takes_trailers: trailers,
+            gives_trailers: true,
             received: false,
             bytes: 0,
             progress: false,
@@ -211,7 +215,7 @@ impl Pump {
 
     /// Drops trailers unless `keep`.
     pub fn keep_trailers(&mut self, keep: bool) {
-        self.trailers &= keep;
+        self.gives_trailers &= keep;
     }
 
     /// The whole body has come, and its length is to be told before it. False where that is known, or trailers
@@ -220,6 +224,11 @@ impl Pump {
         let unknown = self.chunked && self.received && self.received_trailers.is_none();
         self.chunked &= !unknown;
         unknown
+    }
+
+    /// Its length is not told before it.
+    pub fn without_length(&mut self) {
+        self.chunked = true;
     }
 
     /// Whether it is written chunked.
@@ -344,9 +353,10 @@ impl Pump {
             self.received = true;
             self.progress = true;
             let mut left = None;
-            let mut trailers = end.as_ref();
+            let mut trailers = end.as_ref().filter(|_| self.takes_trailers);
             if let Some(filter) = &mut self.filter {
-                let (piece, passed) = filter.end(end.clone()).ok_or(PumpError::Source(Refusal::CODEC))?;
+                let (piece, passed) =
+                    filter.end(trailers.cloned()).ok_or(PumpError::Source(Refusal::CODEC))?;
                 if !piece.is_empty() {
                     each(Seen::Shared(&piece));
                     shelf.put(piece, self.chunked);
@@ -354,7 +364,7 @@ impl Pump {
                 left = passed;
                 trailers = left.as_ref();
             }
-            shelf.put_end(self.chunked, trailers.filter(|_| self.trailers));
+            shelf.put_end(self.chunked, trailers.filter(|_| self.gives_trailers));
             drop(left);
             self.received_trailers = end;
         }
@@ -519,7 +529,8 @@ impl Pump {
                 BodyEvent::End(trailers) => {
                     self.received = true;
                     if self.chunked {
-                        chunked_end(out.flat(), trailers.as_ref().filter(|_| self.trailers));
+                        let passes = self.takes_trailers && self.gives_trailers;
+                        chunked_end(out.flat(), trailers.as_ref().filter(|_| passes));
                     }
                     self.received_trailers = trailers;
                 }
@@ -541,7 +552,8 @@ impl Pump {
 
     /// Frames the end of a body that was received in an earlier attempt.
     pub fn replay_end(&self, out: &mut Out) {
-        let trailers = self.received_trailers.as_ref().filter(|_| self.trailers);
+        let passes = self.takes_trailers && self.gives_trailers;
+        let trailers = self.received_trailers.as_ref().filter(|_| passes);
         match out {
             Out::Wire(out) => out.put_end(self.chunked, trailers),
             Out::Frames(out) => out.put_end(self.chunked, trailers),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::exchange::Exchange;
 use super::fields::Fields;
+use super::filters::ext_proc::{self, reply::Stopped};
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::Refusal;
 use super::head::ResponseHead;
@@ -258,11 +259,25 @@ impl Exchange<'_> {
                 self.request.as_ref().map(|r| r as _),
             );
         }
-        let empty = to_head || body.is_empty();
+        let mut empty = to_head || body.is_empty();
         let mut coded = None;
         if !self.manager.filters.is_empty() {
-            filters::on_reply(self, &mut head, empty);
+            let mut encoding = filters::on_reply(self, empty);
+            while let Some(session) = encoding.next(self, &mut head) {
+                let asked = ext_proc::reply::consult(self, &session, &mut head, &mut body, encoding.ends);
+                match Box::pin(asked).await {
+                    Ok(()) => {}
+                    Err(Stopped::Reply(reply)) => return Box::pin(self.reply(*reply)).await,
+                    Err(Stopped::Gone) => return End::Gone,
+                }
+                encoding.ends = to_head || body.is_empty();
+            }
+            empty = encoding.ends;
             coded = filters::on_reply_body(self, &body);
+            if !empty && coded.is_none() && !head.fields.has(Known::ContentLength) {
+                // Another body has taken the place of ours.
+                coded = Some(body.clone());
+            }
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
         let mut chunked =
@@ -270,7 +285,7 @@ impl Exchange<'_> {
         if let Some(coded) = coded {
             self.info.bytes_sent += coded.len() as u64;
             let http_10 = self.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
-            body = if http_10 || self.down.client.is_http2() { coded } else { one_chunk(&coded) };
+            body = if http_10 || self.down.client.is_http2() { coded } else { one_chunk(&coded, None) };
             chunked = Some(true);
         } else if !empty {
             self.info.bytes_sent += body.len() as u64;
@@ -287,13 +302,13 @@ impl Exchange<'_> {
 }
 
 /// A whole body whose length is not told before it.
-fn one_chunk(body: &Bytes) -> Bytes {
+pub(super) fn one_chunk(body: &Bytes, trailers: Option<&Fields>) -> Bytes {
     let mut out = Vec::with_capacity(body.len() + 16);
     if !body.is_empty() {
         chunk_open(&mut out, body.len());
         out.extend_from_slice(body);
         out.extend_from_slice(b"\r\n");
     }
-    chunked_end(&mut out, None);
+    chunked_end(&mut out, trailers);
     out.into()
 }

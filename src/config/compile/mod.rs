@@ -24,6 +24,7 @@ mod discovery;
 mod dns;
 mod endpoints;
 mod ext_authz;
+mod ext_proc;
 pub mod hcm;
 mod health_check;
 pub(crate) mod http_filters;

@@ -61,6 +61,7 @@ pub enum RouteFilter {
     ExtAuthz(filters::ext_authz::PerRoute),
     RateLimit(filters::ratelimit::PerRoute),
     Compressor(filters::compressor::PerRoute),
+    ExtProc(filters::ext_proc::PerRoute),
 }
 
 /// What a route says to all filters.

@@ -50,6 +50,18 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
         &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
     ),
+    (
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        &[
+            FieldRule::Field(10, &[Check::AtLeast(0.0), Check::AtMost(3600.0)]),
+            FieldRule::Field(7, &[Check::AtLeast(0.0), Check::AtMost(3600.0)]),
+            FieldRule::Field(18, &[Check::DefinedOnly]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+        &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
+    ),
     ("envoy.extensions.filters.http.compressor.v3.Compressor", &[FieldRule::Field(6, &[Check::Required])]),
     (
         "envoy.extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",

@@ -18,6 +18,7 @@ pub mod cors;
 pub mod csrf;
 pub mod decompressor;
 pub mod ext_authz;
+pub mod ext_proc;
 pub mod fault;
 pub mod framing;
 pub mod grpc_http1_bridge;
@@ -34,8 +35,10 @@ pub mod set_metadata;
 mod token_bucket;
 pub mod transforms;
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -43,6 +46,8 @@ use outrigger_control_api::pb::envoy::service::ratelimit::v3::RateLimitResponse;
 use smallvec::SmallVec;
 
 use self::chain::{At, Step};
+use self::compressor::Choice;
+use self::ext_proc::session::Session;
 use self::framing::Messages;
 use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
@@ -84,6 +89,8 @@ pub struct Active {
     pending: Option<Pending>,
     /// What has come of it.
     awaited: Option<Awaited>,
+    /// Processors that look at it.
+    processors: SmallVec<[ext_proc::Turn; 1]>,
     /// Keys that were fetched for it, and whether they came.
     fetched: Vec<(Arc<RemoteKeys>, bool)>,
 }
@@ -102,6 +109,8 @@ enum Awaited {
     Limits(Box<Option<RateLimitResponse>>),
     /// A service has answered, or not.
     Answer(Box<Result<Answer, CallError>>),
+    /// A processor has said something, or not.
+    Said(Box<ext_proc::session::Said>),
 }
 
 impl Pending {
@@ -133,6 +142,7 @@ enum Encoder {
     RateLimit(ratelimit::Told),
     Compressor(Box<compressor::Turn>),
     Decompressor(Arc<decompressor::Config>),
+    ExtProc(Rc<RefCell<Session>>),
 }
 
 impl Active {
@@ -173,6 +183,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::RateLimit(config) => return config.on_request(ex, at),
         HttpFilter::Compressor(config) => return config.on_request(ex, at),
         HttpFilter::Decompressor(config) => return config.on_request(ex, at),
+        HttpFilter::ExtProc(config) => return config.on_request(ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -249,57 +260,102 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
     ex.filters.as_ref().and_then(|active| active.bridged)
 }
 
-/// Filters see a response's head, the last one first. `ends` says that nothing follows it.
-pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    encode(ex, head, ends, |ex, encoder, head| {
-        if let Encoder::AdmissionControl(config) = encoder {
-            let waits = config.on_response(head, ends, ex.now);
-            return chain::active(ex).admissions.extend(waits);
-        }
-        let Some(active) = &mut ex.filters else { return };
-        match (encoder, &mut active.call, &active.web) {
-            (Encoder::GrpcStats, Some(call), _) => call.answered(head),
-            (Encoder::GrpcWeb, _, Some(web)) => {
-                web.response_head(head);
-                active.downloads.extend(web.response_transform().map(Transform::from));
-            }
-            (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
-                grpc_http1_bridge::head_only(head);
-            }
-            _ => {}
-        }
-    });
+/// The way of a response's head through the filters, the last one first.
+pub(super) struct Encoding {
+    encoders: SmallVec<[(usize, Encoder); 2]>,
+    /// So many of them are still to see it.
+    left: usize,
+    choice: Option<Choice>,
+    /// Nothing follows the head.
+    pub(super) ends: bool,
+    /// It is that of an answer of our own.
+    own: bool,
 }
 
-/// What filters do to the head of any answer. `by_author` does what depends on whose answer it is.
-fn encode(
-    ex: &mut Exchange<'_>,
-    head: &mut ResponseHead,
-    ends: bool,
-    by_author: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
-) {
-    let encoders = match &mut ex.filters {
-        Some(active) => std::mem::take(&mut active.encoders),
-        None => return,
-    };
-    let mut choice = None;
-    for (_, encoder) in encoders.iter().rev() {
-        match encoder {
-            Encoder::Cors(allowed) => allowed.on_response(head),
-            Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
-            Encoder::ExtAuthz(changes) => changes.on_response(head),
-            Encoder::RateLimit(told) => told.on_response(head),
-            Encoder::Compressor(turn) => turn.on_response(ex, head, ends, &encoders, &mut choice),
-            Encoder::Decompressor(config) => config.on_response(ex, head, ends),
-            Encoder::LocalRateLimit(level) => level.on_response(head),
-            Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
-            Encoder::HealthCheck(config) => config.on_response(ex, head),
-            Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
-            Encoder::AdmissionControl(_)
-            | Encoder::GrpcStats
-            | Encoder::GrpcWeb
-            | Encoder::GrpcHttp1Bridge => by_author(ex, encoder, head),
+/// Filters are to see a response's head. `ends` says that nothing follows it.
+pub(super) fn on_response(ex: &mut Exchange<'_>, ends: bool) -> Encoding {
+    Encoding::new(ex, ends, false)
+}
+
+/// Filters are to see the head of an answer of our own. A chain that has not seen the request sees that.
+pub(super) fn on_reply(ex: &mut Exchange<'_>, ends: bool) -> Encoding {
+    if !ex.filtered {
+        let mut course = chain::Course::new(ex, super::on_demand::Found::Nothing, 0);
+        // Without the configuration of one of them none sees it.
+        let _ = chain::create(ex, &mut course);
+    }
+    Encoding::new(ex, ends, true)
+}
+
+impl Encoding {
+    fn new(ex: &mut Exchange<'_>, ends: bool, own: bool) -> Self {
+        let encoders = ex.filters.as_mut().map(|active| std::mem::take(&mut active.encoders));
+        let encoders = encoders.unwrap_or_default();
+        Self { left: encoders.len(), encoders, choice: None, ends, own }
+    }
+
+    /// The next filters see it, up to one that has to ask a service: that one goes on with its answer.
+    pub(super) fn next(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        head: &mut ResponseHead,
+    ) -> Option<Rc<RefCell<Session>>> {
+        let ends = self.ends;
+        while self.left > 0 {
+            self.left -= 1;
+            let Some((_, encoder)) = self.encoders.get(self.left) else { break };
+            match encoder {
+                Encoder::Cors(allowed) => allowed.on_response(head),
+                Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+                Encoder::ExtAuthz(changes) => changes.on_response(head),
+                Encoder::RateLimit(told) => told.on_response(head),
+                Encoder::Compressor(turn) => {
+                    turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);
+                }
+                Encoder::Decompressor(config) => config.on_response(ex, head, ends),
+                Encoder::LocalRateLimit(level) => level.on_response(head),
+                Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+                Encoder::HealthCheck(config) => config.on_response(ex, head),
+                Encoder::HealthFailing => {
+                    head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true");
+                }
+                Encoder::ExtProc(session) => {
+                    if !session.borrow().is_done() {
+                        return Some(session.clone());
+                    }
+                }
+                Encoder::AdmissionControl(config) => {
+                    // Where gRPC's status is told in an answer of our own, it is in the head.
+                    let ends = if self.own { head.fields.has(Known::GrpcStatus) } else { ends };
+                    let waits = config.on_response(head, ends, ex.now);
+                    if !self.own {
+                        chain::active(ex).admissions.extend(waits);
+                    }
+                }
+                Encoder::GrpcWeb if self.own => reply_type(ex, &mut head.fields),
+                Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge if !self.own => {
+                    grpc(ex, encoder, head, ends);
+                }
+                Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {}
+            }
         }
+        None
+    }
+}
+
+/// What the filters of gRPC do to the head of an upstream's response.
+fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends: bool) {
+    let Some(active) = &mut ex.filters else { return };
+    match (encoder, &mut active.call, &active.web) {
+        (Encoder::GrpcStats, Some(call), _) => call.answered(head),
+        (Encoder::GrpcWeb, _, Some(web)) => {
+            web.response_head(head);
+            active.downloads.extend(web.response_transform().map(Transform::from));
+        }
+        (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
+            grpc_http1_bridge::head_only(head);
+        }
+        _ => {}
     }
 }
 
@@ -349,24 +405,6 @@ pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes
     let piece = transforms.piece(body.clone())?;
     let (last, _) = transforms.end(None)?;
     Some([piece, last].concat().into())
-}
-
-/// Filters see the head of an answer of our own, with nothing after it if `ends`. A chain that has not seen the request
-/// sees that.
-pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    if !ex.filtered {
-        let mut course = chain::Course::new(ex, super::on_demand::Found::Nothing, 0);
-        // Without the configuration of one of them none sees it.
-        let _ = chain::create(ex, &mut course);
-    }
-    encode(ex, head, ends, |ex, encoder, head| match encoder {
-        Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
-        Encoder::AdmissionControl(config) => {
-            // Where gRPC's status is told, it is in the head.
-            let _ = config.on_response(head, head.fields.has(Known::GrpcStatus), ex.now);
-        }
-        _ => {}
-    });
 }
 
 /// The content type of an answer of our own is the client's kind of gRPC.

@@ -9,6 +9,7 @@
 //! watched all the while.
 
 mod attempt;
+mod consult;
 mod deadlines;
 mod fail;
 mod hash;

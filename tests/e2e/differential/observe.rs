@@ -257,7 +257,8 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
     let expected = case.lines.unwrap_or(final_responses);
     log(&mut lines, &mask, side, "access.log", (logged, local.port()), expected).await;
     if lines.iter().any(|(key, _)| key.starts_with("response") && key.ends_with(".decoded")) {
-        for (_, value) in lines.iter_mut().filter(|(key, _)| key.starts_with("log") && key.ends_with(".sent")) {
+        for (_, value) in lines.iter_mut().filter(|(key, _)| key.starts_with("log") && key.ends_with(".sent"))
+        {
             *value = "<as coded>".to_string();
         }
     }
