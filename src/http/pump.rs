@@ -198,6 +198,11 @@ impl Pump {
         self.chunked |= !self.received;
     }
 
+    /// As [`Pump::transform`], where its framing was decided with that in mind.
+    pub fn then(&mut self, transform: Transform) {
+        self.filter.get_or_insert_default().add(transform);
+    }
+
     /// gRPC's messages in it are counted, as they come if `first`, else as they go.
     pub fn count(&mut self, messages: Messages, first: bool) {
         self.filter.get_or_insert_default().count(messages, first);

@@ -64,7 +64,7 @@ impl Config {
     pub(super) fn on_request(self: &Arc<Self>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let runtime = &ex.worker.runtime;
         let (requests, responses) = (self.request.enabled.now(runtime), self.response.enabled.now(runtime));
-        let ends = ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none());
+        let ends = super::is_over(ex);
         let Some(request) = &mut ex.request else { return Step::Continue };
         if responses && self.advertise {
             let list = joined(request, &KEYS.accept_encoding).unwrap_or_default();

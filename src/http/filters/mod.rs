@@ -229,6 +229,11 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
     Step::Continue
 }
 
+/// Whether nothing follows the request's head, not even what filters have taken in of its body.
+fn is_over(ex: &Exchange<'_>) -> bool {
+    ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none())
+}
+
 /// The router has chosen a cluster: what counts messages knows where.
 pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     let call = ex.filters.as_mut().and_then(|active| active.call.as_mut());
@@ -363,7 +368,7 @@ fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends:
 pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
     let Some(active) = &mut ex.filters else { return };
     for transform in active.downloads.drain(..) {
-        download.transform(transform);
+        download.then(transform);
     }
     if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
         download.count(Messages::new(stats.response_messages.clone()), true);

@@ -206,12 +206,18 @@ fn answer(path: &str, ask: &Ask) -> Does {
             return said(immediate(403, changes(more, &[]), "denied"));
         }
         "deny-status" if of_request => return said(immediate(99, None, "odd")),
-        "deny-empty" if of_request => return said(Says::ImmediateResponse(pb::ImmediateResponse::default())),
+        "deny-empty" if of_request => {
+            return said(Says::ImmediateResponse(pb::ImmediateResponse {
+                details: "why".into(),
+                ..Default::default()
+            }))
+        }
         "deny-grpc" if of_request => {
             return said(Says::ImmediateResponse(pb::ImmediateResponse {
                 status: Some(HttpStatus { code: 401 }),
                 grpc_status: Some(pb::GrpcStatus { status: 7 }),
                 body: "no".into(),
+                details: "why".into(),
                 ..Default::default()
             }))
         }

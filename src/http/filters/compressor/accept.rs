@@ -43,6 +43,7 @@ impl Choice {
             }
         }
         match best {
+            _ if open.is_empty() => Choice::None,
             Choice::Any(_) => open.first().map_or(Choice::None, |(token, _)| Choice::Any(token)),
             best => best,
         }
@@ -94,6 +95,7 @@ mod tests {
             ("", Choice::None, Choice::None),
             (",,", Choice::None, Choice::None),
             ("gzip, gzip;q=0", Choice::None, Choice::None),
+            ("identity, gzip;q=0, br;q=0", Choice::None, Choice::None),
             ("br;q=0.5, gzip, gzip;q=0", Choice::Coding("br"), Choice::Coding("br")),
         ];
         for (accept, expected, with_first) in cases {

@@ -214,9 +214,15 @@ impl Config {
             _ => (self.response.enabled.now(runtime), self.hide_accept, &None),
         };
         let coded = self.request.as_ref().filter(|direction| direction.enabled.now(runtime));
-        let ends = ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none());
+        let ends = super::is_over(ex);
         let Some(request) = &mut ex.request else { return Step::Continue };
         let accept = joined(request, &KEYS.accept_encoding);
+        if let Some(list) =
+            accept.as_ref().filter(|list| request.first(&KEYS.accept_encoding) != Some(&***list))
+        {
+            // One line, as in Envoy.
+            request.set(&KEYS.accept_encoding, list);
+        }
         if enabled && hide {
             request.remove(&KEYS.accept_encoding);
         }
@@ -287,12 +293,12 @@ impl Turn {
         if no_transform(head) {
             return Some(Unfit::Silent);
         }
+        if head.first(&KEYS.content_encoding).is_some() {
+            return Some(Unfit::Silent);
+        }
         if config.skip_etag && head.first(&KEYS.etag).is_some() {
             config.accept_stats.not_compressed_etag.increment(1);
             return Some(Unfit::Etag);
-        }
-        if head.first(&KEYS.content_encoding).is_some() {
-            return Some(Unfit::Silent);
         }
         config.skip_status.contains(&head.status.into()).then_some(Unfit::Status)
     }
@@ -308,12 +314,16 @@ impl Turn {
         let choice = choice.get_or_insert_with(|| {
             let kind = head.fields.get(Known::ContentType).filter(|kind| !kind.is_empty());
             let offers = all.iter().filter_map(|(_, hook)| match hook {
-                Hook::Compressor(turn) => Some(&turn.config),
+                Hook::Compressor(turn) => Some(turn),
                 _ => None,
             });
             let offers = offers
-                .filter(|config| kind.is_none() || config.response.takes_type(kind))
-                .map(|config| (config.library.token(), config.choose_first));
+                .filter(|turn| kind.is_none() || turn.config.response.takes_type(kind))
+                .flat_map(|turn| {
+                    let tokens =
+                        [Some(turn.config.library.token()), turn.library.as_ref().map(Library::token)];
+                    tokens.into_iter().flatten().map(|token| (token, turn.config.choose_first))
+                });
             Choice::of(accept, offers)
         });
         let token = self.library().token();
@@ -347,6 +357,10 @@ impl Turn {
             _ => self.unfit(head),
         };
         if config.tell && !ends {
+            if self.enabled && !long {
+                // As in Envoy, which looks twice.
+                stats.content_length_too_small.increment(1);
+            }
             wanted = unfit.is_none() && self.wanted(head, all, choice);
         }
         let library = self.library();

@@ -22,7 +22,7 @@ use self::mutation::Refused;
 use self::session::{Said, Session};
 use super::chain::{active, At, Step, Wait};
 use super::ext_authz::rules::MutationRules;
-use super::{Awaited, Encoder, Pending};
+use super::{is_over, Awaited, Encoder, Pending};
 use crate::config::matcher::StringMatcher;
 use crate::config::route::RouteFilter;
 use crate::config::services::GrpcTarget;
@@ -267,6 +267,13 @@ impl Config {
             Body::Beginning => Wait::Prefix(ex.down.buffer_limit),
         };
         drop(session);
+        if matches!(wait, Wait::Prefix(_)) {
+            // Nobody knows how long it will be.
+            if let Some(request) = &mut ex.request {
+                request.fields.remove_known(Known::ContentLength);
+            }
+            ex.upload.without_length();
+        }
         turn.phase = Phase::Taking;
         if ex.upload.is_received() {
             // Another filter has waited for it.
@@ -360,9 +367,6 @@ impl Config {
             says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
         };
         let Some(common) = common else { return Verdict::Go(None, false) };
-        if common.clear_route_cache {
-            self.stats.clear_route_cache_ignored.increment(1);
-        }
         if let Some(changes) = &common.header_mutation {
             let may_size = session.borrow().mode.response_body == Body::Whole;
             if let Err(refused) = mutation::apply_to_response(self, changes, head, may_size) {
@@ -411,9 +415,4 @@ impl Config {
             active(ex).reroute = true;
         }
     }
-}
-
-/// Whether nothing follows the request's head.
-fn is_over(ex: &Exchange<'_>) -> bool {
-    ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none())
 }

@@ -213,8 +213,8 @@ pub(in crate::http) fn body_of(common: pb::CommonResponse, of_head: bool) -> Ver
         Some(Mutation::ClearBody(true)) => Some(Bytes::new()),
         _ => None,
     };
-    if replaces {
-        return Verdict::Go(Some(body.unwrap_or_default()), true);
+    if replaces && body.is_some() {
+        return Verdict::Go(body, true);
     }
     // With a head nothing is said of the body otherwise.
     Verdict::Go(body.filter(|_| !of_head), false)
