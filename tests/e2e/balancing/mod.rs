@@ -9,6 +9,7 @@ mod shares;
 mod subsets;
 
 use crate::harness::client::Client;
+use crate::harness::json;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::peers;
 use serde_json::{json, Value};
@@ -125,34 +126,18 @@ impl Setup {
     }
 
     fn render(&self) -> String {
-        let manager = json!({
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "main",
-            "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
-            "access_log": [{"name": "envoy.access_loggers.file", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-                "path": "@dir@/access.log",
-                "log_format": {"text_format_source": {"inline_string":
-                    "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n"}}}}],
-            "route_config": {"name": "main", "validate_clusters": false, "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": self.routes}]}});
-        let mut bootstrap = json!({
-            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": "@port:admin@"}}},
-            "node": {"id": "balancing", "cluster": "tests", "locality": {"zone": "a"}},
-            "static_resources": {
-                "listeners": [{"name": "main",
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": "@port:main@"}},
-                    "filter_chains": [{"filters": [{
-                        "name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
-                "clusters": self.clusters}});
+        let manager = json::manager(
+            "%RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n",
+            &self.routes,
+        );
+        let mut bootstrap = json::bootstrap("balancing", &manager, &self.clusters);
+        bootstrap["node"]["locality"] = json!({"zone": "a"});
         let listeners = bootstrap["static_resources"]["listeners"].as_array_mut().expect("a list");
         listeners.extend(self.listeners.iter().cloned());
         if let Value::Object(more) = &self.more {
             bootstrap.as_object_mut().expect("an object").extend(more.clone());
         }
-        // Ports are numbers once they are filled in.
-        bootstrap.to_string().replace("\"@port:", "@port:").replace("@\"}", "@}")
+        json::template(&bootstrap)
     }
 
     /// Envoy and Outrigger; `None` when the test is skipped.

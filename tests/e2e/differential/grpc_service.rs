@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -59,6 +60,17 @@ impl<Q: Message + Default + Clone + 'static> GrpcService<Q> {
     pub fn take(&self) -> Vec<Q> {
         std::mem::take(&mut self.questions.lock().expect("no panic"))
     }
+}
+
+/// Panics with the questions, as texts, that came an odd number of times: of two proxies with equal requests only one has
+/// asked them.
+pub fn asked_by_both(questions: impl IntoIterator<Item = String>) {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for question in questions {
+        *counts.entry(question).or_default() += 1;
+    }
+    let odd: Vec<_> = counts.iter().filter(|(_, count)| *count % 2 != 0).map(|(text, _)| text).collect();
+    assert!(odd.is_empty(), "questions that only one has asked:\n{odd:#?}");
 }
 
 async fn serve<Q: Message + Default + Clone, A: Message>(

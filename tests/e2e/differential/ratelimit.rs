@@ -3,7 +3,7 @@
 use super::bootstrap::{endpoints, Bootstrap};
 use super::case::case;
 use super::filters::{check, filter, host, route, says};
-use super::grpc_service::{GrpcService, Said, HTTP2};
+use super::grpc_service::{asked_by_both, GrpcService, Said, HTTP2};
 use outrigger_control_api::pb::envoy::config::core::v3::HeaderValue;
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::{
@@ -11,7 +11,6 @@ use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_respons
 };
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use outrigger_control_api::pb::google::protobuf::Duration;
-use std::collections::BTreeMap;
 
 const KIND: &str = "ratelimit.v3.RateLimit";
 const PER_ROUTE: &str = "extensions.filters.http.ratelimit.v3.RateLimitPerRoute";
@@ -143,10 +142,5 @@ async fn ratelimit() {
     if !crate::peers::have(&["envoy"]) || super::set("OUTRIGGER_E2E_CASE").is_some() {
         return;
     }
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for question in service.take() {
-        *counts.entry(format!("{question:?}")).or_default() += 1;
-    }
-    let odd: Vec<_> = counts.iter().filter(|(_, count)| *count % 2 != 0).map(|(text, _)| text).collect();
-    assert!(odd.is_empty(), "questions that only one has asked:\n{odd:#?}");
+    asked_by_both(service.take().iter().map(|question| format!("{question:?}")));
 }

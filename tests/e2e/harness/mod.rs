@@ -5,6 +5,7 @@
 pub mod client;
 pub mod http1;
 pub mod http2;
+pub mod json;
 pub mod origin;
 pub mod ports;
 pub mod proxy;

@@ -7,6 +7,7 @@ mod counts;
 mod load;
 mod origin;
 
+use crate::harness::json;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use serde_json::{json, Value};
 
@@ -43,37 +44,16 @@ impl Setup {
     }
 
     fn render(&self) -> String {
-        let mut manager = json!({
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "main",
-            "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
-            "access_log": [{"name": "envoy.access_loggers.file", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-                "path": "@dir@/access.log",
-                // Those that failed.
-                "log_format": {"text_format_source": {"inline_string":
-                    "%START_TIME(%s%3f)% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:PATH)%\n"}}},
-                "filter": {"response_flag_filter": {}}}],
-            "route_config": {"name": "main", "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": self.routes}]}});
-        if self.quiet {
-            manager["access_log"] = json!([]);
+        let mut manager = json::manager(
+            "%START_TIME(%s%3f)% %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:PATH)%\n",
+            &self.routes,
+        );
+        match self.quiet {
+            true => manager["access_log"] = json!([]),
+            // Those that failed.
+            false => manager["access_log"][0]["filter"] = json!({"response_flag_filter": {}}),
         }
-        let bootstrap = json!({
-            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": "@port:admin@"}}},
-            "node": {"id": "resilience", "cluster": "tests"},
-            "static_resources": {
-                "listeners": [{"name": "main",
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": "@port:main@"}},
-                    "filter_chains": [{"filters": [{
-                        "name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
-                "clusters": self.clusters}});
-        // Ports are numbers once they are filled in.
-        bootstrap
-            .to_string()
-            .replace("\"@port:admin@\"", "@port:admin@")
-            .replace("\"@port:main@\"", "@port:main@")
+        json::template(&json::bootstrap("resilience", &manager, &self.clusters))
     }
 
     async fn start(&self, kind: Kind, workers: &str) -> Proxy {
