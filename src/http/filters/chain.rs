@@ -323,7 +323,7 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
             }
         }
         down.client.nudge(context);
-        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+        if down.client.poll_gone(upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(()));
         }
         down.timer.poll(idle, context).map(|()| Ok(None))

@@ -96,7 +96,7 @@ impl Config {
         self: &Arc<Self>,
         direction: &Direction,
         enabled: bool,
-        head: &mut (impl HeaderMutate + HeaderView),
+        head: &mut impl HeaderMutate,
     ) -> Option<Transform> {
         let coding = if enabled && (direction.always || !no_transform(head)) {
             joined(head, &KEYS.content_encoding)

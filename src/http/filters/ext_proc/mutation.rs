@@ -73,7 +73,9 @@ pub(in crate::http) fn headers(
 }
 
 /// A header to set: its name, its value, and whether it is added to what is there.
-fn named(option: &HeaderValueOption) -> Option<(HeaderKey, &[u8], bool)> {
+type Named<'o> = (HeaderKey, &'o [u8], bool);
+
+fn named(option: &HeaderValueOption) -> Option<Named<'_>> {
     let header = option.header.as_ref()?;
     #[allow(deprecated)] // As in Envoy, the newer field is not read.
     let append = option.append.is_some_and(|append| append.value);
@@ -107,10 +109,7 @@ impl Config {
         }
     }
 
-    fn checked<'o>(
-        &self,
-        option: &'o HeaderValueOption,
-    ) -> Result<Option<(HeaderKey, &'o [u8], bool)>, Refused> {
+    fn checked<'o>(&self, option: &'o HeaderValueOption) -> Result<Option<Named<'o>>, Refused> {
         let Some((key, value, append)) = named(option) else { return Ok(None) };
         if !is_field_name(key.name().as_bytes()) || !is_field_value(value) {
             self.stats.rejected_header_mutations.increment(1);

@@ -100,56 +100,48 @@ impl Session {
     }
 
     /// Asks, and waits for what the service says to that.
-    pub(in crate::http) fn ask(
-        session: Rc<RefCell<Self>>,
-        ask: Ask,
-        metadata: Metadata,
-    ) -> impl Future<Output = Said> + 'static {
-        async move {
-            let (timeout, max) = {
-                let mut session = session.borrow_mut();
-                if session.done {
-                    return Said::Nothing;
+    pub(in crate::http) async fn ask(session: Rc<RefCell<Self>>, ask: Ask, metadata: Metadata) -> Said {
+        let (timeout, max) = {
+            let mut session = session.borrow_mut();
+            if session.done {
+                return Said::Nothing;
+            }
+            session.send(ask, metadata);
+            (session.config.timeout, session.config.max_timeout)
+        };
+        let mut limit = pin!(tokio::time::sleep(timeout));
+        let mut extended = false;
+        poll_fn(|context| {
+            let mut session = session.borrow_mut();
+            while let Some(stream) = &mut session.stream {
+                let bytes = match stream.poll_next(context) {
+                    Poll::Pending => break,
+                    Poll::Ready(Err(ended)) => return Poll::Ready(Said::Ended(ended)),
+                    Poll::Ready(Ok(bytes)) => bytes,
+                };
+                let Ok(answer) = pb::ProcessingResponse::decode(bytes) else {
+                    let message = String::new();
+                    return Poll::Ready(Said::Ended(Ended { status: 13, message }));
+                };
+                let Some(wanted) = &answer.override_message_timeout else {
+                    return Poll::Ready(Said::Answer(Box::new(answer)));
+                };
+                // Such a message says nothing else.
+                let millis =
+                    wanted.seconds.saturating_mul(1000).saturating_add(i64::from(wanted.nanos) / 1_000_000);
+                let wanted = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+                let stats = &session.config.stats;
+                if !extended && wanted >= Duration::from_millis(1) && wanted <= max {
+                    stats.override_message_timeout_received.increment(1);
+                    extended = true;
+                    limit.as_mut().reset(tokio::time::Instant::now() + wanted);
+                } else {
+                    stats.override_message_timeout_ignored.increment(1);
                 }
-                session.send(ask, metadata);
-                (session.config.timeout, session.config.max_timeout)
-            };
-            let mut limit = pin!(tokio::time::sleep(timeout));
-            let mut extended = false;
-            poll_fn(|context| {
-                let mut session = session.borrow_mut();
-                while let Some(stream) = &mut session.stream {
-                    let bytes = match stream.poll_next(context) {
-                        Poll::Pending => break,
-                        Poll::Ready(Err(ended)) => return Poll::Ready(Said::Ended(ended)),
-                        Poll::Ready(Ok(bytes)) => bytes,
-                    };
-                    let Ok(answer) = pb::ProcessingResponse::decode(bytes) else {
-                        let message = String::new();
-                        return Poll::Ready(Said::Ended(Ended { status: 13, message }));
-                    };
-                    let Some(wanted) = &answer.override_message_timeout else {
-                        return Poll::Ready(Said::Answer(Box::new(answer)));
-                    };
-                    // Such a message says nothing else.
-                    let millis = wanted
-                        .seconds
-                        .saturating_mul(1000)
-                        .saturating_add(i64::from(wanted.nanos) / 1_000_000);
-                    let wanted = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-                    let stats = &session.config.stats;
-                    if !extended && wanted >= Duration::from_millis(1) && wanted <= max {
-                        stats.override_message_timeout_received.increment(1);
-                        extended = true;
-                        limit.as_mut().reset(tokio::time::Instant::now() + wanted);
-                    } else {
-                        stats.override_message_timeout_ignored.increment(1);
-                    }
-                }
-                limit.as_mut().poll(context).map(|()| Said::TimedOut)
-            })
-            .await
-        }
+            }
+            limit.as_mut().poll(context).map(|()| Said::TimedOut)
+        })
+        .await
     }
 }
 
