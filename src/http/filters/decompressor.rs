@@ -13,7 +13,7 @@ use super::compressor::{joined, no_transform, KEYS};
 use super::transforms::Transform;
 use super::Encoder as Hook;
 use crate::config::runtime_value::RuntimeSwitch;
-use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known};
+use crate::config::{HeaderKey, HeaderMutate, Known};
 use crate::http::coding::{Coding, Decoder, Undecodable};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;

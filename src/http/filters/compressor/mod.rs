@@ -314,15 +314,15 @@ impl Turn {
         let choice = choice.get_or_insert_with(|| {
             let kind = head.fields.get(Known::ContentType).filter(|kind| !kind.is_empty());
             let offers = all.iter().filter_map(|(_, hook)| match hook {
-                Hook::Compressor(turn) => Some(turn),
+                Hook::Compressor(turn) => Some(&**turn),
                 _ => None,
             });
-            let offers = offers
-                .filter(|turn| kind.is_none() || turn.config.response.takes_type(kind))
-                .flat_map(|turn| {
-                    let tokens =
-                        [Some(turn.config.library.token()), turn.library.as_ref().map(Library::token)];
-                    tokens.into_iter().flatten().map(|token| (token, turn.config.choose_first))
+            let offers =
+                offers.filter(|turn| kind.is_none() || turn.config.response.takes_type(kind)).map(|turn| {
+                    // Of what a route says to others nothing is known here.
+                    let library =
+                        if std::ptr::eq(turn, self) { self.library() } else { &turn.config.library };
+                    (library.token(), turn.config.choose_first)
                 });
             Choice::of(accept, offers)
         });

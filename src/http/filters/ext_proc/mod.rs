@@ -331,6 +331,7 @@ impl Config {
             Says::RequestBody(response) if !head => response.response,
             says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
         };
+        self.stats.stream_msgs_received.increment(1);
         let Some(common) = common else { return Verdict::Go(None, false) };
         let changes = common.header_mutation.as_ref();
         if let (Some(changes), Some(request)) = (changes, &mut ex.request) {
@@ -366,6 +367,7 @@ impl Config {
             Says::ResponseBody(response) if !of_head => response.response,
             says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
         };
+        self.stats.stream_msgs_received.increment(1);
         let Some(common) = common else { return Verdict::Go(None, false) };
         if let Some(changes) = &common.header_mutation {
             let may_size = session.borrow().mode.response_body == Body::Whole;

@@ -277,7 +277,6 @@ impl Config {
             session.borrow_mut().close();
             return Err(Box::new(self.immediate(said)));
         }
-        stats.stream_msgs_received.increment(1);
         Ok(Some(says))
     }
 
