@@ -217,8 +217,9 @@ const ASIDE: [&str; 9] = [
 ];
 
 /// Services and packages kept all the same.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 7] = [
     "envoy.service.auth.v3",
+    "envoy.service.ext_proc.v3",
     "envoy.service.discovery.v3",
     "envoy.service.load_stats.v3",
     "envoy.service.ratelimit.v3",

@@ -231,6 +231,12 @@ pub enum HttpFilter {
     ExtAuthz(Arc<filters::ext_authz::Config>),
     /// `envoy.filters.http.ratelimit`.
     RateLimit(Arc<filters::ratelimit::Config>),
+    /// `envoy.filters.http.compressor`.
+    Compressor(Arc<filters::compressor::Config>),
+    /// `envoy.filters.http.ext_proc`.
+    ExtProc(Arc<filters::ext_proc::Config>),
+    /// `envoy.filters.http.decompressor`.
+    Decompressor(Arc<filters::decompressor::Config>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

@@ -7,8 +7,10 @@
 
 pub mod bulk;
 pub mod call;
+pub mod call_stream;
 pub mod client;
 mod client_cert;
+pub mod coding;
 pub mod connection;
 pub mod exchange;
 pub mod fields;

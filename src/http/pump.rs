@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::bulk::{Bulk, Moved, WORTH};
 use super::fields::Fields;
 use super::filters::framing::Messages;
-use super::filters::grpc_web::Transform;
+use super::filters::transforms::{Transform, Transforms};
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h2::{Incoming, Outgoing, Piece, StreamError};
@@ -136,7 +136,10 @@ const COPY_BELOW: usize = 2048;
 pub struct Pump {
     decoder: BodyDecoder,
     chunked: bool,
-    trailers: bool,
+    /// The source's trailers count.
+    takes_trailers: bool,
+    /// The sink is given trailers.
+    gives_trailers: bool,
     received: bool,
     /// Bytes of body that went through.
     pub bytes: u64,
@@ -151,24 +154,18 @@ pub struct Pump {
     unseen: bool,
     bulk: Option<Bulk>,
     /// What filters do to it.
-    filter: Option<Box<Filter>>,
-}
-
-/// What filters do to a body.
-#[derive(Debug, Default)]
-struct Filter {
-    transform: Option<Transform>,
-    messages: Option<Messages>,
+    filter: Option<Box<Transforms>>,
 }
 
 impl Pump {
-    /// A body framed as `framing` at its source. It is written chunked if `chunked`; trailers go
-    /// along if `trailers`.
+    /// A body framed as `framing` at its source. It is written chunked if `chunked`; the source's trailers
+    /// count if `trailers`.
     pub fn new(framing: Framing, chunked: bool, trailers: bool, max_trailers: usize) -> Self {
         let mut pump = Self {
             decoder: BodyDecoder::new(framing, max_trailers),
             chunked,
-            trailers,
+            takes_trailers: trailers,
+            gives_trailers: true,
             received: false,
             bytes: 0,
             progress: false,
@@ -195,17 +192,25 @@ impl Pump {
         self.limit = self.limit.min(limit);
     }
 
-    /// Each piece goes through `transform`; its length is then not known beforehand.
-    pub fn transform(&mut self, transform: Option<Transform>) {
-        if transform.is_some() {
-            self.filter.get_or_insert_default().transform = transform;
-            self.chunked |= !self.received;
-        }
+    /// Each piece goes through `transform`, after those that are there; its length is then not known beforehand.
+    pub fn transform(&mut self, transform: Transform) {
+        self.filter.get_or_insert_default().add(transform);
+        self.chunked |= !self.received;
     }
 
-    /// gRPC's messages in it are counted, as they are for the upstream.
-    pub fn count(&mut self, messages: Messages) {
-        self.filter.get_or_insert_default().messages = Some(messages);
+    /// As [`Pump::transform`], where its framing was decided with that in mind.
+    pub fn then(&mut self, transform: Transform) {
+        self.filter.get_or_insert_default().add(transform);
+    }
+
+    /// gRPC's messages in it are counted, as they come if `first`, else as they go.
+    pub fn count(&mut self, messages: Messages, first: bool) {
+        self.filter.get_or_insert_default().count(messages, first);
+    }
+
+    /// Bytes of body that went on, after what filters did to them.
+    pub fn passed(&self) -> u64 {
+        self.filter.as_ref().map_or(self.bytes, |filter| filter.passed)
     }
 
     /// Nothing more is read while this much waits to be written.
@@ -215,7 +220,7 @@ impl Pump {
 
     /// Drops trailers unless `keep`.
     pub fn keep_trailers(&mut self, keep: bool) {
-        self.trailers &= keep;
+        self.gives_trailers &= keep;
     }
 
     /// The whole body has come, and its length is to be told before it. False where that is known, or trailers
@@ -224,6 +229,11 @@ impl Pump {
         let unknown = self.chunked && self.received && self.received_trailers.is_none();
         self.chunked &= !unknown;
         unknown
+    }
+
+    /// Its length is not told before it.
+    pub fn without_length(&mut self) {
+        self.chunked = true;
     }
 
     /// Whether it is written chunked.
@@ -292,7 +302,10 @@ impl Pump {
         while !self.received && shelf.length() < self.high_water() {
             let end = match source {
                 Source::Frames(incoming) => match incoming.poll_next(context) {
-                    Poll::Pending => return Ok(Poll::Pending),
+                    Poll::Pending => {
+                        self.pause(shelf, each)?;
+                        return Ok(Poll::Pending);
+                    }
                     Poll::Ready(Ok(Piece::Data(piece))) => {
                         self.progress = true;
                         self.bytes += piece.len() as u64;
@@ -323,7 +336,10 @@ impl Pump {
                     }
                     BodyEvent::More => {
                         match poll_read(stream, input, self.read_size, context) {
-                            Poll::Pending => return Ok(Poll::Pending),
+                            Poll::Pending => {
+                                self.pause(shelf, each)?;
+                                return Ok(Poll::Pending);
+                            }
                             Poll::Ready(Ok(0)) if self.decoder.ends_at_close() => self.decoder.finish(),
                             Poll::Ready(Ok(0)) => return Err(PumpError::SourceClosed),
                             Poll::Ready(Ok(count)) => {
@@ -341,26 +357,20 @@ impl Pump {
             };
             self.received = true;
             self.progress = true;
-            let mut passed = None;
-            let mut trailers = end.as_ref().filter(|_| self.trailers);
-            if let Some(transform) = self.filter.as_mut().and_then(|filter| filter.transform.as_mut()) {
-                let web = matches!(transform, Transform::Web { .. });
-                let Some((piece, left)) = transform.end(end.clone()) else {
-                    return Err(PumpError::Source(Refusal::CODEC));
-                };
+            let mut left = None;
+            let mut trailers = end.as_ref().filter(|_| self.takes_trailers);
+            if let Some(filter) = &mut self.filter {
+                let (piece, passed) =
+                    filter.end(trailers.cloned()).ok_or(PumpError::Source(Refusal::CODEC))?;
                 if !piece.is_empty() {
-                    let filter = self.filter.as_mut();
-                    if let Some(messages) = filter.filter(|_| !web).and_then(|f| f.messages.as_mut()) {
-                        messages.feed(&piece);
-                    }
                     each(Seen::Shared(&piece));
                     shelf.put(piece, self.chunked);
                 }
-                passed = left;
-                trailers = passed.as_ref();
+                left = passed;
+                trailers = left.as_ref();
             }
-            shelf.put_end(self.chunked, trailers);
-            drop(passed);
+            shelf.put_end(self.chunked, trailers.filter(|_| self.gives_trailers));
+            drop(left);
             self.received_trailers = end;
         }
         Ok(Poll::Ready(()))
@@ -374,19 +384,21 @@ impl Pump {
         each: &mut impl FnMut(Seen<'_>),
     ) -> Result<(), PumpError> {
         if let Some(filter) = &mut self.filter {
-            let web_response = matches!(filter.transform, Some(Transform::Web { .. }));
-            if let (Some(messages), true) = (&mut filter.messages, web_response) {
-                messages.feed(&piece);
-            }
-            if let Some(transform) = &mut filter.transform {
-                piece = transform.piece(&piece).ok_or(PumpError::Source(Refusal::CODEC))?;
-            }
-            if let (Some(messages), false) = (&mut filter.messages, web_response) {
-                messages.feed(&piece);
-            }
+            piece = filter.piece(piece).ok_or(PumpError::Source(Refusal::CODEC))?;
         }
         each(Seen::Shared(&piece));
         shelf.put(piece, self.chunked);
+        Ok(())
+    }
+
+    /// The source has nothing for now: what filters hold goes on.
+    fn pause<S: Shelf>(&mut self, shelf: &mut S, each: &mut impl FnMut(Seen<'_>)) -> Result<(), PumpError> {
+        let Some(filter) = &mut self.filter else { return Ok(()) };
+        let piece = filter.pause().ok_or(PumpError::Source(Refusal::CODEC))?;
+        if !piece.is_empty() {
+            each(Seen::Shared(&piece));
+            shelf.put(piece, self.chunked);
+        }
         Ok(())
     }
 
@@ -522,7 +534,8 @@ impl Pump {
                 BodyEvent::End(trailers) => {
                     self.received = true;
                     if self.chunked {
-                        chunked_end(out.flat(), trailers.as_ref().filter(|_| self.trailers));
+                        let passes = self.takes_trailers && self.gives_trailers;
+                        chunked_end(out.flat(), trailers.as_ref().filter(|_| passes));
                     }
                     self.received_trailers = trailers;
                 }
@@ -544,7 +557,8 @@ impl Pump {
 
     /// Frames the end of a body that was received in an earlier attempt.
     pub fn replay_end(&self, out: &mut Out) {
-        let trailers = self.received_trailers.as_ref().filter(|_| self.trailers);
+        let passes = self.takes_trailers && self.gives_trailers;
+        let trailers = self.received_trailers.as_ref().filter(|_| passes);
         match out {
             Out::Wire(out) => out.put_end(self.chunked, trailers),
             Out::Frames(out) => out.put_end(self.chunked, trailers),

@@ -9,6 +9,8 @@ use bytes::Bytes;
 
 use super::exchange::Exchange;
 use super::fields::Fields;
+use super::filters::ext_proc::{self, reply::Stopped};
+use super::h1::write::{chunk_open, chunked_end};
 use super::h1::Refusal;
 use super::head::ResponseHead;
 use super::router::End;
@@ -257,15 +259,39 @@ impl Exchange<'_> {
                 self.request.as_ref().map(|r| r as _),
             );
         }
+        let mut empty = to_head || body.is_empty();
+        let mut coded = None;
         if !self.manager.filters.is_empty() {
-            filters::on_reply(self, &mut head);
+            let mut encoding = filters::on_reply(self, empty);
+            while let Some(session) = encoding.next(self, &mut head) {
+                let asked = ext_proc::reply::consult(self, &session, &mut head, &mut body, encoding.ends);
+                match Box::pin(asked).await {
+                    Ok(()) => {}
+                    Err(Stopped::Reply(reply)) => return Box::pin(self.reply(*reply)).await,
+                    Err(Stopped::Gone) => return End::Gone,
+                }
+                encoding.ends = to_head || body.is_empty();
+            }
+            empty = encoding.ends;
+            coded = filters::on_reply_body(self, &body);
+            if !empty && coded.is_none() && !head.fields.has(Known::ContentLength) {
+                // Another body has taken the place of ours.
+                coded = Some(body.clone());
+            }
         }
         manager::finish_response(self.manager, &mut head, self.request.as_ref(), false, self.worker, now);
-        let empty = to_head || body.is_empty();
-        let chunked = (to_head && !head.fields.has(Known::ContentLength) && may_have_body).then_some(true);
+        let mut chunked =
+            (to_head && !head.fields.has(Known::ContentLength) && may_have_body).then_some(true);
+        if let Some(coded) = coded {
+            self.info.bytes_sent += coded.len() as u64;
+            let http_10 = self.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
+            body = if http_10 || self.down.client.is_http2() { coded } else { one_chunk(&coded, None) };
+            chunked = Some(true);
+        } else if !empty {
+            self.info.bytes_sent += body.len() as u64;
+        }
         self.start_response(head, chunked, empty, now);
         if !empty {
-            self.info.bytes_sent += body.len() as u64;
             self.down.client.push_all(body);
         }
         match self.flush().await {
@@ -273,4 +299,16 @@ impl Exchange<'_> {
             Err(()) => End::Gone,
         }
     }
+}
+
+/// A whole body whose length is not told before it.
+pub(super) fn one_chunk(body: &Bytes, trailers: Option<&Fields>) -> Bytes {
+    let mut out = Vec::with_capacity(body.len() + 16);
+    if !body.is_empty() {
+        chunk_open(&mut out, body.len());
+        out.extend_from_slice(body);
+        out.extend_from_slice(b"\r\n");
+    }
+    chunked_end(&mut out, trailers);
+    out.into()
 }

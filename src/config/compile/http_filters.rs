@@ -12,7 +12,7 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, ext_authz, extension, jwt_authn, ratelimit, rbac, Environment};
+use super::{bool_or, compression, ext_authz, ext_proc, extension, jwt_authn, ratelimit, rbac, Environment};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
@@ -142,6 +142,9 @@ pub(super) fn knows(kind: &str) -> bool {
             | jwt_authn::TYPE
             | ext_authz::TYPE
             | ratelimit::TYPE
+            | ext_proc::TYPE
+            | compression::COMPRESSOR
+            | compression::DECOMPRESSOR
     )
 }
 
@@ -212,6 +215,18 @@ pub(super) fn compile(
             let config = ratelimit::compile(&extension(any, "", problems)?, clusters, problems)?;
             Some(HttpFilter::RateLimit(Arc::new(config)))
         }
+        ext_proc::TYPE => {
+            let config = ext_proc::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
+            Some(HttpFilter::ExtProc(Arc::new(config)))
+        }
+        compression::COMPRESSOR => {
+            let config = compression::compressor(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Compressor(Arc::new(config)))
+        }
+        compression::DECOMPRESSOR => {
+            let config = compression::decompressor(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::Decompressor(Arc::new(config)))
+        }
         ext_authz::TYPE => {
             let config = ext_authz::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
             Some(HttpFilter::ExtAuthz(Arc::new(config)))
@@ -260,6 +275,12 @@ pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) 
         }
         ratelimit::PER_ROUTE => {
             ratelimit::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::RateLimit)
+        }
+        ext_proc::PER_ROUTE => {
+            ext_proc::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::ExtProc)
+        }
+        compression::PER_ROUTE => {
+            compression::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Compressor)
         }
         ext_authz::PER_ROUTE => {
             ext_authz::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::ExtAuthz)

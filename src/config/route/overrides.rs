@@ -61,6 +61,8 @@ pub enum RouteFilter {
     JwtAuthn(filters::jwt_authn::PerRoute),
     ExtAuthz(filters::ext_authz::PerRoute),
     RateLimit(filters::ratelimit::PerRoute),
+    Compressor(filters::compressor::PerRoute),
+    ExtProc(filters::ext_proc::PerRoute),
 }
 
 /// What a route says to all filters.

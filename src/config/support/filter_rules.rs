@@ -3,6 +3,8 @@
 use super::rules::{Check, FieldRule};
 
 const NAMED: &[Check] = &[Check::MinChars(1)];
+/// Room for what comes out of a coding, in bytes.
+const CHUNK: &[Check] = &[Check::AtLeast(4096.0), Check::AtMost(65536.0)];
 
 /// As [`super::rules`] has them.
 pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
@@ -48,6 +50,65 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
         &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
     ),
+    (
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        &[
+            FieldRule::Field(10, &[Check::AtLeast(0.0), Check::AtMost(3600.0)]),
+            FieldRule::Field(7, &[Check::AtLeast(0.0), Check::AtMost(3600.0)]),
+            FieldRule::Field(18, &[Check::DefinedOnly]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+        &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
+    ),
+    ("envoy.extensions.filters.http.compressor.v3.Compressor", &[FieldRule::Field(6, &[Check::Required])]),
+    (
+        "envoy.extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",
+        &[FieldRule::Field(4, &[Check::Unique, Check::Each(&[Check::AtLeast(200.0), Check::Below(600.0)])])],
+    ),
+    (
+        "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute",
+        &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
+    ),
+    (
+        "envoy.extensions.filters.http.decompressor.v3.Decompressor",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.compression.gzip.compressor.v3.Gzip",
+        &[
+            FieldRule::Field(1, &[Check::AtLeast(1.0), Check::AtMost(9.0)]),
+            FieldRule::Field(2, &[Check::DefinedOnly]),
+            FieldRule::Field(3, &[Check::DefinedOnly]),
+            FieldRule::Field(4, &[Check::AtLeast(9.0), Check::AtMost(15.0)]),
+            FieldRule::Field(5, CHUNK),
+        ],
+    ),
+    (
+        "envoy.extensions.compression.gzip.decompressor.v3.Gzip",
+        &[
+            FieldRule::Field(1, &[Check::AtLeast(9.0), Check::AtMost(15.0)]),
+            FieldRule::Field(2, CHUNK),
+            FieldRule::Field(3, &[Check::AtLeast(1.0), Check::AtMost(1024.0)]),
+        ],
+    ),
+    (
+        "envoy.extensions.compression.brotli.compressor.v3.Brotli",
+        &[
+            FieldRule::Field(1, &[Check::AtMost(11.0)]),
+            FieldRule::Field(2, &[Check::DefinedOnly]),
+            FieldRule::Field(3, &[Check::AtLeast(10.0), Check::AtMost(24.0)]),
+            FieldRule::Field(4, &[Check::AtLeast(16.0), Check::AtMost(24.0)]),
+            FieldRule::Field(5, CHUNK),
+        ],
+    ),
+    ("envoy.extensions.compression.brotli.decompressor.v3.Brotli", &[FieldRule::Field(2, CHUNK)]),
+    (
+        "envoy.extensions.compression.zstd.compressor.v3.Zstd",
+        &[FieldRule::Field(3, &[Check::DefinedOnly]), FieldRule::Field(5, CHUNK)],
+    ),
+    ("envoy.extensions.compression.zstd.decompressor.v3.Zstd", &[FieldRule::Field(2, CHUNK)]),
     (
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
         &[

@@ -4,6 +4,7 @@
 pub mod accesslog;
 mod bootstrap;
 mod cluster;
+mod compression;
 mod discovery;
 mod extra_rules;
 mod filter_rules;
@@ -46,6 +47,7 @@ const PARTS: &[&[MessageSupport]] = &[
     listener::MESSAGES,
     hcm::MESSAGES,
     filters::MESSAGES,
+    compression::MESSAGES,
     accesslog::ACCESS_LOG,
     tcp::TCP,
     route::ROUTE,

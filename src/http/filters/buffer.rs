@@ -50,7 +50,7 @@ impl Config {
             _ => self.max,
         };
         // Without a body there is nothing to wait for, and the rest of what was waited for is there.
-        if at.resumed || ex.upload.is_received() {
+        if at.resumed || super::is_over(ex) {
             return Step::Continue;
         }
         Step::Wait(Wait::Body(max))

@@ -12,9 +12,10 @@ use std::time::Instant;
 use super::{header_to_metadata, Active, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
-use crate::config::Known;
+use crate::config::{Known, RequestView};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h1::Refusal;
+use crate::http::head::RequestHead;
 use crate::http::io::OutBuf;
 use crate::http::on_demand::Found;
 use crate::http::pump::{Out, PumpError, Seen};
@@ -296,19 +297,45 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
 /// Waits for what a filter has asked for.
 async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
     let Some(mut pending) = active(ex).pending.take() else { return Ok(None) };
+    // The body comes in meanwhile, as far as it may be held: a client that has sent all of it may be refused and stay.
+    let tunnel = |request: &RequestHead| request.upgrade().is_some() || request.is_method(b"CONNECT");
+    let upgrade = ex.request.as_ref().is_some_and(tunnel);
+    let takes = !upgrade && !ex.upload.is_received();
+    let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
     let awaited = poll_fn(|context| {
         if let Poll::Ready(awaited) = pending.0.as_mut().poll(context) {
             return Poll::Ready(Ok(Some(awaited)));
         }
-        let down = &mut *ex.down;
+        let Exchange { upload, down, .. } = &mut *ex;
+        while takes && !upload.is_received() && body.len() < down.buffer_limit {
+            let mut shelf = Out::Wire(OutBuf::default());
+            let each = |piece: Seen<'_>| match piece {
+                Seen::Bytes(bytes) => body.extend_from_slice(bytes),
+                Seen::Shared(bytes) => body.extend_from_slice(bytes),
+            };
+            match upload.poll_receive(down.client.source(), &mut shelf, each, context) {
+                Poll::Ready(Ok(())) => break,
+                // What is wrong with it shows again where it is forwarded.
+                Poll::Ready(Err(PumpError::Source(_))) => break,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
+                Poll::Pending if shelf.is_empty() => break,
+                Poll::Pending => {}
+            }
+        }
         down.client.nudge(context);
-        if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
+        if down.client.poll_gone(upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(()));
         }
         down.timer.poll(idle, context).map(|()| Ok(None))
     })
     .await;
     ex.now = Instant::now();
+    if takes && ex.upload.is_received() {
+        ex.info.times.request_complete = Some(ex.now);
+    }
+    if !body.is_empty() {
+        active(ex).body = Some(body.into());
+    }
     match awaited? {
         Some(awaited) => {
             active(ex).awaited = Some(awaited);

@@ -13,9 +13,12 @@ pub mod admission_control;
 pub mod buffer;
 pub mod by_cluster;
 pub(super) mod chain;
+pub mod compressor;
 pub mod cors;
 pub mod csrf;
+pub mod decompressor;
 pub mod ext_authz;
+pub mod ext_proc;
 pub mod fault;
 pub mod framing;
 pub mod grpc_http1_bridge;
@@ -31,9 +34,12 @@ mod rbac;
 pub mod set_filter_state;
 pub mod set_metadata;
 mod token_bucket;
+pub mod transforms;
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -41,12 +47,15 @@ use outrigger_control_api::pb::envoy::service::ratelimit::v3::RateLimitResponse;
 use smallvec::SmallVec;
 
 use self::chain::{At, Step};
+use self::compressor::Choice;
+use self::ext_proc::session::Session;
 use self::framing::Messages;
 use self::grpc_http1_bridge::Bridged;
 use self::grpc_stats::Call;
-use self::grpc_web::{Transform, Web};
+use self::grpc_web::Web;
+use self::transforms::Transform;
 use super::call::{Answer, CallError};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Reply};
 use super::fields::Fields;
 use super::head::ResponseHead;
 use super::pump::Pump;
@@ -65,6 +74,8 @@ pub struct Active {
     encoders: SmallVec<[(usize, Encoder); 2]>,
     /// Filters that a control plane configures, as they were when the request came.
     discovered: SmallVec<[(usize, Arc<HttpFilter>); 1]>,
+    /// What they do to the body of the response.
+    downloads: SmallVec<[Transform; 1]>,
     /// The body, where it was waited for.
     body: Option<Bytes>,
     /// A fault was injected.
@@ -79,6 +90,8 @@ pub struct Active {
     pending: Option<Pending>,
     /// What has come of it.
     awaited: Option<Awaited>,
+    /// Processors that look at it.
+    processors: SmallVec<[ext_proc::Turn; 1]>,
     /// Keys that were fetched for it, and whether they came.
     fetched: Vec<(Arc<RemoteKeys>, bool)>,
 }
@@ -97,6 +110,8 @@ enum Awaited {
     Limits(Box<Option<RateLimitResponse>>),
     /// A service has answered, or not.
     Answer(Box<Result<Answer, CallError>>),
+    /// A processor has said something, or not.
+    Said(Box<ext_proc::session::Said>),
 }
 
 impl Pending {
@@ -126,6 +141,9 @@ enum Encoder {
     AdmissionControl(Arc<admission_control::Config>),
     ExtAuthz(ext_authz::Changes),
     RateLimit(ratelimit::Told),
+    Compressor(Box<compressor::Turn>),
+    Decompressor(Arc<decompressor::Config>),
+    ExtProc(Rc<RefCell<Session>>),
 }
 
 impl Active {
@@ -165,6 +183,9 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::JwtAuthn(config) => return config.on_request(ex, at),
         HttpFilter::ExtAuthz(config) => return config.on_request(ex, at),
         HttpFilter::RateLimit(config) => return config.on_request(ex, at),
+        HttpFilter::Compressor(config) => return config.on_request(ex, at),
+        HttpFilter::Decompressor(config) => return config.on_request(ex, at),
+        HttpFilter::ExtProc(config) => return config.on_request(ex, at),
         // None is the configuration of another.
         HttpFilter::Discovered(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
@@ -182,7 +203,9 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         }
         HttpFilter::GrpcWeb => {
             if let Some(web) = Web::of(request) {
-                ex.upload.transform(web.request_transform());
+                if let Some(transform) = web.request_transform() {
+                    ex.upload.transform(transform.into());
+                }
                 chain::active(ex).web = Some(web);
                 at.encode(ex, Encoder::GrpcWeb);
             }
@@ -195,7 +218,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
             }
             let message = bridged == Some(Bridged::Protobuf);
             if message {
-                ex.upload.transform(Some(Transform::Message(Vec::new(), ex.down.buffer_limit)));
+                let transform = grpc_web::Transform::Message(Vec::new(), ex.down.buffer_limit);
+                ex.upload.transform(transform.into());
             }
             let active = chain::active(ex);
             active.bridged = bridged;
@@ -207,13 +231,18 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
     Step::Continue
 }
 
+/// Whether nothing follows the request's head, not even what filters have taken in of its body.
+fn is_over(ex: &Exchange<'_>) -> bool {
+    ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none())
+}
+
 /// The router has chosen a cluster: what counts messages knows where.
 pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     let call = ex.filters.as_mut().and_then(|active| active.call.as_mut());
     if let (Some(call), Some(request), Some(cluster)) = (call, &ex.request, &ex.info.cluster) {
         call.begin(&ex.worker.grpc, cluster, request);
         if let Some(stats) = call.stats() {
-            ex.upload.count(Messages::new(stats.request_messages.clone()));
+            ex.upload.count(Messages::new(stats.request_messages.clone()), false);
         }
     }
 }
@@ -238,79 +267,151 @@ pub(super) fn bridged(ex: &Exchange<'_>) -> Option<Bridged> {
     ex.filters.as_ref().and_then(|active| active.bridged)
 }
 
-/// Filters see a response's head, the last one first. `ends` says that nothing follows it.
-pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead, ends: bool) {
-    encode(ex, head, |ex, encoder, head| {
-        if let Encoder::AdmissionControl(config) = encoder {
-            let waits = config.on_response(head, ends, ex.now);
-            return chain::active(ex).admissions.extend(waits);
-        }
-        let Some(active) = &mut ex.filters else { return };
-        match (encoder, &mut active.call, &active.web) {
-            (Encoder::GrpcStats, Some(call), _) => call.answered(head),
-            (Encoder::GrpcWeb, _, Some(web)) => web.response_head(head),
-            (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
-                grpc_http1_bridge::head_only(head);
-            }
-            _ => {}
-        }
-    });
+/// The way of a response's head through the filters, the last one first.
+pub(super) struct Encoding {
+    encoders: SmallVec<[(usize, Encoder); 2]>,
+    /// So many of them are still to see it.
+    left: usize,
+    choice: Option<Choice>,
+    /// Nothing follows the head.
+    pub(super) ends: bool,
+    /// It is that of an answer of our own.
+    own: bool,
 }
 
-/// What filters do to the head of any answer. `by_author` does what depends on whose answer it is.
-fn encode(
-    ex: &mut Exchange<'_>,
-    head: &mut ResponseHead,
-    by_author: impl Fn(&mut Exchange<'_>, &Encoder, &mut ResponseHead),
-) {
-    let encoders = match &mut ex.filters {
-        Some(active) => std::mem::take(&mut active.encoders),
-        None => return,
-    };
-    for (_, encoder) in encoders.iter().rev() {
-        match encoder {
-            Encoder::Cors(allowed) => allowed.on_response(head),
-            Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
-            Encoder::ExtAuthz(changes) => changes.on_response(head),
-            Encoder::RateLimit(told) => told.on_response(head),
-            Encoder::LocalRateLimit(level) => level.on_response(head),
-            Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
-            Encoder::HealthCheck(config) => config.on_response(ex, head),
-            Encoder::HealthFailing => head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true"),
-            Encoder::AdmissionControl(_)
-            | Encoder::GrpcStats
-            | Encoder::GrpcWeb
-            | Encoder::GrpcHttp1Bridge => by_author(ex, encoder, head),
-        }
-    }
+/// Filters are to see a response's head. `ends` says that nothing follows it.
+pub(super) fn on_response(ex: &mut Exchange<'_>, ends: bool) -> Encoding {
+    Encoding::new(ex, ends, false)
 }
 
-/// A response's body is about to pass.
-pub(super) fn on_download(ex: &Exchange<'_>, download: &mut Pump) {
-    let Some(active) = &ex.filters else { return };
-    if let Some(web) = &active.web {
-        download.transform(web.response_transform());
-    }
-    if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
-        download.count(Messages::new(stats.response_messages.clone()));
-    }
-}
-
-/// Filters see the head of an answer of our own. A chain that has not seen the request sees that.
-pub(super) fn on_reply(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
+/// Filters are to see the head of an answer of our own. A chain that has not seen the request sees that.
+pub(super) fn on_reply(ex: &mut Exchange<'_>, ends: bool) -> Encoding {
     if !ex.filtered {
         let mut course = chain::Course::new(ex, super::on_demand::Found::Nothing, 0);
         // Without the configuration of one of them none sees it.
         let _ = chain::create(ex, &mut course);
     }
-    encode(ex, head, |ex, encoder, head| match encoder {
-        Encoder::GrpcWeb => reply_type(ex, &mut head.fields),
-        Encoder::AdmissionControl(config) => {
-            // Where gRPC's status is told, it is in the head.
-            let _ = config.on_response(head, head.fields.has(Known::GrpcStatus), ex.now);
+    Encoding::new(ex, ends, true)
+}
+
+impl Encoding {
+    fn new(ex: &mut Exchange<'_>, ends: bool, own: bool) -> Self {
+        let encoders = ex.filters.as_mut().map(|active| std::mem::take(&mut active.encoders));
+        let encoders = encoders.unwrap_or_default();
+        Self { left: encoders.len(), encoders, choice: None, ends, own }
+    }
+
+    /// The next filters see it, up to one that has to ask a service: that one goes on with its answer.
+    pub(super) fn next(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        head: &mut ResponseHead,
+    ) -> Option<Rc<RefCell<Session>>> {
+        let ends = self.ends;
+        while self.left > 0 {
+            self.left -= 1;
+            let Some((_, encoder)) = self.encoders.get(self.left) else { break };
+            match encoder {
+                Encoder::Cors(allowed) => allowed.on_response(head),
+                Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+                Encoder::ExtAuthz(changes) => changes.on_response(head),
+                Encoder::RateLimit(told) => told.on_response(head),
+                Encoder::Compressor(turn) => {
+                    turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);
+                }
+                Encoder::Decompressor(config) => config.on_response(ex, head, ends),
+                Encoder::LocalRateLimit(level) => level.on_response(head),
+                Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+                Encoder::HealthCheck(config) => config.on_response(ex, head),
+                Encoder::HealthFailing => {
+                    head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true");
+                }
+                Encoder::ExtProc(session) => {
+                    if !session.borrow().is_done() {
+                        return Some(session.clone());
+                    }
+                }
+                Encoder::AdmissionControl(config) => {
+                    // Where gRPC's status is told in an answer of our own, it is in the head.
+                    let ends = if self.own { head.fields.has(Known::GrpcStatus) } else { ends };
+                    let waits = config.on_response(head, ends, ex.now);
+                    if !self.own {
+                        chain::active(ex).admissions.extend(waits);
+                    }
+                }
+                Encoder::GrpcWeb if self.own => reply_type(ex, &mut head.fields),
+                Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge if !self.own => {
+                    grpc(ex, encoder, head, ends);
+                }
+                Encoder::GrpcStats | Encoder::GrpcWeb | Encoder::GrpcHttp1Bridge => {}
+            }
+        }
+        None
+    }
+}
+
+/// What the filters of gRPC do to the head of an upstream's response.
+fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends: bool) {
+    let Some(active) = &mut ex.filters else { return };
+    match (encoder, &mut active.call, &active.web) {
+        (Encoder::GrpcStats, Some(call), _) => call.answered(head),
+        (Encoder::GrpcWeb, _, Some(web)) => {
+            web.response_head(head);
+            active.downloads.extend(web.response_transform().map(Transform::from));
+        }
+        (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
+            grpc_http1_bridge::head_only(head);
         }
         _ => {}
-    });
+    }
+}
+
+/// A response's body is about to pass.
+pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
+    let Some(active) = &mut ex.filters else { return };
+    for transform in active.downloads.drain(..) {
+        download.then(transform);
+    }
+    if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
+        download.count(Messages::new(stats.response_messages.clone()), true);
+    }
+}
+
+/// The request's body goes through `transform`, what was taken in of it before too; an answer where that is not what it
+/// should be.
+fn transform_request(ex: &mut Exchange<'_>, transform: Transform) -> Step {
+    let Some(body) = ex.filters.as_mut().and_then(|active| active.body.take()) else {
+        ex.upload.transform(transform);
+        return Step::Continue;
+    };
+    let refused = || Step::Reply(Reply::new(400, "request_body_undecodable").body("Bad Request"));
+    let mut transforms = transforms::Transforms::default();
+    transforms.add(transform);
+    let Some(mut piece) = transforms.piece(body) else { return refused() };
+    if ex.upload.is_received() {
+        let Some((last, _)) = transforms.end(None) else { return refused() };
+        piece = [piece, last].concat().into();
+        if let Some(request) = ex.request.as_mut().filter(|_| !ex.upload.is_chunked()) {
+            let mut digits = itoa::Buffer::new();
+            request.fields.set_known(Known::ContentLength, digits.format(piece.len()).as_bytes());
+        }
+    } else if let Some(transform) = transforms.into_last() {
+        ex.upload.transform(transform);
+    }
+    chain::active(ex).body = Some(piece);
+    Step::Continue
+}
+
+/// The body of an answer of our own, after what filters do to it. `None` where they leave it alone.
+pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes> {
+    let active = ex.filters.as_mut().filter(|active| !active.downloads.is_empty())?;
+    let mut transforms = transforms::Transforms::default();
+    for transform in active.downloads.drain(..) {
+        transforms.add(transform);
+    }
+    let piece = transforms.piece(body.clone())?;
+    let (last, _) = transforms.end(None)?;
+    Some([piece, last].concat().into())
 }
 
 /// The content type of an answer of our own is the client's kind of gRPC.

@@ -9,6 +9,7 @@
 //! watched all the while.
 
 mod attempt;
+mod consult;
 mod deadlines;
 mod fail;
 mod hash;
@@ -268,7 +269,7 @@ impl Attempts<'_> {
     /// Counts what passed between us and the upstream: heads, and bodies without their framing.
     fn count_bytes(&self, ex: &mut Exchange<'_>) {
         if ex.info.upstream_wire_sent > 0 || self.terminate {
-            ex.info.upstream_wire_sent += ex.upload.bytes;
+            ex.info.upstream_wire_sent += ex.upload.passed();
         }
         let stats = self.upstream().stats();
         stats.upstream_cx_tx_bytes_total.increment(ex.info.upstream_wire_sent);

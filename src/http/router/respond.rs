@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::attempt::{Answered, Sent};
+use super::consult::{send_collected, Consulted, Stopped};
 use super::deadlines::{whole_millis, Expired};
 use super::fail::timeout_details;
 use super::lent::Lent;
@@ -81,8 +82,34 @@ impl Attempts<'_> {
             head.fields.remove_known(Known::ContentLength);
         }
         let empty = framing.is_empty();
+        let mut collected = None;
         if ex.filters.is_some() {
-            filters::on_response(ex, &mut head, empty);
+            let mut encoding = filters::on_response(ex, empty);
+            while let Some(session) = encoding.next(ex, &mut head) {
+                let mut asked = Consulted {
+                    head: &mut head,
+                    framing,
+                    connection: &mut connection,
+                    sent: &mut sent,
+                    body: &mut collected,
+                    ends: &mut encoding.ends,
+                };
+                match Box::pin(self.consult(ex, &session, &mut asked)).await {
+                    Ok(()) => {}
+                    Err(Stopped::Reply(reply)) => return ex.reply(*reply).await,
+                    Err(Stopped::Failed(failure)) => {
+                        self.broke_off(ex, &failure);
+                        return Box::pin(self.fail(ex, failure)).await;
+                    }
+                }
+            }
+            if let Some(collected) = collected {
+                let keep_alive = keep_alive && collected.whole;
+                let idle = ex.upload.is_received() && sent.out.is_empty();
+                let end = Box::pin(send_collected(ex, head, collected)).await;
+                connection.give_back(keep_alive && idle && end == End::Done, ex.now);
+                return end;
+            }
             if !empty && filters::collects_response(ex) {
                 return self.bridge(ex, head, framing, connection, sent).await;
             }
@@ -120,17 +147,17 @@ impl Attempts<'_> {
         let mut download = Pump::new(
             framing,
             write_chunked,
-            (ex.down.client.is_http2() || ex.manager.http1.enable_trailers)
-                && (connection.is_http2() || self.upstream().http.http1.enable_trailers),
+            connection.is_http2() || self.upstream().http.http1.enable_trailers,
             self.upstream().http.max_response_headers,
         )
         .unseen();
+        download.keep_trailers(ex.down.client.is_http2() || ex.manager.http1.enable_trailers);
         if ex.filters.is_some() {
             filters::on_download(ex, &mut download);
         }
         download.limit(ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit));
         let result = self.pass_body(ex, &mut download, &mut connection, &mut sent.out).await;
-        ex.info.bytes_sent += download.bytes;
+        ex.info.bytes_sent += download.passed();
         ex.info.upstream_wire_received += download.bytes;
         ex.trailers = download.received_trailers.take();
         if let Some(trailers) = &ex.trailers {
@@ -207,47 +234,14 @@ impl Attempts<'_> {
     ) -> End {
         let cluster = self.upstream().clone();
         let limit = ex.down.buffer_limit.min(cluster.per_connection_buffer_limit);
-        let mut download = Pump::new(framing, false, true, cluster.http.max_response_headers);
-        filters::on_download(ex, &mut download);
-        let mut body = Vec::new();
-        let collected = poll_fn(|context| {
-            self.poll_upload(ex, &connection, &mut sent.out, context)?;
-            let mut shelf = Out::Wire(OutBuf::default());
-            let each = |piece: Seen<'_>| match piece {
-                Seen::Bytes(bytes) => body.extend_from_slice(bytes),
-                Seen::Shared(bytes) => body.extend_from_slice(bytes),
-            };
-            let polled = download.poll_receive(connection.source(), &mut shelf, each, context);
-            if std::mem::take(&mut download.progress) {
-                self.deadlines.touch();
+        let mut body = match self.take_whole(ex, framing, &mut connection, &mut sent, limit).await {
+            Ok(Some(body)) => body,
+            failed => {
+                let failure = failed.err().unwrap_or(Failure::Protocol);
+                self.broke_off(ex, &failure);
+                return self.fail(ex, failure).await;
             }
-            if body.len() > limit {
-                return Poll::Ready(Err(Failure::Protocol));
-            }
-            match polled {
-                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(PumpError::SourceReset(error))) => {
-                    return Poll::Ready(Err(Failure::Reset(error)))
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
-                Poll::Pending if !shelf.is_empty() => {
-                    // It held as much as it may; there is room again.
-                    context.waker().wake_by_ref();
-                }
-                Poll::Pending => {}
-            }
-            self.poll_client(ex, context)
-        })
-        .await;
-        if let Err(failure) = collected {
-            self.broke_off(ex, &failure);
-            return self.fail(ex, failure).await;
-        }
-        ex.info.upstream_wire_received += download.bytes;
-        ex.trailers = download.received_trailers.take();
-        if let Some(trailers) = &ex.trailers {
-            self.note_load(ex.info.host.as_ref(), trailers);
-        }
+        };
         let bridged = filters::bridged(ex);
         filters::grpc_http1_bridge::complete(&mut head, ex.trailers.as_ref(), &mut body, bridged);
         let now = Instant::now();
@@ -262,6 +256,57 @@ impl Attempts<'_> {
             Ok(()) => End::Done,
             Err(()) => End::Gone,
         }
+    }
+
+    /// Takes in all of a response's body, after what filters have done to it so far. `None` where it is larger than
+    /// `limit` bytes.
+    pub(super) async fn take_whole(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        framing: Framing,
+        connection: &mut Lent,
+        sent: &mut Sent,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let cluster = self.upstream().clone();
+        let mut download = Pump::new(framing, false, true, cluster.http.max_response_headers);
+        filters::on_download(ex, &mut download);
+        let mut body = Vec::new();
+        let fits = poll_fn(|context| {
+            self.poll_upload(ex, connection, &mut sent.out, context)?;
+            let mut shelf = Out::Wire(OutBuf::default());
+            let each = |piece: Seen<'_>| match piece {
+                Seen::Bytes(bytes) => body.extend_from_slice(bytes),
+                Seen::Shared(bytes) => body.extend_from_slice(bytes),
+            };
+            let polled = download.poll_receive(connection.source(), &mut shelf, each, context);
+            if std::mem::take(&mut download.progress) {
+                self.deadlines.touch();
+            }
+            if body.len() > limit {
+                return Poll::Ready(Ok(false));
+            }
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(true)),
+                Poll::Ready(Err(PumpError::SourceReset(error))) => {
+                    return Poll::Ready(Err(Failure::Reset(error)))
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Pending if !shelf.is_empty() => {
+                    // It held as much as it may; there is room again.
+                    context.waker().wake_by_ref();
+                }
+                Poll::Pending => {}
+            }
+            self.poll_client(ex, context)
+        })
+        .await?;
+        ex.info.upstream_wire_received += download.bytes;
+        ex.trailers = download.received_trailers.take();
+        if let Some(trailers) = &ex.trailers {
+            self.note_load(ex.info.host.as_ref(), trailers);
+        }
+        Ok(fits.then_some(body))
     }
 
     pub(super) async fn pass_body(

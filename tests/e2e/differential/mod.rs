@@ -8,8 +8,10 @@
 pub mod bootstrap;
 mod case;
 mod clusters;
+mod compression;
 pub mod counters;
 mod ext_authz;
+mod ext_proc;
 mod filters;
 mod filters_policy;
 mod forwarded;
@@ -141,7 +143,10 @@ fn differences_are_documented() {
     let page = include_str!("../../../docs/differences.md");
     let documented: BTreeSet<&str> =
         page.lines().filter_map(|l| l.strip_prefix("### `")?.strip_suffix('`')).collect();
-    let elsewhere = logs::DIFFERENCES.iter().chain(crate::inputs::DIFFERENCES.iter().map(|(_, id)| id));
+    let elsewhere = logs::DIFFERENCES
+        .iter()
+        .chain(compression::DIFFERENCES)
+        .chain(crate::inputs::DIFFERENCES.iter().map(|(_, id)| id));
     let mut used: BTreeSet<&str> = elsewhere.copied().chain(crate::http2::matrix::differences()).collect();
     let mut names = BTreeSet::new();
     for (group, cases) in groups().into_iter().map(|(n, g)| (n, g.cases)) {

@@ -256,6 +256,12 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
     }
     let expected = case.lines.unwrap_or(final_responses);
     log(&mut lines, &mask, side, "access.log", (logged, local.port()), expected).await;
+    if lines.iter().any(|(key, _)| key.starts_with("response") && key.ends_with(".decoded")) {
+        for (_, value) in lines.iter_mut().filter(|(key, _)| key.starts_with("log") && key.ends_with(".sent"))
+        {
+            *value = "<as coded>".to_string();
+        }
+    }
     lines.sort();
     Observation { lines, heads }
 }
@@ -340,15 +346,32 @@ fn describe(
         lines.push((format!("{place}.complete"), "no".to_string()));
     }
     if !message.body.is_empty() {
-        let body = match message.body.len() {
-            0..=2000 => mask.text(&message.body.escape_ascii().to_string()),
-            n => format!("{n} bytes, sum {}", message.body.iter().map(|b| u64::from(*b)).sum::<u64>()),
+        let decoded = decoded(message);
+        let bytes = decoded.as_ref().unwrap_or(&message.body);
+        let body = match bytes.len() {
+            0..=2000 => mask.text(&bytes.escape_ascii().to_string()),
+            n => format!("{n} bytes, sum {}", bytes.iter().map(|b| u64::from(*b)).sum::<u64>()),
         };
-        lines.push((format!("{place}.body"), body));
+        let what = if decoded.is_some() { "decoded" } else { "body" };
+        lines.push((format!("{place}.{what}"), body));
     }
     for (name, value) in &message.trailers {
         lines.push((format!("{place}.trailer.{}", name.to_ascii_lowercase()), value.clone()));
     }
+}
+
+/// A body as it was before it was coded: two libraries need not write the same bytes.
+fn decoded(message: &Message) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let coding = message.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-encoding"))?;
+    let mut out = Vec::new();
+    match coding.1.as_str() {
+        "gzip" => flate2::read::GzDecoder::new(&message.body[..]).read_to_end(&mut out).ok()?,
+        "br" => brotli::Decompressor::new(&message.body[..], 4096).read_to_end(&mut out).ok()?,
+        "zstd" => zstd::Decoder::new(&message.body[..]).ok()?.read_to_end(&mut out).ok()?,
+        _ => return None,
+    };
+    Some(out)
 }
 
 /// Waits for the access-log lines of this client's connection, without those of the probe.

@@ -219,7 +219,7 @@ impl Config {
             return if denies { self.failure(ex) } else { Step::Continue };
         }
         match self.buffering(ex, at) {
-            Some(body) if !ex.upload.is_received() => Step::Wait(match body.partial {
+            Some(body) if !super::is_over(ex) => Step::Wait(match body.partial {
                 true => Wait::Prefix(body.most),
                 false => Wait::Hold(body.most),
             }),

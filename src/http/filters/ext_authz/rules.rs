@@ -22,7 +22,7 @@ pub struct MutationRules {
 
 /// What becomes of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::http::filters) enum Change {
     Made,
     Ignored,
     /// The whole answer is invalid.
@@ -50,7 +50,7 @@ impl MutationRules {
         })
     }
 
-    pub(super) fn check(&self, key: &HeaderKey, remove: bool) -> Change {
+    pub(in crate::http::filters) fn check(&self, key: &HeaderKey, remove: bool) -> Change {
         if self.allows(key.name(), remove) {
             Change::Made
         } else if self.is_error {

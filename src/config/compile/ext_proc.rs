@@ -1,0 +1,162 @@
+//! External processing: `envoy.filters.http.ext_proc`'s messages in, [`Config`] out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
+    BodySendMode, HeaderSendMode,
+};
+use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
+
+use super::duration_or;
+use crate::config::matcher::StringMatcher;
+use crate::config::problems::Problems;
+use crate::config::services::GrpcTarget;
+use crate::config::{Cluster, Directory};
+use crate::http::filters::ext_authz::rules::MutationRules;
+use crate::http::filters::ext_proc::{Config, Mode, PerRoute, ProcessorStats, RouteCache};
+use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::read_dynamic_metadata;
+
+/// The filter's type.
+pub(super) const TYPE: &str = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
+/// The type of what a route says to it.
+pub(super) const PER_ROUTE: &str = "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute";
+
+/// How long an answer may take where config does not say.
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The filter, which counts below `stats`. `None` when a problem was reported.
+pub(super) fn compile(
+    config: &pb::ExternalProcessor,
+    stats: &Scope,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Config> {
+    use pb::external_processor::RouteCacheAction;
+    let before = problems.count();
+    let target = match &config.grpc_service {
+        Some(service) => {
+            problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))
+        }
+        None => {
+            problems.report_at("grpc_service", "is required");
+            None
+        }
+    };
+    let unset = pb::ProcessingMode::default();
+    let looked_at = problems
+        .at("processing_mode", |problems| mode(config.processing_mode.as_ref().unwrap_or(&unset), problems));
+    let overrides: Vec<Mode> = (config.allowed_override_modes.iter().enumerate())
+        .filter_map(|(index, config)| {
+            problems.at_index("allowed_override_modes", index, |problems| mode(config, problems))
+        })
+        .collect();
+    let rules = problems.at("mutation_rules", |problems| {
+        MutationRules::compile(&config.mutation_rules.clone().unwrap_or_default(), problems)
+    });
+    let forward = config.forward_rules.clone().unwrap_or_default();
+    let (allowed, disallowed) = problems.at("forward_rules", |problems| {
+        let allowed = forward.allowed_headers.as_ref();
+        (
+            allowed.map(|list| matchers(list, "allowed_headers", problems).into()),
+            matchers(&forward.disallowed_headers.unwrap_or_default(), "disallowed_headers", problems),
+        )
+    });
+    let timeout = duration_or(&config.message_timeout, TIMEOUT, "message_timeout", problems);
+    let max_timeout =
+        duration_or(&config.max_message_timeout, Duration::ZERO, "max_message_timeout", problems);
+    let options = config.metadata_options.clone().unwrap_or_default();
+    let names = |namespaces: Option<pb::metadata_options::MetadataNamespaces>| {
+        let names = namespaces.unwrap_or_default().untyped;
+        names.iter().map(|name| name.as_str().into()).collect::<Box<[Box<str>]>>()
+    };
+    let told = names(options.forwarding_namespaces);
+    if config.disable_clear_route_cache && config.route_cache_action() != RouteCacheAction::Default {
+        problems.report_at("disable_clear_route_cache", "cannot be set with route_cache_action");
+    }
+    let route_cache = match config.route_cache_action() {
+        RouteCacheAction::Default if config.disable_clear_route_cache => RouteCache::Never,
+        RouteCacheAction::Default => RouteCache::AsAsked,
+        RouteCacheAction::Clear => RouteCache::Always,
+        RouteCacheAction::Retain => RouteCache::Never,
+    };
+    (problems.count() == before).then_some(())?;
+    if !told.is_empty() {
+        read_dynamic_metadata();
+    }
+    let status = config.status_on_error.as_ref().map_or(500, |status| status.code);
+    Some(Config {
+        target: Arc::new(target?),
+        fail_open: config.failure_mode_allow,
+        status_on_error: u16::try_from(status).unwrap_or(500),
+        mode: looked_at?,
+        timeout,
+        max_timeout,
+        allow_override: config.allow_mode_override,
+        overrides: overrides.into(),
+        no_immediate: config.disable_immediate_response,
+        route_cache,
+        rules: rules?,
+        allowed,
+        disallowed: disallowed.into(),
+        told,
+        heard: names(options.receiving_namespaces),
+        stats: ProcessorStats::new(&stats.sub("ext_proc").sub(config.stat_prefix.trim_end_matches('.'))),
+    })
+}
+
+/// What a route says; a message without a word, which a field rule forbids, says nothing.
+pub(super) fn per_route(config: &pb::ExtProcPerRoute, problems: &mut Problems) -> Option<PerRoute> {
+    use pb::ext_proc_per_route::Override;
+    match config.r#override.as_ref()? {
+        Override::Disabled(_) => Some(PerRoute::Off),
+        Override::Overrides(overrides) => {
+            let before = problems.count();
+            let said = overrides.processing_mode.as_ref();
+            let mode = said
+                .and_then(|said| problems.at("overrides.processing_mode", |problems| mode(said, problems)));
+            (problems.count() == before).then(|| PerRoute::Overrides {
+                mode,
+                target: None,
+                fail_open: overrides.failure_mode_allow.map(|value| value.value),
+            })
+        }
+    }
+}
+
+/// What is looked at. `None` when a problem was reported.
+fn mode(config: &pb::ProcessingMode, problems: &mut Problems) -> Option<Mode> {
+    let sends = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Send);
+    for (field, value) in [
+        ("request_trailer_mode", config.request_trailer_mode),
+        ("response_trailer_mode", config.response_trailer_mode),
+    ] {
+        if sends(value) {
+            problems.report_at(field, "trailers are not sent to processors yet");
+        }
+    }
+    for (field, value, partial) in [
+        ("request_body_mode", config.request_body_mode, true),
+        ("response_body_mode", config.response_body_mode, false),
+    ] {
+        match BodySendMode::try_from(value) {
+            Ok(BodySendMode::None | BodySendMode::Buffered) => {}
+            Ok(BodySendMode::BufferedPartial) if partial => {}
+            _ => problems
+                .report_at(field, "bodies are not sent to processors in this way yet; BUFFERED is one"),
+        }
+    }
+    Mode::of(config)
+}
+
+fn matchers(list: &ListStringMatcher, field: &str, problems: &mut Problems) -> Vec<StringMatcher> {
+    problems.at(field, |problems| {
+        (list.patterns.iter().enumerate())
+            .filter_map(|(index, config)| {
+                problems.at_index("patterns", index, |problems| StringMatcher::compile(config, problems))
+            })
+            .collect()
+    })
+}

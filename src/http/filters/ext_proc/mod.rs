@@ -1,0 +1,420 @@
+//! Requests and responses that another service looks at and changes (`envoy.filters.http.ext_proc`).
+//!
+//! Comes in: heads, and whole bodies where config wants them seen. Goes out: what the service makes of them: changes to a
+//! head, another body, or an answer of its own. One gRPC stream ([`session`]) serves a request and its response;
+//! [`mutation`] holds what may be changed. Without an answer in time the request fails, unless config says otherwise.
+
+pub(super) mod mutation;
+pub(in crate::http) mod reply;
+pub(in crate::http) mod session;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
+use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
+use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
+
+use self::mutation::Refused;
+use self::session::{Said, Session};
+use super::chain::{active, At, Step, Wait};
+use super::ext_authz::rules::MutationRules;
+use super::{is_over, Awaited, Encoder, Pending};
+use crate::config::matcher::StringMatcher;
+use crate::config::route::RouteFilter;
+use crate::config::services::GrpcTarget;
+use crate::config::Known;
+use crate::http::exchange::{Exchange, Reply};
+use crate::http::head::ResponseHead;
+
+crate::stats! {
+    /// `http.<stat_prefix>.ext_proc.[<stat_prefix>.]`.
+    pub struct ProcessorStats {
+        counters {
+            streams_started, stream_msgs_sent, stream_msgs_received, spurious_msgs_received, streams_closed,
+            streams_failed, failure_mode_allowed, message_timeouts, rejected_header_mutations,
+            override_message_timeout_received, override_message_timeout_ignored, clear_route_cache_ignored,
+            clear_route_cache_disabled, clear_route_cache_upstream_ignored, http_not_ok_resp_received,
+            immediate_responses_sent, server_half_closed,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// The filter.
+#[derive(Debug)]
+pub struct Config {
+    /// Who looks.
+    pub target: Arc<GrpcTarget>,
+    /// Without an answer all goes on.
+    pub fail_open: bool,
+    /// The status of a failure.
+    pub status_on_error: u16,
+    /// What is looked at.
+    pub mode: Mode,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// How long it may take where the service asks for more; zero = it may not ask.
+    pub max_timeout: Duration,
+    /// The service may change what is looked at.
+    pub allow_override: bool,
+    /// Only to one of these, if there are any.
+    pub overrides: Box<[Mode]>,
+    /// It may not answer in our place.
+    pub no_immediate: bool,
+    /// Whether the route is found anew.
+    pub route_cache: RouteCache,
+    /// What it may change.
+    pub rules: MutationRules,
+    /// Headers that it sees; `None` = all.
+    pub allowed: Option<Box<[StringMatcher]>>,
+    /// Those that it does not see.
+    pub disallowed: Box<[StringMatcher]>,
+    /// Dynamic metadata that it sees, by namespace.
+    pub told: Box<[Box<str>]>,
+    /// Those that it may set.
+    pub heard: Box<[Box<str>]>,
+    /// Its statistics.
+    pub stats: ProcessorStats,
+}
+
+/// When a route is found anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RouteCache {
+    AsAsked,
+    Always,
+    Never,
+}
+
+/// How a body is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Body {
+    None,
+    Whole,
+    /// As much of it as may be held.
+    Beginning,
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Mode {
+    pub request_head: bool,
+    pub response_head: bool,
+    pub request_body: Body,
+    pub response_body: Body,
+}
+
+/// What a route says (`ExtProcPerRoute`).
+#[derive(Debug)]
+pub enum PerRoute {
+    /// Nothing is looked at.
+    Off,
+    /// In place of what the filter says.
+    Overrides {
+        /// What is looked at.
+        mode: Option<Mode>,
+        /// Who looks.
+        target: Option<Arc<GrpcTarget>>,
+        /// Without an answer all goes on.
+        fail_open: Option<bool>,
+    },
+}
+
+/// Where a request is with the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Head,
+    /// Its body is taken in.
+    Taking,
+    Body,
+    /// The client's body is taken in, which another takes the place of.
+    Dropping,
+    Done,
+}
+
+/// The filter's part in one request.
+#[derive(Debug)]
+pub(in crate::http) struct Turn {
+    place: usize,
+    phase: Phase,
+    pub(in crate::http) session: Rc<RefCell<Session>>,
+    /// The body in place of the client's.
+    replacement: Option<Bytes>,
+}
+
+/// What the service makes of a head or a body.
+pub(in crate::http) enum Verdict {
+    /// It goes on; with another body, if there is one. The second says that it takes the place of all that follows.
+    Go(Option<Bytes>, bool),
+    /// It is answered with this.
+    Reply(Box<Reply>),
+}
+
+impl Config {
+    pub(super) fn on_request(self: &Arc<Self>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        let turns = ex.filters.as_ref().map(|active| &active.processors);
+        let found = turns.and_then(|turns| turns.iter().position(|turn| turn.place == at.place));
+        let Some(found) = found else { return self.begin(ex, at) };
+        // Taken out while its step is made.
+        let mut turn = active(ex).processors.remove(found);
+        let step = self.step(&mut turn, ex);
+        active(ex).processors.insert(found, turn);
+        step
+    }
+
+    fn begin(self: &Arc<Self>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+        let (mut mode, mut target, mut fail_open) = (None, None, None);
+        for level in at.levels() {
+            match &**level {
+                RouteFilter::ExtProc(PerRoute::Off) if mode.is_none() && target.is_none() => {
+                    return Step::Continue
+                }
+                RouteFilter::ExtProc(PerRoute::Overrides { mode: m, target: t, fail_open: f }) => {
+                    mode = mode.or(*m);
+                    target = target.or(t.as_ref());
+                    fail_open = fail_open.or(*f);
+                }
+                _ => {}
+            }
+        }
+        let mode = mode.unwrap_or(self.mode);
+        let target = target.unwrap_or(&self.target).clone();
+        let fail_open = fail_open.unwrap_or(self.fail_open);
+        let session = Session::new(self.clone(), ex.worker.clone(), target, mode, fail_open);
+        let session = Rc::new(RefCell::new(session));
+        at.encode(ex, Encoder::ExtProc(session.clone()));
+        let mut turn = Turn { place: at.place, phase: Phase::Head, session, replacement: None };
+        let step = match mode.request_head {
+            true => {
+                let ends = is_over(ex);
+                let ask = ex.request.as_ref().map(|request| {
+                    Ask::RequestHeaders(mutation::headers(self, mutation::request_lines(request), ends))
+                });
+                self.ask(&turn, ask, ex)
+            }
+            false => self.body(&mut turn, ex),
+        };
+        active(ex).processors.push(turn);
+        step
+    }
+
+    fn step(&self, turn: &mut Turn, ex: &mut Exchange<'_>) -> Step {
+        let awaited = match turn.phase {
+            Phase::Head | Phase::Body => ex.filters.as_mut().and_then(|active| active.awaited.take()),
+            Phase::Taking => {
+                turn.phase = Phase::Body;
+                let body = ex.filters.as_ref().and_then(|active| active.body.clone()).unwrap_or_default();
+                let ask = Ask::RequestBody(pb::HttpBody {
+                    body: body.into(),
+                    end_of_stream: ex.upload.is_received(),
+                });
+                return self.ask(turn, Some(ask), ex);
+            }
+            Phase::Dropping => {
+                self.replace(turn.replacement.take().unwrap_or_default(), ex);
+                turn.phase = Phase::Done;
+                return Step::Continue;
+            }
+            Phase::Done => return Step::Continue,
+        };
+        let Some(Awaited::Said(said)) = awaited else { return Step::Continue };
+        let of_head = turn.phase == Phase::Head;
+        match self.hear(&turn.session, *said, ex, of_head) {
+            Verdict::Reply(reply) => Step::Reply(*reply),
+            Verdict::Go(Some(body), true) => {
+                if ex.upload.is_received() {
+                    self.replace(body, ex);
+                    turn.phase = Phase::Done;
+                    return Step::Continue;
+                }
+                turn.phase = Phase::Dropping;
+                turn.replacement = Some(body);
+                Step::Wait(Wait::Hold(ex.down.buffer_limit))
+            }
+            Verdict::Go(body, _) => {
+                if of_head {
+                    return self.body(turn, ex);
+                }
+                if let Some(body) = body {
+                    let whole = turn.session.borrow().mode.request_body == Body::Whole;
+                    if let Some(reply) = self.set_body(&turn.session, body, whole, ex) {
+                        return Step::Reply(reply);
+                    }
+                }
+                turn.phase = Phase::Done;
+                Step::Continue
+            }
+        }
+    }
+
+    /// The head has been looked at: its body's turn.
+    fn body(&self, turn: &mut Turn, ex: &mut Exchange<'_>) -> Step {
+        turn.phase = Phase::Done;
+        let session = turn.session.borrow();
+        if session.is_done() || is_over(ex) {
+            return Step::Continue;
+        }
+        let wait = match session.mode.request_body {
+            Body::None => return Step::Continue,
+            Body::Whole => Wait::Hold(ex.down.buffer_limit),
+            Body::Beginning => Wait::Prefix(ex.down.buffer_limit),
+        };
+        drop(session);
+        if matches!(wait, Wait::Prefix(_)) {
+            // Nobody knows how long it will be.
+            if let Some(request) = &mut ex.request {
+                request.fields.remove_known(Known::ContentLength);
+            }
+            ex.upload.without_length();
+        }
+        turn.phase = Phase::Taking;
+        if ex.upload.is_received() {
+            // Another filter has waited for it.
+            return self.step(turn, ex);
+        }
+        Step::Wait(wait)
+    }
+
+    /// Asks, and waits for what the service says.
+    fn ask(&self, turn: &Turn, ask: Option<Ask>, ex: &mut Exchange<'_>) -> Step {
+        let Some(ask) = ask else { return Step::Continue };
+        let metadata = self.metadata(ex);
+        let answer = Session::ask(turn.session.clone(), ask, metadata);
+        active(ex).pending = Some(Pending::new(async move { Awaited::Said(Box::new(answer.await)) }));
+        Step::Wait(Wait::Answer)
+    }
+
+    /// Sets the body that goes upstream in place of the one that was taken in.
+    fn set_body(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        body: Bytes,
+        whole: bool,
+        ex: &mut Exchange<'_>,
+    ) -> Option<Reply> {
+        let length = ex.request.as_ref().and_then(|request| request.fields.get(Known::ContentLength));
+        match length.map(crate::config::matcher::number::<usize>) {
+            Some(length) if whole && length != Some(body.len()) => {
+                return Some(self.refuse(session, Refused::LENGTH));
+            }
+            Some(_) if whole => active(ex).body = Some(body),
+            _ => self.replace(body, ex),
+        }
+        None
+    }
+
+    /// As [`Config::set_body`], whatever was told of its length.
+    fn replace(&self, body: Bytes, ex: &mut Exchange<'_>) {
+        if let Some(request) = &mut ex.request {
+            request.fields.remove_known(Known::ContentLength);
+        }
+        ex.upload.without_length();
+        active(ex).body = Some(body);
+    }
+
+    /// Applies what the service says of the request's head, or else of its body.
+    fn hear(&self, session: &Rc<RefCell<Session>>, said: Said, ex: &mut Exchange<'_>, head: bool) -> Verdict {
+        let says = match self.settle(session, said, ex) {
+            Ok(Some(says)) => says,
+            Ok(None) => return Verdict::Go(None, false),
+            Err(reply) => return Verdict::Reply(reply),
+        };
+        let common = match says {
+            Says::RequestHeaders(response) if head => response.response,
+            Says::RequestBody(response) if !head => response.response,
+            says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
+        };
+        self.stats.stream_msgs_received.increment(1);
+        let Some(common) = common else { return Verdict::Go(None, false) };
+        let changes = common.header_mutation.as_ref();
+        if let (Some(changes), Some(request)) = (changes, &mut ex.request) {
+            let may_size = session.borrow().mode.request_body == Body::Whole;
+            let mut chunked = false;
+            if let Err(refused) = mutation::apply_to_request(self, changes, request, may_size, &mut chunked) {
+                return Verdict::Reply(Box::new(self.refuse(session, refused)));
+            }
+            if chunked && !is_over(ex) {
+                ex.upload.without_length();
+            }
+        }
+        self.reroute(common.clear_route_cache, ex);
+        mutation::body_of(common, head)
+    }
+
+    /// Applies what the service says of a response's head, or else of its body.
+    pub(in crate::http) fn hear_response(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        said: Said,
+        ex: &mut Exchange<'_>,
+        head: &mut ResponseHead,
+        of_head: bool,
+    ) -> Verdict {
+        let says = match self.settle(session, said, ex) {
+            Ok(Some(says)) => says,
+            Ok(None) => return Verdict::Go(None, false),
+            Err(reply) => return Verdict::Reply(reply),
+        };
+        let common = match says {
+            Says::ResponseHeaders(response) if of_head => response.response,
+            Says::ResponseBody(response) if !of_head => response.response,
+            says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
+        };
+        self.stats.stream_msgs_received.increment(1);
+        let Some(common) = common else { return Verdict::Go(None, false) };
+        if let Some(changes) = &common.header_mutation {
+            let may_size = session.borrow().mode.response_body == Body::Whole;
+            if let Err(refused) = mutation::apply_to_response(self, changes, head, may_size) {
+                return Verdict::Reply(Box::new(self.refuse(session, refused)));
+            }
+        }
+        mutation::body_of(common, of_head)
+    }
+
+    /// What the service is asked about a response's head.
+    pub(in crate::http) fn question_of_head(&self, head: &ResponseHead, ends: bool) -> Ask {
+        Ask::ResponseHeaders(mutation::headers(self, mutation::response_lines(head), ends))
+    }
+
+    /// What it is asked about a response's body.
+    pub(in crate::http) fn question_of_body(body: &Bytes) -> Ask {
+        Ask::ResponseBody(pb::HttpBody { body: body.to_vec(), end_of_stream: true })
+    }
+
+    /// A response's body after what the service said of it; an answer of our own where its length is told otherwise.
+    pub(in crate::http) fn body_of_response(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        head: &ResponseHead,
+        body: &Bytes,
+    ) -> Result<(), Box<Reply>> {
+        let length = head.fields.get(Known::ContentLength).map(crate::config::matcher::number::<usize>);
+        if length.is_some_and(|length| length != Some(body.len())) {
+            return Err(Box::new(self.refuse(session, Refused::LENGTH)));
+        }
+        Ok(())
+    }
+
+    fn reroute(&self, asked: bool, ex: &mut Exchange<'_>) {
+        let now = match self.route_cache {
+            RouteCache::Always => true,
+            RouteCache::AsAsked => asked,
+            RouteCache::Never => {
+                if asked {
+                    self.stats.clear_route_cache_disabled.increment(1);
+                }
+                false
+            }
+        };
+        if now {
+            active(ex).reroute = true;
+        }
+    }
+}
