@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 /// What the processor does with a message.
 enum Does {
-    Says(pb::ProcessingResponse),
+    Says(Box<pb::ProcessingResponse>),
     /// It says nothing for ever.
     Waits,
     /// It ends the call with this status.
@@ -77,7 +77,7 @@ async fn process(
                 });
             }
             match answer(&path, &ask) {
-                Does::Says(message) => messages.push(message),
+                Does::Says(message) => messages.push(*message),
                 Does::Waits => return std::future::pending().await,
                 Does::Ends(status) => {
                     let mut trailers = http::HeaderMap::new();
@@ -135,7 +135,7 @@ fn added(key: &str, value: &str) -> HeaderValueOption {
 }
 
 fn changes(set: Vec<HeaderValueOption>, remove: &[&str]) -> Option<pb::HeaderMutation> {
-    let remove_headers = remove.iter().map(|name| name.to_string()).collect();
+    let remove_headers = remove.iter().map(ToString::to_string).collect();
     Some(pb::HeaderMutation { set_headers: set, remove_headers })
 }
 
@@ -237,7 +237,7 @@ fn answer(path: &str, ask: &Ask) -> Does {
         "replace-empty" if of_request || of_response => common.status = 1,
         "ignored" if of_request => common.body_mutation = body("ignored"),
         "early" if of_request => return said(Says::ResponseHeaders(pb::HeadersResponse::default())),
-        "nothing" if of_request => return Does::Says(pb::ProcessingResponse::default()),
+        "nothing" if of_request => return Does::Says(Box::default()),
         "reroute" if of_request => {
             set.push(header(":path", "/elsewhere"));
             common.clear_route_cache = true;
@@ -274,11 +274,11 @@ fn answer(path: &str, ask: &Ask) -> Does {
         Ask::RequestTrailers(_) => Says::RequestTrailers(pb::TrailersResponse::default()),
         Ask::ResponseTrailers(_) => Says::ResponseTrailers(pb::TrailersResponse::default()),
     });
-    Does::Says(more)
+    Does::Says(Box::new(more))
 }
 
 fn said(says: Says) -> Does {
-    Does::Says(pb::ProcessingResponse { response: Some(says), ..Default::default() })
+    Does::Says(Box::new(pb::ProcessingResponse { response: Some(says), ..Default::default() }))
 }
 
 fn origin(request: &Message) -> Answer {
