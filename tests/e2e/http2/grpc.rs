@@ -31,12 +31,9 @@ const ROUTES: &str = "- name: all
   - { match: { prefix: /grpc.health.v1.Health/ }, route: { cluster: h2 } }
   - { match: { prefix: /nobody. }, route: { cluster: refused } }";
 
-/// A sidecar with [`ROUTES`] whose cluster `h2` has these options.
-fn template(options: &str) -> String {
-    Bootstrap::new()
-        .cluster("h2", &format!("{}\n{options}", speaks("h2")))
-        .listener("grpc", "", ROUTES)
-        .render()
+/// A sidecar with [`ROUTES`].
+fn template() -> String {
+    Bootstrap::new().cluster("h2", &speaks("h2")).listener("grpc", "", ROUTES).render()
 }
 
 /// All calls through `proxy`.
