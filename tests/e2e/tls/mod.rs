@@ -1,9 +1,9 @@
 //! TLS both ways: real clients (curl, openssl), servers of another library, and the real Envoy on either side. What
 //! Envoy does with the same configuration and the same peers is what is expected.
 
-mod certs;
+pub mod certs;
 mod chain;
-mod config;
+pub mod config;
 mod downstream;
 mod expiry;
 mod origin;
