@@ -244,7 +244,7 @@ impl Side {
         self.status("/limit/fail").await;
         self.note("limit", "upstream_rq_retry_limit_exceeded", 1).await;
 
-        let logged = eventually(DEADLINE, || std::future::ready(failures(&self.proxy).len() >= 10)).await;
+        let logged = eventually(DEADLINE, || std::future::ready(failures(&self.proxy).len() >= 12)).await;
         let _ = writeln!(self.text, "failures were logged: {logged}");
         for failure in failures(&self.proxy) {
             let _ = writeln!(self.text, "{} {} {}", failure.cluster, failure.status, failure.flags);
