@@ -470,14 +470,13 @@ impl State {
         if self.closing != Closing::No {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if !self.unsent.is_empty() {
-            if !self.flush(socket)? {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            let owed = std::mem::take(&mut self.owed);
-            if owed > 0 {
-                return Ok(owed.min(bytes.len()));
-            }
+        if !self.unsent.is_empty() && !self.flush(socket)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // A read may have sent what was left of it since.
+        let owed = std::mem::take(&mut self.owed);
+        if owed > 0 {
+            return Ok(owed.min(bytes.len()));
         }
         if bytes.is_empty() {
             return Ok(0);

@@ -150,6 +150,34 @@ async fn a_write_counts_when_the_kernel_has_it() {
 }
 
 #[tokio::test]
+async fn what_leaves_while_it_is_read_is_not_written_again() {
+    let (one, other) = pair().await;
+    let bytes = body(30 << 20);
+    let mut sent = 0;
+    while let Ok(count) = one.try_write(&bytes[sent..]) {
+        sent += count;
+    }
+    let (_, got) = tokio::join!(
+        async {
+            // The records that the kernel had no room for go out with a look for something to read.
+            while one.unsent() > 0 {
+                poll_fn(|context| Poll::Ready(one.poll_read_ready(context).is_pending())).await;
+                tokio::task::yield_now().await;
+            }
+            one.write_all(&bytes[sent..]).await.unwrap();
+            one.shutdown_write().unwrap();
+            poll_fn(|context| one.poll_read_ready(context)).await.unwrap();
+        },
+        async {
+            let got = read_all(&other, 1 << 16).await;
+            other.shutdown_write().unwrap();
+            got
+        }
+    );
+    assert!(got == bytes, "{} of {}", got.len(), bytes.len());
+}
+
+#[tokio::test]
 async fn the_end_is_said_and_heard_and_the_other_way_stays_open() {
     let (one, other) = pair().await;
     one.shutdown_write().unwrap();

@@ -15,7 +15,7 @@ mod ext_proc;
 mod filters;
 mod filters_policy;
 mod forwarded;
-mod grpc_service;
+pub mod grpc_service;
 mod hedging;
 mod jwt;
 mod logs;

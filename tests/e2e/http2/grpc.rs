@@ -3,11 +3,15 @@
 
 use super::matrix::speaks;
 use crate::differential::bootstrap::Bootstrap;
+use crate::differential::grpc_service::HTTP2;
 use crate::harness::ports::free_port;
 use crate::harness::proxy::{Kind, Proxy};
 use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 use crate::peers::servers::{python, Server};
+use crate::tls::certs::Certs;
+use crate::tls::config;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 fn file(name: &str) -> PathBuf {
@@ -31,13 +35,16 @@ const ROUTES: &str = "- name: all
   - { match: { prefix: /grpc.health.v1.Health/ }, route: { cluster: h2 } }
   - { match: { prefix: /nobody. }, route: { cluster: refused } }";
 
-/// A sidecar with [`ROUTES`].
-fn template() -> String {
-    Bootstrap::new().cluster("h2", &speaks("h2")).listener("grpc", "", ROUTES).render()
+/// A sidecar with [`ROUTES`] whose cluster `h2` has these options.
+fn template(options: &str) -> String {
+    Bootstrap::new()
+        .cluster("h2", &format!("{}\n{options}", speaks("h2")))
+        .listener("grpc", "", ROUTES)
+        .render()
 }
 
-/// All calls through `proxy`.
-async fn calls(proxy: &Proxy) {
+/// All calls through `proxy`; its statistics when they are over.
+async fn calls(proxy: &Proxy) -> BTreeMap<String, u64> {
     let (good, said) = run("tests/e2e/http2/calls.py", &[&proxy.port("grpc").to_string()]).await;
     println!("{said}");
     assert!(good, "{said}\n{}", proxy.output());
@@ -51,6 +58,7 @@ async fn calls(proxy: &Proxy) {
         stats["http.grpc.downstream_rq_active"] == 0 && stats["cluster.h2.upstream_rq_active"] == 0
     };
     assert!(eventually(DEADLINE, over).await, "calls are left");
+    stats
 }
 
 /// The values of a template in front of this port.
@@ -64,8 +72,44 @@ async fn every_kind_of_call() {
         return;
     }
     let server = Server::python(&file("tests/e2e/http2/service.py")).await;
-    let proxy = Proxy::outrigger(&template(), &towards(server.port)).await;
+    let proxy = Proxy::outrigger(&template(""), &towards(server.port)).await;
     calls(&proxy).await;
+}
+
+#[tokio::test]
+async fn every_kind_of_call_through_two_sidecars_with_mutual_tls() {
+    if python().is_none() {
+        return;
+    }
+    let server = Server::python(&file("tests/e2e/http2/service.py")).await;
+    let certs = Certs::new();
+    let options = HTTP2.trim_end();
+    let route = "route: {cluster: service, timeout: 0s, max_stream_duration: {grpc_timeout_header_max: 0s}}";
+    let chain = format!(
+        "[{{filters: [{}], {}}}]",
+        config::http("inner", "", route),
+        config::downstream(
+            &format!("alpn_protocols: [h2], {}", config::mesh()),
+            "require_client_certificate: true,"
+        )
+    );
+    let inner = config::Config::default().listener("inner", config::INSPECT, &chain).cluster(
+        "service",
+        server.port,
+        "",
+        &format!("{options},"),
+    );
+    let inner = Proxy::outrigger(&inner.template(), &inner.values(certs.path())).await;
+
+    let socket = config::upstream(&format!("{} {}", config::own("client"), config::mesh()), "");
+    let mut values = towards(inner.port("inner"));
+    values.push(("certs", certs.path().display().to_string()));
+    let outer = Proxy::outrigger(&template(&socket), &values).await;
+    let stats = calls(&outer).await;
+    assert!(stats["cluster.h2.ssl.handshake"] > 0, "TLS between the sidecars");
+    let stats = inner.stats().await;
+    assert!(stats["http.inner.downstream_cx_ssl_total"] > 0, "TLS between the sidecars");
+    assert_eq!(stats["cluster.service.upstream_cx_http1_total"], 0);
 }
 
 #[tokio::test]
