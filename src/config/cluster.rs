@@ -57,6 +57,8 @@ pub struct Cluster {
     /// How many times the requests that it has a host should have room for
     /// (`preconnect_policy.per_upstream_preconnect_ratio`, 1 to 3); `None` = as many.
     pub preconnect_ratio: Option<f64>,
+    /// The same of the cluster, by connections to the hosts that come next (`predictive_preconnect_ratio`).
+    pub predictive_ratio: Option<f64>,
     /// TCP sessions with a host end when it is found to have failed (`close_connections_on_host_health_failure`).
     pub close_on_failure: bool,
     /// Requests that are refused before a host is asked.

@@ -46,6 +46,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         tls: None,
         added_via_api: false,
         preconnect_ratio: None,
+        predictive_ratio: None,
         close_on_failure: false,
         drops: Arc::default(),
         health: None,

@@ -129,6 +129,7 @@ impl World {
             added,
             removed: removed.iter().map(ToString::to_string).collect(),
             flawed: false,
+            received: None,
         };
         let refused = self.manager.update(self.stream, &update, &mut self.served);
         self.act();

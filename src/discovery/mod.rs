@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrigger_control_api::client::{Change, Event};
+use outrigger_control_api::client::{Change, Event, Update};
 use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -245,8 +245,14 @@ impl Discovery {
 
     /// Reacts.
     pub fn handle(&mut self, happening: Happening, serving: &mut dyn Serving) {
+        let mut arrived = None;
         match happening.0 {
-            What::Event(stream, event) => self.event(stream, event, serving),
+            What::Event(stream, event) => {
+                if let Event::Update(Update { type_url, received: Some(received), .. }) = &event {
+                    arrived = Some((type_url.clone(), *received));
+                }
+                self.event(stream, event, serving);
+            }
             What::Asked(ask) => self.manager().asked(ask),
             What::Resolved { cluster, generation } => self.manager().resolved(&cluster, generation, serving),
             What::Tick => {
@@ -265,6 +271,9 @@ impl Discovery {
             }
         }
         self.act(serving);
+        if let Some((type_url, received)) = arrived {
+            self.watch.in_effect(&type_url, received);
+        }
     }
 
     /// Whether the first configuration is in force, or was waited for long enough: then the process

@@ -72,11 +72,11 @@ crate::stats! {
 
 crate::stats! {
     /// `control_plane.<cds, eds, lds or rds>.`: since when nothing of the type was accepted, over all
-    /// streams.
+    /// streams, and from a response's receipt to when requests go by it.
     pub struct TypeStats {
         counters {}
         gauges { content_age_ms }
-        histograms {}
+        histograms { time_to_effect_us: Microseconds }
     }
 }
 

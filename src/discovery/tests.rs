@@ -67,6 +67,7 @@ fn update(type_url: &str, version: &str, added: &[Resource], removed: &[String])
         added: added.to_vec(),
         removed: removed.to_vec(),
         flawed: false,
+        received: None,
     }
 }
 

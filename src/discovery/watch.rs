@@ -81,6 +81,13 @@ impl Watch {
         self.stats.connected_state.set(f64::from(u8::from(all)));
     }
 
+    /// What came at `received` is in force.
+    pub(super) fn in_effect(&self, type_url: &str, received: Instant) {
+        if let Some((_, stats)) = self.types.iter().find(|(url, _)| *url == type_url) {
+            stats.time_to_effect_us.record(received.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+
     /// Streams that have been open for at least this long.
     pub(super) fn open_for(&self, now: Instant, time: Duration) -> Vec<StreamId> {
         let is_old = |line: &Line| line.open.is_some_and(|at| now.saturating_duration_since(at) >= time);

@@ -29,8 +29,6 @@ const METHOD: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 /// The first pause after a stream has ended, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 const CONNECT: Duration = Duration::from_secs(5);
-/// How often is looked whether anything wants a secret.
-const LOOK: Duration = Duration::from_millis(200);
 /// Largest response.
 const MAX_RESPONSE: usize = 4 << 20;
 
@@ -40,9 +38,7 @@ pub async fn follow(workload: Arc<Workload>) {
     stats.connected_state.set(0.0);
     let mut pause = PAUSES.0;
     // The endpoint may be known to a pod whose proxy has no use for it.
-    while !workload.is_wanted() {
-        sleep(LOOK).await;
-    }
+    workload.wanted().await;
     loop {
         stats.update_attempt.increment(1);
         let mut came = false;

@@ -309,6 +309,27 @@ const UNKNOWN: u32 = 2;
 const DEADLINE_EXCEEDED: u32 = 4;
 const UNAVAILABLE: u32 = 14;
 
+/// The head of a call of `path` of the service `target`.
+pub fn grpc_head(worker: &Worker, target: &GrpcTarget, path: &[u8]) -> RequestHead {
+    let mut request = head(b"POST", &target.authority, path, b"http");
+    request.protocol = Protocol::Http2;
+    request.fields.push_known(Known::Te, b"trailers");
+    if let Some(timeout) = target.timeout {
+        // Eight digits at most (gRPC over HTTP/2: Timeout): what is longer than a day is as long as it takes.
+        if let Ok(millis @ 0..=99_999_999) = u32::try_from(timeout.as_millis()) {
+            let mut digits = itoa::Buffer::new();
+            let text = [digits.format(millis).as_bytes(), b"m"].concat();
+            request.fields.push_known(Known::GrpcTimeout, &text);
+        }
+    }
+    request.set_grpc_type(b"application/grpc");
+    for (key, value) in &target.metadata {
+        request.append(key, value.as_bytes());
+    }
+    sign(&mut request, worker, None);
+    request
+}
+
 /// Asks `path` of the service `target`.
 ///
 /// # Errors
@@ -319,18 +340,7 @@ pub async fn unary<Q: Message, A: Message + Default>(
     path: &'static [u8],
     question: Q,
 ) -> Result<A, GrpcError> {
-    let mut request = head(b"POST", &target.authority, path, b"http");
-    request.protocol = Protocol::Http2;
-    request.fields.push_known(Known::Te, b"trailers");
-    if let Some(timeout) = target.timeout {
-        let text = format!("{}m", timeout.as_millis());
-        request.fields.push_known(Known::GrpcTimeout, text.as_bytes());
-    }
-    request.set_grpc_type(b"application/grpc");
-    for (key, value) in &target.metadata {
-        request.append(key, value.as_bytes());
-    }
-    sign(&mut request, &worker, None);
+    let request = grpc_head(&worker, &target, path);
     let length = question.encoded_len();
     let mut body = BytesMut::with_capacity(length + 5);
     body.put_u8(0);

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::call::{head, sign};
+use super::call::grpc_head;
 use super::fields::Fields;
 use super::h2::client::{ClientStream, Heard};
 use super::h2::{Outgoing, Piece};
@@ -19,8 +19,7 @@ use super::head::RequestHead;
 use super::worker::Worker;
 use crate::config::matcher::number;
 use crate::config::services::GrpcTarget;
-use crate::config::{Cluster, HeaderMutate, Known};
-use crate::telemetry::stream_info::Protocol;
+use crate::config::{Cluster, Known};
 use crate::upstream::multiplex::StreamSlot;
 use crate::upstream::{PickContext, RequestPermit};
 
@@ -76,18 +75,7 @@ impl std::fmt::Debug for GrpcStream {
 impl GrpcStream {
     /// Calls `path` of the service `target`.
     pub fn new(worker: &Rc<Worker>, target: &GrpcTarget, path: &'static [u8]) -> Self {
-        let mut request = head(b"POST", &target.authority, path, b"http");
-        request.protocol = Protocol::Http2;
-        request.fields.push_known(Known::Te, b"trailers");
-        if let Some(timeout) = target.timeout {
-            let text = format!("{}m", timeout.as_millis());
-            request.fields.push_known(Known::GrpcTimeout, text.as_bytes());
-        }
-        request.set_grpc_type(b"application/grpc");
-        for (key, value) in &target.metadata {
-            request.append(key, value.as_bytes());
-        }
-        sign(&mut request, worker, None);
+        let request = grpc_head(worker, target, path);
         let (worker, slot) = (worker.clone(), target.cluster.clone());
         let opening = async move {
             let cluster = worker.upstreams.cluster(&slot)?;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
+use tokio::sync::Notify;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
 use zeroize::Zeroize;
@@ -90,6 +91,8 @@ pub struct Workload {
     pub endpoint: Address,
     secrets: Secrets,
     known: Mutex<Known>,
+    /// Told when a secret is wanted that was not before.
+    asked: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +122,12 @@ impl Workload {
             }
             _ => return Err(wrong()),
         };
-        Ok(Arc::new(Self { endpoint: address, secrets: Secrets::default(), known: Mutex::default() }))
+        Ok(Arc::new(Self {
+            endpoint: address,
+            secrets: Secrets::default(),
+            known: Mutex::default(),
+            asked: Notify::new(),
+        }))
     }
 
     /// The slot of the secret `name`: the same each time; `None` where there never is one of that name.
@@ -133,12 +141,19 @@ impl Workload {
         let slot = self.secrets.slot(name, name);
         if known.wanted.insert(name.into()) {
             slot.put(known.secrets.get(name).cloned());
+            self.asked.notify_one();
         }
         Some(slot)
     }
 
-    /// Whether anything wants a secret.
-    pub fn is_wanted(&self) -> bool {
+    /// Returns when something wants a secret; for one waiter.
+    pub async fn wanted(&self) {
+        while !self.is_wanted() {
+            self.asked.notified().await;
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
         !self.known.lock().unwrap_or_else(PoisonError::into_inner).wanted.is_empty()
     }
 

@@ -1,7 +1,9 @@
 //! One worker's state for one cluster: its load balancer and one pool per host.
 
+mod foresight;
+
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -77,6 +79,8 @@ struct More {
     weighed: u32,
     /// Hosts by address.
     addresses: HashMap<Arc<str>, u32>,
+    /// Picks that were made ahead of their requests.
+    foreseen: VecDeque<usize>,
 }
 
 impl ClusterLocal {
@@ -96,7 +100,8 @@ impl ClusterLocal {
             || balancing.override_host.is_some()
             || matches!(balancing.locality, LocalityLb::ZoneAware(_))
             || matches!(balancing.policy, LbPolicy::ClientSideWeighted(_))
-            || balance_factor(&balancing.policy) > 0;
+            || balance_factor(&balancing.policy) > 0
+            || cluster.predictive_ratio.is_some();
         Self {
             view: RefCell::new(view),
             dynamic: RefCell::default(),
@@ -246,6 +251,13 @@ impl ClusterLocal {
         let View { set, picker, pools, rng, more } = view;
         let more = more.get_or_insert_with(Box::default);
         let balancing = &self.cluster.balancing;
+        while let Some(index) = more.foreseen.pop_front() {
+            let Some(pool) = pools.get(index) else { continue };
+            let suspect = pool.host.shared.health.has(HealthFlags::SUSPECT);
+            if !suspect && !context.reject.is_some_and(|reject| reject(&pool.host)) {
+                return Some(pool.clone());
+            }
+        }
         if let Some((wanted, options)) = context.wanted.zip(balancing.override_host.as_deref()) {
             let found = more.find(set, wanted, options).and_then(|index| pools.get(index as usize));
             if let Some(pool) = found {

@@ -6,7 +6,7 @@
 
 pub(super) mod begun;
 mod connect;
-mod preconnect;
+pub(super) mod preconnect;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

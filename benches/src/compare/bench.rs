@@ -58,6 +58,8 @@ pub struct Running {
     pub peer: Peer,
     /// Where load goes.
     pub address: SocketAddr,
+    /// Where its administrator asks; nobody listens there for some.
+    pub admin: SocketAddr,
     /// Nobody has none.
     pub process: Option<Process>,
     /// When it was started.
@@ -171,6 +173,7 @@ impl Bench {
         let mut running = Running {
             peer,
             address: setup.listen,
+            admin: setup.admin,
             process: None,
             begun: None,
             result: PeerResult {
@@ -236,7 +239,14 @@ impl Bench {
                 // Bytes pass through it, but then it is the origin that is measured.
                 let status = Status::NotSupported { reason: "a relay ends no TLS".to_owned() };
                 let result = PeerResult { peer: peer.to_string(), status, ..PeerResult::default() };
-                all.push(Running { peer, address: NOWHERE, process: None, begun: None, result });
+                all.push(Running {
+                    peer,
+                    address: NOWHERE,
+                    admin: NOWHERE,
+                    process: None,
+                    begun: None,
+                    result,
+                });
                 continue;
             }
             let mut running = self.launch(peer, &setup)?;

@@ -3,9 +3,11 @@
 //!
 //! The time of a change is that from the moment when the control plane has it to the end of the first request that the
 //! changed endpoint answers, on one connection that asks without a pause. The control plane's own work, gRPC on both
-//! sides and that request are in it: it is more than the time from receipt to effect.
+//! sides and that request are in it: it is more than the time from receipt to effect, which Outrigger itself says.
 
 use std::cell::RefCell;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::bench::{ask, Bench, Running, ENDPOINTS};
@@ -81,6 +83,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
             }
             if let Some(plane) = &*plane {
                 change(bench, running, plane, &host, changes);
+                add_effect(running);
             }
         },
     )?;
@@ -97,6 +100,8 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
         Metric::plain("rate", "request/s", 0),
         Metric::with_ratio("change-p50", "endpoint change p50 us", 0),
         Metric::with_ratio("change-p99", "endpoint change p99 us", 0),
+        Metric::plain("effect-p50", "receipt to effect p50 us", 0),
+        Metric::plain("effect-p99", "receipt to effect p99 us", 0),
     ];
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
 }
@@ -143,6 +148,32 @@ fn change(bench: &Bench, running: &mut Running, plane: &ControlPlane, host: &str
             running.result.add(key, *us);
         }
     }
+}
+
+/// Adds how long the proxy itself says that endpoints took from their receipt until requests went by them.
+fn add_effect(running: &mut Running) {
+    for (key, us) in ["effect-p50", "effect-p99"].into_iter().zip(effect(running.admin).into_iter().flatten())
+    {
+        running.result.add(key, us);
+    }
+}
+
+/// The median and the 99th percentile of `time_to_effect_us`, where there is such a statistic.
+fn effect(admin: SocketAddr) -> Option<[f64; 2]> {
+    let mut stream = connect(admin).ok()?;
+    let question = "GET /stats?format=json&filter=eds.time_to_effect_us HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+    stream.write_all(question.as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let body: serde_json::Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()?;
+    let histograms = &body["stats"][0]["histograms"];
+    let percents = histograms["supported_quantiles"].as_array()?;
+    let values = &histograms["computed_quantiles"][0]["values"];
+    let at = |wanted: f64| {
+        let index = percents.iter().position(|percent| percent.as_f64() == Some(wanted))?;
+        values[index]["cumulative"].as_f64()
+    };
+    Some([at(50.0)?, at(99.0)?])
 }
 
 /// An endpoint assignment that changes all the time, one of many, under a steady load; routes and a listener that change
@@ -208,6 +239,7 @@ pub fn churn(bench: &Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Resul
             for refused in plane.refused() {
                 running.result.note(refused);
             }
+            add_effect(&mut running);
         }
         say(&format!("  {peer}: {} rounds", bench.rounds));
         results.push(running.result);
@@ -224,6 +256,8 @@ pub fn churn(bench: &Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Resul
         Metric::plain("calm-failed", "failed without", 0),
         Metric::plain("changes", "changes/s", 0),
         Metric::plain("taken", "taken/s", 0),
+        Metric::plain("effect-p50", "receipt to effect p50 us", 0),
+        Metric::plain("effect-p99", "receipt to effect p99 us", 0),
         Metric::full("cpu", "CPU us/request", 2),
     ];
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })

@@ -92,6 +92,8 @@ pub struct Update {
     pub removed: Vec<String>,
     /// There was more in the response, which is refused whatever the verdict on this is.
     pub flawed: bool,
+    /// When the response came; `None` if there is none.
+    pub received: Option<Instant>,
 }
 
 /// Why a resource cannot be used.

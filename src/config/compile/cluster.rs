@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use outrigger_control_api::pb::envoy::config::cluster::v3::cluster::PreconnectPolicy;
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
 use outrigger_control_api::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig;
 use outrigger_control_api::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
@@ -13,6 +14,7 @@ use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
 };
 use outrigger_control_api::pb::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
+use outrigger_control_api::pb::google::protobuf::DoubleValue;
 use outrigger_control_api::type_of;
 
 use super::balancing::balancing;
@@ -102,7 +104,8 @@ pub fn compile(
         socket,
         tls,
         added_via_api: environment.dynamic,
-        preconnect_ratio: preconnect_ratio(cluster),
+        preconnect_ratio: ratio(cluster, |policy| policy.per_upstream_preconnect_ratio),
+        predictive_ratio: ratio(cluster, |policy| policy.predictive_preconnect_ratio),
         close_on_failure: cluster.close_connections_on_host_health_failure,
         drops: Arc::default(),
         health: health.map(Box::new),
@@ -119,10 +122,9 @@ pub fn compile(
     Some(compiled)
 }
 
-/// `preconnect_policy`; its range is a field rule.
-fn preconnect_ratio(cluster: &pb::Cluster) -> Option<f64> {
-    let ratio = cluster.preconnect_policy.as_ref()?.per_upstream_preconnect_ratio.as_ref()?.value;
-    Some(ratio).filter(|ratio| *ratio > 1.0)
+/// One of `preconnect_policy`; its range is a field rule.
+fn ratio(cluster: &pb::Cluster, of: fn(&PreconnectPolicy) -> Option<DoubleValue>) -> Option<f64> {
+    cluster.preconnect_policy.as_ref().and_then(of).map(|ratio| ratio.value).filter(|ratio| *ratio > 1.0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -78,12 +78,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.PreconnectPolicy",
-        implemented: &["per_upstream_preconnect_ratio"],
+        implemented: &["per_upstream_preconnect_ratio", "predictive_preconnect_ratio"],
         observe: &[],
-        rejected: &[(
-            "predictive_preconnect_ratio",
-            "connecting ahead to the hosts that come next is not supported",
-        )],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.CustomClusterType",

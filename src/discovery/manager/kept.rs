@@ -39,6 +39,7 @@ impl Manager {
                 added: kept_resources.into_iter().map(kept).collect(),
                 removed: Vec::new(),
                 flawed: false,
+                received: None,
             };
             let refused = self.update(stream, &update, serving);
             let Update { type_url, version, added, .. } = update;

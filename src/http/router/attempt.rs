@@ -103,6 +103,9 @@ impl Attempts<'_> {
                 UpstreamProtocol::Auto => self.find_out(ex, &pool).await?,
                 _ => self.speaks_http2(ex),
             };
+            if let Some(ratio) = self.cluster.foresees() {
+                self.cluster.foresee(ratio, self.forward.priority, http2);
+            }
             if http2 {
                 return Box::pin(self.attempt_stream(ex, pool)).await;
             }

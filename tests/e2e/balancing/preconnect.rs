@@ -81,3 +81,57 @@ async fn as_many_connections_are_opened_ahead_as_by_envoy() {
     }
     gate.add_permits(1000);
 }
+
+/// The cluster as a whole connects ahead, to hosts in their order. Which of them is the first is drawn, so it is the
+/// number of connections after each request that has to be alike.
+#[tokio::test]
+async fn hosts_that_come_next_are_connected_to_as_by_envoy() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut origins = Vec::new();
+    for _ in 0..6 {
+        let held = gate.clone();
+        origins.push(Origin::with(false, move |_| Answer::ok("0").gated(&held)).await);
+    }
+    let endpoints = || origins.iter().map(|origin| endpoint(origin.port())).collect::<Vec<_>>();
+    let cases = [
+        ("half", json!({"preconnect_policy": {"predictive_preconnect_ratio": 1.5}})),
+        ("twice", json!({"preconnect_policy": {"predictive_preconnect_ratio": 2.0}})),
+        (
+            "least",
+            json!({"lb_policy": "LEAST_REQUEST", "preconnect_policy": {"predictive_preconnect_ratio": 2.0}}),
+        ),
+        (
+            "ring",
+            json!({"lb_policy": "RING_HASH", "preconnect_policy": {"predictive_preconnect_ratio": 2.0}}),
+        ),
+    ];
+    // Envoy adds up what all clusters of a worker have: each has a pair of proxies to itself.
+    for (name, options) in cases {
+        let mut setup = Setup::default();
+        setup.cluster(name, endpoints(), options);
+        setup.route(name, json!({"cluster": name, "timeout": "0s"}));
+        let Some(sides) = setup.start().await else { return };
+        let mut clients = Vec::new();
+        let (active, opened) =
+            (format!("cluster.{name}.upstream_rq_active"), format!("cluster.{name}.upstream_cx_active"));
+        for request in 1..=4 {
+            for side in &sides {
+                let mut client = Client::connect(side.proxy.port("main")).await.expect("a connection");
+                let text = format!("GET /{name}/ HTTP/1.1\r\nhost: t.test\r\n\r\n");
+                client.send(text.as_bytes()).await.expect("sent");
+                clients.push(client);
+                let begun = || async { side.proxy.stats().await[&active] == request };
+                assert!(eventually(DEADLINE, begun).await, "{name}: request {request}");
+            }
+            let counts = || async {
+                let [theirs, ours] = &sides;
+                [theirs.proxy.stats().await[&opened], ours.proxy.stats().await[&opened]]
+            };
+            let alike = || async { matches!(counts().await, [theirs, ours] if theirs == ours && ours > 0) };
+            let alike = eventually(DEADLINE, alike).await;
+            assert!(alike, "{name}: after request {request} Envoy and Outrigger have {:?}", counts().await);
+            println!("{name}: {request} requests, {:?} connections", counts().await);
+        }
+    }
+    gate.add_permits(1000);
+}

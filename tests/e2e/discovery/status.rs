@@ -64,6 +64,8 @@ async fn the_admin_port_and_metrics_tell_how_old_content_is_what_was_refused_and
     };
     assert!(eventually(DEADLINE, young).await, "{:?}", proxy.stats().await);
     assert!(proxy.stats().await["control_plane.cds.content_age_ms"] > 2000);
+    let times = proxy.admin("/stats?filter=control_plane.eds.time_to_effect_us").await;
+    assert!(times.contains("P99("), "{times}");
 
     // A refusal.
     mesh.services.insert("web".into(), vec![one.port()]);

@@ -1,5 +1,8 @@
 //! Certificates that change while connections stand, and secrets of the bootstrap.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
 use super::certs::{put, Authority, Certs, NOW};
 use super::config::{field, http, Config, OK};
 use super::{curl, next_line, with_cert};
@@ -122,15 +125,19 @@ async fn nothing_is_lost_while_certificates_and_the_ca_change() {
     plan.ports.insert("inner".to_owned(), port);
     let proxy = Proxy::start(plan).await;
     let (stop, stopped) = tokio::sync::watch::channel(false);
+    let answered = Arc::new(AtomicU64::new(0));
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..4 {
-        let (port, stopped) = (proxy.port("front"), stopped.clone());
+        let (port, stopped, answered) = (proxy.port("front"), stopped.clone(), answered.clone());
         clients.spawn(async move {
             let mut client = Client::connect(port).await.expect("a connection");
             let (mut good, mut lost) = (0_u64, Vec::new());
             while !*stopped.borrow() {
                 match client.exchange(b"GET / HTTP/1.1\r\nhost: server.mesh.test\r\n\r\n").await {
-                    Ok(answer) if answer.status() == 200 => good += 1,
+                    Ok(answer) if answer.status() == 200 => {
+                        good += 1;
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
                     Ok(answer) => lost.push(format!("{} {}", answer.status(), answer.text())),
                     Err(error) => {
                         lost.push(error.to_string());
@@ -156,7 +163,13 @@ async fn nothing_is_lost_while_certificates_and_the_ca_change() {
             }
         }
     }
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    // The last change is served too.
+    let enough = answered.load(Ordering::Relaxed) + 100;
+    let served = eventually(std::time::Duration::from_secs(10), || {
+        let served = answered.load(Ordering::Relaxed) >= enough;
+        async move { served }
+    });
+    assert!(served.await, "{}", proxy.output());
     stop.send_replace(true);
     let (mut good, mut lost) = (0, Vec::new());
     while let Some(done) = clients.join_next().await {

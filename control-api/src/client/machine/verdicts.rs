@@ -117,6 +117,7 @@ impl<V: Variant> Machine<V> {
             added,
             removed,
             flawed: !in_flight.problems.is_empty(),
+            received: topic.received.filter(|_| cause == Cause::Response),
         }));
         topic.in_flight = Some(in_flight);
     }

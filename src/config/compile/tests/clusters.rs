@@ -237,8 +237,8 @@ fn wrong_clusters_are_refused() {
          "circuit_breakers.per_host_thresholds[0]: only max_connections can be limited per host"),
         (json!({"common_lb_config": {"healthy_panic_threshold": {"value": 101}}}),
          "common_lb_config.healthy_panic_threshold.value: is 101, must be at most 100"),
-        (json!({"preconnect_policy": {"predictive_preconnect_ratio": 2}}),
-         "preconnect_policy.predictive_preconnect_ratio: connecting ahead to the hosts that come next is not supported"),
+        (json!({"preconnect_policy": {"predictive_preconnect_ratio": 0.5}}),
+         "preconnect_policy.predictive_preconnect_ratio: is 0.5, must be at least 1"),
         (json!({"preconnect_policy": {"per_upstream_preconnect_ratio": 3.1}}),
          "preconnect_policy.per_upstream_preconnect_ratio: is 3.1, must be at most 3"),
     ] {

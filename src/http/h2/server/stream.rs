@@ -105,7 +105,7 @@ impl ServerStream {
 
 /// Heads of all streams of a connection may take so much more than the client ever sent. A client that opens many
 /// streams with heads that are large only once they are decoded, and lets none of them end, gets no more of them.
-const HEADS_HELD: u64 = 4 << 20;
+const HEADS_HELD: u64 = 2 << 20;
 /// A head below this is never too much: a whole compression table of the default size may be in it.
 const SMALL_HEAD: u64 = 4 * 1024;
 
