@@ -21,6 +21,7 @@ pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod http;
+pub mod inject;
 pub mod listener;
 pub mod policy;
 pub mod runtime;

@@ -6,6 +6,8 @@ use clap::Parser as _;
 use outrigger::bootstrap::flags::{version_line, HOT_RESTART_VERSION};
 use outrigger::bootstrap::{self, Command, CommandLine, Flags, Mode};
 use outrigger::config::compile::CompiledBootstrap;
+use outrigger::inject;
+use outrigger::telemetry::log::LogLevel;
 use outrigger::telemetry::{access_log, log};
 
 #[global_allocator]
@@ -38,6 +40,10 @@ fn main() -> ExitCode {
         Some(Command::Run(flags)) => run(&flags),
         Some(Command::Validate(flags)) => validate(&flags),
         Some(Command::Demo { args }) => outrigger::demo::main(args),
+        Some(Command::Inject(flags)) => ended(inject::command::run(&flags, &mut std::io::stderr())),
+        Some(Command::Webhook(flags)) => webhook(&flags),
+        Some(Command::Ready(flags)) => ended(flags.run()),
+        Some(Command::Wait(flags)) => ended(flags.run()),
         Some(Command::Version) => {
             println!("{}", version_line());
             ExitCode::SUCCESS
@@ -51,6 +57,25 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Says what went wrong.
+fn ended<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn webhook(flags: &inject::webhook::WebhookFlags) -> ExitCode {
+    if let Err(error) = log::init(LogLevel::Info, "", None) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    ended(inject::webhook::run(flags))
 }
 
 fn run(flags: &Flags) -> ExitCode {

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::ready::{ReadyFlags, WaitFlags};
 use crate::http::h2::rebalance;
+use crate::inject::command::InjectFlags;
+use crate::inject::webhook::WebhookFlags;
 use crate::telemetry::log::LogLevel;
 
 /// The whole command line.
@@ -51,6 +54,14 @@ pub enum Command {
     },
     /// Print the version.
     Version,
+    /// Give pods of Kubernetes objects a sidecar.
+    Inject(InjectFlags),
+    /// Serve the admission webhook that gives pods a sidecar.
+    Webhook(WebhookFlags),
+    /// Ask a running process whether it takes traffic; exit code 0 says yes. For exec probes.
+    Ready(ReadyFlags),
+    /// Wait until a running process takes traffic. For post-start hooks.
+    Wait(WaitFlags),
     /// Print which configuration fields are supported.
     #[command(hide = true)]
     Support {
@@ -126,6 +137,17 @@ pub struct Flags {
     /// connections for this long if it is given, else until these end [default: 600].
     #[arg(long, value_name = "SECONDS")]
     pub drain_time_s: Option<u32>,
+    /// On SIGTERM, go on serving listeners of outbound traffic as long as the application is there (something else listens
+    /// in this network namespace, or a process of another container is seen) and the drain time is not over.
+    #[arg(long)]
+    pub outlive_application: bool,
+    /// Exit when the processes of all other containers are gone; the pod's containers must share a PID namespace.
+    #[arg(long)]
+    pub exit_with_application: bool,
+    /// Answer kubelet's probes of the application on this port: those in the environment variable OUTRIGGER_APP_PROBES, as
+    /// `outrigger inject` writes it.
+    #[arg(long, value_name = "PORT")]
+    pub probe_port: Option<u16>,
     /// Ask clients to leave little by little, or at once.
     #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
     pub drain_strategy: DrainStrategy,

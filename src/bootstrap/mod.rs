@@ -4,6 +4,7 @@
 //! problem at once. It knows nothing of what the configuration means.
 
 pub mod flags;
+pub mod ready;
 
 use std::path::Path;
 

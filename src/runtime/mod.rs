@@ -3,6 +3,7 @@
 //! Comes in: addresses and socket options from config. Goes out: bound listening sockets,
 //! [`Stream`]s and [`Acceptor`]s that belong to one worker's current-thread runtime.
 
+pub mod application;
 pub mod buffer;
 pub mod client_hello;
 pub mod drain;

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::application::Application;
 use super::drain::{Drain, Stop};
 use super::listeners::{DrainPolicy, ListenerError, ListenerManager};
 use super::socket::{self, Bound, ListenError, ListenOptions};
@@ -22,6 +23,7 @@ use crate::config::compile::CompiledBootstrap;
 use crate::config::listener::Listener;
 use crate::config::{Cluster, Directory};
 use crate::discovery::{Discovery, Serving};
+use crate::inject::probes::{self, ServeError};
 use crate::telemetry::access_log;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::process::{Managers, Server, ServerState};
@@ -36,6 +38,9 @@ pub enum RunError {
     /// The admin port.
     #[error("admin: {0}")]
     Admin(ListenError),
+    /// The port for the application's probes.
+    #[error(transparent)]
+    Probes(#[from] ServeError),
     /// A thread or runtime.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -48,6 +53,8 @@ const ADMIN_PATIENCE: Duration = Duration::from_secs(2);
 /// After new connections go to a successor, those already on their way to us are still accepted.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(10);
+/// How often is looked whether the application is still there.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Serves traffic until it is told to stop.
 ///
@@ -97,6 +104,8 @@ async fn serve(
     if let Some(workload) = &compiled.compiler.workload {
         tokio::spawn(crate::discovery::workload::follow(workload.clone()));
     }
+    let (process_end, process_ends) = watch::channel(false);
+    serve_probes(&flags, process_ends).await?;
     start_clusters(&compiled).await;
     // All of them, as in Envoy: also those that only lead to control planes.
     let _managers = Managers::new(compiled.compiler.static_clusters.len());
@@ -174,6 +183,10 @@ async fn serve(
             _ = interrupt.recv() => break true,
             _ = reopen.recv() => access_log::reopen_all(),
             () = follow(&mut discovery, &listeners) => {}
+            () = application_gone(&flags) => {
+                tracing::info!("the application has gone");
+                break true;
+            }
             _ = tick.tick() => {
                 let open: usize = workers.statuses.iter().map(|s| s.connections.load(Ordering::Relaxed)).sum();
                 server.connections().store(open as u64, Ordering::Relaxed);
@@ -206,11 +219,12 @@ async fn serve(
     if graceful {
         tracing::info!("draining for up to {} s", flags.drain_time().as_secs());
         server.set_state(ServerState::Draining);
-        drain.start(None, false);
+        // Who is still at work is not told to leave.
+        drain.start(None, flags.outlive_application);
         // The port goes to whoever replaces us.
         let _ = admin_stop.send(true);
         tokio::select! {
-            () = finish(&workers, &listeners, flags.drain_time()) => {}
+            () = finish(&workers, &listeners, &drain, &flags) => {}
             // Endpoints change while requests are finished.
             () = async { loop { follow(&mut discovery, &listeners).await } } => {}
             _ = terminate.recv() => {}
@@ -218,6 +232,7 @@ async fn serve(
         }
     }
     lock(&listeners).stop(Stop::All);
+    let _ = process_end.send(true);
     let _ = workers.end.send(true);
     for thread in workers.threads {
         if let Ok(Err(error)) = thread.join() {
@@ -226,6 +241,27 @@ async fn serve(
     }
     access_log::flush_all(Duration::from_secs(1));
     Ok(())
+}
+
+/// Answers kubelet's probes of the application, where the port for them is given.
+async fn serve_probes(flags: &Flags, mut ends: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let Some(port) = flags.probe_port else { return Ok(()) };
+    let table = std::env::var(probes::VARIABLE).unwrap_or_else(|_| "{}".to_owned());
+    let ended = async move {
+        // The sender gone means the same.
+        let _ = ends.wait_for(|ends| *ends).await;
+    };
+    let address = probes::serve(&table, port, ended).await?;
+    tracing::info!("probes of the application are answered on {address}");
+    Ok(())
+}
+
+/// Returns when the application has gone, if its end is ours.
+async fn application_gone(flags: &Flags) {
+    match flags.exit_with_application {
+        true => Application::default().gone().await,
+        false => std::future::pending().await,
+    }
 }
 
 fn strategy(flags: &Flags, graceful: bool) -> Option<Duration> {
@@ -350,8 +386,11 @@ fn serve_admin(bound: Bound, state: AdminState, mut stop: watch::Receiver<bool>)
 
 /// Waits until the process may end: a successor took the ports and our connections are gone, or
 /// nobody has spoken for a while, or the time is up.
-async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, limit: Duration) {
+async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, drain: &Drain, flags: &Flags) {
     let start = Instant::now();
+    let limit = flags.drain_time();
+    let mut application = flags.outlive_application.then(Application::default);
+    let mut looked: Option<Instant> = None;
     let deadline = start + limit;
     // Sockets stay open for latecomers until this long before the end.
     let stop_at = deadline - (limit / 10).min(Duration::from_secs(1));
@@ -361,6 +400,16 @@ async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, limit: Du
         let now = Instant::now();
         if now >= deadline {
             return;
+        }
+        if let Some(beside) = &application {
+            if looked.is_none_or(|at| now.duration_since(at) >= LOOK) {
+                looked = Some(now);
+                if now >= stop_at || !beside.is_there() {
+                    tracing::info!("outbound traffic ends too");
+                    drain.start(None, false);
+                    application = None;
+                }
+            }
         }
         let mut listeners = lock(listeners);
         if stop_after.is_none() && listeners.handed_over() {
@@ -378,6 +427,9 @@ async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, limit: Du
             workers.statuses.iter().map(|s| s.quiet_ms.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
         if stopped && connections == 0 {
             return;
+        }
+        if application.is_some() {
+            continue;
         }
         // The first reports after the drain began are at most two intervals old.
         let reported = now.duration_since(start) > Duration::from_millis(300);

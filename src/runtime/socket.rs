@@ -376,6 +376,12 @@ pub fn foreign_listeners(addresses: &[SocketAddr], own_inodes: &[u64]) -> HashSe
     found
 }
 
+/// Address and inode of each socket that listens, of a table such as `/proc/net/tcp`; none where it cannot be read.
+pub(super) fn listening_in(table: &Path) -> Vec<(SocketAddr, u64)> {
+    let table = std::fs::read(table).unwrap_or_default();
+    table.split(|byte| *byte == b'\n').filter_map(listening).collect()
+}
+
 /// Address and inode of a line of `/proc/net/tcp` or `tcp6`, if it is a listening socket's.
 fn listening(line: &[u8]) -> Option<(SocketAddr, u64)> {
     const LISTEN: &[u8] = b"0A";

@@ -21,6 +21,7 @@ pub mod sessions;
 pub(crate) mod signatures;
 pub mod spiffe;
 pub mod stats;
+pub mod unverified;
 pub mod upstream;
 pub mod validation;
 mod verifier;

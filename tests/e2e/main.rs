@@ -12,6 +12,7 @@ mod harness;
 mod health;
 mod hostile;
 mod http2;
+mod inject;
 mod inputs;
 mod instructions;
 mod licences;

@@ -258,7 +258,7 @@ async fn connections_and_bytes() {
 
 /// An HTTP/2 origin: the service `sick` does not serve, `none` is not known; other requests are answered 200, or 503 at
 /// `/bad`.
-async fn http2_origin() -> u16 {
+pub async fn http2_origin() -> u16 {
     http2::serve(|request, mut respond| async move {
         let grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
         let path = request.uri().path().to_owned();

@@ -1,7 +1,7 @@
 //! Outlier detection and active health checks, beside the real Envoy: the same origins that do the same to the same
 //! requests or checks. Compared are which hosts are out, counters, gauges, and the lines of event logs.
 
-mod checks;
+pub mod checks;
 mod outliers;
 
 use crate::harness::client::get;
