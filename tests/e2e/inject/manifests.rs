@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, ReplicationController, Service};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn pods() -> Vec<PathBuf> {
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/inject/pods"));
@@ -88,33 +88,77 @@ fn pods_become_what_they_should_be() {
 
 #[test]
 fn the_manifests_of_the_webhook_are_of_kubernetes() {
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes"));
+    let text = std::fs::read_to_string(directory.join("webhook.yaml")).expect("the manifests");
+    let mut kinds: Vec<String> = documents(&text).iter().map(is_of_a_webhook).collect();
+    kinds.retain(|kind| kind != "Namespace");
+    let mut of_chart: Vec<String> = chart(&directory.join("chart")).iter().map(is_of_a_webhook).collect();
+    kinds.sort();
+    of_chart.sort();
+    assert_eq!(kinds, of_chart, "the chart has the same objects");
+}
+
+/// The chart's objects with its own values. Its templates only name values.
+fn chart(directory: &Path) -> Vec<Value> {
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("a file of the chart");
+    let values: Value = serde_yaml_ng::from_str(&read(directory.join("values.yaml"))).expect("values");
+    let mut objects = Vec::new();
+    for entry in std::fs::read_dir(directory.join("templates")).expect("templates") {
+        let text = read(entry.expect("a template").path());
+        let mut rendered = String::new();
+        for (index, part) in text.split("{{ ").enumerate() {
+            let (name, rest) = if index == 0 { ("", part) } else { part.split_once(" }}").expect("an end") };
+            rendered += &match name {
+                "" => String::new(),
+                ".Release.Name" => "mesh".to_owned(),
+                ".Release.Namespace" => "mesh-system".to_owned(),
+                name => {
+                    let path = name.strip_prefix(".Values.").expect("a value").replace('.', "/");
+                    match values.pointer(&format!("/{path}")).unwrap_or_else(|| panic!("no value {name}")) {
+                        Value::String(text) => text.clone(),
+                        other => other.to_string(),
+                    }
+                }
+            };
+            rendered += rest;
+        }
+        objects.extend(documents(&rendered));
+    }
+    objects
+}
+
+fn is_of_a_webhook(object: &Value) -> String {
     use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
     use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/webhook.yaml");
-    let mut kinds = Vec::new();
-    for object in documents(&std::fs::read_to_string(path).expect("the manifests")) {
-        let kind = object["kind"].as_str().expect("a kind").to_owned();
-        let typed = match kind.as_str() {
-            "MutatingWebhookConfiguration" => as_typed::<MutatingWebhookConfiguration>(&object),
-            "Namespace" => as_typed::<Namespace>(&object),
-            "ServiceAccount" => as_typed::<ServiceAccount>(&object),
-            "ConfigMap" => as_typed::<ConfigMap>(&object),
-            "Service" => as_typed::<Service>(&object),
-            "Deployment" => as_typed::<Deployment>(&object),
-            kind => panic!("no type for {kind}"),
-        };
-        assert!(includes(&typed, &object), "Kubernetes knows no such fields:\n{object:#}");
-        if kind == "ConfigMap" && object["data"]["settings.yaml"].is_string() {
-            // What the webhook would read.
-            let settings = object["data"]["settings.yaml"].as_str().expect("settings");
-            let file = tempfile::NamedTempFile::new().expect("a file");
-            std::fs::write(file.path(), settings).expect("written");
-            let pod = &pods()[0];
-            let flags = ["inject", "--settings", file.path().to_str().expect("a path"), "-f"];
-            let output = outrigger(&[&flags[..], &[pod.to_str().expect("a path")]].concat());
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-        kinds.push(kind);
+    let kind = object["kind"].as_str().expect("a kind").to_owned();
+    let typed = match kind.as_str() {
+        "MutatingWebhookConfiguration" => as_typed::<MutatingWebhookConfiguration>(object),
+        "Namespace" => as_typed::<Namespace>(object),
+        "ServiceAccount" => as_typed::<ServiceAccount>(object),
+        "ConfigMap" => as_typed::<ConfigMap>(object),
+        "Service" => as_typed::<Service>(object),
+        "Deployment" => as_typed::<Deployment>(object),
+        kind => panic!("no type for {kind}"),
+    };
+    assert!(includes(&typed, object), "Kubernetes knows no such fields:\n{object:#}");
+    if let Some(settings) = object["data"]["settings.yaml"].as_str() {
+        // What the webhook would read.
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), settings).expect("written");
+        let (file, pod) = (file.path().to_str().expect("a path"), &pods()[0]);
+        let output = outrigger(&["inject", "--settings", file, "-f", pod.to_str().expect("a path")]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert!(kinds.contains(&"MutatingWebhookConfiguration".to_owned()), "{kinds:?}");
+    kind
+}
+
+#[test]
+fn the_settings_that_are_shown_are_the_defaults() {
+    let shown = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/settings.yaml");
+    let pod = &pods()[0];
+    let pod = pod.to_str().expect("a path");
+    let (with, without) =
+        (outrigger(&["inject", "--settings", shown, "-f", pod]), outrigger(&["inject", "-f", pod]));
+    assert!(with.status.success(), "{}", String::from_utf8_lossy(&with.stderr));
+    assert_eq!(String::from_utf8_lossy(&with.stdout), String::from_utf8_lossy(&without.stdout));
 }
