@@ -3,6 +3,7 @@
 //! The rooms, in the order traffic meets them:
 //!
 //! - [`bootstrap`]: what the process is told at start.
+//! - [`capture`]: rules that bring a pod's connections here.
 //! - [`config`]: the compiled, immutable model that everything else reads.
 //! - [`discovery`]: keeps the configuration what the control planes say.
 //! - [`listener`]: accepting connections and choosing their filter chain.
@@ -17,6 +18,7 @@
 
 pub mod admin;
 pub mod bootstrap;
+pub mod capture;
 pub mod config;
 pub mod demo;
 pub mod discovery;

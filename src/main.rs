@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use outrigger::bootstrap::flags::{version_line, HOT_RESTART_VERSION};
 use outrigger::bootstrap::{self, Command, CommandLine, Flags, Mode};
+use outrigger::capture::{self, CaptureFlags};
 use outrigger::config::compile::CompiledBootstrap;
 use outrigger::inject;
 use outrigger::telemetry::log::LogLevel;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         None => run(&line.flags),
         Some(Command::Run(flags)) => run(&flags),
         Some(Command::Validate(flags)) => validate(&flags),
+        Some(Command::Init { capture, dry_run, cleanup }) => init(&capture, dry_run, cleanup),
         Some(Command::Demo { args }) => outrigger::demo::main(args),
         Some(Command::Inject(flags)) => ended(inject::command::run(&flags, &mut std::io::stderr())),
         Some(Command::Webhook(flags)) => webhook(&flags),
@@ -101,6 +103,24 @@ fn run(flags: &Flags) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match outrigger::runtime::run(compiled, flags.clone(), log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init(flags: &CaptureFlags, dry_run: bool, cleanup: bool) -> ExitCode {
+    let outcome = capture::Options::new(flags, None).and_then(|options| {
+        if dry_run {
+            print!("{}", capture::shown(&options));
+            return Ok(());
+        }
+        let done = if cleanup { capture::clean_up(&options) } else { capture::apply(&options) };
+        done.map_err(|error| error.to_string())
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

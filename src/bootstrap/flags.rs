@@ -6,9 +6,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::ready::{ReadyFlags, WaitFlags};
+use crate::capture::{self, CaptureFlags};
 use crate::http::h2::rebalance;
 use crate::inject::command::InjectFlags;
 use crate::inject::webhook::WebhookFlags;
@@ -45,6 +47,18 @@ pub enum Command {
     Run(Flags),
     /// Check a bootstrap file, list every problem in it, and exit.
     Validate(Flags),
+    /// Bring this pod's connections to its proxy, and exit: the work of `istio-iptables`, with its flags.
+    Init {
+        /// What is captured.
+        #[command(flatten)]
+        capture: Box<CaptureFlags>,
+        /// Only print the rules.
+        #[arg(short = 'n', long, env = "DRY_RUN", value_parser = FalseyValueParser::new())]
+        dry_run: bool,
+        /// Remove the rules.
+        #[arg(long, alias = "cleanup-only")]
+        cleanup: bool,
+    },
     /// Start a small self-contained demonstration.
     #[command(disable_help_flag = true)]
     Demo {
@@ -133,6 +147,17 @@ pub struct Flags {
     /// them (`default`, `ROOTCA`, `ALL`, or a SPIFFE ID), and that no source is named for, come from there.
     #[arg(long, value_name = "ENDPOINT", env = "SPIFFE_ENDPOINT_SOCKET")]
     pub spiffe_endpoint_socket: Option<String>,
+    /// Bring this pod's connections here as soon as they are listened for; with flags of `outrigger init` in one
+    /// argument, if any: `--capture='-x 10.0.0.0/8'`. They stay captured when the process ends.
+    #[arg(
+        long,
+        value_name = "FLAGS",
+        num_args = 0..=1,
+        default_missing_value = "",
+        require_equals = true,
+        allow_hyphen_values = true
+    )]
+    pub capture: Option<String>,
     /// How long a drain may take, in seconds. Filter chains that discovery changes or removes keep their
     /// connections for this long if it is given, else until these end [default: 600].
     #[arg(long, value_name = "SECONDS")]
@@ -287,6 +312,27 @@ impl Flags {
             None if self.cpuset_threads => available_cpus(),
             None => 1,
         }
+    }
+
+    /// What `--capture` captures; `None` without it.
+    ///
+    /// # Errors
+    /// Its flags are none; one line for the operator.
+    pub fn captures(&self) -> Result<Option<capture::Options>, String> {
+        #[derive(Parser)]
+        #[command(no_binary_name = true, disable_help_flag = true)]
+        struct Line {
+            #[command(flatten)]
+            capture: CaptureFlags,
+        }
+        let Some(text) = &self.capture else { return Ok(None) };
+        let line = Line::try_parse_from(text.split_whitespace()).map_err(|error| {
+            let error = error.to_string();
+            format!("--capture: {}", error.lines().next().unwrap_or_default())
+        })?;
+        let own = rustix::process::geteuid();
+        let own = (!own.is_root()).then(|| own.as_raw());
+        capture::Options::new(&line.capture, own).map(Some)
     }
 
     /// `--drain-time-s`.

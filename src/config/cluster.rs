@@ -16,6 +16,7 @@ pub use super::hosts::{
     PriorityHosts, PriorityLoad, Split,
 };
 use super::tls::ClusterTls;
+use crate::runtime::proxy_protocol;
 use crate::telemetry::stats::ClusterStats;
 use crate::upstream::health::ClusterHealth;
 use crate::upstream::host_set::SplitOptions;
@@ -317,6 +318,38 @@ pub struct SocketTuning {
     pub keepalive: Option<Keepalive>,
     /// Local address to bind before connecting.
     pub source_address: Option<SocketAddr>,
+    /// The source may be an address of another machine. Needs CAP_NET_ADMIN.
+    pub transparent: bool,
+    /// The source need not exist yet.
+    pub freebind: bool,
+    /// `SO_MARK`. Needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+    /// More options, set before connecting.
+    pub options: Arc<[SocketOption]>,
+    /// The header of the PROXY protocol comes first: its version, and whose connection it tells of (`None`: our own).
+    pub announced: Option<(proxy_protocol::Version, Option<proxy_protocol::Ends>)>,
+}
+
+/// A socket option by its numbers (`envoy.config.core.v3.SocketOption`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOption {
+    /// As setsockopt takes it.
+    pub level: i32,
+    /// As setsockopt takes it.
+    pub name: i32,
+    /// As setsockopt takes it.
+    pub value: Box<[u8]>,
+    /// When it is set.
+    pub state: SocketState,
+}
+
+/// A time in a socket's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum SocketState {
+    BeforeBind,
+    Bound,
+    Listening,
 }
 
 /// TCP keepalive.

@@ -1,10 +1,11 @@
 //! Listeners and filter chains (`envoy.config.listener.v3`).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::chain_match::ChainIndex;
-use super::cluster::{Address, SocketTuning};
+use super::cluster::{Address, SocketOption, SocketTuning};
 use super::http::HttpConnectionManager;
 use super::retirement::Retirement;
 use super::tcp::TcpProxy;
@@ -12,7 +13,7 @@ use crate::listener::permissive::Permissive;
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::filter_state::Setters;
-use crate::telemetry::stats::ListenerStats;
+use crate::telemetry::stats::{ListenerStats, ProxyProtocolStats};
 use crate::tls::DownstreamTls;
 
 /// A compiled listener.
@@ -40,8 +41,26 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// What is looked at before a chain is chosen.
     pub inspect: Inspect,
+    /// Who says where a connection really comes from, before anything else is looked at.
+    pub proxy_protocol: Option<Arc<ProxyProtocol>>,
+    /// Upstreams see the client's address.
+    pub original_src: Option<OriginalSrc>,
+    /// Ports for which listener filters are left out.
+    pub disabled: Box<[(ListenerFilter, PortPredicate)]>,
+    /// `use_original_dst`: a connection goes to the listener of the address that it was meant for, if there is one.
+    pub hand_off: bool,
+    /// `IP_TRANSPARENT`: what TPROXY sends here keeps the address that it was meant for. Needs CAP_NET_ADMIN.
+    pub transparent: bool,
+    /// `IP_FREEBIND`: the address need not exist yet.
+    pub freebind: bool,
+    /// Options of the listening socket.
+    pub socket_options: Arc<[SocketOption]>,
     /// How long inspection may take. Default 15 s; `None` = for ever.
     pub listener_filters_timeout: Option<Duration>,
+    /// A client that says nothing may be one that waits for its server: that is found out by asking the server.
+    pub races: bool,
+    /// One of its chains ends TLS, so that a silent client's hello may be on its way.
+    pub ends_tls: bool,
     /// Go on without the answer when inspection times out.
     pub continue_on_listener_filters_timeout: bool,
     /// Soft limit in bytes of what one downstream connection may buffer. Default 1 MiB.
@@ -130,6 +149,99 @@ pub enum Direction {
     Unspecified,
     Inbound,
     Outbound,
+}
+
+impl Listener {
+    /// Whether a filter is there for connections to `local`.
+    #[inline]
+    pub fn runs(&self, filter: ListenerFilter, local: Option<SocketAddr>) -> bool {
+        let there = match filter {
+            ListenerFilter::Tls => self.inspect.tls,
+            ListenerFilter::Http => self.inspect.http,
+            ListenerFilter::OriginalDst => self.inspect.original_dst,
+            ListenerFilter::OriginalSrc => self.original_src.is_some(),
+            ListenerFilter::ProxyProtocol => self.proxy_protocol.is_some(),
+        };
+        there && !self.disabled.iter().any(|(which, ports)| *which == filter && ports.matches(local))
+    }
+}
+
+/// Which listener filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ListenerFilter {
+    Tls,
+    Http,
+    OriginalDst,
+    OriginalSrc,
+    ProxyProtocol,
+}
+
+/// `envoy.config.listener.v3.ListenerFilterChainMatchPredicate`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortPredicate {
+    /// Every connection.
+    Any,
+    /// To ports from the first on and before the second.
+    Range(i32, i32),
+    /// The opposite.
+    Not(Box<PortPredicate>),
+    /// All of them.
+    And(Box<[PortPredicate]>),
+    /// One of them.
+    Or(Box<[PortPredicate]>),
+}
+
+impl PortPredicate {
+    /// Whether it is so of a connection to `local`.
+    pub fn matches(&self, local: Option<SocketAddr>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(from, end) => {
+                local.is_some_and(|local| (*from..*end).contains(&i32::from(local.port())))
+            }
+            Self::Not(predicate) => !predicate.matches(local),
+            Self::And(all) => all.iter().all(|predicate| predicate.matches(local)),
+            Self::Or(all) => all.iter().any(|predicate| predicate.matches(local)),
+        }
+    }
+}
+
+/// `envoy.extensions.filters.listener.original_src.v3.OriginalSrc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalSrc {
+    /// The client's port too, and not its address alone.
+    pub bind_port: bool,
+    /// `SO_MARK` of connections to upstreams; 0 = none.
+    pub mark: u32,
+}
+
+/// `envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol`.
+#[derive(Debug)]
+pub struct ProxyProtocol {
+    /// A connection without a header is taken as it is.
+    pub optional: bool,
+    /// Version 1 is refused.
+    pub refuses_v1: bool,
+    /// Version 2 is refused.
+    pub refuses_v2: bool,
+    /// Fields of a header to be noted as dynamic metadata.
+    pub rules: Box<[FieldRule]>,
+    /// Statistics under `proxy_proto.`.
+    pub stats: ProxyProtocolStats,
+}
+
+/// Where a field of a PROXY protocol header is noted.
+#[derive(Debug)]
+pub struct FieldRule {
+    /// The field's type.
+    pub kind: u8,
+    /// Namespace of the dynamic metadata.
+    pub namespace: Box<str>,
+    /// Key in it.
+    pub key: Box<str>,
+    /// The value is noted as Base64, and not as text.
+    pub base64: bool,
 }
 
 /// Listener filters.

@@ -60,8 +60,7 @@ pub(super) fn proxy(settings: &Settings, table: &Table, pod: &Beside) -> Value {
         args.extend(["--probe-port".to_owned(), probes::PORT.to_string()]);
     }
     if settings.capture == Capture::Proxy {
-        args.push("--capture".to_owned());
-        args.extend(capture_flags(settings, &pod.excluded));
+        args.push(format!("--capture={}", capture_flags(settings, &pod.excluded).join(" ")));
     }
     args.extend(settings.args.iter().cloned());
     let field =

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::destinations::Destinations;
 use crate::config::listener::Listener;
 
 /// What all workers share of one listener.
@@ -18,6 +19,7 @@ pub struct LiveListener {
     current: ArcSwap<Listener>,
     orders: watch::Sender<Orders>,
     accepting: AtomicUsize,
+    destinations: Destinations,
 }
 
 /// What the accept loops are told about their sockets.
@@ -31,9 +33,10 @@ pub struct Orders {
 
 impl LiveListener {
     /// A listener that nobody accepts connections for yet.
-    pub fn new(listener: Arc<Listener>) -> Arc<Self> {
+    pub fn new(listener: Arc<Listener>, destinations: Destinations) -> Arc<Self> {
         let (orders, _) = watch::channel(Orders { stop: false, backlog: listener.backlog });
-        Arc::new(Self { current: ArcSwap::new(listener), orders, accepting: AtomicUsize::new(0) })
+        let accepting = AtomicUsize::new(0);
+        Arc::new(Self { current: ArcSwap::new(listener), orders, accepting, destinations })
     }
 
     /// What serves a connection that is accepted now. Wait-free.
@@ -79,6 +82,11 @@ impl Share {
     /// What serves a connection that is accepted now.
     pub fn get(&self) -> Arc<Listener> {
         self.0.get()
+    }
+
+    /// The listeners of all addresses.
+    pub(super) fn destinations(&self) -> &Destinations {
+        &self.0.destinations
     }
 
     /// What the loop is told; the first look always finds news.

@@ -1,7 +1,12 @@
 //! Accepting connections and deciding which filter chain serves each.
 
 pub mod accept;
+mod connection;
+pub mod destinations;
+mod dialler;
+pub mod filters;
 pub mod inspect;
 pub mod live;
 pub mod permissive;
+pub mod race;
 pub mod sessions;

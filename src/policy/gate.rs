@@ -64,7 +64,7 @@ impl Gate {
             info: info.clone(),
             asked: Cell::new(false),
             refusal: RefCell::default(),
-            told: RefCell::default(),
+            told: RefCell::new(info.metadata.as_deref().cloned().unwrap_or_default()),
         })
     }
 

@@ -27,6 +27,7 @@ use crate::bootstrap::Flags;
 use crate::config::cluster::Address;
 use crate::config::listener::{FilterChain, Listener};
 use crate::config::Retirement;
+use crate::listener::destinations::Destinations;
 use crate::listener::live::LiveListener;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::process::ListenerManagerStats;
@@ -115,6 +116,8 @@ pub struct ListenerManager {
     closing: Vec<(Arc<LiveListener>, Vec<u64>)>,
     draining: Vec<Draining>,
     stopped: Stop,
+    /// Who has which address, for the workers.
+    destinations: Destinations,
     statuses: Arc<ArcSwap<Vec<ListenerStatus>>>,
     stats: ListenerManagerStats,
 }
@@ -165,6 +168,7 @@ impl ListenerManager {
             closing: Vec::new(),
             draining: Vec::new(),
             stopped: Stop::None,
+            destinations: Destinations::default(),
             statuses: Arc::default(),
             stats: ListenerManagerStats::new(scope),
         }
@@ -301,6 +305,7 @@ impl ListenerManager {
                 self.stats.listener_stopped.increment(1);
             }
         }
+        self.publish_destinations();
     }
 
     /// Whether all sockets are closed.
@@ -436,7 +441,7 @@ impl ListenerManager {
             self.stats.listener_create_failure.increment(1);
             ListenerError::Listen { name: listener.name.clone(), source }
         })?;
-        let live = LiveListener::new(listener.clone());
+        let live = LiveListener::new(listener.clone(), self.destinations.clone());
         for (worker, bound) in self.workers.iter().zip(bound) {
             // A worker that is gone closes what it is sent.
             let _ = worker.send(Command::Listen(live.share(), bound));
@@ -451,7 +456,9 @@ impl ListenerManager {
             backlog: listener.backlog,
             ipv4_compat: listener.ipv4_compat,
             mode: (listener.pipe_mode != 0).then_some(listener.pipe_mode),
-            ..ListenOptions::default()
+            transparent: listener.transparent,
+            freebind: listener.freebind,
+            options: listener.socket_options.clone(),
         };
         let handle = socket::listen(&listener.address, &options)?;
         let local = handle.local_addr();
@@ -502,7 +509,14 @@ impl ListenerManager {
         self.stats.total_filter_chains_draining.set(chains as f64);
     }
 
+    /// Those that were stopped get no connections from others either.
+    fn publish_destinations(&self) {
+        let open = self.listeners.iter().filter(|entry| !entry.live.is_stopped());
+        self.destinations.publish(open.map(|entry| &entry.listener));
+    }
+
     fn publish(&self) {
+        self.publish_destinations();
         self.stats.total_listeners_active.set(self.listeners.len() as f64);
         let status = |entry: &Entry| {
             let listener = &entry.listener;
@@ -523,7 +537,10 @@ impl Draining {
 
 /// Whether the sockets of one serve the other.
 fn same_sockets(old: &Listener, new: &Listener) -> bool {
-    let key = |listener: &Listener| (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat);
+    let key = |listener: &Listener| {
+        let options = (listener.transparent, listener.freebind, listener.socket_options.clone());
+        (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat, options)
+    };
     old.address == new.address && key(old) == key(new)
 }
 

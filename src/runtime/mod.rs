@@ -9,6 +9,7 @@ pub mod client_hello;
 pub mod drain;
 pub mod listeners;
 pub mod process;
+pub mod proxy_protocol;
 pub mod socket;
 pub mod stream;
 mod tls_records;

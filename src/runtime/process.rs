@@ -17,6 +17,7 @@ use super::worker::{self, Assignment, Command, Status};
 use crate::admin::{AdminCommand, AdminState, BootstrapSource};
 use crate::bootstrap::flags::DrainStrategy;
 use crate::bootstrap::Flags;
+use crate::capture::CaptureError;
 use crate::config::cluster::{self, Address};
 use crate::config::compile::runtime::Runtime;
 use crate::config::compile::CompiledBootstrap;
@@ -41,6 +42,12 @@ pub enum RunError {
     /// The port for the application's probes.
     #[error(transparent)]
     Probes(#[from] ServeError),
+    /// `--capture`.
+    #[error("{0}")]
+    Flags(String),
+    /// The rules of capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// A thread or runtime.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -94,6 +101,7 @@ async fn serve(
     commands: Vec<mpsc::UnboundedReceiver<Command>>,
 ) -> Result<(), RunError> {
     let count = commands.len();
+    let capture = flags.captures().map_err(RunError::Flags)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
@@ -160,6 +168,11 @@ async fn serve(
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     lock(&listeners).started();
+    if let Some(options) = &capture {
+        // Not before somebody listens.
+        crate::capture::apply(options)?;
+        tracing::info!("connections of this network namespace are captured");
+    }
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));

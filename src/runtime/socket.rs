@@ -7,11 +7,12 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -19,8 +20,9 @@ use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
+use super::proxy_protocol;
 use super::stream::Stream;
-use crate::config::cluster::{Address, Keepalive, SocketTuning};
+use crate::config::cluster::{Address, Keepalive, SocketOption, SocketState, SocketTuning};
 
 /// Keepalive of connections whose config does not speak of it: a vanished peer is noticed after
 /// about five minutes instead of the kernel's two hours.
@@ -73,6 +75,8 @@ pub struct ListenOptions {
     pub freebind: bool,
     /// Permission bits of a Unix socket's path.
     pub mode: Option<u32>,
+    /// More options, each set at its time.
+    pub options: Arc<[SocketOption]>,
 }
 
 impl Default for ListenOptions {
@@ -84,6 +88,7 @@ impl Default for ListenOptions {
             transparent: false,
             freebind: false,
             mode: None,
+            options: Arc::default(),
         }
     }
 }
@@ -173,19 +178,16 @@ fn listen_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpLis
         socket.set_only_v6(!options.ipv4_compat)?;
     }
     if options.transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-        }
+        set_transparent(&socket, address)?;
     }
     if options.freebind {
-        match address {
-            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
+        set_freebind(&socket, address)?;
     }
+    set_options(&socket, &options.options, SocketState::BeforeBind)?;
     socket.bind(&address.into())?;
+    set_options(&socket, &options.options, SocketState::Bound)?;
     socket.listen(backlog(options))?;
+    set_options(&socket, &options.options, SocketState::Listening)?;
     Ok(socket.into())
 }
 
@@ -229,14 +231,36 @@ pub(crate) fn kernel_path(path: &Path) -> PathBuf {
 /// Connects on the current runtime. Has no timeout of its own; dropping the future closes the
 /// socket.
 pub async fn connect(address: &Address, tuning: &SocketTuning) -> io::Result<Stream> {
+    let stream = connected(address, tuning).await?;
+    if let Some((version, ends)) = tuning.announced {
+        // A new socket has room for it.
+        let header = proxy_protocol::write(version, ends);
+        if stream.try_write(&header)? < header.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    Ok(stream)
+}
+
+async fn connected(address: &Address, tuning: &SocketTuning) -> io::Result<Stream> {
     match address {
         Address::Ip(ip) => {
             let socket =
                 Socket::new(Domain::for_address(*ip), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
             socket.set_tcp_nodelay(true)?;
             keep_alive(&SockRef::from(&socket), tuning)?;
+            if let Some(mark) = tuning.mark {
+                socket.set_mark(mark)?;
+            }
+            set_options(&socket, &tuning.options, SocketState::BeforeBind)?;
             // A source of the other family cannot be meant for this host.
             if let Some(source) = tuning.source_address.filter(|source| source.is_ipv4() == ip.is_ipv4()) {
+                if tuning.transparent {
+                    set_transparent(&socket, source)?;
+                }
+                if tuning.freebind {
+                    set_freebind(&socket, source)?;
+                }
                 if source.port() == 0 {
                     bind_address_no_port(&socket)?;
                 }
@@ -332,20 +356,52 @@ pub(super) fn unsent(socket: BorrowedFd<'_>) -> usize {
 /// us to one ephemeral port range for all destinations together.
 fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int; pointer and size describe `on`.
+    set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &on.to_ne_bytes())
+}
+
+/// Sets a socket option by its numbers, as config gives it.
+pub fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: pointer and size describe `value`, which the kernel only reads.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
         )
     };
     if result == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets those of `options` whose time is `state`.
+fn set_options(socket: &Socket, options: &[SocketOption], state: SocketState) -> io::Result<()> {
+    for option in options.iter().filter(|option| option.state == state) {
+        set_option(socket.as_fd(), option.level, option.name, &option.value).map_err(|error| {
+            let (level, name) = (option.level, option.name);
+            io::Error::new(error.kind(), format!("socket option {level}/{name}: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Lets the socket have addresses that are not this machine's. Needs CAP_NET_ADMIN.
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Lets the socket have an address that does not exist yet.
+fn set_freebind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true),
+        SocketAddr::V6(_) => socket.set_freebind_v6(true),
     }
 }
 
@@ -452,22 +508,9 @@ pub fn steer_new_connections(socket: BorrowedFd<'_>, index: u32) -> io::Result<(
 /// one of its sockets. Without a rule, nothing happens. Linux 5.3 or later.
 pub fn stop_steering(socket: BorrowedFd<'_>) -> io::Result<()> {
     let ignored: libc::c_int = 0;
-    // SAFETY: the option takes an int whose value does not matter; pointer and size describe one.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_DETACH_REUSEPORT_BPF,
-            (&raw const ignored).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            error => Err(error),
-        },
+    match set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, &ignored.to_ne_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 

@@ -75,8 +75,11 @@ async fn options_reach_the_socket() {
     let acceptor = Acceptor::new(listen(&any(), &ListenOptions::default()).unwrap()).unwrap();
     let to = Address::Ip(acceptor.local_addr().unwrap());
     let keepalive = Keepalive { probes: Some(3), time: Some(Duration::from_secs(7)), interval: None };
-    let tuning =
-        SocketTuning { keepalive: Some(keepalive), source_address: Some(([127, 0, 0, 9], 0).into()) };
+    let tuning = SocketTuning {
+        keepalive: Some(keepalive),
+        source_address: Some(([127, 0, 0, 9], 0).into()),
+        ..SocketTuning::default()
+    };
     let (client, server) = tokio::join!(connect(&to, &tuning), acceptor.accept(&tuning));
     let (client, server) = (client.unwrap(), server.unwrap());
     assert_eq!(server.peer_addr().unwrap().ip().to_string(), "127.0.0.9");

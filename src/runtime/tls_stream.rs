@@ -195,7 +195,10 @@ impl TlsStream {
                 match state.receive(&stream.socket, &mut Slice { buffer: &mut [], filled: 0 }) {
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        ready!(stream.socket.poll_read_ready(context))?;
+                        // The peer may have nothing more to say: its last message can have ended the handshake.
+                        if state.handshaking {
+                            ready!(stream.socket.poll_read_ready(context))?;
+                        }
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     // Told above, once the alert is out.

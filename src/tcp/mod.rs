@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use proxy::{serve, Client};
+pub use proxy::{early, serve, Client, Early};
 
 use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};

@@ -16,6 +16,7 @@ use tokio::time::{interval_at, sleep_until, Instant};
 use super::relay::{relay, End, Limits, Meter, Side, Traffic};
 use super::splice::Pipes;
 use super::{Dial, DialContext, Dialed};
+use crate::config::balancing::Criteria;
 use crate::config::tcp::TcpProxy;
 use crate::config::Cluster;
 use crate::policy::gate::Gate;
@@ -40,11 +41,59 @@ pub struct Client {
     pub gate: Option<Gate>,
 }
 
+/// A connection to an upstream that was made before it was known who serves the client.
+#[derive(Debug)]
+pub struct Early<P> {
+    cluster: Arc<Cluster>,
+    dialed: Dialed<P>,
+}
+
+impl<P> Early<P> {
+    /// The connection.
+    pub fn stream(&self) -> &Stream {
+        &self.dialed.stream
+    }
+}
+
+/// Connects as [`serve`] would for this client, once; `None` when that fails.
+pub async fn early<D: Dial>(
+    proxy: &TcpProxy,
+    connection: Rc<ConnectionInfo>,
+    dialler: &D,
+) -> Option<Early<D::Permit>> {
+    let start = connection.start;
+    let info = StreamInfo::new(connection, start, WallClock::now());
+    let (slot, metadata) = proxy.draw()?;
+    let cluster = slot.wake()?;
+    let context = context(proxy, &info, &cluster, metadata);
+    let dialed = dialler.dial(&slot, context).await.ok()?;
+    Some(Early { cluster, dialed })
+}
+
+/// What an attempt to reach `cluster` depends on.
+fn context(
+    proxy: &TcpProxy,
+    info: &StreamInfo,
+    cluster: &Cluster,
+    metadata: Option<Arc<Criteria>>,
+) -> DialContext {
+    let announced = cluster.socket.announced.is_some();
+    DialContext {
+        attempt: info.attempts,
+        hash_source: info.connection.remote.filter(|_| proxy.hash_source_ip),
+        local: info.destination().or(info.connection.restored()),
+        metadata,
+        hash: proxy.hash_object.as_ref().and_then(|name| info.object(name)?.hash()),
+        names: (info.has_own_upstream() || announced).then(|| info.upstream_names(true, announced)),
+    }
+}
+
 /// Serves `client` until it is done, `cut` completes (the end of a drain), or the future is dropped;
-/// either way the access log is written once at the end.
+/// either way the access log is written once at the end. `early` is used in place of a new connection.
 pub async fn serve<D: Dial>(
     proxy: Arc<TcpProxy>,
     client: Client,
+    early: Option<Early<D::Permit>>,
     dialler: &D,
     cut: impl Future<Output = ()>,
 ) {
@@ -58,7 +107,7 @@ pub async fn serve<D: Dial>(
     let mut cut = pin!(cut);
     let connected = tokio::select! {
         biased;
-        connected = session.connect(dialler) => connected,
+        connected = session.connect(early, dialler) => connected,
         // Reading has not begun, so a client that only ended its side still waits for its answer.
         _ = downstream.failed() => None,
         () = at(deadline) => {
@@ -112,7 +161,9 @@ pub async fn serve<D: Dial>(
             }
         }
     };
-    session.info.metadata = gate.as_ref().and_then(Gate::told);
+    if let Some(gate) = &gate {
+        session.info.metadata = gate.told();
+    }
     match end {
         End::Failed(Side::Upstream, _) => session.info.flags.insert(ResponseFlags::UR),
         End::Idle => proxy.stats.idle_timeout.increment(1),
@@ -154,11 +205,22 @@ struct Session {
 impl Session {
     fn new(proxy: Arc<TcpProxy>, connection: Rc<ConnectionInfo>) -> Self {
         let start = connection.start;
-        Self { proxy, info: StreamInfo::new(connection, start, WallClock::now()), traffic: Rc::default() }
+        let metadata = connection.metadata.clone();
+        let info = StreamInfo { metadata, ..StreamInfo::new(connection, start, WallClock::now()) };
+        Self { proxy, info, traffic: Rc::default() }
     }
 
     /// Tries hosts until one is connected; otherwise the flags say why not.
-    async fn connect<D: Dial>(&mut self, dialler: &D) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
+    async fn connect<D: Dial>(
+        &mut self,
+        early: Option<Early<D::Permit>>,
+        dialler: &D,
+    ) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
+        if let Some(Early { cluster, dialed }) = early {
+            self.info.cluster = Some(cluster.name.clone());
+            self.connected(&dialed);
+            return Some((cluster, dialed));
+        }
         loop {
             let drawn = match self.info.object(filter_state::TCP_CLUSTER) {
                 Some(named) => dialler.find(named.text()).map(|slot| (slot, None)),
@@ -177,21 +239,10 @@ impl Session {
                 cluster.stats().upstream_cx_connect_attempts_exceeded.increment(1);
                 return None;
             }
-            let context = DialContext {
-                attempt,
-                hash_source: self.info.connection.remote.filter(|_| self.proxy.hash_source_ip),
-                local: self.info.destination().or(self.info.connection.restored()),
-                metadata,
-                hash: self.proxy.hash_object.as_ref().and_then(|name| self.info.object(name)?.hash()),
-                names: self.info.has_objects().then(|| self.info.upstream_names(true)),
-            };
+            let context = context(&self.proxy, &self.info, &cluster, metadata);
             match dialler.dial(&slot, context).await {
                 Ok(dialed) => {
-                    self.info.attempts = attempt.saturating_add(1);
-                    self.info.host = Some(dialed.host.clone());
-                    self.info.upstream_local = dialed.stream.local_addr();
-                    self.info.upstream_connection_id = dialed.id;
-                    self.info.upstream_tls.clone_from(&dialed.tls);
+                    self.connected(&dialed);
                     return Some((cluster, dialed));
                 }
                 Err(error) => {
@@ -209,6 +260,14 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn connected<P>(&mut self, dialed: &Dialed<P>) {
+        self.info.attempts = self.info.attempts.saturating_add(1);
+        self.info.host = Some(dialed.host.clone());
+        self.info.upstream_local = dialed.stream.local_addr();
+        self.info.upstream_connection_id = dialed.id;
+        self.info.upstream_tls.clone_from(&dialed.tls);
     }
 
     fn expired(&mut self) {

@@ -136,7 +136,7 @@ impl Rig {
                     info: connection,
                     gate: None,
                 };
-                serve(proxy, client, &*script, cut).await;
+                serve(proxy, client, None, &*script, cut).await;
             }
         });
         let client = client.unwrap();

@@ -218,14 +218,23 @@ impl StreamInfo {
         self.objects().find_map(Objects::original_dst)
     }
 
-    /// What objects say of the connection upstream; `tls` says that it has TLS.
-    pub fn upstream_names(&self, tls: bool) -> Names {
+    /// Whether the connection upstream is anyhow this client's own: objects say so, or it has the client's address.
+    #[inline]
+    pub fn has_own_upstream(&self) -> bool {
+        self.has_objects() || self.connection.source.is_some()
+    }
+
+    /// What sets the connection upstream apart; `tls` says that it has TLS, `announced` that the host is told of the
+    /// client.
+    pub fn upstream_names(&self, tls: bool, announced: bool) -> Names {
         let text = |name| self.object(name).map(Object::text).filter(|text| tls && !text.is_empty());
         let sans = text(SUBJECT_ALT_NAMES).into_iter().flat_map(|list| list.split(','));
         Names {
             sni: text(SERVER_NAME).map(Into::into),
             sans: sans.map(|name| name.trim().into()).collect(),
             apart: self.objects().map(Objects::apart).fold(0, |a, b| a ^ b),
+            source: self.connection.source,
+            ends: self.connection.ends().filter(|_| announced),
         }
     }
 }

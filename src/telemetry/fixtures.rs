@@ -47,6 +47,9 @@ pub(crate) fn connection(remote: Option<SocketAddr>, local: Option<SocketAddr>) 
         filter_chain: "".into(),
         start: Instant::now(),
         objects: None,
+        is_restored: false,
+        source: None,
+        metadata: None,
     }
 }
 

@@ -328,6 +328,47 @@ stats! {
 }
 
 stats! {
+    /// `proxy_proto.[<stat_prefix>.]versions.<version>.` statistics.
+    pub struct ProxyProtocolVersionStats {
+        counters { found, disallowed, error }
+        gauges {}
+        histograms {}
+    }
+}
+
+stats! {
+    /// `proxy_proto.[<stat_prefix>.]` statistics.
+    pub struct ProxyProtocolCounters {
+        counters { not_found_allowed, not_found_disallowed }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// What the PROXY protocol listener filter counts.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct ProxyProtocolStats {
+    pub v1: ProxyProtocolVersionStats,
+    pub v2: ProxyProtocolVersionStats,
+    pub all: ProxyProtocolCounters,
+}
+
+impl ProxyProtocolStats {
+    /// Of filters with this `stat_prefix`, which may be empty.
+    pub fn new(stat_prefix: &str) -> Self {
+        let root = Scope::raw("proxy_proto.");
+        let scope = if stat_prefix.is_empty() { root } else { root.sub(stat_prefix) };
+        let versions = scope.sub("versions");
+        Self {
+            v1: ProxyProtocolVersionStats::new(&versions.sub("v1")),
+            v2: ProxyProtocolVersionStats::new(&versions.sub("v2")),
+            all: ProxyProtocolCounters::new(&scope),
+        }
+    }
+}
+
+stats! {
     /// `tcp.<stat_prefix>.` statistics.
     pub struct TcpProxyStats {
         counters {

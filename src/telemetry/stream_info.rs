@@ -13,6 +13,7 @@ use outrigger_control_api::pb::google::protobuf::Struct;
 
 use super::filter_state::Objects;
 use crate::config::{Host, Retirement};
+use crate::runtime::proxy_protocol::Ends;
 use crate::tls::TlsInfo;
 
 /// Facts of the downstream connection, shared by its streams.
@@ -42,12 +43,23 @@ pub struct ConnectionInfo {
     pub retirement: Arc<Retirement>,
     /// What network filters have left for its streams.
     pub objects: Option<Box<Objects>>,
+    /// Our end is where the client meant to go, and was restored.
+    pub is_restored: bool,
+    /// Upstreams are connected to from this address, by sockets with this mark (0 = none).
+    pub source: Option<(SocketAddr, u32)>,
+    /// What listener filters noted (dynamic metadata).
+    pub metadata: Option<Box<DynamicMetadata>>,
 }
 
 impl ConnectionInfo {
     /// Where the client meant to go, if that is not our end of the socket.
     pub fn restored(&self) -> Option<SocketAddr> {
-        self.local.filter(|local| Some(*local) != self.direct_local)
+        self.local.filter(|_| self.is_restored)
+    }
+
+    /// Its ends, for an upstream that is told of them.
+    pub fn ends(&self) -> Option<Ends> {
+        Some(Ends { source: self.remote?, destination: self.local? })
     }
 }
 

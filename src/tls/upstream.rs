@@ -1,6 +1,7 @@
 //! TLS towards upstreams: `UpstreamTlsContext`.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
@@ -25,6 +26,7 @@ use super::validation::{ExpectedNames, Validation};
 use super::verifier::Servers;
 use crate::config::cluster::Address;
 use crate::config::Host;
+use crate::runtime::proxy_protocol::Ends;
 use crate::runtime::tls_stream::{HandshakeError, TlsStream};
 use crate::runtime::Stream;
 use crate::telemetry::metrics::Scope;
@@ -80,7 +82,8 @@ impl expiry::Context for UpstreamTls {
     }
 }
 
-/// Names that a request asks for (`auto_sni`, `auto_san_validation`).
+/// What sets the connections for a request apart from others to the same host: names that it asks for (`auto_sni`,
+/// `auto_san_validation`), and what of its client the host sees.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Names {
     /// The server's name to ask for, in place of the context's.
@@ -89,6 +92,10 @@ pub struct Names {
     pub sans: Vec<Box<str>>,
     /// Connections with another number are not shared; 0 = nothing sets them apart.
     pub apart: u64,
+    /// The address to connect from, and the mark of the socket.
+    pub source: Option<(SocketAddr, u32)>,
+    /// Whose connection the PROXY protocol tells of, where it is spoken.
+    pub ends: Option<Ends>,
 }
 
 /// What a connection is for, which decides about the protocols offered.

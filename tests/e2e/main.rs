@@ -19,6 +19,7 @@ mod licences;
 mod lifecycle;
 mod load;
 mod peers;
+mod pods;
 mod pressure;
 mod resilience;
 mod tls;

@@ -213,8 +213,8 @@ fn compile(
         problems,
     );
     let bind = message.cluster_manager.as_ref().and_then(|manager| manager.upstream_bind_config.as_ref());
-    let source_address = bind.and_then(|bind| {
-        problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_address(bind, problems))
+    let bind = bind.map(|bind| {
+        problems.at("cluster_manager.upstream_bind_config", |problems| cluster::bind_config(bind, problems))
     });
     let outliers = Arc::new(Registry::default());
     let manager = message.cluster_manager.as_ref();
@@ -238,7 +238,7 @@ fn compile(
         runtime: Arc::new(ArcSwap::from_pointee(runtime.clone())),
         service: (bytes(&node.cluster), bytes(&node.id)),
         resolver: resolver.unwrap_or_default(),
-        source_address,
+        bind: bind.unwrap_or_default(),
         static_secrets: StaticSecrets(
             resources.secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect(),
         ),

@@ -24,8 +24,8 @@ use super::endpoints::{self, static_hosts};
 use super::http_options::{http1_options, http2_options};
 use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
-    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, orca, u32_or,
-    Environment,
+    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, orca, socket_options,
+    u32_or, Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -69,7 +69,8 @@ pub fn compile(
             .upstream_connection_options
             .as_ref()
             .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
-        source_address: source_address(cluster.upstream_bind_config.as_ref(), environment, problems),
+        announced: cluster_tls::announced(cluster, problems).map(|version| (version, None)),
+        ..bound(cluster.upstream_bind_config.as_ref(), environment, problems)
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
     let dropped = assignment.and_then(|assignment| {
@@ -434,23 +435,34 @@ fn upstream_protocol(chosen: Option<UpstreamProtocolOptions>) -> Chosen {
     }
 }
 
-pub(super) fn source_address(
+/// How sockets are bound, as the cluster says, or else the bootstrap.
+pub(super) fn bound(
     bind: Option<&core::BindConfig>,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<SocketAddr> {
-    let Some(bind) = bind else { return environment.compiler.source_address };
-    problems.at("upstream_bind_config", |problems| bind_address(bind, problems))
+) -> SocketTuning {
+    match bind {
+        Some(bind) => problems.at("upstream_bind_config", |problems| bind_config(bind, problems)),
+        None => environment.compiler.bind.clone(),
+    }
 }
 
-/// `source_address` of a bind configuration. Port 0 leaves the choice to the kernel.
-pub(super) fn bind_address(bind: &core::BindConfig, problems: &mut Problems) -> Option<SocketAddr> {
-    let source = bind.source_address.as_ref()?;
-    problems.at("source_address", |problems| {
-        let Ok(ip) = source.address.parse::<IpAddr>() else {
-            problems.report_at("address", format!("{:?} is not an IP address", source.address));
-            return None;
-        };
-        Some(SocketAddr::new(ip, super::port(source, problems)?))
-    })
+/// `source_address` with port 0 leaves the choice to the kernel.
+pub(super) fn bind_config(bind: &core::BindConfig, problems: &mut Problems) -> SocketTuning {
+    let source_address = bind.source_address.as_ref().and_then(|source| {
+        problems.at("source_address", |problems| {
+            let Ok(ip) = source.address.parse::<IpAddr>() else {
+                problems.report_at("address", format!("{:?} is not an IP address", source.address));
+                return None;
+            };
+            Some(SocketAddr::new(ip, super::port(source, problems)?))
+        })
+    });
+    let ipv4 = source_address.map(|source| source.is_ipv4());
+    SocketTuning {
+        source_address,
+        freebind: bind.freebind.is_some_and(|wanted| wanted.value),
+        options: socket_options::compile(&bind.socket_options, "socket_options", ipv4, problems),
+        ..SocketTuning::default()
+    }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as cluster_pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use outrigger_control_api::pb::google::protobuf::{Struct, Value as ProtoValue};
-use outrigger_control_api::unpack;
+use outrigger_control_api::{type_of, unpack};
 
 use super::tls::upstream;
 use super::Environment;
@@ -13,6 +14,7 @@ use crate::config::cluster::UpstreamProtocol;
 use crate::config::headers::HeaderKey;
 use crate::config::problems::Problems;
 use crate::config::tls::{AutoNames, ClusterTls, SocketMatch};
+use crate::runtime::proxy_protocol::Version;
 
 /// TLS towards the hosts of a cluster; `None` for plain text, and when a problem was reported.
 pub(super) fn cluster(
@@ -26,7 +28,11 @@ pub(super) fn cluster(
     let socket = |socket: &core::TransportSocket, problems: &mut Problems| {
         problems.at("transport_socket", |problems| upstream(socket, stat_name, environment, problems))
     };
-    let default = cluster.transport_socket.as_ref().and_then(|config| socket(config, problems));
+    let inner = cluster.transport_socket.as_ref().and_then(wrapped);
+    let default = match &inner {
+        Some(inner) => inner.transport_socket.as_ref().and_then(|config| socket(config, problems)),
+        None => cluster.transport_socket.as_ref().and_then(|config| socket(config, problems)),
+    };
     let mut matches = Vec::new();
     for (index, entry) in cluster.transport_socket_matches.iter().enumerate() {
         problems.at_index("transport_socket_matches", index, |problems| {
@@ -57,6 +63,26 @@ pub(super) fn cluster(
         return None;
     }
     Some(Arc::new(ClusterTls { default, matches, auto }))
+}
+
+/// The PROXY protocol around the cluster's transport socket.
+fn wrapped(socket: &core::TransportSocket) -> Option<ProxyProtocolUpstreamTransport> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { return None };
+    let name = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    (type_of(any) == name).then(|| unpack(any).ok()).flatten()
+}
+
+/// The version of the PROXY protocol in which the cluster's hosts are told of clients.
+pub(super) fn announced(cluster: &cluster_pb::Cluster, problems: &mut Problems) -> Option<Version> {
+    let config = cluster.transport_socket.as_ref().and_then(wrapped)?;
+    if !cluster.transport_socket_matches.is_empty() {
+        let message = "the PROXY protocol is for all hosts or none: it cannot stand beside transport_socket";
+        problems.report_at("transport_socket_matches", message);
+    }
+    Some(match config.config.as_ref().map(core::ProxyProtocolConfig::version) {
+        None | Some(core::proxy_protocol_config::Version::V1) => Version::V1,
+        Some(core::proxy_protocol_config::Version::V2) => Version::V2,
+    })
 }
 
 /// The fields of a `Struct`, to be compared one by one.

@@ -12,7 +12,7 @@ use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::{
 use outrigger_control_api::reflect::{DynamicMessage, Value};
 use outrigger_control_api::{expand_any, unpack, Expanded};
 
-use super::cluster::{kind, source_address, Kind};
+use super::cluster::{bound, kind, Kind};
 use super::control_tls::transport_socket;
 use super::dns::dns;
 use super::endpoints::static_hosts;
@@ -123,7 +123,11 @@ pub(super) fn target(
         .upstream_connection_options
         .as_ref()
         .and_then(|options| keepalive(options.tcp_keepalive.as_ref()));
-    let source_address = source_address(cluster.upstream_bind_config.as_ref(), environment, problems);
+    let bind = bound(cluster.upstream_bind_config.as_ref(), environment, problems);
+    if bind.freebind || !bind.options.is_empty() {
+        let message = "only source_address is supported for connections to a control plane";
+        problems.report_at("upstream_bind_config", message);
+    }
     (problems.count() == before).then(|| GrpcTarget {
         name: cluster.name.as_str().into(),
         addresses,
@@ -136,7 +140,7 @@ pub(super) fn target(
         max_receive_message_length: None,
         http2_keepalive,
         tcp_keepalive,
-        source_address,
+        source_address: bind.source_address,
     })
 }
 

@@ -14,12 +14,12 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::{
-    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, port, rbac, rooms, tls, u32_or,
-    Environment,
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, listener_filters, port, rbac, rooms,
+    socket_options, tls, u32_or, Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{
-    Direction, FilterChain, Inspect, Listener, NetworkFilter, NetworkSetFilterState, Terminal,
+    Direction, FilterChain, Listener, NetworkFilter, NetworkSetFilterState, Terminal,
 };
 use crate::config::problems::Problems;
 use crate::listener::permissive::Permissive;
@@ -74,7 +74,18 @@ pub fn compile(
             .map(Arc::new)
     });
     let index = rooms::chain_index(&listener.filter_chains, problems);
-    let inspect = inspect(listener, problems);
+    let filters = listener_filters::compile(listener, problems);
+    let ipv4 = match address.as_ref().map(|bind| &bind.address) {
+        Some(Address::Ip(address)) => Some(address.is_ipv4()),
+        _ => None,
+    };
+    let mut socket_options =
+        socket_options::compile(&listener.socket_options, "socket_options", ipv4, problems);
+    if let Some(queue) = listener.tcp_fast_open_queue_length {
+        let options = socket_options.iter().cloned();
+        socket_options = options.chain([socket_options::fast_open(queue.value)]).collect();
+    }
+    let waits = listener.listener_filters_timeout.is_some_and(|timeout| timeout != Default::default());
     let listener_filters_timeout = idle(
         &listener.listener_filters_timeout,
         Some(Duration::from_secs(15)),
@@ -89,6 +100,7 @@ pub fn compile(
     let all = || chains.iter().chain(&default_chain);
     let demands = |chain: &Arc<FilterChain>| chain.tls.as_ref().is_some_and(|tls| tls.demands_certificate());
     let permissive = all().any(demands) && !all().all(demands);
+    let ends_tls = all().any(|chain| chain.tls.is_some());
     Some(Listener {
         permissive: permissive.then(|| Permissive::of(&name, &Scope::listener(stat_prefix))),
         stats: Arc::new(ListenerStats::new(&Scope::listener(stat_prefix))),
@@ -106,8 +118,17 @@ pub fn compile(
         index,
         chains,
         default_chain,
-        inspect,
+        inspect: filters.inspect,
+        proxy_protocol: filters.proxy_protocol,
+        original_src: filters.original_src,
+        disabled: filters.disabled.into(),
+        hand_off: bool_or(listener.use_original_dst, false),
+        transparent: bool_or(listener.transparent, false),
+        freebind: bool_or(listener.freebind, false),
+        socket_options,
         listener_filters_timeout,
+        races: !waits,
+        ends_tls,
         continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
         per_connection_buffer_limit: buffer_limit(listener.per_connection_buffer_limit_bytes),
         reuse_port: bool_or(listener.enable_reuse_port, true),
@@ -166,34 +187,6 @@ pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> 
         // Refused by the support table.
         core::address::Address::EnvoyInternalAddress(_) => None,
     }
-}
-
-fn inspect(listener: &pb::Listener, problems: &mut Problems) -> Inspect {
-    use pb::listener_filter::ConfigType;
-    let mut inspect = Inspect::default();
-    for (index, filter) in listener.listener_filters.iter().enumerate() {
-        problems.at_index("listener_filters", index, |problems| {
-            let found = match &filter.config_type {
-                Some(ConfigType::TypedConfig(any)) => type_of(any),
-                // Refused by the support table.
-                Some(ConfigType::ConfigDiscovery(_)) => return,
-                None => "",
-            };
-            match found {
-                "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => inspect.tls = true,
-                "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => inspect.http = true,
-                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
-                    inspect.original_dst = true;
-                }
-                "" => problems.report_at("typed_config", "is required"),
-                found => {
-                    let message = format!("the listener filter {} ({found}) is not supported", filter.name);
-                    problems.report_at("typed_config", message);
-                }
-            }
-        });
-    }
-    inspect
 }
 
 /// The listener of a filter chain.

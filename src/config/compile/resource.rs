@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ use super::dns::Resolver;
 use super::runtime::{Runtime, DROP_OVERLOAD_LIMIT};
 use super::scoped::{self, ScopeConfig};
 use super::{cluster, endpoints, http_filters, known_clusters, listener, on_demand};
-use crate::config::cluster::Locality;
+use crate::config::cluster::{Locality, SocketTuning};
 use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
 use crate::config::http::HttpFilter;
@@ -77,8 +76,8 @@ pub struct Compiler {
     pub service: (Bytes, Bytes),
     /// The bootstrap's resolver, for clusters that name none.
     pub resolver: Resolver,
-    /// The bootstrap's source address, for clusters that set none.
-    pub source_address: Option<SocketAddr>,
+    /// How the bootstrap has sockets bound, for clusters that say nothing of it.
+    pub bind: SocketTuning,
     /// Names of the bootstrap's clusters: no control plane may replace them.
     pub static_clusters: HashSet<String>,
     /// Those of the bootstrap's clusters that no request may use: they need what only discovery can do.

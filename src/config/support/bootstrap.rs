@@ -152,7 +152,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.core.v3.TcpKeepalive"),
     MessageSupport {
         message: "envoy.config.core.v3.BindConfig",
-        implemented: &["source_address"],
+        implemented: &["source_address", "freebind", "socket_options"],
         observe: &[],
         rejected: &[],
     },

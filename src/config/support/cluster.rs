@@ -250,7 +250,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "envoy.config.core.v3.HealthCheck.TcpHealthCheck",
         implemented: &["*"],
         observe: &[],
-        rejected: &[("proxy_protocol_config", "checks do not send the PROXY protocol")],
+        rejected: &[("proxy_protocol_config", "checks send what the cluster's transport socket says")],
     },
     whole("envoy.config.core.v3.HealthCheck.Payload"),
     whole("envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink"),

@@ -61,7 +61,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
             ("http3_protocol_options", "HTTP/3 is not supported"),
             ("append_local_overload", "there is no overload manager"),
-            ("add_proxy_protocol_connection_state", "the PROXY protocol is not supported yet"),
+            ("add_proxy_protocol_connection_state", "an upstream that speaks the PROXY protocol is told of the client"),
         ],
         rejected: &[
             ("codec_type=HTTP3", "HTTP/3 is not supported"),

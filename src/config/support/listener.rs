@@ -6,7 +6,6 @@ use outrigger_control_api::support::MessageSupport;
 use super::whole;
 
 const BALANCE: &str = "the kernel spreads connections over the workers";
-const SOCKET: &str = "this socket option is not supported";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -30,6 +29,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "connection_balance_config",
             "ignore_global_conn_limit",
             "bypass_overload_manager",
+            "use_original_dst",
+            "transparent",
+            "freebind",
+            "socket_options",
+            "tcp_fast_open_queue_length",
         ],
         observe: &[
             ("metadata", "metadata is not used yet"),
@@ -40,13 +44,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[
             ("additional_addresses", "a listener has one address so far"),
             ("filter_chain_matcher", "the filter chain matcher is not supported yet"),
-            ("use_original_dst", "handing connections to other listeners is not supported yet"),
             ("deprecated_v1", "use bind_to_port"),
-            ("transparent", SOCKET),
-            ("freebind", SOCKET),
-            ("socket_options", SOCKET),
-            ("tcp_fast_open_queue_length", SOCKET),
-            ("enable_mptcp", SOCKET),
+            ("enable_mptcp", "multipath TCP is not supported"),
             ("udp_listener_config", "UDP is not supported"),
             ("api_listener", "API listeners are not supported"),
             ("internal_listener", "internal listeners are not supported"),
@@ -60,13 +59,17 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.listener.v3.ListenerFilter",
-        implemented: &["name", "typed_config"],
+        implemented: &["name", "typed_config", "filter_disabled"],
         observe: &[],
-        rejected: &[
-            ("filter_disabled", "listener filters cannot be disabled by port yet"),
-            ("config_discovery", "discovery from a control plane is not supported yet"),
-        ],
+        rejected: &[("config_discovery", "discovery from a control plane is not supported yet")],
     },
+    whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate"),
+    whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet"),
+    whole("envoy.type.v3.Int32Range"),
+    whole("envoy.config.core.v3.SocketOption"),
+    whole("envoy.config.core.v3.SocketOption.SocketType"),
+    whole("envoy.config.core.v3.SocketOption.SocketType.Stream"),
+    whole("envoy.config.core.v3.SocketOption.SocketType.Datagram"),
     MessageSupport {
         message: "envoy.config.listener.v3.FilterChain",
         implemented: &[
@@ -123,6 +126,39 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"),
     whole("envoy.extensions.filters.listener.original_dst.v3.OriginalDst"),
+    whole("envoy.extensions.filters.listener.original_src.v3.OriginalSrc"),
+    MessageSupport {
+        message: "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        implemented: &[
+            "rules",
+            "allow_requests_without_proxy_protocol",
+            "disallowed_versions",
+            "stat_prefix",
+            "tlv_location",
+        ],
+        observe: &[],
+        rejected: &[
+            ("pass_through_tlvs", "fields of a header are not passed on"),
+            ("tlv_location=FILTER_STATE", "fields of a header are noted as dynamic metadata only"),
+        ],
+    },
+    whole("envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule"),
+    whole("envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair"),
+    MessageSupport {
+        message: "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+        implemented: &["config", "transport_socket"],
+        observe: &[("tlv_as_pool_key", "no fields are sent")],
+        rejected: &[("allow_unspecified_address", "an unspecified address makes the header one of our own")],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.ProxyProtocolConfig",
+        implemented: &["version"],
+        observe: &[],
+        rejected: &[
+            ("pass_through_tlvs", "fields of a header are not passed on"),
+            ("added_tlvs", "no fields are sent"),
+        ],
+    },
     whole("envoy.extensions.filters.network.echo.v3.Echo"),
     whole("envoy.extensions.filters.network.direct_response.v3.Config"),
 ];

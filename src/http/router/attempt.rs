@@ -81,8 +81,9 @@ impl Attempts<'_> {
             Err(error) => return Err(Failure::Upstream(error).into()),
         };
         let tls = self.cluster.cluster.tls.as_ref();
-        if tls.is_some_and(|tls| tls.auto.is_some()) || ex.info.has_objects() {
-            pool = pool.named(&names(ex, tls.map(|tls| &**tls)));
+        let announced = self.cluster.cluster.socket.announced.is_some();
+        if tls.is_some_and(|tls| tls.auto.is_some()) || ex.info.has_own_upstream() || announced {
+            pool = pool.named(&names(ex, tls.map(|tls| &**tls), announced));
         }
         if let Some(retries) = &mut self.retries {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
@@ -425,8 +426,8 @@ impl Reading {
 
 /// What sets a request's connection apart: what objects say, and above that what the cluster makes of its head.
 #[cold]
-fn names(ex: &Exchange<'_>, tls: Option<&ClusterTls>) -> Names {
-    let mut names = ex.info.upstream_names(tls.is_some());
+fn names(ex: &Exchange<'_>, tls: Option<&ClusterTls>, announced: bool) -> Names {
+    let mut names = ex.info.upstream_names(tls.is_some(), announced);
     if let (Some(auto), Some(request)) = (tls.and_then(|tls| tls.auto.as_ref()), &ex.request) {
         let of_head = auto.of(request, &Known::Authority.into());
         names.sni = of_head.sni.or(names.sni);

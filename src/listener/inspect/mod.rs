@@ -13,11 +13,11 @@ pub mod http;
 pub mod tls;
 
 use std::io;
-use std::time::Duration;
 
 use bytes::BytesMut;
 
 use crate::config::listener::Inspect;
+use crate::runtime::proxy_protocol::Malformed;
 use crate::runtime::Stream;
 
 /// Most bytes looked at, as in Envoy's inspectors.
@@ -25,15 +25,6 @@ pub const MAX_BYTES: usize = 64 << 10;
 
 /// Room made for one read. A hello with a post-quantum key share fits.
 const READ: usize = 2048;
-
-/// How long inspection may take.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Patience {
-    /// `listener_filters_timeout`; `None` = for ever.
-    pub timeout: Option<Duration>,
-    /// `continue_on_listener_filters_timeout`: go on with what is known by then.
-    pub continue_anyway: bool,
-}
 
 /// What is known of a connection after inspection.
 #[derive(Debug, Default)]
@@ -47,8 +38,6 @@ pub struct Inspected {
     /// Application protocols: the client's ALPN list, or what the HTTP inspector found (`http/1.0`,
     /// `http/1.1`, `h2c`).
     pub alpn: Vec<Box<str>>,
-    /// Inspection ran out of time ([`Patience::continue_anyway`]).
-    pub timed_out: bool,
 }
 
 impl Inspected {
@@ -65,12 +54,15 @@ impl Inspected {
 /// Why a connection is to be closed without choosing a chain.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// `downstream_pre_cx_timeout`.
-    #[error("the client did not send enough to tell what it speaks within {0:?}")]
-    Timeout(Duration),
     /// `downstream_listener_filter_remote_close`.
     #[error("the client closed before it was clear what it speaks")]
     Closed,
+    /// Counted by the PROXY protocol filter.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Counted by the PROXY protocol filter.
+    #[error("the client has not been introduced by the PROXY protocol in a version that is allowed")]
+    Unannounced,
     /// `downstream_listener_filter_error`.
     #[error("{MAX_BYTES} bytes do not tell what the client speaks")]
     TooLarge,
@@ -79,40 +71,45 @@ pub enum InspectError {
     Io(#[from] io::Error),
 }
 
-/// Reads until the inspectors of `inspect` have made up their minds.
-pub async fn inspect(
-    stream: &Stream,
-    inspect: Inspect,
-    patience: Patience,
-) -> Result<Inspected, InspectError> {
-    let mut inspection = Inspection::new(inspect);
-    if inspection.is_over() {
-        return Ok(inspection.found);
+/// Reads until the inspectors of `inspect` have made up their minds, beginning with the bytes that `found` has. What
+/// was found so far is kept when the future is dropped, which time may do.
+pub async fn inspect(stream: &Stream, inspect: Inspect, found: &mut Inspected) -> Result<(), InspectError> {
+    let mut inspection = Inspection::new(inspect, found);
+    if !inspection.is_over() && !inspection.found.prefix.is_empty() {
+        inspection.look()?;
     }
-    let Some(timeout) = patience.timeout else {
-        inspection.run(stream).await?;
-        return Ok(inspection.found);
-    };
-    match tokio::time::timeout(timeout, inspection.run(stream)).await {
-        Ok(result) => result?,
-        Err(_) if patience.continue_anyway => inspection.found.timed_out = true,
-        Err(_) => return Err(InspectError::Timeout(timeout)),
-    }
-    Ok(inspection.found)
+    inspection.run(stream).await
 }
 
-struct Inspection {
+/// Reads more of a connection's first bytes. A silent client costs no buffer.
+pub(super) async fn read(stream: &Stream, prefix: &mut BytesMut, most: usize) -> Result<(), InspectError> {
+    loop {
+        stream.readable().await?;
+        if prefix.len() >= most {
+            return Err(InspectError::TooLarge);
+        }
+        prefix.reserve(READ);
+        match stream.try_read_buf(prefix) {
+            Ok(0) => return Err(InspectError::Closed),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+struct Inspection<'a> {
     tls: Option<tls::HelloParser>,
     http: Option<http::RequestLine>,
-    found: Inspected,
+    found: &'a mut Inspected,
 }
 
-impl Inspection {
-    fn new(inspect: Inspect) -> Self {
+impl<'a> Inspection<'a> {
+    fn new(inspect: Inspect, found: &'a mut Inspected) -> Self {
         Self {
             tls: inspect.tls.then(tls::HelloParser::default),
             http: inspect.http.then(http::RequestLine::default),
-            found: Inspected::default(),
+            found,
         }
     }
 
@@ -123,15 +120,8 @@ impl Inspection {
 
     async fn run(&mut self, stream: &Stream) -> Result<(), InspectError> {
         while !self.is_over() {
-            // A silent client costs no buffer.
-            stream.readable().await?;
-            self.found.prefix.reserve(READ);
-            match stream.try_read_buf(&mut self.found.prefix) {
-                Ok(0) => return Err(InspectError::Closed),
-                Ok(_) => self.look()?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
+            read(stream, &mut self.found.prefix, usize::MAX).await?;
+            self.look()?;
         }
         Ok(())
     }

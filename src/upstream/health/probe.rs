@@ -440,6 +440,9 @@ impl Head {
             retirement: Arc::default(),
             tls: None,
             objects: None,
+            is_restored: false,
+            source: None,
+            metadata: None,
         };
         let mut info = StreamInfo::new(Rc::new(connection), start, WallClock::now());
         info.host = Some(host.clone());

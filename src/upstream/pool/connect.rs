@@ -9,6 +9,7 @@ use bytes::BytesMut;
 
 use super::begun::Begun;
 use super::{is_local, Active, ConnectionPermit, HostPool, Idle, Opening, UpstreamConnection, NEXT_ID};
+use crate::config::cluster::SocketTuning;
 use crate::runtime::stream::Stream;
 use crate::telemetry::stats::Held;
 use crate::tls::upstream::{Names, Purpose};
@@ -129,9 +130,26 @@ impl HostPool {
         Err(error)
     }
 
+    /// The socket's options, where they depend on the client.
+    fn own_socket(&self) -> Option<SocketTuning> {
+        if self.names.source.is_none() && self.names.ends.is_none() {
+            return None;
+        }
+        let mut tuning = self.cluster.socket.clone();
+        if let Some((address, mark)) = self.names.source {
+            tuning.source_address = Some(address);
+            tuning.transparent = true;
+            tuning.mark = (mark != 0).then_some(mark).or(tuning.mark);
+        }
+        tuning.announced = tuning.announced.map(|(version, _)| (version, self.names.ends));
+        Some(tuning)
+    }
+
     /// Connects to the host, and speaks TLS with it if config says so.
     async fn reach(&self, purpose: Purpose) -> Result<(Stream, Option<Rc<TlsInfo>>), UpstreamError> {
-        let connect = crate::runtime::socket::connect(&self.host.address, &self.cluster.socket);
+        let own = self.own_socket();
+        let tuning = own.as_ref().unwrap_or(&self.cluster.socket);
+        let connect = crate::runtime::socket::connect(&self.host.address, tuning);
         let stream = connect.await.map_err(|error| UpstreamError::Connect {
             host: self.host.address_text.clone(),
             local: is_local(&error),

@@ -23,6 +23,7 @@ mod messages;
 mod mutation;
 pub mod observe;
 mod overload;
+mod proxy_protocol;
 mod ratelimit;
 mod rbac;
 mod rbac_seeded;

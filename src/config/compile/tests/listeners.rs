@@ -85,14 +85,21 @@ fn wrong_listeners_are_refused() {
              needs a certificate",
         ),
         (
-            json!({"use_original_dst": true}),
-            "use_original_dst: handing connections to other listeners is not supported yet",
+            json!({"listener_filters": [
+                {"name": "t", "typed_config": {"@type": typed("extensions.filters.listener.tls_inspector.v3.TlsInspector")}},
+                {"name": "p", "typed_config": {"@type": typed("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol")}},
+            ]}),
+            "listener_filters[1]: must stand before the inspectors, which would look at its header",
         ),
         (
             json!({"listener_filters": [{"name": "p", "typed_config": {
-            "@type": typed("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol")}}]}),
-            "listener_filters[0].typed_config: the extension type \
-          envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol is known but not supported",
+            "@type": typed("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"),
+            "rules": [{"tlv_type": 256, "on_tlv_present": {"key": "k"}}]}}]}),
+            "listener_filters[0].typed_config.rules[0].tlv_type: must be less than 256",
+        ),
+        (
+            json!({"socket_options": [{"level": 1_i64 << 40, "name": 1, "int_value": 1}]}),
+            "socket_options[0].level: is no number that the kernel takes",
         ),
         (
             json!({"additional_addresses": [{"address": {"pipe": {"path": "/x"}}}]}),

@@ -1,0 +1,99 @@
+//! TCP sessions to upstreams, by way of the worker's pools.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh64::xxh64;
+
+use crate::config::cluster::Discovery;
+use crate::config::{Cluster, Host, Slot};
+use crate::http::worker::Worker;
+use crate::tcp::{Dial, DialContext, DialError, Dialed};
+use crate::telemetry::stream_info::ResponseFlags;
+use crate::tls::upstream::Names;
+use crate::upstream::outlier::Outcome;
+use crate::upstream::pool::ConnectionPermit;
+use crate::upstream::{PickContext, UpstreamError};
+
+fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
+    if let Some(health) = &cluster.health {
+        health.report(cluster, host, outcome);
+    }
+}
+
+/// Connects TCP sessions through the worker's pools.
+pub struct Dialler<'a> {
+    /// The worker that the sessions are on.
+    pub worker: &'a Worker,
+}
+
+impl Dial for Dialler<'_> {
+    type Permit = ConnectionPermit;
+
+    fn find(&self, cluster: &str) -> Option<Arc<Slot<Cluster>>> {
+        self.worker.clusters.find(cluster)
+    }
+
+    async fn dial(
+        &self,
+        cluster: &Arc<Slot<Cluster>>,
+        context: DialContext,
+    ) -> Result<Dialed<Self::Permit>, DialError> {
+        let none = |flag| DialError { flag, details: "".into(), host: None };
+        let Some(local) = self.worker.upstreams.cluster(cluster) else {
+            return Err(none(ResponseFlags::NC));
+        };
+        let mut pool = match (&local.cluster.discovery, context.local) {
+            (Discovery::OriginalDst { port_override, .. }, Some(mut address)) => {
+                if let Some(port) = port_override {
+                    address.set_port(*port);
+                }
+                local.original_destination(address)
+            }
+            _ => {
+                let source = context.hash_source;
+                let source = source.map(|client| xxh64(client.ip().to_string().as_bytes(), 0));
+                let hash = context.hash.or(source);
+                let pick =
+                    PickContext { hash, metadata: context.metadata.as_ref(), ..PickContext::default() };
+                local.pick(&pick).map_err(|error| none(error.flag()))?
+            }
+        };
+        if let Some(names) = context.names {
+            let tls = local.cluster.tls.is_some();
+            pool = pool.named(&if tls { names } else { Names { sni: None, sans: Vec::new(), ..names } });
+        }
+        match pool.dedicated().await {
+            Ok(connection) => {
+                report(&local.cluster, &pool.host, Outcome::Connected);
+                let id = connection.id;
+                let host = pool.host.clone();
+                let tls = connection.tls.clone();
+                let (stream, permit) = connection.split();
+                Ok(Dialed { stream, id, host, tls, permit })
+            }
+            Err(error) => {
+                match &error {
+                    UpstreamError::Connect { local: false, .. } => {
+                        report(&local.cluster, &pool.host, Outcome::Failed { connected: false });
+                    }
+                    UpstreamError::ConnectTimeout { .. } => {
+                        let late = Outcome::TimedOut { connected: false, status: 504 };
+                        report(&local.cluster, &pool.host, late);
+                    }
+                    // What is lacking here says nothing of the host.
+                    _ => {}
+                }
+                let details: Box<str> = match &error {
+                    UpstreamError::Connect { reason, .. } => {
+                        let reason = reason.split(" (os error").next().unwrap_or(reason);
+                        format!("delayed connect error: {reason}").into()
+                    }
+                    UpstreamError::Tls { reason, .. } => reason.as_str().into(),
+                    UpstreamError::ConnectTimeout { .. } => "connection timeout".into(),
+                    _ => "".into(),
+                };
+                Err(DialError { flag: error.flag(), details, host: Some(pool.host.clone()) })
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Sidecars next to pods: network namespaces with Outrigger's own capture rules, applications that know nothing of it,
+//! and the wire between them. Needs root.
+
+mod applications;
+mod cases;
+mod mesh;
+mod rules;
+mod server;
+mod sidecar;
+mod tproxy;
+mod wire;
