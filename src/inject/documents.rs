@@ -101,9 +101,65 @@ pub fn render(documents: &[Value]) -> Result<String, InjectError> {
             text.push_str("---\n");
         }
         let yaml = serde_yaml_ng::to_string(document);
-        text += &yaml.map_err(|error| InjectError::Syntax("output".to_owned(), error.to_string()))?;
+        let yaml = yaml.map_err(|error| InjectError::Syntax("output".to_owned(), error.to_string()))?;
+        text += &write_for_kubernetes(&yaml);
     }
     Ok(text)
+}
+
+/// The same with texts in quotes that Kubernetes would read as something else (see [`read_as_kubernetes`]). What is
+/// written here has a value on a line of its own, or a text of several lines that are indented.
+fn write_for_kubernetes(yaml: &str) -> String {
+    let mut out = String::with_capacity(yaml.len());
+    let mut block: Option<usize> = None;
+    for line in yaml.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let inside = block.is_some_and(|outer| line.trim().is_empty() || indent > outer);
+        if inside {
+            out += line;
+            out.push('\n');
+            continue;
+        }
+        block = None;
+        let mut rest = line.trim_start();
+        let mut start = indent;
+        while let Some(item) = rest.strip_prefix("- ") {
+            start += 2;
+            rest = item;
+        }
+        let (key, value) = match rest.split_once(": ") {
+            Some((key, value)) if !rest.starts_with(['\'', '"']) => (Some(key), value),
+            _ => (None, rest),
+        };
+        if value.starts_with(['|', '>']) {
+            // A text in a list is indented further than its dash, one with a key further than that.
+            block = Some(if key.is_some() { start } else { start.saturating_sub(2) });
+        }
+        let quoted =
+            |text: &str| if is_other_to_kubernetes(text) { format!("'{text}'") } else { text.to_owned() };
+        out += line.get(..start).unwrap_or_default();
+        match key {
+            Some(key) => out += &format!("{}: {}", quoted(key), quoted(value)),
+            None => match value.strip_suffix(':') {
+                Some(key) => out += &format!("{}:", quoted(key)),
+                None => out += &quoted(value),
+            },
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Whether YAML 1.1 has another meaning than a text for a plain scalar that YAML 1.2 takes for one.
+fn is_other_to_kubernetes(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let is_flag = ["y", "n", "yes", "no", "on", "off"].contains(&lower.as_str());
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    // To the base of eight, with separators, and to the base of sixty.
+    let is_number = digits.starts_with(|first: char| first.is_ascii_digit())
+        && digits.bytes().all(|byte| byte.is_ascii_digit() || b"_:.".contains(&byte))
+        && (digits.starts_with('0') && digits.len() > 1 || digits.contains(['_', ':']));
+    is_flag || is_number
 }
 
 /// Injects every pod in an object, and in a list of them.

@@ -104,6 +104,33 @@ fn numbers_and_flags_are_read_as_kubernetes_reads_them() {
 }
 
 #[test]
+fn texts_that_kubernetes_would_read_otherwise_are_quoted() {
+    let object = json!({
+        "kind": "ConfigMap", "metadata": {"name": "no", "labels": {"on": "0640", "plain": "word"}},
+        "data": {"lines": "debug: on\nname: no\n", "time": "12:30", "number": "1_000", "address": "10.0.0.1", "half": "0.5x"},
+        "list": ["yes", "fine", {"off": 1, "text": "a: no\n- on\n"}, "x\nno\n"], "count": 8, "flag": true,
+    });
+    let text = render(std::slice::from_ref(&object)).expect("YAML");
+    for wanted in [
+        "name: 'no'",
+        "'on': '0640'",
+        "time: '12:30'",
+        "number: '1_000'",
+        "- 'yes'",
+        "- 'off': 1",
+        "count: 8",
+    ] {
+        assert!(text.contains(wanted), "{wanted} in\n{text}");
+    }
+    for wanted in
+        ["    debug: on\n    name: no\n", "address: 10.0.0.1\n", "plain: word\n", "- fine\n", "flag: true\n"]
+    {
+        assert!(text.contains(wanted), "{wanted} in\n{text}");
+    }
+    assert_eq!(parse("file", &text).expect("YAML"), [object], "it reads the same:\n{text}");
+}
+
+#[test]
 fn objects_without_pods_stay_and_such_without_a_template_are_named() {
     let settings = Settings::default();
     let mut service = json!({"kind": "Service", "metadata": {"name": "s"}, "spec": {}});
