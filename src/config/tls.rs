@@ -81,6 +81,7 @@ impl AutoNames {
         Names {
             sni: (self.sni && !is_ip).then(|| host.into()),
             sans: if self.san { vec![host.into()] } else { Vec::new() },
+            alpn: None,
             apart: 0,
         }
     }
