@@ -39,7 +39,10 @@ fn main() -> ExitCode {
     match line.command {
         None => run(&line.flags),
         Some(Command::Run(flags)) => run(&flags),
-        Some(Command::Validate(flags)) => validate(&flags),
+        Some(Command::Validate(what)) => match &what.xds_dir {
+            Some(directory) => validate_directory(directory, &what.flags),
+            None => validate(&what.flags),
+        },
         Some(Command::Init { capture, dry_run, cleanup }) => init(&capture, dry_run, cleanup),
         Some(Command::Demo { args }) => outrigger::demo::main(args),
         Some(Command::Inject(flags)) => ended(inject::command::run(&flags, &mut std::io::stderr())),
@@ -136,6 +139,32 @@ fn validate(flags: &Flags) -> ExitCode {
     }
     println!("configuration '{}' OK", bootstrap::source_name(flags));
     ExitCode::SUCCESS
+}
+
+fn validate_directory(directory: &std::path::Path, flags: &Flags) -> ExitCode {
+    let named = flags.config_path.is_some() || flags.config_yaml.is_some();
+    let compiler = match named.then(|| compile(flags)) {
+        Some(None) => return ExitCode::FAILURE,
+        Some(Some(compiled)) => Some(compiled.compiler),
+        None => None,
+    };
+    let checked = match bootstrap::xds_dir::check(directory, compiler) {
+        Ok(checked) => checked,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for one in &checked {
+        println!("{one}");
+    }
+    let accepted = checked.iter().filter(|one| one.is_accepted()).count();
+    println!("{accepted} of {} accepted", checked.len());
+    if accepted == checked.len() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// The compiled bootstrap; `None` once every problem has been printed.

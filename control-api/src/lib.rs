@@ -28,7 +28,7 @@ pub use load::{
 };
 pub use problem::Problem;
 pub use reflect::{pool, DynamicMessage};
-pub use text::Format;
+pub use text::{parse as parse_value, Format};
 pub use typed::{descriptor, to_dynamic};
 
 /// The generated message types, in modules named after their protobuf packages.

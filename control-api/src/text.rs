@@ -23,8 +23,11 @@ pub enum Format {
     Auto,
 }
 
-/// Parses `text`; the problem returned has an empty path.
-pub(crate) fn parse(text: &[u8], format: Format) -> Result<Value, Problem> {
+/// Parses `text`, which holds an object.
+///
+/// # Errors
+/// What is wrong with it; the problem has an empty path.
+pub fn parse(text: &[u8], format: Format) -> Result<Value, Problem> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(whole(format!(
             "the configuration has {} bytes, more than the limit of {MAX_TEXT_BYTES}",

@@ -45,8 +45,8 @@ pub struct CommandLine {
 pub enum Command {
     /// Serve traffic according to a bootstrap file.
     Run(Flags),
-    /// Check a bootstrap file, list every problem in it, and exit.
-    Validate(Flags),
+    /// Check a bootstrap file, or a directory of xDS resources, list every problem, and exit.
+    Validate(Validate),
     /// Bring this pod's connections to its proxy, and exit: the work of `istio-iptables`, with its flags.
     Init {
         /// What is captured.
@@ -83,6 +83,18 @@ pub enum Command {
         #[arg(long)]
         markdown: bool,
     },
+}
+
+/// What to check.
+#[derive(Debug, Clone, Args)]
+pub struct Validate {
+    /// Check the xDS resources in this directory instead of a bootstrap: files of resources in JSON or YAML, or of
+    /// lists, discovery responses or configuration dumps of them.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub xds_dir: Option<PathBuf>,
+    /// Envoy's flags.
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 /// Envoy's flags.
@@ -489,8 +501,8 @@ mod tests {
         else {
             panic!("not validate");
         };
-        assert_eq!(flags.service_node.as_deref(), Some("n"));
-        assert_eq!(flags.workers(), 1);
+        assert_eq!(flags.flags.service_node.as_deref(), Some("n"));
+        assert_eq!(flags.flags.workers(), 1);
         let Some(Command::Demo { args }) = parse("outrigger demo --once --port 0").command else {
             panic!("not demo");
         };

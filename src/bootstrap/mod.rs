@@ -5,6 +5,7 @@
 
 pub mod flags;
 pub mod ready;
+pub mod xds_dir;
 
 use std::path::Path;
 

@@ -53,6 +53,8 @@ pub struct Cluster {
     pub socket: SocketTuning,
     /// TLS towards its hosts.
     pub tls: Option<Arc<ClusterTls>>,
+    /// What Istio's filters are told of it.
+    pub istio: IstioCluster,
     /// Whether it came from a control plane instead of the bootstrap.
     pub added_via_api: bool,
     /// How many times the requests that it has a host should have room for
@@ -72,6 +74,15 @@ pub struct Cluster {
     pub hosts: Hosts,
     /// Statistics, made on first use so that an unused cluster costs no series.
     pub stats: OnceLock<Box<ClusterStats>>,
+}
+
+/// What a cluster's metadata tell Istio's filters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IstioCluster {
+    /// TLS offers what its context says, whatever the HTTP version (`alpn_override: "false"`).
+    pub keeps_alpn: bool,
+    /// It is outside of the mesh.
+    pub external: bool,
 }
 
 impl Cluster {

@@ -44,6 +44,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         },
         socket: SocketTuning::default(),
         tls: None,
+        istio: crate::config::cluster::IstioCluster::default(),
         added_via_api: false,
         preconnect_ratio: None,
         predictive_ratio: None,

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use crate::telemetry::stream_info::StreamInfo;
+
 /// Headers that the proxy itself reads or writes. A head carries this number beside each field, so
 /// finding one of them compares bytes, not strings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -287,4 +289,8 @@ pub trait RequestView: HeaderView {
     fn is_grpc(&self) -> bool;
     /// The downstream peer's address after XFF processing.
     fn remote_address(&self) -> Option<SocketAddr>;
+    /// What else is known of its stream.
+    fn stream(&self) -> Option<&StreamInfo> {
+        None
+    }
 }

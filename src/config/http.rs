@@ -235,6 +235,14 @@ pub enum HttpFilter {
     Compressor(Arc<filters::compressor::Config>),
     /// `envoy.filters.http.ext_proc`.
     ExtProc(Arc<filters::ext_proc::Config>),
+    /// Istio's `alpn`.
+    IstioAlpn(Arc<filters::istio::alpn::Config>),
+    /// Istio's peer metadata.
+    PeerMetadata(Arc<filters::istio::peer_metadata::Config>),
+    /// One that is skipped for some requests.
+    Conditional(Arc<filters::conditional::Config>),
+    /// One that changes no traffic; it is not installed.
+    Passive,
     /// `envoy.filters.http.decompressor`.
     Decompressor(Arc<filters::decompressor::Config>),
 }

@@ -19,6 +19,7 @@ pub mod headers;
 pub mod hosts;
 pub mod http;
 pub mod listener;
+pub mod local_node;
 pub mod matcher;
 pub mod pieces;
 pub mod problems;

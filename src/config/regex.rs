@@ -64,6 +64,22 @@ impl Regex {
     }
 }
 
+/// A pattern that may match anywhere in the text.
+#[derive(Debug, Clone)]
+pub struct Search(Engine);
+
+impl Search {
+    /// Compiles `pattern`.
+    pub fn new(pattern: &str) -> Result<Self, RegexError> {
+        engine(pattern, &translate(pattern)?).map(Self)
+    }
+
+    /// Whether the pattern matches a part of `text`.
+    pub fn finds(&self, text: &[u8]) -> bool {
+        self.0.is_match(text)
+    }
+}
+
 /// A pattern and what every match of it is replaced by (`RegexMatchAndSubstitute`).
 #[derive(Debug, Clone)]
 pub struct Substitution {

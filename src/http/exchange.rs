@@ -383,7 +383,7 @@ impl<'a> Exchange<'a> {
                 crate::config::HeaderMutate::remove(request, key);
             }
         }
-        match table.select(&*request, random) {
+        match table.select(&request.of_stream(&self.info), random) {
             Selection::NotFound => Found::Nothing,
             Selection::NoHost => Found::NoHost,
             Selection::RequireTls(_) => Found::RequireTls(crate::config::route::tls_location(&*request)),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::fields::{Fields, Span};
 use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
-use crate::telemetry::stream_info::Protocol;
+use crate::telemetry::stream_info::{Protocol, StreamInfo};
 
 /// A request's head. `:method`, `:path` and `:authority` stand apart from the fields; HTTP/1's
 /// `Host` is not among the fields.
@@ -178,6 +178,78 @@ impl RequestView for RequestHead {
 
     fn remote_address(&self) -> Option<SocketAddr> {
         self.client
+    }
+}
+
+impl RequestHead {
+    /// The head together with what is known of its stream.
+    pub fn of_stream<'a>(&'a self, stream: &'a StreamInfo) -> WithStream<'a> {
+        WithStream { head: self, stream }
+    }
+}
+
+/// A request's head with what is known of its stream.
+pub struct WithStream<'a> {
+    head: &'a RequestHead,
+    stream: &'a StreamInfo,
+}
+
+impl HeaderView for WithStream<'_> {
+    #[inline]
+    fn values(&self, key: &HeaderKey, each: &mut dyn FnMut(&[u8])) {
+        self.head.values(key, each);
+    }
+
+    #[inline]
+    fn first(&self, key: &HeaderKey) -> Option<&[u8]> {
+        self.head.first(key)
+    }
+
+    #[inline]
+    fn byte_size(&self) -> usize {
+        self.head.byte_size()
+    }
+}
+
+impl RequestView for WithStream<'_> {
+    #[inline]
+    fn method(&self) -> &[u8] {
+        self.head.method()
+    }
+
+    #[inline]
+    fn path(&self) -> &[u8] {
+        self.head.path()
+    }
+
+    #[inline]
+    fn authority(&self) -> &[u8] {
+        self.head.authority()
+    }
+
+    #[inline]
+    fn scheme(&self) -> &[u8] {
+        self.head.scheme()
+    }
+
+    #[inline]
+    fn upgrade(&self) -> Option<&[u8]> {
+        self.head.upgrade()
+    }
+
+    #[inline]
+    fn is_grpc(&self) -> bool {
+        self.head.is_grpc()
+    }
+
+    #[inline]
+    fn remote_address(&self) -> Option<SocketAddr> {
+        self.head.remote_address()
+    }
+
+    #[inline]
+    fn stream(&self) -> Option<&StreamInfo> {
+        Some(self.stream)
     }
 }
 

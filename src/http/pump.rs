@@ -13,6 +13,8 @@ use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h2::{Incoming, Outgoing, Piece, StreamError};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
+use super::pace::{Pace, Passes};
+use super::shelf::Shelf;
 use crate::runtime::stream::Stream;
 
 /// Nothing more is read while this much waits to be written, or less where config says so.
@@ -85,49 +87,6 @@ pub enum Seen<'a> {
     Shared(&'a Bytes),
 }
 
-/// What takes the pieces of a body.
-trait Shelf {
-    fn length(&self) -> usize;
-    fn put(&mut self, piece: Bytes, chunked: bool);
-    fn put_end(&mut self, chunked: bool, trailers: Option<&Fields>);
-}
-
-impl Shelf for OutBuf {
-    fn length(&self) -> usize {
-        self.len()
-    }
-
-    fn put(&mut self, piece: Bytes, chunked: bool) {
-        if chunked && !piece.is_empty() {
-            chunk_open(self.flat(), piece.len());
-            self.push(piece);
-            self.flat().extend_from_slice(b"\r\n");
-        } else {
-            self.push(piece);
-        }
-    }
-
-    fn put_end(&mut self, chunked: bool, trailers: Option<&Fields>) {
-        if chunked {
-            chunked_end(self.flat(), trailers);
-        }
-    }
-}
-
-impl Shelf for Outgoing {
-    fn length(&self) -> usize {
-        self.len()
-    }
-
-    fn put(&mut self, piece: Bytes, _chunked: bool) {
-        self.push(piece);
-    }
-
-    fn put_end(&mut self, _chunked: bool, trailers: Option<&Fields>) {
-        self.finish(trailers);
-    }
-}
-
 /// Pieces below this size are copied out of the buffer that they were read to, rather than keeping it.
 const COPY_BELOW: usize = 2048;
 
@@ -155,6 +114,8 @@ pub struct Pump {
     bulk: Option<Bulk>,
     /// What filters do to it.
     filter: Option<Box<Transforms>>,
+    /// It is slowed down.
+    pace: Option<Box<Pace>>,
 }
 
 impl Pump {
@@ -175,6 +136,7 @@ impl Pump {
             unseen: false,
             bulk: None,
             filter: None,
+            pace: None,
         };
         pump.received = pump.decoder.is_done() && !chunked;
         pump
@@ -206,6 +168,13 @@ impl Pump {
     /// gRPC's messages in it are counted, as they come if `first`, else as they go.
     pub fn count(&mut self, messages: Messages, first: bool) {
         self.filter.get_or_insert_default().count(messages, first);
+    }
+
+    /// At most so many KiB pass each second.
+    pub fn slow_down(&mut self, kib: u64) {
+        self.pace = Some(Box::new(Pace::new(kib)));
+        // The way that looks at pieces.
+        self.filter.get_or_insert_default();
     }
 
     /// Bytes of body that went on, after what filters did to them.
@@ -278,10 +247,14 @@ impl Pump {
     ) -> Poll<Result<(), PumpError>> {
         loop {
             let filled = self.fill(&mut source, shelf, &mut each, context)?;
+            let waits = self.release(shelf, &mut each, context).is_pending();
             let before = shelf.length();
             let flushed = flush(shelf, context);
             self.progress |= shelf.length() != before;
             ready!(flushed).map_err(PumpError::SinkIo)?;
+            if waits {
+                return Poll::Pending;
+            }
             if self.received {
                 return Poll::Ready(Ok(()));
             }
@@ -299,7 +272,7 @@ impl Pump {
         each: &mut impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
     ) -> Result<Poll<()>, PumpError> {
-        while !self.received && shelf.length() < self.high_water() {
+        while !self.received && shelf.length() + self.paced() < self.high_water() {
             let end = match source {
                 Source::Frames(incoming) => match incoming.poll_next(context) {
                     Poll::Pending => {
@@ -363,13 +336,16 @@ impl Pump {
                 let (piece, passed) =
                     filter.end(trailers.cloned()).ok_or(PumpError::Source(Refusal::CODEC))?;
                 if !piece.is_empty() {
-                    each(Seen::Shared(&piece));
-                    shelf.put(piece, self.chunked);
+                    self.shelve(piece, shelf, each);
                 }
                 left = passed;
                 trailers = left.as_ref();
             }
-            shelf.put_end(self.chunked, trailers.filter(|_| self.gives_trailers));
+            let given = trailers.filter(|_| self.gives_trailers);
+            match &mut self.pace {
+                Some(pace) => pace.hold_end(given.cloned()),
+                None => shelf.put_end(self.chunked, given),
+            }
             drop(left);
             self.received_trailers = end;
         }
@@ -386,9 +362,43 @@ impl Pump {
         if let Some(filter) = &mut self.filter {
             piece = filter.piece(piece).ok_or(PumpError::Source(Refusal::CODEC))?;
         }
+        self.shelve(piece, shelf, each);
+        Ok(())
+    }
+
+    /// A piece that filters are done with goes on, or waits for its turn.
+    fn shelve<S: Shelf>(&mut self, piece: Bytes, shelf: &mut S, each: &mut impl FnMut(Seen<'_>)) {
+        if let Some(pace) = &mut self.pace {
+            return pace.hold(piece);
+        }
         each(Seen::Shared(&piece));
         shelf.put(piece, self.chunked);
-        Ok(())
+    }
+
+    /// Bytes that wait for their turn.
+    fn paced(&self) -> usize {
+        self.pace.as_ref().map_or(0, |pace| pace.length())
+    }
+
+    /// What has its turn goes on. Pending while something waits for that.
+    fn release<S: Shelf>(
+        &mut self,
+        shelf: &mut S,
+        each: &mut impl FnMut(Seen<'_>),
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(pace) = &mut self.pace else { return Poll::Ready(()) };
+        loop {
+            match ready!(pace.poll_next(context)) {
+                Passes::Piece(piece) => {
+                    self.progress = true;
+                    each(Seen::Shared(&piece));
+                    shelf.put(piece, self.chunked);
+                }
+                Passes::End(trailers) => shelf.put_end(self.chunked, trailers.as_ref()),
+                Passes::Nothing => return Poll::Ready(()),
+            }
+        }
     }
 
     /// The source has nothing for now: what filters hold goes on.
@@ -396,8 +406,7 @@ impl Pump {
         let Some(filter) = &mut self.filter else { return Ok(()) };
         let piece = filter.pause().ok_or(PumpError::Source(Refusal::CODEC))?;
         if !piece.is_empty() {
-            each(Seen::Shared(&piece));
-            shelf.put(piece, self.chunked);
+            self.shelve(piece, shelf, each);
         }
         Ok(())
     }

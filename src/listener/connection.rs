@@ -231,7 +231,7 @@ pub(super) async fn serve(
     }
     if let Some((chain, tls)) = chain.as_ref().and_then(|chain| Some((chain, chain.tls.as_ref()?))) {
         let prefix = std::mem::take(&mut inspected.prefix);
-        match Box::pin(handshake(tls, chain.handshake_timeout, stream, prefix)).await {
+        match Box::pin(handshake(tls, chain.handshake_timeout, stream, (prefix, &inspected.alpn))).await {
             Ok(secured) => {
                 let local = tls.presented(info.server_name.as_deref());
                 let agreed = TlsInfo { lenient: tls.is_lenient(), ..TlsInfo::new(&secured, local) };
@@ -342,9 +342,10 @@ async fn handshake(
     tls: &DownstreamTls,
     timeout: Option<Duration>,
     stream: Stream,
-    prefix: BytesMut,
+    inspected: (BytesMut, &[Box<str>]),
 ) -> Result<TlsStream, Option<String>> {
-    let accepted = tls.accept(stream, prefix);
+    let (prefix, offered) = inspected;
+    let accepted = tls.accept(stream, prefix, offered);
     let accepted = match timeout {
         Some(timeout) => tokio::time::timeout(timeout, accepted).await.map_err(|_| None)?,
         None => accepted.await,

@@ -5,7 +5,7 @@
 //! names. A request sees its connection's objects beside its own, and cannot set one anew.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use outrigger_control_api::pb::envoy::extensions::filters::common::set_filter_state::v3 as pb;
 use xxhash_rust::xxh64::xxh64;
@@ -24,12 +24,17 @@ pub const TCP_IDLE_TIMEOUT: &str = "envoy.tcp_proxy.per_connection_idle_timeout_
 pub const SERVER_NAME: &str = "envoy.network.upstream_server_name";
 /// Names of which the upstream's certificate must have one, separated by commas.
 pub const SUBJECT_ALT_NAMES: &str = "envoy.network.upstream_subject_alt_names";
+/// Protocols that TLS offers to the upstream, separated by commas.
+pub const APPLICATION_PROTOCOLS: &str = "envoy.network.application_protocols";
 /// Where an `ORIGINAL_DST` cluster connects to.
 pub const ORIGINAL_DST: &str = "envoy.network.transport_socket.original_dst_address";
 /// A text.
 const TEXT: &str = "envoy.string";
 /// A text that hash policies can hash.
 const HASHABLE: &str = "envoy.hashable_string";
+
+/// The name, shared.
+static OFFER: LazyLock<Arc<str>> = LazyLock::new(|| APPLICATION_PROTOCOLS.into());
 
 /// What an object is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +53,7 @@ impl Kind {
         Some(match factory {
             TEXT => Kind::Text,
             HASHABLE => Kind::Hashable,
-            TCP_CLUSTER | SERVER_NAME | SUBJECT_ALT_NAMES => Kind::Own,
+            TCP_CLUSTER | SERVER_NAME | SUBJECT_ALT_NAMES | APPLICATION_PROTOCOLS => Kind::Own,
             ORIGINAL_DST => Kind::Address,
             TCP_IDLE_TIMEOUT => Kind::Number,
             _ => return None,
@@ -203,6 +208,14 @@ impl StreamInfo {
         self.objects().find_map(|objects| objects.get(name))
     }
 
+    /// TLS offers these protocols to the upstream, unless something else was said before.
+    pub fn offer_protocols(&mut self, offer: &Arc<str>) {
+        if self.object(APPLICATION_PROTOCOLS).is_none() {
+            let object = Object { kind: Kind::Own, text: offer.clone(), shared: false };
+            self.objects.get_or_insert_default().set(&OFFER, object);
+        }
+    }
+
     /// Whether there may be any.
     #[inline]
     pub fn has_objects(&self) -> bool {
@@ -232,6 +245,10 @@ impl StreamInfo {
         Names {
             sni: text(SERVER_NAME).map(Into::into),
             sans: sans.map(|name| name.trim().into()).collect(),
+            alpn: self
+                .object(APPLICATION_PROTOCOLS)
+                .filter(|object| tls && !object.text.is_empty())
+                .map(|object| object.text.clone()),
             apart: self.objects().map(Objects::apart).fold(0, |a, b| a ^ b),
             source: self.connection.source,
             ends: self.connection.ends().filter(|_| announced),

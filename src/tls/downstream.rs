@@ -1,6 +1,6 @@
 //! TLS towards clients: `DownstreamTlsContext`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -91,6 +91,8 @@ struct Built {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
     lenient: bool,
+    /// The same without protocols; made for the first client that offers none of ours.
+    silent: OnceLock<Arc<ServerConfig>>,
 }
 
 impl Made for Built {
@@ -157,16 +159,31 @@ impl DownstreamTls {
         self.spec.certificates.iter().chain(&self.spec.trust.slot).chain(keys)
     }
 
-    /// The server's side of a handshake on `stream`, of which `prefix` was read before.
+    /// The server's side of a handshake on `stream`, of which `prefix` was read before. `offered` are the protocols in
+    /// it, where they are known: a client that offers none of ours is served without any, as by Envoy.
     ///
     /// # Errors
     /// Why there is no connection; counted.
-    pub async fn accept(&self, stream: Stream, prefix: BytesMut) -> Result<TlsStream, DownstreamError> {
+    pub async fn accept(
+        &self,
+        stream: Stream,
+        prefix: BytesMut,
+        offered: &[Box<str>],
+    ) -> Result<TlsStream, DownstreamError> {
         let Some(built) = self.context() else {
             self.stats.contexts.downstream_context_secrets_not_ready.increment(1);
             return Err(DownstreamError::NotReady);
         };
-        let accepted = TlsStream::accept(stream, prefix.to_vec(), built.config.clone());
+        let ours = |name: &str| self.spec.alpn.iter().any(|own| own == name.as_bytes());
+        let config = match offered.is_empty() || offered.iter().any(|name| ours(name)) {
+            true => &built.config,
+            false => built.silent.get_or_init(|| {
+                let mut config = ServerConfig::clone(&built.config);
+                config.alpn_protocols.clear();
+                Arc::new(config)
+            }),
+        };
+        let accepted = TlsStream::accept(stream, prefix.to_vec(), config.clone());
         drop((prefix, built));
         match accepted.await {
             Ok(stream) => {
@@ -277,7 +294,8 @@ impl DownstreamTls {
             (Resume::Sessions, _) => config.session_storage = ServerSessionMemoryCache::new(SESSIONS),
             (Resume::Keys(_) | Resume::Never, _) => config.send_tls13_tickets = 0,
         }
-        Ok(Built { ids: current.ids().collect(), config: Arc::new(config), certificates, lenient })
+        let silent = OnceLock::new();
+        Ok(Built { ids: current.ids().collect(), config: Arc::new(config), certificates, lenient, silent })
     }
 }
 

@@ -29,6 +29,28 @@ const SUITES: &[(&str, SupportedCipherSuite)] = &[
     ("ECDHE-RSA-AES256-GCM-SHA384", suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
 ];
 
+/// What BoringSSL knows and this TLS library does not: keys that are sent instead of agreed on, blocks in CBC mode.
+const LEFT_OUT: &[&str] = &[
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-ECDSA-AES128-SHA256",
+    "ECDHE-ECDSA-AES256-SHA384",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "ECDHE-RSA-AES128-SHA256",
+    "ECDHE-RSA-AES256-SHA384",
+];
+
+/// Whether `entry` of `cipher_suites` names one suite that is known and never agreed on.
+pub fn is_left_out(entry: &str) -> bool {
+    LEFT_OUT.contains(&entry)
+}
+
 /// In BoringSSL's order where AES has hardware.
 const TLS13: &[SupportedCipherSuite] = &[
     suite::TLS13_AES_128_GCM_SHA256,

@@ -166,7 +166,7 @@ async fn shake(
     let host = Host::new(Address::Ip(address), HostTemplate::default());
     let (names, kept) = (Names::default(), HostTls::default());
     let (accepted, connected) = tokio::join!(
-        server.accept(near, BytesMut::new()),
+        server.accept(near, BytesMut::new(), &[]),
         client.connect(far.into(), &host, &names, Purpose::Http1, &kept)
     );
     (accepted.map(drop), connected.map(drop))

@@ -90,6 +90,8 @@ pub struct Names {
     pub sni: Option<Box<str>>,
     /// Of which the certificate must have one.
     pub sans: Vec<Box<str>>,
+    /// Protocols to offer, separated by commas, in place of all others.
+    pub alpn: Option<Arc<str>>,
     /// Connections with another number are not shared; 0 = nothing sets them apart.
     pub apart: u64,
     /// The address to connect from, and the mark of the socket.
@@ -244,7 +246,9 @@ impl UpstreamTls {
             return known.config.clone();
         }
         let mut config = built.config.clone();
-        if config.alpn_protocols.is_empty() {
+        if let Some(offer) = &names.alpn {
+            config.alpn_protocols = offer.split(',').map(|name| name.as_bytes().to_vec()).collect();
+        } else if config.alpn_protocols.is_empty() {
             config.alpn_protocols = purpose.alpn();
         }
         config.resumption = match self.spec.max_session_keys {

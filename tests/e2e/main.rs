@@ -2,6 +2,7 @@
 //! and other real programs. `tests/run` installs what they need.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acceptance;
 mod balancing;
 mod demo;
 mod differential;
@@ -15,6 +16,7 @@ mod http2;
 mod inject;
 mod inputs;
 mod instructions;
+mod istio;
 mod licences;
 mod lifecycle;
 mod load;

@@ -27,6 +27,7 @@ use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms}
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
 use crate::config::discovery::{ApiKind, ApiSource, ConfigSource, DiscoveryConfig, RtdsLayer, Source};
 use crate::config::listener::Listener;
+use crate::config::local_node::LocalNode;
 use crate::config::problems::{Problem, Problems};
 use crate::config::route::RouteTable;
 use crate::config::slot::Directory;
@@ -174,6 +175,7 @@ pub fn bootstrap(
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
     let node = node(message.node.as_ref(), options);
+    LocalNode::set(&node.id, &node.metadata);
     let dump = ConfigDump { node: node_json(&dynamic, &node), bootstrap: dynamic.encode_to_vec() };
     drop(dynamic);
 

@@ -24,8 +24,8 @@ use super::endpoints::{self, static_hosts};
 use super::http_options::{http1_options, http2_options};
 use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
-    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, keepalive, orca, socket_options,
-    u32_or, Environment,
+    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, istio, keepalive, orca,
+    socket_options, u32_or, Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -78,6 +78,7 @@ pub fn compile(
         problems.at("load_assignment", |problems| endpoints::drop_overload(assignment, limit, problems))
     });
     let health = health_check::health(cluster, kind?, &http, hosts.len(), environment, problems);
+    istio::cluster_filters(&cluster.filters, problems);
     let orca = orca::wanted(cluster, balancing.as_ref().map(|(balancing, _)| balancing), problems);
     if problems.count() > before {
         return None;
@@ -104,6 +105,7 @@ pub fn compile(
         http,
         socket,
         tls,
+        istio: istio::of_cluster(cluster.metadata.as_ref()),
         added_via_api: environment.dynamic,
         preconnect_ratio: ratio(cluster, |policy| policy.per_upstream_preconnect_ratio),
         predictive_ratio: ratio(cluster, |policy| policy.predictive_preconnect_ratio),

@@ -7,7 +7,7 @@ use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bool_or;
+use super::{bool_or, rbac};
 use crate::config::matcher::{RuntimeFraction, StringMatcher};
 use crate::config::problems::Problems;
 use crate::config::route::HeaderOps;
@@ -83,9 +83,15 @@ pub(super) fn compile(
     };
     (problems.count() == before).then_some(())?;
     let names = |list: &[String]| list.iter().map(|name| name.as_str().into()).collect();
-    if !config.metadata_context_namespaces.is_empty() {
+    if !config.metadata_context_namespaces.is_empty() || config.filter_enabled_metadata.is_some() {
         read_dynamic_metadata();
     }
+    let enabled_metadata = match &config.filter_enabled_metadata {
+        Some(wanted) => {
+            Some(problems.at("filter_enabled_metadata", |problems| rbac::metadata(wanted, problems))?)
+        }
+        None => None,
+    };
     Some(Config {
         service: service?,
         fail_open: config.failure_mode_allow,
@@ -95,6 +101,7 @@ pub(super) fn compile(
         reroute: config.clear_route_cache,
         validate: config.validate_mutations,
         enabled: config.filter_enabled.as_ref().map(RuntimeFraction::of),
+        enabled_metadata,
         deny_others: config
             .deny_at_disable
             .as_ref()

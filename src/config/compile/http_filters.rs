@@ -3,28 +3,35 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcher;
 use outrigger_control_api::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_http1_bridge::v3::Config as Bridge;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_stats::v3 as stats;
 use outrigger_control_api::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3::HeaderMutationPerRoute;
+use outrigger_control_api::pb::envoy::extensions::filters::http::wasm::v3::Wasm;
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
-use super::{bool_or, compression, ext_authz, ext_proc, extension, jwt_authn, ratelimit, rbac, Environment};
+use super::{
+    bool_or, compression, ext_authz, ext_proc, extension, istio, jwt_authn, ratelimit, rbac, rbac_tree,
+    Environment,
+};
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
 use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
+use crate::http::filters::istio::{alpn, peer_metadata};
 use crate::http::filters::{
-    adaptive_concurrency, admission_control, buffer, cors, csrf, fault, grpc_http1_bridge, header_mutation,
-    header_to_metadata, health_check, local_ratelimit, set_filter_state, set_metadata,
+    adaptive_concurrency, admission_control, buffer, conditional, cors, csrf, fault, grpc_http1_bridge,
+    header_mutation, header_to_metadata, health_check, local_ratelimit, set_filter_state, set_metadata,
 };
 use crate::telemetry::metrics::Scope;
 
+const CONDITIONAL: &str = "envoy.extensions.common.matching.v3.ExtensionWithMatcher";
 const STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
@@ -139,6 +146,11 @@ pub(super) fn knows(kind: &str) -> bool {
             | ADMISSION_CONTROL
             | ADAPTIVE_CONCURRENCY
             | rbac::HTTP
+            | CONDITIONAL
+            | istio::ALPN
+            | istio::PEERS
+            | istio::STATS
+            | istio::WASM
             | jwt_authn::TYPE
             | ext_authz::TYPE
             | ratelimit::TYPE
@@ -235,6 +247,28 @@ pub(super) fn compile(
             let config = jwt_authn::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
             Some(HttpFilter::JwtAuthn(Arc::new(config)))
         }
+        CONDITIONAL => {
+            let config: ExtensionWithMatcher = extension(any, "", problems)?;
+            conditional(&config, stats, clusters, problems)
+        }
+        istio::ALPN => {
+            let config = alpn::Config::compile(&extension(any, "", problems)?);
+            Some(HttpFilter::IstioAlpn(Arc::new(config)))
+        }
+        istio::PEERS => {
+            let config = peer_metadata::Config::compile(&extension(any, "", problems)?);
+            Some(HttpFilter::PeerMetadata(Arc::new(config)))
+        }
+        istio::STATS => Some(HttpFilter::Passive),
+        istio::WASM => {
+            let config: Wasm = extension(any, "", problems)?;
+            Some(match istio::plugin(config.config.as_ref(), problems)? {
+                istio::BuiltIn::Stats => HttpFilter::Passive,
+                istio::BuiltIn::MetadataExchange => {
+                    HttpFilter::PeerMetadata(Arc::new(peer_metadata::Config::exchange()))
+                }
+            })
+        }
         rbac::HTTP => {
             let filter = rbac::http(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::Rbac(Arc::new(filter)))
@@ -247,6 +281,44 @@ pub(super) fn compile(
             }))
         }
     }
+}
+
+/// A filter that is skipped for some requests.
+fn conditional(
+    config: &ExtensionWithMatcher,
+    stats: &Scope,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<HttpFilter> {
+    let skips = match &config.xds_matcher {
+        Some(matcher) => problems.at("xds_matcher", |problems| rbac_tree::skipping(matcher, problems)),
+        None => {
+            problems.report_at("xds_matcher", "is required");
+            None
+        }
+    };
+    let inner = problems.at("extension_config", |problems| {
+        // What is missing breaks field rules.
+        let any = config.extension_config.as_ref()?.typed_config.as_ref()?;
+        problems.at("typed_config", |problems| {
+            let found = type_of(any);
+            if !knows(found) || found == CONDITIONAL {
+                problems.report(format_args!("the filter {found} cannot be skipped by a matcher"));
+                return None;
+            }
+            let compiled = compile(any, stats, clusters, problems)?;
+            if conditional::sees_all(&compiled) {
+                problems.report(format_args!("the filter {found} cannot be skipped by a matcher"));
+                return None;
+            }
+            Some(compiled)
+        })
+    });
+    let inner = inner?;
+    if matches!(inner, HttpFilter::Passive) {
+        return Some(inner);
+    }
+    Some(HttpFilter::Conditional(Arc::new(conditional::Config { skips: skips?, filter: inner })))
 }
 
 /// What a route says to a filter, in `any`. `None` when a problem was reported.

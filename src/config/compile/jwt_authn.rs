@@ -1,7 +1,7 @@
 //! JSON Web Tokens: `envoy.filters.http.jwt_authn`'s messages in, providers and requirements of [`crate::policy::jwt`]
 //! out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::config::problems::Problems;
 use crate::config::route::RequestMatch;
 use crate::config::services::{HttpTarget, Retries};
 use crate::config::{Cluster, Directory, HeaderKey};
-use crate::http::filters::jwt_authn::{fetch_ahead, Config, Demand, JwtStats, PerRoute, Rule};
+use crate::http::filters::jwt_authn::{fetch_ahead, ByState, Config, Demand, JwtStats, PerRoute, Rule};
 use crate::policy::jwt::{Audiences, Extractor, KeySet, Keys, Provider, RemoteKeys, Requirement, TokenCache};
 use crate::telemetry::metrics::Scope;
 
@@ -94,6 +94,18 @@ pub(super) fn compile(
             })
         })
         .collect();
+    let by_state = config.filter_state_rules.as_ref().map(|config| {
+        problems.at("filter_state_rules", |problems| {
+            let mut requires = HashMap::new();
+            for (text, config) in &config.requires {
+                let requirement = problems.at(format_args!("requires[{text:?}]"), |problems| {
+                    providers.requirement(config, &[], problems)
+                });
+                requires.extend(requirement.map(|requirement| (Box::from(text.as_str()), requirement)));
+            }
+            ByState { name: config.name.as_str().into(), requires }
+        })
+    });
     if problems.count() > before {
         return None;
     }
@@ -111,6 +123,7 @@ pub(super) fn compile(
         terse: config.strip_failure_response,
         preflight: [HeaderKey::new("origin"), HeaderKey::new("access-control-request-method")],
         stats,
+        by_state,
     })
 }
 

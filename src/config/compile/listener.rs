@@ -14,8 +14,8 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::{
 use outrigger_control_api::type_of;
 
 use super::{
-    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, listener_filters, port, rbac, rooms,
-    socket_options, tls, u32_or, Environment,
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, istio, listener_filters, port, rbac,
+    rooms, socket_options, tls, u32_or, Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{
@@ -226,6 +226,8 @@ fn chain(
 
 /// A network filter.
 enum Filter {
+    /// It changes no traffic.
+    Nothing,
     Before(NetworkFilter),
     Last(Terminal),
 }
@@ -251,7 +253,7 @@ fn filters(
             }
             match compiled {
                 Some(Filter::Last(found)) => terminal = Some(found),
-                Some(Filter::Before(found)) => {
+                Some(found) => {
                     if last {
                         let message = format!(
                             "{} is no terminal filter and cannot be the last one of its chain",
@@ -259,7 +261,9 @@ fn filters(
                         );
                         problems.report(message);
                     }
-                    before.push(found);
+                    if let Filter::Before(found) = found {
+                        before.push(found);
+                    }
                 }
                 None => {}
             }
@@ -299,6 +303,9 @@ fn network_filter(
             return None;
         }
     };
+    if problems.at("typed_config", |problems| istio::is_passive(any, problems))? {
+        return Some(Filter::Nothing);
+    }
     let terminal = problems.at("typed_config", |problems| match type_of(any) {
         HCM => {
             let config: Hcm = extension(any, "", problems)?;

@@ -13,6 +13,7 @@
 mod balancing;
 pub mod bootstrap;
 pub mod canonical;
+pub(crate) mod cel;
 mod check;
 pub mod cluster;
 mod cluster_tls;
@@ -29,6 +30,7 @@ pub mod hcm;
 mod health_check;
 pub(crate) mod http_filters;
 mod http_options;
+mod istio;
 mod jwt_authn;
 mod known_clusters;
 pub mod listener;

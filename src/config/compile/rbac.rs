@@ -1,6 +1,6 @@
 //! Role-based access control: both RBAC filters' messages in, [`Filter`]s of [`crate::policy::rbac`] out.
 
-use outrigger_control_api::pb::envoy::config::core::v3::TypedExtensionConfig;
+use outrigger_control_api::pb::envoy::config::core::v3::{CidrRange, TypedExtensionConfig};
 use outrigger_control_api::pb::envoy::config::rbac::v3 as pb;
 use outrigger_control_api::pb::envoy::config::route::v3 as route;
 use outrigger_control_api::pb::envoy::extensions::filters::http::rbac::v3 as http;
@@ -11,7 +11,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::Int32Range;
 use outrigger_control_api::pb::xds::r#type::matcher::v3::Matcher as Tree;
 use outrigger_control_api::type_of;
 
-use super::{cidr, extension, rbac_tree, tls};
+use super::{cel, cidr, extension, rbac_tree, tls};
 use crate::config::listener::NetworkRbac;
 use crate::config::matcher::{HeaderMatcher, StringMatcher};
 use crate::config::problems::Problems;
@@ -20,6 +20,7 @@ use crate::policy::rbac::{
     Action, Condition, Engine, Filter, MetadataMatcher, MetadataSource, Networks, Policy, Ports, Rules,
     TextInput, TextSet, ValueMatcher, Whose,
 };
+use crate::policy::state::{StateMatcher, Wanted};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
@@ -140,13 +141,33 @@ fn policies(layer: Layer, config: &pb::Rbac, problems: &mut Problems) -> Option<
             let principals = any_of("principals", &policy.principals, problems, |config, problems| {
                 principal(layer, config, problems)
             });
-            policies.extend(permissions.zip(principals).map(|(permissions, principals)| Policy {
-                name: name.as_str().into(),
-                condition: Condition::all(vec![permissions, principals]),
-            }));
+            let expression = expression(policy, problems);
+            policies.extend(permissions.zip(principals).zip(expression).map(
+                |((permissions, principals), expression)| Policy {
+                    name: name.as_str().into(),
+                    condition: Condition::all(vec![permissions, principals, expression]),
+                },
+            ));
         });
     }
     (problems.count() == before).then(|| Engine::new(action(config.action()), policies))
+}
+
+/// What a policy demands in CEL.
+fn expression(policy: &pb::Policy, problems: &mut Problems) -> Option<Condition> {
+    let checked = policy.checked_condition.as_ref();
+    let (field, tree) = match (&policy.condition, checked) {
+        (None, None) => return Some(Condition::Always),
+        (_, Some(checked)) => ("checked_condition", checked.expr.as_ref()),
+        (Some(tree), None) => ("condition", Some(tree)),
+    };
+    problems.at(field, |problems| {
+        let Some(tree) = tree else {
+            problems.report("holds no expression");
+            return None;
+        };
+        cel::tree(tree, problems).map(|compiled| Condition::Expression(Box::new(compiled)))
+    })
 }
 
 pub(super) fn action(action: pb::rbac::Action) -> Action {
@@ -251,8 +272,9 @@ fn principal(layer: Layer, config: &pb::Principal, problems: &mut Problems) -> O
             problems.at("not_id", |problems| principal(layer, config, problems)).map(Condition::negated)
         }
         Identifier::Custom(config) => problems.at("custom", |problems| custom(config, problems)),
-        // Refused by the support table.
-        Identifier::FilterState(_) => None,
+        Identifier::FilterState(config) => problems
+            .at("filter_state", |problems| state(config, problems))
+            .map(|matcher| Condition::State(Box::new(matcher))),
     }
 }
 
@@ -370,7 +392,36 @@ fn metadata_at(source: MetadataSource, matcher: MetadataMatcher) -> Condition {
     Condition::Metadata(source, Box::new(matcher))
 }
 
-fn metadata(config: &matcher::MetadataMatcher, problems: &mut Problems) -> Option<MetadataMatcher> {
+/// A test of filter state.
+pub(crate) fn state(config: &matcher::FilterStateMatcher, problems: &mut Problems) -> Option<StateMatcher> {
+    use matcher::filter_state_matcher::Matcher;
+    let wanted = match &config.matcher {
+        Some(Matcher::StringMatch(config)) => {
+            Wanted::Text(problems.at("string_match", |problems| StringMatcher::compile(config, problems))?)
+        }
+        Some(Matcher::AddressMatch(config)) => problems.at("address_match", |problems| {
+            let mut networks = Networks::default();
+            for (index, range) in config.ranges.iter().enumerate() {
+                let range =
+                    CidrRange { address_prefix: range.address_prefix.clone(), prefix_len: range.prefix_len };
+                let (ip, length) = problems.at_index("ranges", index, |problems| cidr(&range, problems))?;
+                networks.extend(Networks::one(ip, length));
+            }
+            Some(Wanted::Address(networks, config.invert_match))
+        })?,
+        None => {
+            problems.report("needs string_match or address_match");
+            return None;
+        }
+    };
+    Some(StateMatcher { key: config.key.as_str().into(), wanted })
+}
+
+/// A test of a value in metadata.
+pub(crate) fn metadata(
+    config: &matcher::MetadataMatcher,
+    problems: &mut Problems,
+) -> Option<MetadataMatcher> {
     use matcher::metadata_matcher::path_segment::Segment;
     let path = config.path.iter().map(|segment| match segment.segment.as_ref()? {
         Segment::Key(key) => Some(key.as_str().into()),

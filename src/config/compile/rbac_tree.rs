@@ -8,7 +8,7 @@ use outrigger_control_api::pb::xds::r#type::matcher::v3 as pb;
 use outrigger_control_api::type_of;
 
 use super::rbac::{action, Layer};
-use super::{cidr, extension};
+use super::{cel, cidr, extension};
 use crate::config::discovery::SanKind;
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
@@ -17,20 +17,32 @@ use crate::policy::rbac::tree::{Input, Node, OnMatch, Predicate, Search, Then, T
 use crate::policy::rbac::{Action, Networks, Whose};
 
 const ACTION: &str = "envoy.config.rbac.v3.Action";
+const SKIP: &str = "envoy.extensions.filters.common.matcher.action.v3.SkipFilter";
 const IP: &str = "envoy.extensions.matching.input_matchers.ip.v3.Ip";
+const CEL: &str = "xds.type.matcher.v3.CelMatcher";
+const ATTRIBUTES: &str = "xds.type.matcher.v3.HttpAttributesCelMatchInput";
 const HEADER: &str = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput";
 
 /// Compiles `config`. `None` when a problem was reported.
 pub(super) fn compile(layer: Layer, config: &pb::Matcher, problems: &mut Problems) -> Option<Tree> {
-    let mut compiler = Compiler { layer, logs: false };
+    let mut compiler = Compiler { layer, logs: false, skips: false };
     let root = compiler.node(config, problems)?;
     Some(Tree { root, logs: compiler.logs })
+}
+
+/// Compiles `config`, whose only action is to skip an HTTP filter. `None` when a problem was reported.
+pub(super) fn skipping(config: &pb::Matcher, problems: &mut Problems) -> Option<Tree> {
+    let mut compiler = Compiler { layer: Layer::Http, logs: false, skips: true };
+    let root = compiler.node(config, problems)?;
+    Some(Tree { root, logs: false })
 }
 
 struct Compiler {
     layer: Layer,
     /// An action is about logs.
     logs: bool,
+    /// Actions skip a filter.
+    skips: bool,
 }
 
 impl Compiler {
@@ -117,14 +129,16 @@ impl Compiler {
         // Demanded by a field rule.
         let any = config.typed_config.as_ref()?;
         problems.at("typed_config", |problems| match type_of(any) {
-            ACTION => {
+            SKIP if self.skips => Some(Then::Act("".into(), Action::Log)),
+            ACTION if !self.skips => {
                 let config: ActionConfig = extension(any, "", problems)?;
                 let action = action(config.action());
                 self.logs |= action == Action::Log;
                 Some(Then::Act(config.name.as_str().into(), action))
             }
             found => {
-                problems.report(format_args!("is of type {found}, must be of {ACTION}"));
+                let wanted = if self.skips { SKIP } else { ACTION };
+                problems.report(format_args!("is of type {found}, must be of {wanted}"));
                 None
             }
         })
@@ -166,6 +180,25 @@ impl Compiler {
         problems: &mut Problems,
     ) -> Option<Predicate> {
         use pb::matcher::matcher_list::predicate::single_predicate::Matcher;
+        // What is missing breaks field rules.
+        let input = config.input.as_ref().and_then(|config| config.typed_config.as_ref());
+        let attributes = input.is_some_and(|any| type_of(any) == ATTRIBUTES);
+        match config.matcher.as_ref()? {
+            Matcher::CustomMatch(config) if attributes => {
+                let any = config.typed_config.as_ref()?;
+                return problems.at("custom_match.typed_config", |problems| {
+                    if type_of(any) != CEL {
+                        problems.report(format_args!("is of type {}, must be of {CEL}", type_of(any)));
+                        return None;
+                    }
+                    let config: pb::CelMatcher = extension(any, "", problems)?;
+                    let compiled = problems
+                        .at("expr_match", |problems| cel::any(config.expr_match.as_ref()?, problems))?;
+                    Some(Predicate::Expression(Box::new(compiled)))
+                });
+            }
+            _ => {}
+        }
         let input = problems.at("input", |problems| self.input(config.input.as_ref()?, problems));
         match config.matcher.as_ref()? {
             Matcher::ValueMatch(config) => {

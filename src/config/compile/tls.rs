@@ -17,6 +17,7 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
+use super::istio::PEER_EXCHANGE;
 use super::tls_certificate::certificate_secret;
 use super::{bool_or, data_source, duration, extension, spiffe, Environment};
 use crate::config::discovery::{Material, SanKind};
@@ -27,7 +28,7 @@ use crate::tls::downstream::{DownstreamSpec, Resume, Trust};
 use crate::tls::identity::{certificates, revocation_lists, INLINE};
 use crate::tls::names::NameMatcher;
 use crate::tls::ocsp::Policy;
-use crate::tls::params::{group, suites, Params};
+use crate::tls::params::{group, is_left_out, suites, Params};
 use crate::tls::secret::Content;
 use crate::tls::sessions::TicketKeys;
 use crate::tls::stats::SslStats;
@@ -196,6 +197,12 @@ fn common(
                     let message = format!("{name:?} is no name of a protocol: it must have 1 to 255 bytes");
                     problems.at_index("alpn_protocols", index, |problems| problems.report(message));
                 }
+                if name == PEER_EXCHANGE {
+                    let message =
+                        "istio-peer-exchange is never agreed on: TCP peers are not told of each other";
+                    problems.note(format_args!("alpn_protocols[{index}]"), message);
+                    continue;
+                }
                 alpn.push(name.as_bytes().to_vec());
             }
         }
@@ -210,6 +217,12 @@ fn params(params: Option<&pb::TlsParameters>, problems: &mut Problems) -> Params
     for (index, entry) in given.cipher_suites.iter().enumerate() {
         match suites(entry) {
             Ok(found) => chosen.extend(found),
+            Err(name)
+                if is_left_out(name) && given.cipher_suites.iter().any(|other| suites(other).is_ok()) =>
+            {
+                let message = format!("{name} is never agreed on; the other suites are");
+                problems.note(format_args!("cipher_suites[{index}]"), message);
+            }
             Err(name) => {
                 let message = format!("{name:?} is not supported");
                 problems.at_index("cipher_suites", index, |problems| problems.report(message));

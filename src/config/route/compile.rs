@@ -14,6 +14,7 @@ use outrigger_control_api::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::action::{DirectResponse, Mirror};
+use super::beyond::Beyond;
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
 use super::limits::{RateLimits, RouteLimits};
@@ -411,6 +412,7 @@ pub(super) fn route_match(
         grpc: config.grpc.is_some(),
         fraction: (config.runtime_fraction.as_ref())
             .map(|share| Fraction::of_runtime(share, "runtime_fraction", problems)),
+        beyond: Beyond::compile(config, problems).ok()?.map(Arc::new),
     };
     Some((path?, conditions))
 }

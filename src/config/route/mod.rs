@@ -5,6 +5,7 @@
 //! the data path does the forwarding.
 
 mod action;
+mod beyond;
 mod compile;
 mod compile_action;
 mod domains;

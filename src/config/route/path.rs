@@ -1,7 +1,10 @@
 //! What a route demands of a request: its path, and everything else.
 
+use std::sync::Arc;
+
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
+use super::beyond::Beyond;
 use crate::config::headers::{HeaderKey, RequestView};
 use crate::config::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher};
 use crate::config::problems::Problems;
@@ -111,6 +114,7 @@ pub(super) struct Conditions {
     pub(super) cookies: Option<(HeaderKey, Box<[CookieMatcher]>)>,
     pub(super) grpc: bool,
     pub(super) fraction: Option<Fraction>,
+    pub(super) beyond: Option<Arc<Beyond>>,
 }
 
 /// What a rule demands of the requests that it is for, as a route would.
@@ -153,6 +157,7 @@ pub(super) fn matches<R: RequestView>(
         && (!conditions.grpc || request.is_grpc())
         && conditions.headers.iter().all(|matcher| matcher.matches(request))
         && conditions.query.iter().all(|matcher| matcher.matches(path.full))
+        && conditions.beyond.as_ref().is_none_or(|beyond| beyond.holds(request.stream()))
         && conditions
             .cookies
             .as_ref()

@@ -2,6 +2,8 @@
 
 use outrigger_control_api::support::MessageSupport;
 
+const NOT_SENT: &str = "logs are not sent to services yet: this one is not written";
+
 /// What is supported of access logs.
 pub const ACCESS_LOG: &[MessageSupport] = &[
     MessageSupport {
@@ -24,12 +26,29 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
             "grpc_status_filter",
             "log_type_filter",
             "header_filter",
+            "extension_filter",
+            "metadata_filter",
         ],
         observe: &[],
-        rejected: &[
-            ("metadata_filter", "there is no dynamic metadata to match"),
-            ("extension_filter", "filter extensions (CEL) are not supported"),
-        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.ExtensionFilter",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.accesslog.v3.MetadataFilter",
+        implemented: &["matcher", "match_if_key_not_found"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        implemented: &["expression"],
+        observe: &[],
+        rejected: &[("cel_config", "what Envoy switches off in CEL stays off")],
     },
     MessageSupport {
         message: "envoy.config.accesslog.v3.StatusCodeFilter",
@@ -122,6 +141,24 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
         rejected: &[],
     },
     MessageSupport {
+        message: "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+        implemented: &[],
+        observe: &[("*", NOT_SENT)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        implemented: &[],
+        observe: &[("*", NOT_SENT)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+        implemented: &[],
+        observe: &[("*", NOT_SENT)],
+        rejected: &[],
+    },
+    MessageSupport {
         message: "envoy.config.core.v3.SubstitutionFormatString",
         implemented: &[
             "text_format",
@@ -130,9 +167,28 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
             "omit_empty_values",
             "content_type",
             "json_format_options",
+            "formatters",
         ],
         observe: &[],
-        rejected: &[("formatters", "formatter extensions are not supported")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.formatter.metadata.v3.Metadata",
+        implemented: &[],
+        observe: &[("*", "%METADATA% is written as a missing value; %DYNAMIC_METADATA% has one")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.formatter.cel.v3.Cel",
+        implemented: &[],
+        observe: &[("*", "%CEL% is written as a missing value")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.core.v3.JsonFormatOptions",

@@ -61,20 +61,26 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "preconnect_policy",
             "lrs_report_endpoint_metrics",
             "close_connections_on_host_health_failure",
+            "filters",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
-            ("metadata", METADATA),
+            ("metadata", "only what Istio's filters look for in `istio` takes effect"),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),
         ],
         rejected: &[
-            ("filters", "upstream network filters are not supported yet"),
             ("upstream_config", "custom upstreams are not supported"),
             ("connection_pool_per_downstream_connection", "pools are shared by downstream connections"),
         ],
+    },
+    MessageSupport {
+        message: "envoy.config.cluster.v3.Filter",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[("config_discovery", "discovery from a control plane is not supported here")],
     },
     MessageSupport {
         message: "envoy.config.cluster.v3.Cluster.PreconnectPolicy",

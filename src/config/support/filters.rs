@@ -10,10 +10,18 @@ const NO_FORMATS: &str = "formats are not supported in descriptors";
 const TRAILERS: &str = "trailers are not changed yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
+    MessageSupport {
+        message: "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        implemented: &["xds_matcher", "extension_config"],
+        observe: &[],
+        rejected: &[("matcher", "use xds_matcher")],
+    },
+    whole("envoy.extensions.filters.common.matcher.action.v3.SkipFilter"),
     whole("envoy.config.route.v3.FilterConfig"),
     MessageSupport {
         message: "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         implemented: &[
+            "filter_state_rules",
             "providers",
             "rules",
             "bypass_cors_preflight",
@@ -22,10 +30,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stat_prefix",
         ],
         observe: &[],
-        rejected: &[("filter_state_rules", "there is no filter state")],
+        rejected: &[],
     },
     whole("envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig"),
     whole("envoy.extensions.filters.http.jwt_authn.v3.RequirementRule"),
+    whole("envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule"),
     MessageSupport {
         message: "envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement",
         implemented: &[
@@ -66,6 +75,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "metadata_context_namespaces",
             "route_metadata_context_namespaces",
             "filter_enabled",
+            "filter_enabled_metadata",
             "deny_at_disable",
             "include_peer_certificate",
             "stat_prefix",
@@ -86,7 +96,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[
             ("typed_metadata_context_namespaces", TYPED),
             ("route_typed_metadata_context_namespaces", TYPED),
-            ("filter_enabled_metadata", "not supported yet; filter_enabled is"),
             ("bootstrap_metadata_labels_key", "not supported yet"),
             ("enforce_response_header_limits", "not supported yet"),
             ("shadow_mode", "not supported yet"),
@@ -317,10 +326,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "abort_grpc_status_runtime",
             "disable_downstream_cluster_stats",
             "filter_metadata",
+            "response_rate_limit",
+            "response_rate_limit_percent_runtime",
         ],
-        observe: &[("response_rate_limit_percent_runtime", "responses are not slowed down")],
-        rejected: &[("response_rate_limit", "responses are not slowed down yet")],
+        observe: &[],
+        rejected: &[],
     },
+    whole("envoy.extensions.filters.common.fault.v3.FaultRateLimit"),
+    whole("envoy.extensions.filters.common.fault.v3.FaultRateLimit.FixedLimit"),
+    whole("envoy.extensions.filters.common.fault.v3.FaultRateLimit.HeaderLimit"),
     whole("envoy.extensions.filters.http.fault.v3.FaultAbort"),
     whole("envoy.extensions.filters.http.fault.v3.FaultAbort.HeaderAbort"),
     whole("envoy.extensions.filters.common.fault.v3.FaultDelay"),

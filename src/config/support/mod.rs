@@ -10,6 +10,7 @@ mod extra_rules;
 mod filter_rules;
 mod filters;
 mod hcm;
+mod istio;
 mod listener;
 mod rbac;
 pub mod route;
@@ -53,6 +54,7 @@ const PARTS: &[&[MessageSupport]] = &[
     route::ROUTE,
     tls::MESSAGES,
     rbac::MESSAGES,
+    istio::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

@@ -2,11 +2,12 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::whole;
+use super::{refused, whole};
 
-const CEL: &str = "conditions in CEL are not supported";
+const CEL: &str = "what Envoy switches off in CEL stays off";
+const FOR_PEOPLE: &str = "it is for people";
+const CHECKED: &str = "names are looked up anew";
 const AUDIT: &str = "there are no audit loggers";
-const NO_STATE: &str = "there is no filter state";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -37,9 +38,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.rbac.v3.Policy",
-        implemented: &["permissions", "principals"],
+        implemented: &["permissions", "principals", "condition", "checked_condition"],
         observe: &[],
-        rejected: &[("condition", CEL), ("checked_condition", CEL), ("cel_config", CEL)],
+        rejected: &[("cel_config", CEL)],
     },
     MessageSupport {
         message: "envoy.config.rbac.v3.Permission",
@@ -80,9 +81,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "sourced_metadata",
             "custom",
             "not_id",
+            "filter_state",
         ],
         observe: &[],
-        rejected: &[("filter_state", NO_STATE)],
+        rejected: &[],
     },
     whole("envoy.config.rbac.v3.Principal.Set"),
     whole("envoy.config.rbac.v3.Principal.Authenticated"),
@@ -99,6 +101,14 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
+    MessageSupport {
+        message: "envoy.type.matcher.v3.FilterStateMatcher",
+        implemented: &["key", "string_match", "address_match"],
+        observe: &[],
+        rejected: &[],
+    },
+    whole("envoy.type.matcher.v3.AddressMatcher"),
+    whole("xds.core.v3.CidrRange"),
     whole("envoy.type.matcher.v3.PathMatcher"),
     whole("envoy.type.matcher.v3.MetadataMatcher"),
     whole("envoy.type.matcher.v3.MetadataMatcher.PathSegment"),
@@ -143,6 +153,66 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[("stat_prefix", "what cannot be parsed is not counted")],
         rejected: &[],
     },
+    whole("xds.type.matcher.v3.HttpAttributesCelMatchInput"),
+    MessageSupport {
+        message: "xds.type.matcher.v3.CelMatcher",
+        implemented: &["expr_match"],
+        observe: &[("description", FOR_PEOPLE)],
+        rejected: &[],
+    },
+    whole("xds.type.v3.CelExpression"),
+    whole("google.api.expr.v1alpha1.Expr"),
+    whole("google.api.expr.v1alpha1.Expr.Ident"),
+    whole("google.api.expr.v1alpha1.Expr.Select"),
+    whole("google.api.expr.v1alpha1.Expr.Call"),
+    whole("google.api.expr.v1alpha1.Expr.CreateList"),
+    whole("google.api.expr.v1alpha1.Expr.CreateStruct"),
+    whole("google.api.expr.v1alpha1.Expr.CreateStruct.Entry"),
+    whole("google.api.expr.v1alpha1.Constant"),
+    MessageSupport {
+        message: "google.api.expr.v1alpha1.ParsedExpr",
+        implemented: &["expr"],
+        observe: &[("source_info", FOR_PEOPLE)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "google.api.expr.v1alpha1.CheckedExpr",
+        implemented: &["expr"],
+        observe: &[
+            ("reference_map", CHECKED),
+            ("type_map", CHECKED),
+            ("source_info", FOR_PEOPLE),
+            ("expr_version", FOR_PEOPLE),
+        ],
+        rejected: &[],
+    },
+    refused("google.api.expr.v1alpha1.Expr.Comprehension", &[("*", "loops are switched off, as in Envoy")]),
+    whole("cel.expr.Expr"),
+    whole("cel.expr.Expr.Ident"),
+    whole("cel.expr.Expr.Select"),
+    whole("cel.expr.Expr.Call"),
+    whole("cel.expr.Expr.CreateList"),
+    whole("cel.expr.Expr.CreateStruct"),
+    whole("cel.expr.Expr.CreateStruct.Entry"),
+    whole("cel.expr.Constant"),
+    MessageSupport {
+        message: "cel.expr.ParsedExpr",
+        implemented: &["expr"],
+        observe: &[("source_info", FOR_PEOPLE)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "cel.expr.CheckedExpr",
+        implemented: &["expr"],
+        observe: &[
+            ("reference_map", CHECKED),
+            ("type_map", CHECKED),
+            ("source_info", FOR_PEOPLE),
+            ("expr_version", FOR_PEOPLE),
+        ],
+        rejected: &[],
+    },
+    refused("cel.expr.Expr.Comprehension", &[("*", "loops are switched off, as in Envoy")]),
     whole("envoy.type.matcher.v3.HttpRequestHeaderMatchInput"),
     whole("envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput"),
     whole("envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput"),

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{header_to_metadata, Active, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
-use crate::config::{Known, RequestView};
+use crate::config::{Cluster, Known, RequestView};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h1::Refusal;
 use crate::http::head::RequestHead;
@@ -162,6 +162,19 @@ impl Course {
     /// What is said to filters.
     pub(super) fn overrides(&self) -> Option<&Arc<Overrides>> {
         self.overrides.as_ref()
+    }
+
+    /// The cluster that the request goes to, where it is known.
+    pub(super) fn cluster(&self, ex: &Exchange<'_>) -> Option<Arc<Cluster>> {
+        let (chosen, _) = self.forward()?.target.choose(ex.request.as_ref()?, self.choice);
+        let upstreams = &ex.worker.upstreams;
+        let local = match chosen {
+            Chosen::Slot(slot) => upstreams.cluster(slot),
+            Chosen::Named(name) => {
+                upstreams.cluster(&ex.worker.clusters.find(std::str::from_utf8(name?).ok()?)?)
+            }
+        };
+        Some(local?.cluster.clone())
     }
 
     /// The name of the cluster that the request goes to.

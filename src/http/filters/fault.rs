@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::Counter;
 use outrigger_control_api::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use outrigger_control_api::pb::envoy::extensions::filters::common::fault::v3::fault_rate_limit;
 use outrigger_control_api::pb::envoy::extensions::filters::http::fault::v3 as pb;
 use outrigger_control_api::pb::google::protobuf::Struct;
 
@@ -66,6 +67,7 @@ impl std::fmt::Debug for ByCluster {
 pub struct Settings {
     delay: Option<(Delay, Fraction)>,
     abort: Option<(Abort, Fraction)>,
+    limit: Option<(Limit, Fraction)>,
     body: Bytes,
     upstream_cluster: Box<str>,
     headers: Box<[HeaderMatcher]>,
@@ -81,6 +83,7 @@ pub struct Settings {
 struct Keys {
     delay_percent: Box<str>,
     abort_percent: Box<str>,
+    limit_percent: Box<str>,
     delay_duration: Box<str>,
     abort_http: Box<str>,
     abort_grpc: Box<str>,
@@ -91,6 +94,14 @@ struct Keys {
 enum Delay {
     Fixed(Duration),
     /// `x-envoy-fault-delay-request`.
+    Header,
+}
+
+/// How fast responses are, in KiB a second.
+#[derive(Debug)]
+enum Limit {
+    Fixed(u64),
+    /// `x-envoy-fault-throughput-response`.
     Header,
 }
 
@@ -108,6 +119,8 @@ struct Headers {
     abort: HeaderKey,
     abort_grpc: HeaderKey,
     abort_percentage: HeaderKey,
+    limit: HeaderKey,
+    limit_percentage: HeaderKey,
 }
 
 static HEADERS: LazyLock<Headers> = LazyLock::new(|| Headers {
@@ -116,6 +129,8 @@ static HEADERS: LazyLock<Headers> = LazyLock::new(|| Headers {
     abort: HeaderKey::new("x-envoy-fault-abort-request"),
     abort_grpc: HeaderKey::new("x-envoy-fault-abort-grpc-request"),
     abort_percentage: HeaderKey::new("x-envoy-fault-abort-request-percentage"),
+    limit: HeaderKey::new("x-envoy-fault-throughput-response"),
+    limit_percentage: HeaderKey::new("x-envoy-fault-throughput-response-percentage"),
 });
 
 /// A fault that counts as active while it lives.
@@ -134,6 +149,7 @@ impl Drop for Active {
 impl Settings {
     /// Compiles `config`. `None` when a problem was reported.
     pub fn compile(config: &pb::HttpFault, problems: &mut Problems) -> Option<Self> {
+        use fault_rate_limit::LimitType;
         use pb::fault_abort::ErrorType;
 
         let before = problems.count();
@@ -156,6 +172,13 @@ impl Settings {
             };
             Some((abort, Fraction::of(config.percentage.as_ref())))
         });
+        let limit = config.response_rate_limit.as_ref().and_then(|config| {
+            let limit = match config.limit_type.as_ref()? {
+                LimitType::FixedLimit(fixed) => Limit::Fixed(fixed.limit_kbps),
+                LimitType::HeaderLimit(_) => Limit::Header,
+            };
+            Some((limit, Fraction::of(config.percentage.as_ref())))
+        });
         let headers = HeaderMatcher::compile_all(&config.headers, "headers", problems);
         if problems.count() > before {
             return None;
@@ -165,6 +188,7 @@ impl Settings {
         Some(Self {
             delay,
             abort,
+            limit,
             body: Bytes::copy_from_slice(
                 if body.is_empty() { "fault filter abort" } else { body }.as_bytes(),
             ),
@@ -176,6 +200,10 @@ impl Settings {
                 delay_percent: key(&config.delay_percent_runtime, "fault.http.delay.fixed_delay_percent"),
                 abort_percent: key(&config.abort_percent_runtime, "fault.http.abort.abort_percent"),
                 delay_duration: key(&config.delay_duration_runtime, "fault.http.delay.fixed_duration_ms"),
+                limit_percent: key(
+                    &config.response_rate_limit_percent_runtime,
+                    "fault.http.rate_limit.response_percent",
+                ),
                 abort_http: key(&config.abort_http_status_runtime, "fault.http.abort.http_status"),
                 abort_grpc: key(&config.abort_grpc_status_runtime, "fault.http.abort.grpc_status"),
                 max_active: key(&config.max_active_faults_runtime, "fault.http.max_active_faults"),
@@ -211,6 +239,22 @@ impl Settings {
         };
         let millis = told(millis, &self.keys.delay_duration, "delay.fixed_duration_ms", request, worker);
         (millis > 0).then(|| Duration::from_millis(millis))
+    }
+
+    /// How fast the response may be in KiB a second, if it is slowed down.
+    fn limit(&self, request: &RequestHead, worker: &Worker) -> Option<u64> {
+        let (limit, share) = self.limit.as_ref()?;
+        let header = matches!(limit, Limit::Header);
+        let share = asked(*share, request, header.then_some(&HEADERS.limit_percentage));
+        let share = worker.runtime.load().fraction(&self.keys.limit_percent).unwrap_or(share);
+        if !worker.draws(share) {
+            return None;
+        }
+        let rate = match limit {
+            Limit::Fixed(rate) => *rate,
+            Limit::Header => number(request.first(&HEADERS.limit)?)?,
+        };
+        (rate > 0).then_some(rate)
     }
 
     /// The status of HTTP, and of gRPC, with which the request is answered, if it is.
@@ -302,12 +346,19 @@ impl Config {
         };
         let Some(request) = &ex.request else { return Step::Continue };
         if !at.resumed {
-            if settings.delay.is_none() && settings.abort.is_none() {
+            if settings.delay.is_none() && settings.abort.is_none() && settings.limit.is_none() {
                 return Step::Continue;
             }
             if !settings.concerns(request, ex, at) {
                 return Step::Continue;
             }
+            if let Some(rate) = settings.limit(request, ex.worker) {
+                if self.begin(settings, ex) {
+                    self.stats.response_rl_injected.increment(1);
+                    active(ex).slow = Some(rate);
+                }
+            }
+            let Some(request) = &ex.request else { return Step::Continue };
             if let Some(delay) = settings.delay(request, ex.worker) {
                 if self.begin(settings, ex) {
                     self.count(settings, ex, |stats| &stats.delays_injected, |(delays, _)| delays);

@@ -4,7 +4,7 @@
 //! dynamic metadata. What tokens are worth is [`crate::policy::jwt`]'s; this fetches keys of other services, for a
 //! request that waits for them or ahead of all requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Instant, UNIX_EPOCH};
@@ -21,6 +21,8 @@ use crate::http::fields::Fields;
 use crate::http::head::RequestHead;
 use crate::http::worker::Worker;
 use crate::policy::jwt::{details, Failure, KeySet, Provider, RemoteKeys, Requirement, Stop, Trial};
+use crate::telemetry::filter_state::Object;
+use crate::telemetry::stream_info::StreamInfo;
 
 crate::stats! {
     /// `http.<stat_prefix>.jwt_authn.`.
@@ -58,6 +60,8 @@ pub struct Config {
     pub terse: bool,
     /// `origin` and `access-control-request-method`.
     pub preflight: [HeaderKey; 2],
+    /// What requests must have that no rule is for.
+    pub by_state: Option<ByState>,
     /// Its statistics.
     pub stats: Arc<JwtStats>,
 }
@@ -69,6 +73,15 @@ pub struct Rule {
     pub matched: RequestMatch,
     /// What; `None` for nothing.
     pub demand: Option<Demand>,
+}
+
+/// What requests must have by the text that filter state holds.
+#[derive(Debug)]
+pub struct ByState {
+    /// The object's name.
+    pub name: Box<str>,
+    /// By its text.
+    pub requires: HashMap<Box<str>, Requirement>,
 }
 
 /// A requirement.
@@ -96,14 +109,23 @@ impl Config {
     }
 
     /// What the request must have.
-    fn demand(&self, request: &RequestHead, at: &At<'_>) -> Result<Option<&Requirement>, Box<str>> {
+    fn demand(
+        &self,
+        request: &RequestHead,
+        info: &StreamInfo,
+        at: &At<'_>,
+    ) -> Result<Option<&Requirement>, Box<str>> {
         let demand = match at.said() {
             Some(RouteFilter::JwtAuthn(PerRoute::Off)) => return Ok(None),
             Some(RouteFilter::JwtAuthn(PerRoute::Named(name))) => {
                 return self.named.get(name).map(Some).ok_or_else(|| name.clone());
             }
-            _ => self.rules.iter().find(|rule| rule.matched.matches(request)),
+            _ => self.rules.iter().find(|rule| rule.matched.matches(&request.of_stream(info))),
         };
+        if let (None, Some(by_state)) = (demand, &self.by_state) {
+            let text = info.object(&by_state.name).map(Object::text);
+            return Ok(text.and_then(|text| by_state.requires.get(text)));
+        }
         Ok(match demand.and_then(|rule| rule.demand.as_ref()) {
             Some(Demand::Own(requirement)) => Some(requirement),
             Some(Demand::Named(name)) => self.named.get(name),
@@ -118,7 +140,7 @@ impl Config {
             self.stats.allowed.increment(1);
             return Step::Continue;
         }
-        let requirement = match self.demand(request, at) {
+        let requirement = match self.demand(request, &ex.info, at) {
             Ok(Some(requirement)) => requirement,
             Ok(None) => {
                 self.stats.allowed.increment(1);

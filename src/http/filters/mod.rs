@@ -14,6 +14,7 @@ pub mod buffer;
 pub mod by_cluster;
 pub(super) mod chain;
 pub mod compressor;
+pub mod conditional;
 pub mod cors;
 pub mod csrf;
 pub mod decompressor;
@@ -27,6 +28,7 @@ pub mod grpc_web;
 pub mod header_mutation;
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod istio;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod ratelimit;
@@ -80,6 +82,8 @@ pub struct Active {
     body: Option<Bytes>,
     /// A fault was injected.
     fault: Option<fault::Active>,
+    /// The response is slowed down to so many KiB a second.
+    slow: Option<u64>,
     /// What waits for the status in the trailers.
     admissions: SmallVec<[Arc<admission_control::Config>; 1]>,
     /// Limits that it counts against.
@@ -144,6 +148,8 @@ enum Encoder {
     Compressor(Box<compressor::Turn>),
     Decompressor(Arc<decompressor::Config>),
     ExtProc(Rc<RefCell<Session>>),
+    /// Whether the client is told the id and the workload.
+    PeerMetadata(Arc<istio::peer_metadata::Config>, [bool; 2]),
 }
 
 impl Active {
@@ -177,6 +183,9 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::SetFilterState(config) => return config.on_request(ex, at),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
+        HttpFilter::IstioAlpn(config) => return config.on_request(ex, at),
+        HttpFilter::PeerMetadata(config) => return config.on_request(ex, at),
+        HttpFilter::Conditional(config) => return config.on_request(ex, at),
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
         HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
@@ -187,7 +196,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Decompressor(config) => return config.on_request(ex, at),
         HttpFilter::ExtProc(config) => return config.on_request(ex, at),
         // None is the configuration of another.
-        HttpFilter::Discovered(_) => return Step::Continue,
+        HttpFilter::Discovered(_) | HttpFilter::Passive => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
     }
     let (bridged, web) = match &ex.filters {
@@ -320,6 +329,7 @@ impl Encoding {
                     turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);
                 }
                 Encoder::Decompressor(config) => config.on_response(ex, head, ends),
+                Encoder::PeerMetadata(config, told) => config.on_response(*told, head),
                 Encoder::LocalRateLimit(level) => level.on_response(head),
                 Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
                 Encoder::HealthCheck(config) => config.on_response(ex, head),
@@ -371,6 +381,9 @@ pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
     let Some(active) = &mut ex.filters else { return };
     for transform in active.downloads.drain(..) {
         download.then(transform);
+    }
+    if let Some(kib) = active.slow {
+        download.slow_down(kib);
     }
     if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
         download.count(Messages::new(stats.response_messages.clone()), true);

@@ -19,19 +19,24 @@ const NAMESPACE: &str = "envoy.filters.http.rbac";
 /// Those of a route that has none.
 static NO_METADATA: LazyLock<Metadata> = LazyLock::new(Metadata::default);
 
+/// What is known of a request; `None` while there is none.
+pub(super) fn facts<'a>(ex: &'a Exchange<'_>, at: &'a At<'_>) -> Option<Facts<'a>> {
+    Some(Facts {
+        connection: &ex.info.connection,
+        stream: Some(&ex.info),
+        request: Some(ex.request.as_ref()?),
+        dynamic: ex.info.metadata.as_deref(),
+        route: at.course.route().map(|route| route.metadata.as_deref().unwrap_or(&NO_METADATA)),
+    })
+}
+
 /// The filter's turn.
 pub(super) fn on_request(filter: &Filter, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
     let rules = match at.said() {
         Some(RouteFilter::Rbac(rules)) => rules,
         _ => &filter.rules,
     };
-    let Some(request) = &ex.request else { return Step::Continue };
-    let facts = Facts {
-        connection: &ex.info.connection,
-        request: Some(request),
-        dynamic: ex.info.metadata.as_deref(),
-        route: at.course.route().map(|route| route.metadata.as_deref().unwrap_or(&NO_METADATA)),
-    };
+    let Some(facts) = facts(ex, at) else { return Step::Continue };
     let mut verdict = filter.judge(rules, &facts, dynamic_metadata_are_read());
     if verdict.tells() {
         verdict.write(NAMESPACE, ex.info.metadata.get_or_insert_default());

@@ -10,6 +10,8 @@ use super::ranges::{Networks, Ports};
 use super::text::TextSet;
 use crate::config::matcher::HeaderMatcher;
 use crate::config::{HeaderKey, HeaderView};
+use crate::policy::cel::{Expression, Subject};
+use crate::policy::state::StateMatcher;
 use crate::tls::names::NameMatcher;
 
 /// Where metadata is looked for.
@@ -48,6 +50,10 @@ pub enum Condition {
     Verified(Option<Box<NameMatcher>>),
     /// Metadata have a value.
     Metadata(MetadataSource, Box<MetadataMatcher>),
+    /// Filter state has a value.
+    State(Box<StateMatcher>),
+    /// An expression is true.
+    Expression(Box<Expression>),
 }
 
 /// The head of something that is no HTTP request.
@@ -145,6 +151,8 @@ impl Condition {
             Self::Header(_) => 6,
             Self::Verified(_) => 7,
             Self::Metadata(..) => 8,
+            Self::State(_) => 8,
+            Self::Expression(_) => 12,
             Self::Not(inner) => inner.cost().saturating_add(1),
             Self::All(parts) | Self::Any(parts) => {
                 parts.iter().fold(2, |sum, part| part.cost().saturating_add(sum))
@@ -176,6 +184,11 @@ impl Condition {
                         .is_none_or(|wanted| names.iter().any(|(kind, name)| wanted.matches(*kind, name)))
                 })
             }
+            Self::State(matcher) => match facts.stream {
+                Some(stream) => matcher.matches(stream),
+                None => matcher.matches_connection(facts.connection),
+            },
+            Self::Expression(expression) => expression.is_true(&Subject::from(facts)),
             Self::Metadata(source, matcher) => matcher.matches(match (source, facts.route) {
                 (MetadataSource::Dynamic, _) => facts.dynamic.and_then(|all| all.get(&*matcher.filter)),
                 (MetadataSource::Route, Some(route)) => route.filter_metadata.get(&*matcher.filter),

@@ -6,13 +6,15 @@ use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 
 use crate::config::discovery::SanKind;
 use crate::config::{HeaderKey, RequestView};
-use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, StreamInfo};
 
 /// The facts of one request, or of a connection that carries none.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
     /// Its connection.
     pub connection: &'a ConnectionInfo,
+    /// The stream's record; `None` for a network filter.
+    pub stream: Option<&'a StreamInfo>,
     /// The request; `None` for a network filter.
     pub request: Option<&'a dyn RequestView>,
     /// Metadata that filters have left, by namespace.
@@ -51,7 +53,7 @@ pub enum TextInput {
 impl<'a> Facts<'a> {
     /// Of a connection.
     pub fn of_connection(connection: &'a ConnectionInfo) -> Self {
-        Self { connection, request: None, dynamic: None, route: None }
+        Self { connection, stream: None, request: None, dynamic: None, route: None }
     }
 
     /// An address.

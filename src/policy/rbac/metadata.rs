@@ -45,7 +45,8 @@ impl MetadataMatcher {
         self.value.matches(self.look_up(metadata)) != self.invert
     }
 
-    fn look_up<'m>(&self, metadata: Option<&'m Struct>) -> Option<&'m Value> {
+    /// The value that is looked at.
+    pub fn look_up<'m>(&self, metadata: Option<&'m Struct>) -> Option<&'m Value> {
         let mut fields = &metadata?.fields;
         let (last, outer) = self.path.split_last()?;
         for key in outer {

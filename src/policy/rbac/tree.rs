@@ -14,6 +14,7 @@ use super::{Action, Decision};
 use crate::config::discovery::SanKind;
 use crate::config::matcher::StringMatcher;
 use crate::config::HeaderKey;
+use crate::policy::cel::{Expression, Subject};
 
 /// A compiled tree.
 #[derive(Debug)]
@@ -71,6 +72,8 @@ pub enum Predicate {
     Text(Input, StringMatcher),
     /// The input is an address in one of the networks.
     Ip(Input, Networks),
+    /// An expression is true.
+    Expression(Box<Expression>),
     /// All of them.
     All(Vec<Predicate>),
     /// One of them.
@@ -103,6 +106,11 @@ struct Unknown;
 type Found<'t> = Result<Option<(&'t str, Action)>, Unknown>;
 
 impl Tree {
+    /// Whether an action is found.
+    pub fn finds(&self, facts: &Facts<'_>) -> bool {
+        self.root.find(facts).is_ok_and(|found| found.is_some())
+    }
+
     /// Decides.
     pub(super) fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
         let found = self.root.find(facts).unwrap_or(None);
@@ -175,6 +183,7 @@ impl Predicate {
                 };
                 input.look(facts, is_inside)?.unwrap_or(false)
             }
+            Predicate::Expression(expression) => expression.is_true(&Subject::from(facts)),
             Predicate::All(list) => {
                 for predicate in list {
                     if !predicate.matches(facts)? {

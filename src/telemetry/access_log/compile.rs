@@ -5,6 +5,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::{
     data_source::Specifier, substitution_format_string as source, DataSource, SubstitutionFormatString,
 };
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3 as file;
+use outrigger_control_api::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::stream::v3 as stream;
 use outrigger_control_api::pb::envoy::r#type::v3::{fractional_percent::DenominatorType, FractionalPercent};
 use outrigger_control_api::pb::google::protobuf::{Any, Struct};
@@ -13,20 +14,34 @@ use outrigger_control_api::{message_to_json, type_of, unpack};
 use super::filter::{Comparison, LogFilter};
 use super::sink::{Sink, Target};
 use super::AccessLog;
+use crate::config::compile::{cel, rbac};
 use crate::config::matcher::HeaderMatcher;
 use crate::config::problems::Problems;
 use crate::telemetry::format::{Format, FormatError, Style};
-use crate::telemetry::stream_info::ResponseFlags;
+use crate::telemetry::stream_info::{read_dynamic_metadata, ResponseFlags};
 
 /// Looks up a runtime key that holds a number.
 type Runtime<'a> = &'a dyn Fn(&str) -> Option<f64>;
 
+/// Extensions whose operators are always there.
+const FORMATTERS: &[&str] = &[
+    "envoy.extensions.formatter.cel.v3.Cel",
+    "envoy.extensions.formatter.metadata.v3.Metadata",
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+];
+const CEL: &str = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
+/// Loggers that send what they log to a service.
+const REMOTE: &[&str] = &[
+    "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+    "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+    "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+];
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
 
 impl AccessLog {
-    /// Compiles a logger and opens its file. Reports what is wrong and returns `None`.
+    /// Compiles a logger and opens its file. `None` when a problem was reported, and for one that logs nothing here.
     pub fn compile(config: &pb::AccessLog, runtime: Runtime<'_>, problems: &mut Problems) -> Option<Self> {
         let before = problems.count();
         let filter = config.filter.as_ref().and_then(|filter| {
@@ -36,6 +51,10 @@ impl AccessLog {
             problems.report_at("typed_config", "an access log needs a logger");
             return None;
         };
+        if REMOTE.contains(&type_of(any)) {
+            problems.note("typed_config", "logs are not sent to services: nothing is logged here");
+            return None;
+        }
         let (target, format) = problems.at("typed_config", |problems| logger(any, problems))?;
         if problems.count() != before {
             return None;
@@ -122,6 +141,10 @@ pub fn substitution_format(
     problems: &mut Problems,
 ) -> Option<Format> {
     for (index, formatter) in config.formatters.iter().enumerate() {
+        let found = formatter.typed_config.as_ref().map(type_of).unwrap_or_default();
+        if FORMATTERS.contains(&found) {
+            continue;
+        }
         problems.at_index("formatters", index, |problems| {
             problems.report(format_args!("formatter extension {:?} is not supported", formatter.name));
         });
@@ -250,15 +273,40 @@ impl LogFilter {
                 let types = bits(&filter.types, 13, "log_type_filter.types", problems)?;
                 Some(LogFilter::LogType { types, exclude: filter.exclude })
             }
-            Spec::ExtensionFilter(_) => unsupported("extension_filter", problems),
-            Spec::MetadataFilter(_) => unsupported("metadata_filter", problems),
+            Spec::ExtensionFilter(filter) => {
+                problems.at("extension_filter", |problems| extension_filter(filter, problems))
+            }
+            Spec::MetadataFilter(filter) => {
+                read_dynamic_metadata();
+                let absent = filter.match_if_key_not_found.is_none_or(|wanted| wanted.value);
+                problems.at("metadata_filter", |problems| match &filter.matcher {
+                    Some(matcher) => {
+                        let matcher = problems.at("matcher", |problems| rbac::metadata(matcher, problems))?;
+                        Some(LogFilter::Metadata(Box::new(matcher), absent))
+                    }
+                    None => Some(LogFilter::And(Vec::new())),
+                })
+            }
         }
     }
 }
 
-fn unsupported(field: &str, problems: &mut Problems) -> Option<LogFilter> {
-    problems.unsupported(field, "this access-log filter does not exist here");
-    None
+fn extension_filter(config: &pb::ExtensionFilter, problems: &mut Problems) -> Option<LogFilter> {
+    let Some(pb::extension_filter::ConfigType::TypedConfig(any)) = &config.config_type else {
+        problems.report_at("typed_config", "is required");
+        return None;
+    };
+    problems.at("typed_config", |problems| match type_of(any) {
+        CEL => {
+            let config = problems.take(unpack::<ExpressionFilter>(any))?;
+            let compiled = problems.at("expression", |problems| cel::text(&config.expression, problems))?;
+            Some(LogFilter::Expression(Box::new(compiled)))
+        }
+        found => {
+            problems.report(format_args!("the access-log filter {} ({found}) is not supported", config.name));
+            None
+        }
+    })
 }
 
 fn comparison(

@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use crate::config::matcher::HeaderMatcher;
 use crate::config::{HeaderKey, HeaderView, Known};
+use crate::policy::cel::{Expression, Subject};
+use crate::policy::rbac::MetadataMatcher;
 use crate::telemetry::format::{grpc_status_of, FormatContext};
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -33,6 +35,10 @@ pub enum LogFilter {
     Or(Vec<LogFilter>),
     /// `response_flag_filter`: any of these flags; of all flags when config names none.
     ResponseFlags(ResponseFlags),
+    /// `extension_filter` with an expression in CEL.
+    Expression(Box<Expression>),
+    /// `metadata_filter`: what filters noted; where nothing was noted, the second.
+    Metadata(Box<MetadataMatcher>, bool),
     /// `header_filter`: the request has such a header.
     Header(HeaderMatcher),
     /// `grpc_status_filter`: bits by status number.
@@ -101,6 +107,14 @@ impl LogFilter {
                 Some(request) => matcher.matches(request),
                 None => matcher.matches(&NoHead),
             },
+            LogFilter::Expression(expression) => expression.is_true(&Subject::from(ctx)),
+            LogFilter::Metadata(matcher, absent) => {
+                let noted = info.metadata.as_deref().and_then(|all| all.get(&*matcher.filter));
+                match matcher.look_up(noted) {
+                    Some(_) => matcher.matches(noted),
+                    None => *absent,
+                }
+            }
             LogFilter::GrpcStatus { statuses, exclude } => has(*statuses, grpc_status_of(ctx)) != *exclude,
             LogFilter::LogType { types, exclude } => has(*types, ctx.log_type as u64) != *exclude,
         }

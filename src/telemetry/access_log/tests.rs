@@ -117,10 +117,13 @@ fn mistakes_are_named() {
     assert!(errors(&bad).starts_with("typed_config.log_format.text_format_source: cannot read /nonexistent"));
     let mut bad = stdout(json!({"text_format": "x"}));
     bad["filter"] = json!({"and_filter": {"filters": [
-        {"metadata_filter": {}}, {"response_flag_filter": {"flags": ["UF", "XX"]}}]}});
+        {"extension_filter": {"name": "cel", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            "expression": "string(1)"}}}, {"response_flag_filter": {"flags": ["UF", "XX"]}}]}});
     assert_eq!(
         errors(&bad),
-        "filter.and_filter.filters[0].metadata_filter: not supported: this access-log filter does not exist here\n\
+        "filter.and_filter.filters[0].extension_filter.typed_config.expression: the function string() with 1 arguments \
+         is not supported\n\
          filter.and_filter.filters[1].response_flag_filter.flags[1]: unknown response flag \"XX\""
     );
     assert_eq!(errors(&json!({"name": "x"})), "typed_config: an access log needs a logger");

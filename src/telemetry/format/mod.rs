@@ -23,6 +23,7 @@ use crate::telemetry::stream_info::StreamInfo;
 
 use operator::Operator;
 pub(in crate::telemetry) use values::grpc_status_of;
+pub(crate) use values::told_grpc_status;
 
 /// A compiled format. Cheap to clone.
 #[derive(Debug, Clone)]

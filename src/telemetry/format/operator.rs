@@ -21,6 +21,8 @@ use crate::telemetry::stream_info::{StreamInfo, StreamTimes};
 pub(super) enum Operator {
     /// Known when parsed: `HOSTNAME`, `ENVIRONMENT`. `None`: no such variable.
     Constant(Option<Box<str>>),
+    /// `REQ_WITHOUT_QUERY(name?other)`: up to a question mark.
+    RequestBare(Pick),
     /// `REQ(A?B)`.
     Request(Pick),
     /// `RESP(A?B)`.
@@ -110,6 +112,7 @@ impl Operator {
         let operator = Self::resolve(token)?;
         let takes_length = match &operator {
             Operator::Request(_)
+            | Operator::RequestBare(_)
             | Operator::Response(_)
             | Operator::Trailer(_)
             | Operator::Path { .. }
@@ -145,6 +148,7 @@ impl Operator {
         let time = || TimeFormat::parse(argument).map_err(|reason| wrong(&reason));
         Ok(match token.name {
             "REQ" => Operator::Request(pick()?),
+            "REQ_WITHOUT_QUERY" => Operator::RequestBare(pick()?),
             "RESP" => Operator::Response(pick()?),
             "TRAILER" => Operator::Trailer(pick()?),
             "START_TIME" => Operator::StartTime(time()?),
@@ -204,6 +208,10 @@ impl Operator {
         match self {
             Operator::Constant(value) => put(out, value.as_deref()),
             Operator::Request(pick) => put_bytes(out, ctx.request.and_then(|view| pick.first(view))),
+            Operator::RequestBare(pick) => {
+                let value = ctx.request.and_then(|view| pick.first(view));
+                put_bytes(out, value.and_then(|value| value.split(|byte| *byte == b'?').next()))
+            }
             Operator::Response(pick) => put_bytes(out, ctx.response.and_then(|view| pick.first(view))),
             Operator::Trailer(pick) => put_bytes(out, ctx.trailers.and_then(|view| pick.first(view))),
             Operator::StartTime(format) => {

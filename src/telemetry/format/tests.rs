@@ -48,6 +48,7 @@ fn operators() {
         ("%REQUEST_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%", "1 9 2"),
         ("%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)% %COMMON_DURATION(US_TX_BEG:DS_TX_END)%", "2500 8"),
         ("%COMMON_DURATION(US_CX_BEG:US_CX_END:ns)%", "-"),
+        ("%REQ_WITHOUT_QUERY(:path):3% %REQ_WITHOUT_QUERY(x?:path)%", "/ne /new"),
         ("%PATH(NQ)% %PATH(WQ:PATH)% %PATH(NQ:ORIG)%", "/abc /new?a=hello%20x&b= /abc"),
         ("%QUERY_PARAM(a)% %QUERY_PARAM(a):3% %QUERY_PARAM(b)%", "hello x hel -"),
         ("%REQUESTED_SERVER_NAME% %REQUESTED_SERVER_NAME(HOST_FIRST)%", "sni.example shop.example"),

@@ -268,18 +268,29 @@ pub(super) fn grpc_status(ctx: &FormatContext<'_>) -> Option<u64> {
 
 /// [`grpc_status`] of a stream whatever its content type (`grpc_status_filter`).
 pub(in crate::telemetry) fn grpc_status_of(ctx: &FormatContext<'_>) -> u64 {
+    told_grpc_status(ctx.trailers, ctx.response, ctx.info.response_code).unwrap_or(2)
+}
+
+/// The gRPC status that a response tells, or that its HTTP status stands for; `None` if it has none (0).
+pub(crate) fn told_grpc_status(
+    trailers: Option<&dyn HeaderView>,
+    response: Option<&dyn HeaderView>,
+    http: u16,
+) -> Option<u64> {
     let sent = |view: Option<&dyn HeaderView>| {
         let status = std::str::from_utf8(view?.first(&KEYS.grpc_status)?).ok()?;
         status.parse().ok()
     };
-    sent(ctx.trailers).or_else(|| sent(ctx.response)).unwrap_or(match ctx.info.response_code {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    })
+    let stands_for = match http {
+        0 => None,
+        400 => Some(13),
+        401 => Some(16),
+        403 => Some(7),
+        404 => Some(12),
+        429 | 502..=504 => Some(14),
+        _ => Some(2),
+    };
+    sent(trailers).or_else(|| sent(response)).or(stands_for)
 }
 
 /// gRPC status names by number: as in code, as in the protocol.

@@ -7,6 +7,7 @@
 
 pub mod bootstrap;
 mod case;
+mod cel;
 mod clusters;
 mod compression;
 pub mod counters;

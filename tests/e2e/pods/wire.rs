@@ -25,7 +25,7 @@ impl Wire {
         });
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
         let _ = socket.set_recv_buffer_size(8 << 20);
-        let (seen, stop): (Arc<Mutex<Vec<Vec<u8>>>>, Arc<AtomicBool>) = Default::default();
+        let (seen, stop) = (Arc::<Mutex<Vec<Vec<u8>>>>::default(), Arc::<AtomicBool>::default());
         let (all, over) = (seen.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];

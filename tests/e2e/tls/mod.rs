@@ -6,7 +6,7 @@ mod chain;
 pub mod config;
 mod downstream;
 mod expiry;
-mod origin;
+pub mod origin;
 mod permissive;
 mod rotation;
 mod staples;

@@ -23,6 +23,7 @@ use crate::config::token::{is_field_name, is_field_value};
 use crate::config::{HeaderKey, RequestView};
 use crate::http::call::{self, Call};
 use crate::http::exchange::{Exchange, Reply};
+use crate::policy::rbac::MetadataMatcher;
 use crate::telemetry::stream_info::ResponseFlags;
 use rules::MutationRules;
 pub(super) use verdict::{Changes, Verdict};
@@ -65,6 +66,8 @@ pub struct Config {
     pub validate: bool,
     /// The share of requests that are decided on.
     pub enabled: Option<RuntimeFraction>,
+    /// Only requests with such metadata are decided on.
+    pub enabled_metadata: Option<MetadataMatcher>,
     /// Others are denied: by default, and the runtime key that may say otherwise.
     pub deny_others: Option<(bool, Box<str>)>,
     /// Names of the headers that the service sees; `None` = all.
@@ -210,7 +213,11 @@ impl Config {
         if off || at.course.route().is_none() {
             return Step::Continue;
         }
-        if self.enabled.as_ref().is_some_and(|share| !ex.worker.draws_from(share)) {
+        let noted = |filter: &str| ex.info.metadata.as_deref().and_then(|all| all.get(filter));
+        let unlike = |wanted: &MetadataMatcher| !wanted.matches(noted(&wanted.filter));
+        if self.enabled.as_ref().is_some_and(|share| !ex.worker.draws_from(share))
+            || self.enabled_metadata.as_ref().is_some_and(unlike)
+        {
             self.stats.disabled.increment(1);
             let denies = self.deny_others.as_ref().is_some_and(|(default, key)| {
                 let told = ex.worker.runtime.load().number(key);

@@ -1,0 +1,92 @@
+//! Support of what Istio's control plane configures beside Envoy's own extensions.
+
+use outrigger_control_api::support::MessageSupport;
+
+use super::{observed, whole};
+
+const NO_STATISTICS: &str = "Istio's own metrics are not made; Envoy's are";
+const BUILT_IN: &str = "only for plug-ins that are built in, which need none";
+
+pub(super) const MESSAGES: &[MessageSupport] = &[
+    observed("stats.PluginConfig", &[("*", NO_STATISTICS)]),
+    observed(
+        "envoy.tcp.metadataexchange.config.MetadataExchange",
+        &[("*", "istio-peer-exchange is never agreed on, so there is nothing to exchange")],
+    ),
+    whole("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig"),
+    whole("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig.AlpnOverride"),
+    MessageSupport {
+        message: "io.istio.http.peer_metadata.Config",
+        implemented: &[
+            "downstream_discovery",
+            "upstream_discovery",
+            "downstream_propagation",
+            "upstream_propagation",
+        ],
+        observe: &[
+            ("shared_with_upstream", "nothing reads what is known of peers"),
+            ("additional_labels", "nothing reads what is known of peers"),
+        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "io.istio.http.peer_metadata.Config.DiscoveryMethod",
+        implemented: &["istio_headers"],
+        observe: &[
+            ("workload_discovery", "nothing reads what is known of peers"),
+            ("baggage", "nothing reads what is known of peers"),
+        ],
+        rejected: &[],
+    },
+    whole("io.istio.http.peer_metadata.Config.PropagationMethod"),
+    whole("io.istio.http.peer_metadata.Config.IstioHeaders"),
+    MessageSupport {
+        message: "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy",
+        implemented: &[],
+        observe: &[
+            ("stat_prefix", "messages of MongoDB are not counted"),
+            ("access_log", "messages of MongoDB are not logged"),
+            ("emit_dynamic_metadata", "nothing reads metadata of connections"),
+            ("commands", "messages of MongoDB are not counted"),
+            ("max_bson_depth", "messages of MongoDB are not looked at"),
+        ],
+        rejected: &[("delay", "messages of MongoDB are not held up")],
+    },
+    whole("envoy.extensions.filters.http.wasm.v3.Wasm"),
+    whole("envoy.extensions.filters.network.wasm.v3.Wasm"),
+    MessageSupport {
+        message: "envoy.extensions.wasm.v3.PluginConfig",
+        implemented: &["vm_config"],
+        observe: &[
+            ("name", BUILT_IN),
+            ("root_id", BUILT_IN),
+            ("configuration", "the plug-in for statistics makes none, that for metadata needs none"),
+            ("fail_open", BUILT_IN),
+            ("failure_policy", BUILT_IN),
+            ("reload_config", BUILT_IN),
+            ("capability_restriction_config", BUILT_IN),
+            ("allow_on_headers_stop_iteration", BUILT_IN),
+        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.wasm.v3.VmConfig",
+        implemented: &["runtime", "code"],
+        observe: &[
+            ("vm_id", BUILT_IN),
+            ("configuration", BUILT_IN),
+            ("allow_precompiled", BUILT_IN),
+            ("nack_on_code_cache_miss", BUILT_IN),
+            ("environment_variables", BUILT_IN),
+            ("capability_restriction_config", BUILT_IN),
+        ],
+        rejected: &[],
+    },
+    whole("envoy.config.core.v3.AsyncDataSource"),
+    MessageSupport {
+        message: "envoy.config.core.v3.RemoteDataSource",
+        implemented: &[],
+        observe: &[],
+        rejected: &[("*", "plug-ins that have code cannot be run here")],
+    },
+];
