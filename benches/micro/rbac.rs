@@ -35,6 +35,9 @@ fn peer(name: &str) -> ConnectionInfo {
         inbound: true,
         retirement: Arc::default(),
         objects: None,
+        is_restored: false,
+        source: None,
+        metadata: None,
     }
 }
 

@@ -167,7 +167,7 @@ pub fn ask(bus: Bus, messages: &[Message]) -> Result<(), (Option<usize>, io::Err
 /// The numbers of the messages that these bytes answer, and the answers (0, or a negative error number).
 fn answers(mut bytes: &[u8]) -> impl Iterator<Item = (usize, i32)> + '_ {
     std::iter::from_fn(move || loop {
-        let (&length, rest) = bytes.split_first_chunk::<4>().map(|(length, rest)| (length, rest))?;
+        let (&length, rest) = bytes.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_ne_bytes(length)).ok().filter(|length| *length >= HEADER)?;
         let message = bytes.get(..length)?;
         let kind = u16::from_ne_bytes(*rest.first_chunk()?);

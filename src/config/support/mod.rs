@@ -17,6 +17,7 @@ pub mod rules;
 mod scan;
 pub mod tcp;
 mod tls;
+mod udp;
 
 use std::sync::LazyLock;
 
@@ -53,6 +54,7 @@ const PARTS: &[&[MessageSupport]] = &[
     route::ROUTE,
     tls::MESSAGES,
     rbac::MESSAGES,
+    udp::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is
