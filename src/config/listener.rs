@@ -9,6 +9,7 @@ use super::cluster::{Address, SocketOption, SocketTuning};
 use super::http::HttpConnectionManager;
 use super::retirement::Retirement;
 use super::tcp::TcpProxy;
+use super::udp::UdpProxy;
 use crate::listener::permissive::Permissive;
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
@@ -39,6 +40,8 @@ pub struct Listener {
     pub chains: Vec<Arc<FilterChain>>,
     /// Serves what no chain matches.
     pub default_chain: Option<Arc<FilterChain>>,
+    /// It takes datagrams, and has no filter chains.
+    pub udp: Option<Arc<UdpProxy>>,
     /// What is looked at before a chain is chosen.
     pub inspect: Inspect,
     /// Who says where a connection really comes from, before anything else is looked at.

@@ -38,6 +38,7 @@ mod sync;
 pub mod tcp;
 pub mod tls;
 pub mod token;
+pub mod udp;
 
 pub use cluster::Cluster;
 pub use headers::{HeaderKey, HeaderMutate, HeaderView, Known, KnownSet, RequestView};

@@ -21,6 +21,9 @@ impl Destinations {
         let mut table = HashMap::new();
         for listener in listeners {
             let Address::Ip(address) = listener.address else { continue };
+            if listener.udp.is_some() {
+                continue;
+            }
             table.insert(address, listener.clone());
             if listener.ipv4_compat && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
                 let both = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());

@@ -10,3 +10,4 @@ pub mod live;
 pub mod permissive;
 pub mod race;
 pub mod sessions;
+pub mod udp;

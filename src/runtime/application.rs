@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use tokio::sync::oneshot;
 
-use super::socket;
+use super::foreign;
 
 /// How often is looked for an application that has not begun.
 const LOOK: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ impl Application {
     fn listens(&self) -> bool {
         let own = self.own_sockets();
         let tables = ["self/net/tcp", "self/net/tcp6"].map(|table| self.proc.join(table));
-        let all: Vec<_> = tables.iter().flat_map(|table| socket::listening_in(table)).collect();
+        let all: Vec<_> = tables.iter().flat_map(|table| foreign::listening_in(table)).collect();
         let ours: HashSet<u16> =
             all.iter().filter(|(_, inode)| own.contains(inode)).map(|(address, _)| address.port()).collect();
         all.iter().any(|(address, _)| !ours.contains(&address.port()))

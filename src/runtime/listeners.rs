@@ -426,7 +426,8 @@ impl ListenerManager {
             return Ok(());
         }
         for other in self.listeners.iter().map(|entry| &entry.listener) {
-            if other.name != listener.name && other.address == listener.address {
+            let both = other.udp.is_some() == listener.udp.is_some();
+            if other.name != listener.name && other.address == listener.address && both {
                 let (name, address) = (listener.name.clone(), listener.address.clone());
                 return Err(ListenerError::Duplicate { name, address, other: other.name.clone() });
             }
@@ -459,6 +460,7 @@ impl ListenerManager {
             transparent: listener.transparent,
             freebind: listener.freebind,
             options: listener.socket_options.clone(),
+            datagrams: listener.udp.is_some(),
         };
         let handle = socket::listen(&listener.address, &options)?;
         let local = handle.local_addr();
@@ -478,7 +480,7 @@ impl ListenerManager {
             }
             bound.push(own);
         }
-        let group = local.filter(|_| listener.reuse_port);
+        let group = local.filter(|_| listener.reuse_port && listener.udp.is_none());
         Ok((bound, Some(Sockets { handle, group, inodes, steered: true })))
     }
 
@@ -539,7 +541,7 @@ impl Draining {
 fn same_sockets(old: &Listener, new: &Listener) -> bool {
     let key = |listener: &Listener| {
         let options = (listener.transparent, listener.freebind, listener.socket_options.clone());
-        (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat, options)
+        (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat, options, listener.udp.is_some())
     };
     old.address == new.address && key(old) == key(new)
 }

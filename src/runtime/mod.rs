@@ -7,6 +7,7 @@ pub mod application;
 pub mod buffer;
 pub mod client_hello;
 pub mod drain;
+mod foreign;
 pub mod listeners;
 pub mod process;
 pub mod proxy_protocol;

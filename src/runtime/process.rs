@@ -389,6 +389,8 @@ fn serve_admin(bound: Bound, state: AdminState, mut stop: watch::Receiver<bool>)
             let listener = tokio::net::TcpListener::from_std(listener)?;
             tokio::spawn(crate::admin::serve(listener, state, stopped));
         }
+        // Never bound so.
+        Bound::Udp(_) => {}
         Bound::Unix(listener) => {
             let listener = tokio::net::UnixListener::from_std(listener)?;
             tokio::spawn(crate::admin::serve(listener, state, stopped));

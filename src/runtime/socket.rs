@@ -2,11 +2,10 @@
 //! the standard library nor `socket2` wraps. All descriptors are non-blocking and close-on-exec.
 #![allow(unsafe_code)] // receive, steering, affinity, interfaces and resource limits have no safe wrapper here.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -20,6 +19,7 @@ use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
+pub use super::foreign::foreign_listeners;
 use super::proxy_protocol;
 use super::stream::Stream;
 use crate::config::cluster::{Address, Keepalive, SocketOption, SocketState, SocketTuning};
@@ -77,6 +77,8 @@ pub struct ListenOptions {
     pub mode: Option<u32>,
     /// More options, each set at its time.
     pub options: Arc<[SocketOption]>,
+    /// UDP.
+    pub datagrams: bool,
 }
 
 impl Default for ListenOptions {
@@ -89,6 +91,7 @@ impl Default for ListenOptions {
             freebind: false,
             mode: None,
             options: Arc::default(),
+            datagrams: false,
         }
     }
 }
@@ -100,6 +103,8 @@ pub enum Bound {
     Tcp(TcpListener),
     /// Unix domain.
     Unix(UnixListener),
+    /// Datagrams.
+    Udp(UdpSocket),
 }
 
 impl Bound {
@@ -107,6 +112,7 @@ impl Bound {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Udp(socket) => socket.local_addr().ok(),
             Bound::Unix(_) => None,
         }
     }
@@ -115,6 +121,7 @@ impl Bound {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Bound::Tcp(listener) => Bound::Tcp(listener.try_clone()?),
+            Bound::Udp(socket) => Bound::Udp(socket.try_clone()?),
             Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
         })
     }
@@ -150,6 +157,9 @@ pub(super) fn accept_waiting(listener: BorrowedFd<'_>) -> io::Result<Option<Sock
 /// abstract namespace.
 pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, ListenError> {
     let bound = match address {
+        Address::Ip(ip) if options.datagrams => {
+            bound(*ip, Type::DGRAM, options).map(|s| Bound::Udp(s.into()))
+        }
         Address::Ip(ip) => listen_tcp(*ip, options).map(Bound::Tcp),
         Address::Pipe(path) => {
             let is_file = |kind: std::fs::FileType| !kind.is_socket();
@@ -168,7 +178,14 @@ pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, Liste
 }
 
 fn listen_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = bound(address, Type::STREAM, options)?;
+    socket.listen(backlog(options))?;
+    set_options(&socket, &options.options, SocketState::Listening)?;
+    Ok(socket.into())
+}
+
+fn bound(address: SocketAddr, kind: Type, options: &ListenOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), None)?;
     // Lets a restart bind while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if options.reuse_port {
@@ -186,9 +203,7 @@ fn listen_tcp(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpLis
     set_options(&socket, &options.options, SocketState::BeforeBind)?;
     socket.bind(&address.into())?;
     set_options(&socket, &options.options, SocketState::Bound)?;
-    socket.listen(backlog(options))?;
-    set_options(&socket, &options.options, SocketState::Listening)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn listen_unix(path: &Path, options: &ListenOptions) -> io::Result<UnixListener> {
@@ -271,6 +286,35 @@ async fn connected(address: &Address, tuning: &SocketTuning) -> io::Result<Strea
         }
         Address::Pipe(path) => Ok(Stream::Unix(UnixStream::connect(kernel_path(path)).await?)),
     }
+}
+
+/// A socket for datagrams to `address` alone.
+pub fn connect_udp(address: SocketAddr, tuning: &SocketTuning) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
+    if let Some(mark) = tuning.mark {
+        socket.set_mark(mark)?;
+    }
+    if let Some(source) = tuning.source_address.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        if tuning.transparent {
+            set_transparent(&socket, source)?;
+        }
+        if tuning.freebind {
+            set_freebind(&socket, source)?;
+        }
+        socket.bind(&source.into())?;
+    }
+    socket.connect(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Long datagrams may be cut up on their way.
+pub fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+    let wanted = libc::IP_PMTUDISC_WANT.to_ne_bytes();
+    set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &wanted)?;
+    if socket.local_addr()?.is_ipv6() {
+        set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &wanted)?;
+    }
+    Ok(())
 }
 
 /// Gives an accepted connection its options. A connection that is already dead is left alone: its
@@ -409,68 +453,6 @@ fn set_freebind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 pub fn inode(socket: BorrowedFd<'_>) -> io::Result<u64> {
     // Following the link stats the socket itself.
     Ok(std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))?.ino())
-}
-
-/// Those of `addresses` on which, address and port exactly, a socket listens in our network namespace
-/// that is not one of ours (`own_inodes`, see [`inode`]): one of a successor or predecessor process.
-/// None when the kernel's tables cannot be read.
-pub fn foreign_listeners(addresses: &[SocketAddr], own_inodes: &[u64]) -> HashSet<SocketAddr> {
-    let mut found = HashSet::new();
-    for (table, is_wanted) in [
-        ("/proc/self/net/tcp", SocketAddr::is_ipv4 as fn(&SocketAddr) -> bool),
-        ("/proc/self/net/tcp6", SocketAddr::is_ipv6),
-    ] {
-        if !addresses.iter().any(is_wanted) {
-            continue;
-        }
-        // With a line for every connection of the namespace, it can be long.
-        let table = std::fs::read(table).unwrap_or_default();
-        let listeners = table.split(|byte| *byte == b'\n').filter_map(listening);
-        let foreign = listeners.filter(|(_, inode)| !own_inodes.contains(inode));
-        found.extend(foreign.map(|(address, _)| address).filter(|address| addresses.contains(address)));
-    }
-    found
-}
-
-/// Address and inode of each socket that listens, of a table such as `/proc/net/tcp`; none where it cannot be read.
-pub(super) fn listening_in(table: &Path) -> Vec<(SocketAddr, u64)> {
-    let table = std::fs::read(table).unwrap_or_default();
-    table.split(|byte| *byte == b'\n').filter_map(listening).collect()
-}
-
-/// Address and inode of a line of `/proc/net/tcp` or `tcp6`, if it is a listening socket's.
-fn listening(line: &[u8]) -> Option<(SocketAddr, u64)> {
-    const LISTEN: &[u8] = b"0A";
-    let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).skip(1);
-    let local = fields.next()?;
-    if fields.nth(1)? != LISTEN {
-        return None;
-    }
-    // Skipped: queues, timer, retransmits, user, timeout.
-    let inode = text(fields.nth(5)?)?.parse().ok()?;
-    let (address, port) = text(local)?.split_once(':')?;
-    // Words of the address as it lies in memory, read as numbers of this machine.
-    let word = |index: usize| {
-        let digits = address.get(8 * index..8 * index + 8)?;
-        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
-    };
-    let ip: IpAddr = match address.len() {
-        8 => word(0)?.into(),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
-                part.copy_from_slice(&word(index)?);
-            }
-            bytes.into()
-        }
-        _ => return None,
-    };
-    Some((SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?), inode))
-}
-
-/// What the kernel writes is ASCII.
-fn text(field: &[u8]) -> Option<&str> {
-    std::str::from_utf8(field).ok()
 }
 
 /// Sends every new connection of the `SO_REUSEPORT` group of `socket` to the group's member

@@ -2,6 +2,7 @@ use std::os::fd::AsFd;
 use std::task::{Context, Waker};
 
 use super::*;
+use crate::runtime::foreign::listening;
 use crate::runtime::Acceptor;
 
 fn any() -> Address {
@@ -162,7 +163,7 @@ fn mapped_addresses() {
 fn listeners(address: &Address) -> (TcpListener, TcpListener) {
     let one = |address: &Address| match listen(address, &ListenOptions::default()).unwrap() {
         Bound::Tcp(listener) => listener,
-        Bound::Unix(_) => panic!("not asked for"),
+        Bound::Unix(_) | Bound::Udp(_) => panic!("not asked for"),
     };
     let first = one(address);
     let second = one(&Address::Ip(first.local_addr().unwrap()));

@@ -322,6 +322,7 @@ impl Acceptor {
         Ok(match bound {
             socket::Bound::Tcp(listener) => Acceptor::Tcp(TcpListener::from_std(listener)?),
             socket::Bound::Unix(listener) => Acceptor::Unix(UnixListener::from_std(listener)?),
+            socket::Bound::Udp(_) => return Err(io::ErrorKind::InvalidInput.into()),
         })
     }
 

@@ -21,6 +21,7 @@ use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
 use crate::listener::live::Share;
+use crate::listener::udp;
 use crate::telemetry::process::Server;
 
 /// What a worker is started with.
@@ -126,6 +127,9 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
     let cut = end.clone();
     let obey = |command: Command| -> io::Result<()> {
         match command {
+            Command::Listen(share, Bound::Udp(socket)) => {
+                tokio::task::spawn_local(udp::run(worker.clone(), share, socket, cut.clone()));
+            }
             Command::Listen(share, bound) => {
                 let acceptor = Acceptor::new(bound)?;
                 let accepting = accept::run(worker.clone(), share, acceptor, census.clone(), cut.clone());

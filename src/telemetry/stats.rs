@@ -369,6 +369,40 @@ impl ProxyProtocolStats {
 }
 
 stats! {
+    /// `udp.<stat_prefix>.` statistics.
+    pub struct UdpProxyStats {
+        counters {
+            downstream_sess_no_route, downstream_sess_rx_bytes, downstream_sess_rx_datagrams,
+            downstream_sess_rx_errors, downstream_sess_total, downstream_sess_tx_bytes,
+            downstream_sess_tx_datagrams, downstream_sess_tx_errors, idle_timeout,
+            session_filter_config_missing,
+        }
+        gauges { downstream_sess_active }
+        histograms {}
+    }
+}
+
+stats! {
+    /// `listener.<address>.udp.` statistics.
+    pub struct UdpListenerStats {
+        counters { downstream_rx_datagram_dropped }
+        gauges {}
+        histograms {}
+    }
+}
+
+stats! {
+    /// `cluster.<name>.udp.` statistics.
+    pub struct ClusterUdpStats {
+        counters {
+            sess_rx_datagrams, sess_rx_datagrams_dropped, sess_rx_errors, sess_tx_datagrams, sess_tx_errors,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+stats! {
     /// `tcp.<stat_prefix>.` statistics.
     pub struct TcpProxyStats {
         counters {

@@ -60,6 +60,17 @@ fn publish(cluster: &Cluster, priority: usize, kind: Kind) {
     }
 }
 
+/// A session of datagrams with a host, which counts as a connection.
+#[derive(Debug)]
+pub struct SessionPermit(#[allow(dead_code)] Permit);
+
+impl SessionPermit {
+    /// `None` when the circuit breaker has no room.
+    pub fn take(cluster: &Arc<Cluster>) -> Option<Self> {
+        Permit::take(cluster, 0, Kind::Connections).map(Self)
+    }
+}
+
 /// One unit of a circuit breaker.
 #[derive(Debug)]
 pub(super) struct Permit {

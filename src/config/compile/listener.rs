@@ -15,7 +15,7 @@ use outrigger_control_api::type_of;
 
 use super::{
     bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, istio, listener_filters, port, rbac,
-    rooms, socket_options, tls, u32_or, Environment,
+    rooms, socket_options, tls, u32_or, udp, Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
 use crate::config::listener::{
@@ -39,10 +39,8 @@ pub fn compile(
 ) -> Option<Listener> {
     let before = problems.count();
     // Kinds of listeners that the support table refuses; they have no address or no filter chains.
-    let special = listener.api_listener.is_some()
-        || listener.udp_listener_config.is_some()
-        || listener.listener_specifier.is_some()
-        || listener.address.as_ref().is_some_and(is_udp);
+    let special =
+        listener.api_listener.is_some() || is_udp(listener) || listener.listener_specifier.is_some();
     let address = match &listener.address {
         Some(address) => problems.at("address", |problems| bind_address(address, problems)),
         None => {
@@ -74,7 +72,9 @@ pub fn compile(
             .map(Arc::new)
     });
     let index = rooms::chain_index(&listener.filter_chains, problems);
-    let filters = listener_filters::compile(listener, problems);
+    let udp = is_udp(listener).then(|| udp::compile(listener, stat_prefix, environment, problems)).flatten();
+    let filters =
+        if is_udp(listener) { Default::default() } else { listener_filters::compile(listener, problems) };
     let ipv4 = match address.as_ref().map(|bind| &bind.address) {
         Some(Address::Ip(address)) => Some(address.is_ipv4()),
         _ => None,
@@ -118,6 +118,7 @@ pub fn compile(
         index,
         chains,
         default_chain,
+        udp,
         inspect: filters.inspect,
         proxy_protocol: filters.proxy_protocol,
         original_src: filters.original_src,
@@ -138,9 +139,10 @@ pub fn compile(
     })
 }
 
-fn is_udp(address: &core::Address) -> bool {
-    matches!(&address.address, Some(core::address::Address::SocketAddress(socket))
-        if socket.protocol() == core::socket_address::Protocol::Udp)
+fn is_udp(listener: &pb::Listener) -> bool {
+    matches!(listener.address.as_ref().and_then(|address| address.address.as_ref()),
+        Some(core::address::Address::SocketAddress(socket))
+            if socket.protocol() == core::socket_address::Protocol::Udp)
 }
 
 /// Where and how to listen.

@@ -50,6 +50,7 @@ mod socket_options;
 pub mod spiffe;
 mod tls;
 mod tls_certificate;
+mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

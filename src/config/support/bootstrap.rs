@@ -130,7 +130,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         implemented: &["protocol", "address", "port_value", "ipv4_compat"],
         observe: &[],
         rejected: &[
-            ("protocol=UDP", "UDP is not supported"),
             ("named_port", "named ports are not supported"),
             ("resolver_name", "custom resolvers are not supported"),
         ],

@@ -34,6 +34,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "freebind",
             "socket_options",
             "tcp_fast_open_queue_length",
+            "udp_listener_config",
         ],
         observe: &[
             ("metadata", "metadata is not used yet"),
@@ -46,7 +47,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("filter_chain_matcher", "the filter chain matcher is not supported yet"),
             ("deprecated_v1", "use bind_to_port"),
             ("enable_mptcp", "multipath TCP is not supported"),
-            ("udp_listener_config", "UDP is not supported"),
             ("api_listener", "API listeners are not supported"),
             ("internal_listener", "internal listeners are not supported"),
         ],

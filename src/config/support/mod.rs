@@ -18,6 +18,7 @@ pub mod rules;
 mod scan;
 pub mod tcp;
 mod tls;
+mod udp;
 
 use std::sync::LazyLock;
 
@@ -55,6 +56,7 @@ const PARTS: &[&[MessageSupport]] = &[
     tls::MESSAGES,
     rbac::MESSAGES,
     istio::MESSAGES,
+    udp::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

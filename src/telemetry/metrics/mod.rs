@@ -127,6 +127,11 @@ impl Scope {
         Self::root().tagged("tcp", "envoy_tcp_prefix", stat_prefix)
     }
 
+    /// `udp.<stat_prefix>.`, tag `envoy_udp_prefix`.
+    pub fn udp(stat_prefix: &str) -> Self {
+        Self::root().tagged("udp", "envoy_udp_prefix", stat_prefix)
+    }
+
     /// `http.<stat_prefix>.rds.<route_config>.`, tags of both.
     pub fn http_route(stat_prefix: &str, route_config: &str) -> Self {
         Self::http(stat_prefix).tagged("rds", "envoy_rds_route_config", route_config)

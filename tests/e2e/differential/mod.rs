@@ -32,6 +32,7 @@ mod retries;
 mod routing;
 mod smuggling;
 mod tcp;
+mod udp;
 mod upgrades;
 
 use crate::harness::origin::{Answer, Origin};

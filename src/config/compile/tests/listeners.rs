@@ -71,8 +71,8 @@ fn wrong_listeners_are_refused() {
             "address.socket_address.address: \"localhost\" is not an IP address; a listener needs one",
         ),
         (
-            json!({"address/socket_address/protocol": "UDP"}),
-            "address.socket_address.protocol: UDP is not supported",
+            json!({"address/socket_address/protocol": "UDP", "filter_chains": null}),
+            "listener_filters: a UDP listener has one filter, the UDP proxy",
         ),
         (
             json!({"filter_chains/0/filters": [tcp_proxy("origin"), tcp_proxy("origin")]}),
@@ -98,7 +98,7 @@ fn wrong_listeners_are_refused() {
             "listener_filters[0].typed_config.rules[0].tlv_type: must be less than 256",
         ),
         (
-            json!({"socket_options": [{"level": 1_i64 << 40, "name": 1, "int_value": 1}]}),
+            json!({"socket_options": [{"level": 1_099_511_627_776_i64, "name": 1, "int_value": 1}]}),
             "socket_options[0].level: is no number that the kernel takes",
         ),
         (
