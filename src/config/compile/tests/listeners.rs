@@ -139,6 +139,7 @@ fn network_filters_come_before_the_terminal_one() {
     with["permissions"] = json!([{"header": {"name": "x", "present_match": true}}]);
     refused(with, ".permissions[0].header: a connection has no headers to look at");
     let mut with = policy;
-    with["principals"] = json!([{"not_id": {"filter_state": {"key": "k", "string_match": {"exact": "v"}}}}]);
-    refused(with, ".principals[0].not_id.filter_state: there is no filter state");
+    with["principals"] = json!([{"not_id": {"filter_state": {"key": "k", "address_match": {"ranges": [{"address_prefix": "x"}]}}}}]);
+    let at = ".principals[0].not_id.filter_state.address_match.ranges[0].address_prefix";
+    refused(with, &format!("{at}: \"x\" is not an IP address"));
 }
