@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -123,6 +123,31 @@ impl Bound {
             Bound::Tcp(listener) => Bound::Tcp(listener.try_clone()?),
             Bound::Udp(socket) => Bound::Udp(socket.try_clone()?),
             Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
+        })
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Bound::Tcp(listener) => listener.as_fd(),
+            Bound::Udp(socket) => socket.as_fd(),
+            Bound::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl TryFrom<OwnedFd> for Bound {
+    type Error = io::Error;
+
+    /// A socket that another process has bound.
+    fn try_from(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(match (socket.domain()?, socket.r#type()?) {
+            (Domain::UNIX, _) => Bound::Unix(socket.into()),
+            (_, Type::DGRAM) => Bound::Udp(socket.into()),
+            _ => Bound::Tcp(socket.into()),
         })
     }
 }
