@@ -256,3 +256,42 @@ async fn a_binary_that_cannot_take_over_changes_nothing() {
         assert!(said.contains("only user 0 and root may ask"), "{said}");
     }
 }
+
+/// Whoever started the first process sees how the last one ended, whether the first still works or only waits.
+#[tokio::test]
+async fn the_first_process_ends_as_the_new_one_does() {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let template = relays(server.local_addr().expect("its address").port());
+    for works in [true, false] {
+        let gate = Arc::new(Semaphore::new(0));
+        let origin = Origin::start().await;
+        let held = gate.clone();
+        origin.answer(move |_| Answer::ok("late").gated(&held));
+        let values = origins(origin.port(), origin.port());
+        let place = place();
+        let mut plan = Plan::new(Kind::Outrigger, &template, &values);
+        let arguments = ["--socket-path", &place, "--drain-time-s", "20"];
+        plan.arguments = &arguments;
+        let mut proxy = Proxy::start(plan).await;
+        let mut waiting = Client::connect(proxy.port("main")).await.expect("a connection");
+        if works {
+            waiting.send(GET).await.expect("sent");
+            assert!(origin.wait_for(1).await);
+        }
+        let _waiting = works.then_some(waiting);
+        let successor = upgraded(&["--socket-path", &place]);
+        let first = proxy.pid() as i32;
+        let minds = || std::future::ready(command_line(first).is_some_and(|line| line.contains(" mind ")));
+        assert_eq!(
+            eventually(if works { Duration::from_millis(100) } else { DEADLINE }, minds).await,
+            !works
+        );
+        if !works {
+            println!("{} KiB", proxy.resident() / 1024);
+            assert!(proxy.resident() < 6 << 20, "{} bytes for a process that waits", proxy.resident());
+        }
+        Command::new("kill").args(["-9", &successor.0.to_string()]).status().expect("kill");
+        let status = proxy.exit(DEADLINE).await.expect("the end of the first");
+        assert_eq!(status.code(), Some(137));
+    }
+}

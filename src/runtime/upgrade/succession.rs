@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::UnixListener;
@@ -51,30 +52,27 @@ impl Upgrades {
     /// Takes questions where the flags say, or where the process before did; nowhere if neither does.
     ///
     /// # Errors
-    /// The socket cannot be bound.
+    /// The socket that was asked for cannot be bound.
     pub fn open(flags: &Flags, predecessor: Option<&mut Predecessor>) -> Result<Self, ListenError> {
         let (sender, asks) = mpsc::channel(4);
         let (stop, stopped) = watch::channel(false);
         let mut upgrades = Self { asks, ports: Vec::new(), stop, pending: None };
         let Some(path) = flags.upgrade_socket() else { return Ok(upgrades) };
         let text = path.display().to_string();
-        let address = Address::Pipe(path);
         let inherited = predecessor.and_then(|predecessor| predecessor.port(Purpose::Upgrade, &text));
-        let bound = match inherited {
-            Some(bound) => bound,
-            None => {
-                let options = ListenOptions {
-                    reuse_port: false,
-                    backlog: 16,
-                    mode: Some(flags.socket_mode),
-                    ..ListenOptions::default()
-                };
-                socket::listen(&address, &options)?
+        let bound = match inherited.map_or_else(|| bind(&path, flags), Ok) {
+            Ok(bound) => bound,
+            // Nobody has asked for it.
+            Err(error) if flags.socket_path.is_none() => {
+                tracing::warn!("no upgrades are taken: {error}");
+                return Ok(upgrades);
             }
+            Err(error) => return Err(error),
         };
         upgrades.keep(Purpose::Upgrade, &text, &bound);
         if let Bound::Unix(listener) = bound {
             let listener = UnixListener::from_std(listener);
+            let address = Address::Pipe(path);
             let listener = listener.map_err(|source| ListenError::Other { address, source })?;
             tokio::spawn(office::serve(listener, sender, stopped));
         }
@@ -160,6 +158,16 @@ impl Upgrades {
     pub fn close(&self) {
         let _ = self.stop.send(true);
     }
+}
+
+fn bind(path: &Path, flags: &Flags) -> Result<Bound, ListenError> {
+    if let Some(directory) = path.parent().filter(|_| flags.socket_path.is_none()) {
+        // That it cannot be made is told by what follows.
+        let _ = std::fs::create_dir_all(directory);
+    }
+    let mode = Some(flags.socket_mode);
+    let options = ListenOptions { reuse_port: false, backlog: 16, mode, ..ListenOptions::default() };
+    socket::listen(&Address::Pipe(path.to_owned()), &options)
 }
 
 /// A successor that serves.
