@@ -204,9 +204,10 @@ async fn serve(
         }
         None => Ok(()),
     };
-    if predecessor.is_some() {
+    if let Some(predecessor) = &mut predecessor {
         // It does; what can fail is done before connections are accepted here.
         begin_capture()?;
+        predecessor.offer(&listeners)?;
     }
     let workers = start_workers(&clusters, &values, &server, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
@@ -332,11 +333,11 @@ enum Ending {
 
 /// Tells the process before this one that it is not needed any more, and takes what it gives from then on.
 fn relieve(
-    mut predecessor: Predecessor,
+    predecessor: Predecessor,
     listeners: &SharedListeners,
     clusters: &Arc<Directory<Cluster>>,
 ) -> Result<(), RunError> {
-    predecessor.relieve(listeners)?;
+    predecessor.relieve()?;
     let (listeners, clusters) = (listeners.clone(), clusters.clone());
     let take = move || predecessor.take(&listeners, &clusters);
     std::thread::Builder::new().name("take over".to_owned()).spawn(take)?;

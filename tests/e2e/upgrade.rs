@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::differential::bootstrap::{origins, Bootstrap};
+use crate::discovery::mesh::{self, ControlPlane, Mesh};
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Origin};
+use crate::harness::ports::free_port;
 use crate::harness::proxy::{Kind, Plan, Proxy};
 use crate::harness::{eventually, DEADLINE};
 
@@ -178,7 +180,13 @@ async fn connections_go_on_in_the_new_process() {
         || std::future::ready(std::fs::read_to_string(&log).is_ok_and(|text| text.contains("30 13\n")));
     assert!(eventually(DEADLINE, logged).await, "{:?}", std::fs::read_to_string(&log));
     drop((half, other, other_peer, full, full_peer, fresh));
-    // What the first process is told, the last one does.
+    // What the first process is told, the last one does: the first time it drains, the second time it ends.
+    proxy.signal(libc::SIGTERM);
+    let draining = || async {
+        let ready = crate::harness::client::get(proxy.port("admin"), "/ready").await;
+        !ready.is_ok_and(|page| page.status() == 200)
+    };
+    assert!(eventually(DEADLINE, draining).await);
     proxy.signal(libc::SIGTERM);
     let status = proxy.exit(DEADLINE).await;
     assert!(status.is_some_and(|status| status.success()), "{status:?}\n{}", proxy.output());
@@ -287,11 +295,47 @@ async fn the_first_process_ends_as_the_new_one_does() {
             !works
         );
         if !works {
-            println!("{} KiB", proxy.resident() / 1024);
-            assert!(proxy.resident() < 6 << 20, "{} bytes for a process that waits", proxy.resident());
+            // Of its own, without what it has mapped of the program.
+            let status = std::fs::read_to_string(format!("/proc/{first}/status")).expect("its status");
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+            let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+            assert!(kib < 4096, "{kib} KiB for a process that waits");
         }
         Command::new("kill").args(["-9", &successor.0.to_string()]).status().expect("kill");
         let status = proxy.exit(DEADLINE).await.expect("the end of the first");
         assert_eq!(status.code(), Some(137));
+    }
+}
+
+/// A new process that hears from nobody is no successor, unless it knows from before what to do.
+#[tokio::test]
+async fn without_a_control_plane_the_last_good_configuration_has_to_do() {
+    let origin = Origin::start().await;
+    let text = mesh::bootstrap(false).replace("V3, ads: {} }", "V3, ads: {}, initial_fetch_timeout: 1s }");
+    for keeps in [false, true] {
+        let port = free_port();
+        let plane = ControlPlane::start(&Mesh::simple(port, &[origin.port()])).await;
+        let control = plane.port.to_string();
+        let values = [("control", control)];
+        let (dir, place) = (tempfile::tempdir().expect("a directory"), place());
+        let state = dir.path().to_str().expect("a path");
+        let mut plan = Plan::new(Kind::Outrigger, &text, &values);
+        let arguments = ["--drain-time-s", "5", "--socket-path", &place, "--state-dir", state];
+        plan.arguments = &arguments[..if keeps { 6 } else { 4 }];
+        let proxy = Proxy::start(plan).await;
+        let mut client = Client::connect(port).await.expect("a connection");
+        assert_eq!(client.exchange(GET).await.expect("an answer").status(), 200);
+        let kept = || std::future::ready(!keeps || dir.path().join("last-good.xds").exists());
+        assert!(eventually(DEADLINE, kept).await);
+        drop(plane);
+        let output = upgrade(&["--socket-path", &place], Path::new(OURS));
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let successor = said.strip_prefix("process ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+        let successor = successor.map(Successor);
+        assert_eq!(successor.is_some(), keeps, "{said}");
+        assert!(keeps || said.contains("the new process has no listener \"main\""), "{said}");
+        let mut fresh = Client::connect(port).await.expect("a connection");
+        let answer = fresh.exchange(GET).await.expect("an answer");
+        assert_eq!((answer.status(), answer.header("connection")), (200, None));
     }
 }

@@ -183,7 +183,8 @@ pub fn transparent(bench: &Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
         let metrics = vec![
             Metric::full("cpu", &format!("captured, CPU us/{}", load.unit), 2),
             Metric::full("explicit", &format!("by address, CPU us/{}", load.unit), 2),
-            Metric::full("capture", "difference us", 2),
+            // Of what may be nothing there is no ratio.
+            Metric { ratio: false, ..Metric::full("capture", "difference us", 2) },
             Metric::plain("rate", &format!("captured {}/s", load.unit), 0),
             Metric::plain("p50", "captured p50 us", 0),
             Metric::plain("explicit-p50", "by address p50 us", 0),

@@ -9,6 +9,7 @@
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode};
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
@@ -47,13 +48,15 @@ pub struct Charge {
     child: Child,
     /// The child, or one that took over from it.
     pid: Pid,
+    /// Gives it connections.
+    giver: Option<JoinHandle<()>>,
 }
 
 impl Charge {
-    /// It was started as `child`.
-    pub fn new(child: Child) -> Self {
+    /// It was started as `child`, and `giver` gives it connections as long as there are any here.
+    pub fn new(child: Child, giver: JoinHandle<()>) -> Self {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        Self { child, pid }
+        Self { child, pid, giver: Some(giver) }
     }
 
     /// How it ended, if nobody has taken over from it.
@@ -81,6 +84,10 @@ impl Charge {
 
     /// Ends this process as the successor ends. To be called with nothing else left to do.
     pub fn mind(mut self) -> ExitCode {
+        if let Some(giver) = self.giver.take() {
+            // Without workers it has nothing more to do.
+            let _ = giver.join();
+        }
         if is_minded() {
             return ExitCode::SUCCESS;
         }

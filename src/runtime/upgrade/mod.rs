@@ -45,6 +45,9 @@ pub enum UpgradeError {
     /// The new process did not become ready.
     #[error("the new process was not ready after {} s", .0.as_secs())]
     Late(Duration),
+    /// It has not got its configuration.
+    #[error("the new process has no listener {0:?}, which this one has")]
+    Lacks(String),
     /// The two do not understand each other.
     #[error(transparent)]
     Wire(#[from] WireError),

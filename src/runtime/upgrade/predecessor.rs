@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::minder;
 use super::office::Question;
-use super::wire::{Channel, New, Old, Socket, WireError, VARIABLE, VERSION};
+use super::wire::{Channel, New, Old, Purpose, Socket, WireError, VARIABLE, VERSION};
 use super::UpgradeError;
 use crate::bootstrap::flags::HOT_RESTART_VERSION;
 use crate::runtime::listeners::ListenerManager;
@@ -23,7 +23,7 @@ use crate::tcp::handover::Departing;
 
 /// How long a binary may take to say its version.
 const QUICK: Duration = Duration::from_secs(10);
-/// How long the new process may take to start to speak, or to answer.
+/// How long the new process may take to answer.
 const PROMPT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
@@ -69,9 +69,11 @@ pub fn start(
             let _ = child.kill();
             let status = child.wait();
             Err(match (error, ended, status) {
-                (WireError::Closed | WireError::Io(_), true, Ok(status)) => UpgradeError::Ended(status),
-                (WireError::Silent, ..) => UpgradeError::Late(patience),
-                (error, ..) => error.into(),
+                (UpgradeError::Wire(WireError::Closed | WireError::Io(_)), true, Ok(status)) => {
+                    UpgradeError::Ended(status)
+                }
+                (UpgradeError::Wire(WireError::Silent), ..) => UpgradeError::Late(patience),
+                (error, ..) => error,
             })
         }
     }
@@ -115,19 +117,29 @@ fn introduce(
     channel: &Channel,
     sockets: &[(Socket, OwnedFd)],
     until: Instant,
-) -> Result<HashSet<u64>, WireError> {
-    let unexpected = |said: New| WireError::Unexpected(format!("{said:?}"));
-    match channel.receive(Some(until.min(Instant::now() + PROMPT)))?.message {
+) -> Result<HashSet<u64>, UpgradeError> {
+    let unexpected = |said: New| Err(WireError::Unexpected(format!("{said:?}")).into());
+    match channel.receive(Some(until))?.message {
         New::Hello { versions } if versions.contains(&VERSION) => {}
-        other => return Err(unexpected(other)),
+        other => return unexpected(other),
     }
     for (socket, descriptor) in sockets {
         channel.send(&Old::Socket(socket.clone()), b"", &[descriptor.as_fd()])?;
     }
     channel.send(&Old::Begin { version: VERSION }, b"", &[])?;
-    match channel.receive(Some(until))?.message {
-        New::Ready { taken } => Ok(taken.into_iter().collect()),
-        other => Err(unexpected(other)),
+    let (taken, listeners) = match channel.receive(Some(until))?.message {
+        New::Ready { taken, listeners } => (taken, listeners),
+        other => return unexpected(other),
+    };
+    // One that has heard from nobody is ready too, after a while.
+    let ours = sockets.iter().filter(|(socket, _)| socket.purpose == Purpose::Listener);
+    if let Some((missing, _)) = ours.clone().find(|(socket, _)| !listeners.contains(&socket.name)) {
+        return Err(UpgradeError::Lacks(missing.name.clone()));
+    }
+    channel.send(&Old::Go, b"", &[])?;
+    match channel.receive(Some(Instant::now() + PROMPT))?.message {
+        New::Serving => Ok(taken.into_iter().collect()),
+        other => unexpected(other),
     }
 }
 

@@ -185,7 +185,6 @@ impl Relief {
     pub fn accept(self, listeners: &Arc<Mutex<ListenerManager>>) -> std::io::Result<Charge> {
         let Successor { child, channel, taken } = self.successor;
         let pid = child.id();
-        let charge = Charge::new(child);
         let (takers, mut departures) = mpsc::unbounded_channel();
         let mut manager = listeners.lock().unwrap_or_else(PoisonError::into_inner);
         manager.leave(&taken);
@@ -194,10 +193,10 @@ impl Relief {
         drop(takers);
         let known = listeners.clone();
         let work = move || predecessor::hand_over(&channel, &known, &mut departures);
-        std::thread::Builder::new().name("hand over".to_owned()).spawn(work)?;
+        let giver = std::thread::Builder::new().name("hand over".to_owned()).spawn(work)?;
         tracing::info!("process {pid} has taken over");
         // Who asked may have gone.
         let _ = self.answer.send(Answer::Pid(pid));
-        Ok(charge)
+        Ok(Charge::new(child, giver))
     }
 }

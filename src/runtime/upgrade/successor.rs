@@ -13,7 +13,7 @@ use rustix::net::AddressFamily;
 use super::wire::{Channel, Frame, New, Old, Purpose, WireError, VARIABLE, VERSION};
 use crate::config::{Cluster, Directory};
 use crate::listener::adopt::Adopted;
-use crate::runtime::listeners::{Inherited, ListenerManager};
+use crate::runtime::listeners::{Inherited, ListenerManager, Origin};
 use crate::runtime::socket::Bound;
 use crate::tcp::handover::{Leg, Position};
 
@@ -76,17 +76,32 @@ impl Predecessor {
         Some(found.bound)
     }
 
-    /// Says that this process serves.
+    /// Says that this process could serve, and waits until it is to.
     ///
     /// # Errors
-    /// The old process has given up.
-    pub fn relieve(&mut self, listeners: &Mutex<ListenerManager>) -> Result<(), WireError> {
+    /// The old process does not want it, or has gone.
+    pub fn offer(&mut self, listeners: &Mutex<ListenerManager>) -> Result<(), WireError> {
         let mut manager = listeners.lock().unwrap_or_else(PoisonError::into_inner);
         manager.disinherit();
         let taken = [manager.ids(), std::mem::take(&mut self.taken)].concat();
+        let listeners =
+            [Origin::Static, Origin::Dynamic].into_iter().flat_map(|origin| manager.names(origin));
+        let listeners = listeners.map(|name| name.to_string()).collect();
         drop(manager);
         self.ports.clear();
-        self.channel.send(&New::Ready { taken }, b"", &[])
+        self.channel.send(&New::Ready { taken, listeners }, b"", &[])?;
+        match self.channel.receive(Some(Instant::now() + PROMPT))?.message {
+            Old::Go => Ok(()),
+            other => Err(WireError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// Says that this process serves.
+    ///
+    /// # Errors
+    /// The old process has gone.
+    pub fn relieve(&self) -> Result<(), WireError> {
+        self.channel.send(&New::Serving, b"", &[])
     }
 
     /// Takes connections until the old process has none.

@@ -8,12 +8,15 @@
 //!
 //! 1. New to old: `hello`, with the versions of this protocol that it speaks.
 //! 2. Old to new: `socket` for each socket, with its descriptor; then `begin`, with the version that both speak.
-//! 3. New to old: `ready`, with the ids of those that it serves. It accepts connections from this moment on.
-//! 4. Old to new, as often as it has one: `connection`, with two descriptors (client, upstream) and the bytes that were
+//! 3. New to old: `ready`, once its configuration is there, with the ids of those that it uses and the names of its
+//!    listeners.
+//! 4. Old to new: `go`, if no listener is missing. New to old: `serving`, once it accepts connections; until then
+//!    the old process does as well.
+//! 5. Old to new, as often as it has one: `connection`, with two descriptors (client, upstream) and the bytes that were
 //!    read from either and not delivered. New to old: `took`, before the first byte of it is read or written, or
 //!    `refused`: then the old process goes on with it.
 //!
-//! Either process closes the channel when it has nothing more to say. Before `ready` this undoes everything: the new
+//! Either process closes the channel when it has nothing more to say. Before `serving` this undoes everything: the new
 //! process ends, and the old one goes on as if nothing had been.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -106,6 +109,8 @@ pub enum Old {
         /// What is spoken.
         version: u32,
     },
+    /// To accept connections.
+    Go,
     /// A connection that is being relayed.
     Connection(Box<Passage>),
 }
@@ -119,11 +124,15 @@ pub enum New {
         /// What it speaks.
         versions: Vec<u32>,
     },
-    /// It serves.
+    /// Its configuration is there.
     Ready {
-        /// From these sockets.
+        /// It uses these sockets.
         taken: Vec<u64>,
+        /// It has listeners of these names.
+        listeners: Vec<String>,
     },
+    /// It accepts connections.
+    Serving,
     /// It goes on with the connection.
     Took,
     /// It does not.

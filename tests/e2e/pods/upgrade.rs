@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::mesh::{Mesh, Pod};
 use super::server::{Application, ECHO, PLENTY};
 use super::sidecar::{Plan, Sidecar};
-use crate::harness::DEADLINE;
+use crate::harness::{alone, DEADLINE};
 use crate::resilience::load::{Load, Tally};
 use crate::tls::certs::Certs;
 use crate::upgrade::{command_line, upgraded};
@@ -99,10 +99,13 @@ impl Three {
     }
 }
 
-#[test]
-fn sidecars_restarted_one_by_one_lose_no_request() {
+#[tokio::test]
+async fn sidecars_restarted_one_by_one_lose_no_request() {
+    let _alone = alone().await;
     let world = Three::new();
-    let mut sidecars: Vec<_> = (0..3).map(|pod| world.sidecar(pod, &[])).collect();
+    // Long enough for a successor to start in, on a machine that is busy.
+    let drain = ["--drain-time-s", "3"];
+    let mut sidecars: Vec<_> = (0..3).map(|pod| world.sidecar(pod, &drain)).collect();
     for (sidecar, pod) in sidecars.iter_mut().zip(&world.mesh.pods) {
         sidecar.ready(pod);
     }
@@ -110,7 +113,7 @@ fn sidecars_restarted_one_by_one_lose_no_request() {
     clients.more(500);
     for (index, sidecar) in sidecars.iter_mut().enumerate() {
         sidecar.signal(libc::SIGTERM);
-        let mut successor = world.sidecar(index, &[]);
+        let mut successor = world.sidecar(index, &drain);
         sidecar.wait();
         successor.ready(&world.mesh.pods[index]);
         *sidecar = successor;
@@ -163,8 +166,9 @@ impl Talk {
     }
 }
 
-#[test]
-fn sidecars_upgraded_in_place_lose_nothing() {
+#[tokio::test]
+async fn sidecars_upgraded_in_place_lose_nothing() {
+    let _alone = alone().await;
     let world = Three::new();
     let states: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let state = |pod: usize| states[pod].path().to_str().expect("a path");
@@ -209,8 +213,12 @@ fn sidecars_upgraded_in_place_lose_nothing() {
     handed_over.end();
     incoming.end();
     assert!(client.counter("tcp.out.downstream_cx_total") > 0);
-    for mut sidecar in sidecars {
-        sidecar.signal(libc::SIGTERM);
+    for sidecar in &mut sidecars {
+        // Told twice it ends, whatever it does.
+        while sidecar.is_running() {
+            sidecar.signal(libc::SIGTERM);
+            std::thread::sleep(Duration::from_millis(10));
+        }
         sidecar.wait();
     }
     assert!(successors.iter().all(|successor| command_line(successor.0).is_none()));
