@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -134,21 +134,6 @@ impl AsFd for Bound {
             Bound::Udp(socket) => socket.as_fd(),
             Bound::Unix(listener) => listener.as_fd(),
         }
-    }
-}
-
-impl TryFrom<OwnedFd> for Bound {
-    type Error = io::Error;
-
-    /// A socket that another process has bound.
-    fn try_from(socket: OwnedFd) -> io::Result<Self> {
-        let socket = Socket::from(socket);
-        socket.set_nonblocking(true)?;
-        Ok(match (socket.domain()?, socket.r#type()?) {
-            (Domain::UNIX, _) => Bound::Unix(socket.into()),
-            (_, Type::DGRAM) => Bound::Udp(socket.into()),
-            _ => Bound::Tcp(socket.into()),
-        })
     }
 }
 

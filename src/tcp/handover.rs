@@ -27,6 +27,15 @@ pub enum Fate {
     End,
 }
 
+/// What a relay is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// To end.
+    Cut,
+    /// To stop where it stands. Not obeyed once a side has failed.
+    Leave,
+}
+
 /// Where one direction of a relay stands.
 #[derive(Clone, Debug, Default)]
 pub struct Leg {

@@ -15,8 +15,8 @@ use bytes::BytesMut;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{interval_at, sleep_until, Instant};
 
-use super::handover::{Departing, Fate, Passage, Position};
-use super::relay::{relay, End, Limits, Meter, Order, Side, Traffic};
+use super::handover::{Departing, Fate, Order, Passage, Position};
+use super::relay::{relay, End, Limits, Meter, Side, Traffic};
 use super::splice::Pipes;
 use super::{Dial, DialContext, Dialed};
 use crate::config::balancing::Criteria;

@@ -20,7 +20,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use tokio::time::{sleep_until, Instant};
 
-use super::handover::{Leg, Position, Stage};
+use super::handover::{Leg, Order, Position, Stage};
 use super::splice::{Lent, Pipes};
 use crate::runtime::Stream;
 
@@ -138,15 +138,6 @@ pub enum End {
     Left(Position),
     /// The meter did not let the client's bytes pass.
     Refused,
-}
-
-/// What a relay is told from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// To end.
-    Cut,
-    /// To stop where it stands. Not obeyed once a side has failed.
-    Leave,
 }
 
 /// Relays between `downstream` and `upstream`, from `position` on, until both sides are done or something ends it.
