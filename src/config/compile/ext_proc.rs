@@ -13,7 +13,7 @@ use crate::config::problems::Problems;
 use crate::config::services::GrpcTarget;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::ext_authz::rules::MutationRules;
-use crate::http::filters::ext_proc::{Config, Mode, PerRoute, ProcessorStats, RouteCache};
+use crate::http::filters::ext_proc::{Attributes, Config, Mode, PerRoute, ProcessorStats, RouteCache};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
@@ -89,7 +89,7 @@ pub(super) fn compile(
             let compiled = problems.at_index(field, index, |problems| cel::text(name, problems))?;
             Some((name.as_str().into(), compiled))
         });
-        compiled.collect::<Box<[_]>>()
+        compiled.collect::<Attributes>()
     });
     (problems.count() == before).then_some(())?;
     if !told.is_empty() {

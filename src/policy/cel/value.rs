@@ -245,9 +245,9 @@ fn duration_text(nanos: i64) -> String {
     };
     match nanos {
         0 => "0".to_owned(),
-        ..1_000 => format!("{sign}{nanos}ns"),
-        ..1_000_000 => format!("{sign}{}us", part(1_000)),
-        ..1_000_000_000 => format!("{sign}{}ms", part(1_000_000)),
+        1..1_000 => format!("{sign}{nanos}ns"),
+        1_000..1_000_000 => format!("{sign}{}us", part(1_000)),
+        1_000_000..1_000_000_000 => format!("{sign}{}ms", part(1_000_000)),
         _ => {
             let (minutes, left) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
             let mut text = sign.to_owned();

@@ -23,7 +23,10 @@ const MOST: usize = 1024;
 
 /// The pools of hosts that left not long ago, by address.
 #[derive(Debug, Default)]
-pub(in crate::upstream) struct Leavers(RefCell<HashMap<Arc<str>, (Rc<HostPool>, Instant)>>);
+pub(in crate::upstream) struct Leavers(RefCell<HashMap<Arc<str>, Left>>);
+
+/// A pool, and when its host left.
+type Left = (Rc<HostPool>, Instant);
 
 impl Leavers {
     /// Takes the pool of a host that left. What is not worth keeping is retired.

@@ -86,10 +86,13 @@ pub struct Config {
     pub heard: Box<[Box<str>]>,
     /// What it is told of the connection and the stream, with the first message of each side: names, and what they are
     /// the value of.
-    pub attributes: [Box<[(Box<str>, Expression)]>; 2],
+    pub attributes: [Attributes; 2],
     /// Its statistics.
     pub stats: ProcessorStats,
 }
+
+/// What of the stream is told, by the name under which it is.
+pub type Attributes = Box<[(Box<str>, Expression)]>;
 
 /// When a route is found anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
