@@ -29,5 +29,6 @@ mod reply;
 pub mod router;
 pub mod server_stream;
 mod shelf;
+mod stages;
 pub mod timer;
 pub mod worker;

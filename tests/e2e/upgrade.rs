@@ -322,7 +322,7 @@ async fn without_a_control_plane_the_last_good_configuration_has_to_do() {
         let mut plan = Plan::new(Kind::Outrigger, &text, &values);
         let arguments = ["--drain-time-s", "5", "--socket-path", &place, "--state-dir", state];
         plan.arguments = &arguments[..if keeps { 6 } else { 4 }];
-        let proxy = Proxy::start(plan).await;
+        let _proxy = Proxy::start(plan).await;
         let mut client = Client::connect(port).await.expect("a connection");
         assert_eq!(client.exchange(GET).await.expect("an answer").status(), 200);
         let kept = || std::future::ready(!keeps || dir.path().join("last-good.xds").exists());
