@@ -14,6 +14,7 @@ use super::sessions::Sessions;
 use crate::http::worker::Worker;
 use crate::runtime::socket::tune_accepted;
 use crate::runtime::{Acceptor, Stream};
+use crate::tcp::Fate;
 
 /// What a worker knows of the connections it serves.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Census {
     pub connections: Cell<usize>,
     /// Of these, relayed as they are (TCP).
     pub relays: Cell<usize>,
+    /// Of these, at requests (HTTP).
+    pub http: Cell<usize>,
     /// When the last one was accepted.
     pub last_accept: Cell<Instant>,
     /// Each of them, where drains have an end.
@@ -36,6 +39,7 @@ impl Census {
         Self {
             connections: Cell::new(0),
             relays: Cell::new(0),
+            http: Cell::new(0),
             last_accept: Cell::new(Instant::now()),
             sessions: drains_end.then(Sessions::default),
             verdicts: Verdicts::default(),
@@ -45,6 +49,12 @@ impl Census {
 
 /// Numbers connections for logs.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// The number of a new connection.
+pub(super) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Pause of the accept loop when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,15 +68,15 @@ pub async fn run(
     share: Share,
     acceptor: Acceptor,
     census: Rc<Census>,
-    cut: tokio::sync::watch::Receiver<bool>,
+    fate: tokio::sync::watch::Receiver<Fate>,
 ) {
     let start = |stream: Stream| {
         let listener = share.get();
         tune_accepted(&stream, &listener.socket);
         let destinations = share.destinations().clone();
         census.last_accept.set(Instant::now());
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), cut.clone());
+        let id = next_id();
+        let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), fate.clone());
         let task = tokio::task::spawn_local(served);
         if let Some(sessions) = &census.sessions {
             sessions.opened(id, task.abort_handle());
@@ -79,6 +89,10 @@ pub async fn run(
             biased;
             changed = orders.changed() => {
                 let orders = *orders.borrow_and_update();
+                if orders.leave {
+                    // Whoever waits waits for the process that has this socket too.
+                    return;
+                }
                 if changed.is_err() || orders.stop {
                     break;
                 }

@@ -379,6 +379,13 @@ impl ClusterLocal {
         destination.pool.clone()
     }
 
+    /// The pool of the host at `address`, listed or not.
+    pub fn holding(&self, address: SocketAddr) -> Rc<HostPool> {
+        let is_it = |pool: &&Rc<HostPool>| pool.host.address == Address::Ip(address);
+        let listed = self.view.borrow().pools.iter().find(is_it).cloned();
+        listed.unwrap_or_else(|| self.original_destination(address))
+    }
+
     pub(super) fn sweep(&self, now: Instant) {
         if self.used.replace(false) {
             self.last_used.set(now);
