@@ -241,8 +241,8 @@ pub enum HttpFilter {
     PeerMetadata(Arc<filters::istio::peer_metadata::Config>),
     /// One that is skipped for some requests.
     Conditional(Arc<filters::conditional::Config>),
-    /// One that changes no traffic; it is not installed.
-    Passive,
+    /// Istio's standard metrics.
+    StandardMetrics(Arc<crate::telemetry::istio::StandardMetrics>),
     /// `envoy.filters.http.decompressor`.
     Decompressor(Arc<filters::decompressor::Config>),
 }

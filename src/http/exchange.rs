@@ -62,6 +62,8 @@ pub struct Exchange<'a> {
     pub(super) filters: Option<Box<filters::Active>>,
     /// They have been asked.
     pub(super) filtered: bool,
+    /// Standard metrics count it when it is over.
+    pub(super) reported: bool,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -111,6 +113,7 @@ impl<'a> Exchange<'a> {
             response: None,
             filters: None,
             filtered: false,
+            reported: false,
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -472,7 +475,7 @@ impl<'a> Exchange<'a> {
         }
         self.info.response_code = head.status;
         self.info.times.first_downstream_tx = Some(now);
-        if !self.manager.access_logs.is_empty() {
+        if self.reported || !self.manager.access_logs.is_empty() {
             self.response = Some(head);
         }
     }
@@ -499,6 +502,18 @@ impl<'a> Exchange<'a> {
             self.now = Instant::now();
         }
         flushed
+    }
+
+    /// It as logs see it at its end.
+    pub(super) fn context(&self) -> FormatContext<'_> {
+        FormatContext {
+            request: self.request.as_ref().map(|head| head as _),
+            response: self.response.as_ref().map(|head| head as _),
+            trailers: self.trailers.as_ref().map(|fields| fields as _),
+            local_reply_body: &self.local_body,
+            log_type: LogType::DownstreamEnd,
+            ..FormatContext::new(&self.info)
+        }
     }
 
     fn finish(&mut self, end: End) -> Next {
@@ -544,6 +559,9 @@ impl<'a> Exchange<'a> {
         if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
             self.manager.http2_stats.trailers.increment(1);
         }
+        if self.reported {
+            filters::report(self);
+        }
         if self.filters.is_some() {
             filters::on_end(self, end == End::Done);
         }
@@ -564,14 +582,7 @@ impl<'a> Exchange<'a> {
         }
         stats.downstream_rq_time.record(since.as_secs_f64() * 1000.0);
         if !self.manager.access_logs.is_empty() {
-            let context = FormatContext {
-                request: self.request.as_ref().map(|head| head as _),
-                response: self.response.as_ref().map(|head| head as _),
-                trailers: self.trailers.as_ref().map(|fields| fields as _),
-                local_reply_body: &self.local_body,
-                log_type: LogType::DownstreamEnd,
-                ..FormatContext::new(&self.info)
-            };
+            let context = self.context();
             for log in &self.manager.access_logs {
                 log.write(&context);
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::time::{interval_at, sleep_until, Instant};
+use tokio::time::{interval_at, sleep_until, Instant, Interval};
 
 use super::relay::{relay, End, Limits, Meter, Side, Traffic};
 use super::splice::Pipes;
@@ -23,6 +23,7 @@ use crate::policy::gate::Gate;
 use crate::runtime::Stream;
 use crate::telemetry::filter_state;
 use crate::telemetry::format::{FormatContext, LogType};
+use crate::telemetry::istio::tcp::Connection;
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, WallClock};
 
@@ -148,15 +149,16 @@ pub async fn serve<D: Dial>(
         };
         let mut relaying =
             pin!(relay((&downstream, prefix), &upstream.stream, limits, ended, &traffic, &meter, &pipes));
-        match proxy.log_options.interval {
-            None => relaying.await,
-            Some(period) => {
-                let mut ticks = interval_at(Instant::now() + period, period);
-                loop {
-                    tokio::select! {
-                        end = &mut relaying => break end,
-                        _ = ticks.tick() => session.log(LogType::TcpPeriodic),
-                    }
+        let (logs, counts) = (proxy.log_options.interval, session.count_interval());
+        if logs.is_none() && counts.is_none() {
+            relaying.await
+        } else {
+            let (mut logs, mut counts) = (Ticks::every(logs), Ticks::every(counts));
+            loop {
+                tokio::select! {
+                    end = &mut relaying => break end,
+                    () = logs.next() => session.log(LogType::TcpPeriodic),
+                    () = counts.next() => session.count(false),
                 }
             }
         }
@@ -188,6 +190,22 @@ fn deadline(proxy: &TcpProxy) -> Option<Instant> {
     Instant::now().checked_add(longest.saturating_add(longest.mul_f64(share)))
 }
 
+/// Moments at a regular distance, or none at all.
+struct Ticks(Option<Interval>);
+
+impl Ticks {
+    fn every(period: Option<Duration>) -> Self {
+        Self(period.map(|period| interval_at(Instant::now() + period, period)))
+    }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some(interval) => drop(interval.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -200,6 +218,8 @@ struct Session {
     proxy: Arc<TcpProxy>,
     info: StreamInfo,
     traffic: Rc<Traffic>,
+    /// What standard metrics have counted of it.
+    counted: Vec<Connection>,
 }
 
 impl Session {
@@ -207,7 +227,21 @@ impl Session {
         let start = connection.start;
         let metadata = connection.metadata.clone();
         let info = StreamInfo { metadata, ..StreamInfo::new(connection, start, WallClock::now()) };
-        Self { proxy, info, traffic: Rc::default() }
+        let counted = proxy.metrics.iter().cloned().map(Connection::new).collect();
+        Self { proxy, info, traffic: Rc::default(), counted }
+    }
+
+    /// How often standard metrics count it while it lasts.
+    fn count_interval(&self) -> Option<Duration> {
+        self.counted.iter().filter_map(Connection::interval).min()
+    }
+
+    /// Standard metrics count it.
+    fn count(&mut self, over: bool) {
+        let bytes = [self.traffic.to_downstream.get(), self.traffic.from_downstream.get()];
+        for counted in &mut self.counted {
+            counted.count(&self.info, bytes, over);
+        }
     }
 
     /// Tries hosts until one is connected; otherwise the flags say why not.
@@ -217,7 +251,7 @@ impl Session {
         dialler: &D,
     ) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         if let Some(Early { cluster, dialed }) = early {
-            self.info.cluster = Some(cluster.name.clone());
+            self.goes_to(&cluster);
             self.connected(&dialed);
             return Some((cluster, dialed));
         }
@@ -232,7 +266,7 @@ impl Session {
                 self.info.flags.insert(ResponseFlags::NC);
                 return None;
             };
-            self.info.cluster = Some(cluster.name.clone());
+            self.goes_to(&cluster);
             let attempt = self.info.attempts;
             if attempt >= self.proxy.max_connect_attempts {
                 self.info.flags.insert(ResponseFlags::URX);
@@ -260,6 +294,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn goes_to(&mut self, cluster: &Cluster) {
+        self.info.cluster = Some(cluster.name.clone());
+        self.info.service.clone_from(&cluster.istio.service);
     }
 
     fn connected<P>(&mut self, dialed: &Dialed<P>) {
@@ -295,6 +334,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.count(true);
         self.log(LogType::TcpConnectionEnd);
     }
 }

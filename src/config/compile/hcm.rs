@@ -278,7 +278,6 @@ fn filters(
     let mut unsupported = false;
     for (index, filter) in list.iter().enumerate() {
         let mut install = |compiled: Option<HttpFilter>| {
-            let compiled = compiled.filter(|compiled| !matches!(compiled, HttpFilter::Passive));
             filters.extend(compiled.map(|compiled| InstalledFilter {
                 name: FilterName::new(&filter.name),
                 disabled: filter.disabled,

@@ -229,7 +229,7 @@ fn chain(
 /// A network filter.
 enum Filter {
     /// It changes no traffic.
-    Nothing,
+    Passive(istio::Passive),
     Before(NetworkFilter),
     Last(Terminal),
 }
@@ -244,6 +244,7 @@ fn filters(
 ) -> (Vec<NetworkFilter>, Option<Terminal>) {
     let mut terminal = filters.is_empty().then(|| Terminal::DirectResponse(Bytes::new()));
     let mut before = Vec::new();
+    let mut metrics = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
         let last = index + 1 == filters.len();
         problems.at_index("filters", index, |problems| {
@@ -263,13 +264,27 @@ fn filters(
                         );
                         problems.report(message);
                     }
-                    if let Filter::Before(found) = found {
-                        before.push(found);
+                    match found {
+                        Filter::Before(found) => before.push(found),
+                        Filter::Passive(istio::Passive::Metrics(found)) => metrics.push(found),
+                        Filter::Passive(istio::Passive::Nothing) | Filter::Last(_) => {}
                     }
                 }
                 None => {}
             }
         });
+    }
+    match &mut terminal {
+        // Nobody else has it yet.
+        Some(Terminal::Tcp(proxy)) => {
+            if let Some(proxy) = Arc::get_mut(proxy) {
+                proxy.metrics = metrics;
+            }
+        }
+        Some(_) if !metrics.is_empty() => {
+            problems.note("filters", "standard metrics of connections are made where a TCP proxy follows");
+        }
+        _ => {}
     }
     (before, terminal)
 }
@@ -305,8 +320,8 @@ fn network_filter(
             return None;
         }
     };
-    if problems.at("typed_config", |problems| istio::is_passive(any, problems))? {
-        return Some(Filter::Nothing);
+    if let Some(passive) = problems.at("typed_config", |problems| istio::passive(any, problems)).ok()? {
+        return Some(Filter::Passive(passive));
     }
     let terminal = problems.at("typed_config", |problems| match type_of(any) {
         HCM => {

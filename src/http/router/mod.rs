@@ -162,6 +162,7 @@ pub(in crate::http) async fn forward(
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
+    ex.info.service.clone_from(&cluster.cluster.istio.service);
     if ex.filters.is_some() {
         filters::on_cluster(ex);
     }

@@ -97,6 +97,11 @@ impl Expression {
         matches!(self.0.evaluate(subject), Ok(Value::Bool(true)))
     }
 
+    /// Its value as text, in Envoy's form; `None` where it fails.
+    pub fn text(&self, subject: &Subject<'_>) -> Option<Box<str>> {
+        self.0.evaluate(subject).ok()?.text()
+    }
+
     /// Whether it asks for dynamic metadata.
     pub fn reads_metadata(&self) -> bool {
         self.0.reads_metadata()

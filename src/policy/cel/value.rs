@@ -166,6 +166,22 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// As text; `None` for what is made of other values.
+    pub(super) fn text(&self) -> Option<Box<str>> {
+        Some(match self {
+            Value::Null => "null".into(),
+            Value::Bool(is) => is.to_string().into(),
+            Value::Int(number) => number.to_string().into(),
+            Value::Uint(number) => number.to_string().into(),
+            Value::Double(number) => number.to_string().into(),
+            Value::Text(text) => text.as_ref().into(),
+            Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into(),
+            Value::Duration(nanos) => format!("{}s", *nanos as f64 / 1e9).into(),
+            Value::Time(nanos) => jiff::Timestamp::from_nanosecond((*nanos).into()).ok()?.to_string().into(),
+            _ => return None,
+        })
+    }
+
     /// Which is less.
     pub(super) fn order(&self, other: &Value<'_>) -> Result<Ordering, Failed> {
         match (self, other) {

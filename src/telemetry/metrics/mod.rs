@@ -7,6 +7,7 @@
 
 mod cell;
 mod histogram;
+mod labelled;
 mod prometheus;
 mod render;
 #[cfg(test)]
@@ -51,6 +52,8 @@ struct Node {
     family: Box<str>,
     /// Label names and values, the innermost first.
     tags: Vec<(Cow<'static, str>, Box<str>)>,
+    /// Its names are not Envoy's: see [`Scope::labelled`].
+    labelled: bool,
     /// Sorted by name and kind.
     series: Mutex<Vec<Series>>,
 }
@@ -221,6 +224,15 @@ impl Scope {
     }
 
     fn open(prefix: String, family: String, tags: Vec<(Cow<'static, str>, Box<str>)>) -> Self {
+        Self::open_as(prefix, family, tags, false)
+    }
+
+    fn open_as(
+        prefix: String,
+        family: String,
+        tags: Vec<(Cow<'static, str>, Box<str>)>,
+        labelled: bool,
+    ) -> Self {
         let mut registry = locked(&REGISTRY);
         if let Some(node) = registry.get(prefix.as_str()).and_then(Weak::upgrade) {
             return Scope(node);
@@ -229,6 +241,7 @@ impl Scope {
             prefix: prefix.into(),
             family: family.into(),
             tags,
+            labelled,
             series: Mutex::new(Vec::new()),
         });
         registry.insert(node.prefix.clone(), Arc::downgrade(&node));
@@ -483,7 +496,7 @@ pub fn snapshot() -> Snapshot {
                 (Value::Histogram(histogram), used)
             }
         };
-        let name = format!("{}{leaf}", scope.prefix());
+        let name = scope.full_name(leaf);
         samples.push(Sample { name, value, used, scope: scope.clone(), leaf: leaf.clone() });
     });
     samples.sort_by(|a, b| a.name.cmp(&b.name));

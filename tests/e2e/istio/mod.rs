@@ -1,11 +1,17 @@
 //! What Istio's control plane asks of a sidecar beside Envoy's own extensions.
 
+mod metrics;
+
 use serde_json::{json, Value};
 
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Origin};
@@ -76,6 +82,24 @@ fn wasm(name: &str) -> Value {
         json!({"config": {"vm_config": {
         "runtime": "envoy.wasm.runtime.null", "code": {"local": {"inline_string": name}}}}}),
     )
+}
+
+/// The protocol that a client with this offer agrees on with the server at `port`.
+async fn agreed(port: u16, certs: &Certs, offer: &[&str]) -> Option<String> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(certs.file("ca.pem")).expect("a file") {
+        roots.add(root.expect("a certificate")).expect("added");
+    }
+    let chain = CertificateDer::pem_file_iter(certs.file("web.pem")).expect("a file");
+    let chain = chain.map(|one| one.expect("a certificate")).collect();
+    let key = PrivateKeyDer::from_pem_file(certs.file("web.key")).expect("a key");
+    let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key);
+    let mut config = config.expect("a configuration");
+    config.alpn_protocols = offer.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+    let name = "reviews.test".try_into().expect("a name");
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake");
+    stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned())
 }
 
 const HEADERS: [&str; 2] = ["x-envoy-peer-metadata-id", "x-envoy-peer-metadata"];
