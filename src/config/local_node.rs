@@ -19,6 +19,8 @@ use crate::telemetry::istio::Workload;
 pub struct LocalNode {
     /// Its id; empty if it has none.
     pub id: Box<str>,
+    /// The zone that it is in; empty if it is in none.
+    pub zone: Box<str>,
     /// What peers are told of its workload: a `Struct` in base64.
     pub workload: Box<str>,
     /// What labels of metrics say of it.
@@ -35,15 +37,16 @@ impl LocalNode {
         CURRENT.load_full()
     }
 
-    /// This process is the node `id` with this metadata.
-    pub fn set(id: &str, metadata: &Json) {
-        CURRENT.store(Arc::new(Self::of(id, metadata)));
+    /// This process is the node `id` in `zone`, with this metadata.
+    pub fn set(id: &str, zone: &str, metadata: &Json) {
+        CURRENT.store(Arc::new(Self { zone: zone.into(), ..Self::of(id, metadata) }));
     }
 
     /// The node `id` with this metadata.
     pub fn of(id: &str, metadata: &Json) -> Self {
         Self {
             id: id.into(),
+            zone: Box::default(),
             workload: STANDARD.encode(workload(metadata)).into(),
             own: Workload::of_node(metadata),
             istio_version: metadata.get("ISTIO_VERSION").and_then(Json::as_str).unwrap_or_default().into(),

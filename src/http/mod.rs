@@ -30,4 +30,5 @@ pub mod router;
 pub mod server_stream;
 mod shelf;
 pub mod timer;
+pub mod trace;
 pub mod worker;

@@ -59,7 +59,8 @@ pub fn compile(
     let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     let ssl = OnceCell::new();
     let ssl = || ssl.get_or_init(|| Arc::new(SslStats::server(&Scope::listener(stat_prefix)))).clone();
-    let owner = Owner { name: &name, ssl: &ssl };
+    let outbound = listener.traffic_direction() == core::TrafficDirection::Outbound;
+    let owner = Owner { name: &name, outbound, ssl: &ssl };
     let mut chains = Vec::with_capacity(listener.filter_chains.len());
     for (index, config) in listener.filter_chains.iter().enumerate() {
         let compiled = problems
@@ -110,6 +111,7 @@ pub fn compile(
         ipv4_compat: bind.ipv4_compat,
         pipe_mode: bind.pipe_mode,
         bind_to_port: bool_or(listener.bind_to_port, true),
+        unlimited: listener.ignore_global_conn_limit || listener.bypass_overload_manager,
         direction: match listener.traffic_direction() {
             core::TrafficDirection::Unspecified => Direction::Unspecified,
             core::TrafficDirection::Inbound => Direction::Inbound,
@@ -194,6 +196,8 @@ pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> 
 /// The listener of a filter chain.
 struct Owner<'a> {
     name: &'a str,
+    /// Requests leave the service by it.
+    outbound: bool,
     /// Statistics of its TLS, made where there is any.
     ssl: &'a dyn Fn() -> Arc<SslStats>,
 }
@@ -210,7 +214,7 @@ fn chain(
     });
     let field = "transport_socket_connect_timeout";
     let handshake_timeout = idle(&config.transport_socket_connect_timeout, None, field, problems);
-    let (filters, terminal) = filters(&config.filters, owner.name, environment, problems);
+    let (filters, terminal) = filters(&config.filters, (owner.name, owner.outbound), environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -238,7 +242,7 @@ enum Filter {
 /// as in Envoy.
 fn filters(
     filters: &[pb::Filter],
-    owner: &str,
+    owner: (&str, bool),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> (Vec<NetworkFilter>, Option<Terminal>) {
@@ -306,7 +310,7 @@ fn is_terminal(filter: &pb::Filter) -> bool {
 
 fn network_filter(
     filter: &pb::Filter,
-    owner: &str,
+    owner: (&str, bool),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<Filter> {

@@ -13,7 +13,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[
             ("definitions", "there are no metrics but the standard ones"),
             ("rescoping_duration", "series that are not used are forgotten by their number, not by time"),
-            ("scope_grace_period_duration", "series that are not used are forgotten by their number, not by time"),
+            (
+                "scope_grace_period_duration",
+                "series that are not used are forgotten by their number, not by time",
+            ),
         ],
         rejected: &[],
     },

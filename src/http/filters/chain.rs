@@ -140,10 +140,7 @@ impl Course {
 
     /// The route, if there is one.
     pub(super) fn route(&self) -> Option<&Arc<Route>> {
-        match &self.found {
-            Found::Route(route) => Some(route),
-            _ => None,
-        }
+        self.found.route()
     }
 
     /// How the request is to be forwarded, if it is.

@@ -173,7 +173,8 @@ impl<'a> Stream<'a> {
             hash = (hash ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             hash ^= hash >> 32;
         };
-        for number in [small, status, self.metrics.id, place(self.peer), place(self.upstream), place(self.service)]
+        for number in
+            [small, status, self.metrics.id, place(self.peer), place(self.upstream), place(self.service)]
         {
             mix(number);
         }
@@ -229,7 +230,11 @@ impl<'a> Stream<'a> {
         let mut labels = Labels::with_capacity(26);
         let mut label = |name: &'static str, value: &str| labels.push((name.into(), cut(value).into()));
         let known = |value: &str, otherwise: &'static str| -> Box<str> {
-            if value.is_empty() { otherwise.into() } else { value.into() }
+            if value.is_empty() {
+                otherwise.into()
+            } else {
+                value.into()
+            }
         };
         let of = |field: fn(&Workload) -> &str, otherwise| known(peer.map_or("", field), otherwise);
         let namespace = match namespace_of(self.peer_name) {

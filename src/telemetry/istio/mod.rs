@@ -66,7 +66,8 @@ impl StandardMetrics {
         }
         let node = LocalNode::current();
         let version = if node.istio_version.is_empty() { labels::UNKNOWN } else { &node.istio_version };
-        let build = Scope::labelled(vec![("component".into(), "proxy".into()), ("tag".into(), version.into())]);
+        let build =
+            Scope::labelled(vec![("component".into(), "proxy".into()), ("tag".into(), version.into())]);
         let build = build.gauge("istio_build");
         build.set(1.0);
         Some(Self {

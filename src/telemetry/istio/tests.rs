@@ -55,7 +55,8 @@ fn streams_alike_share_a_series_and_others_do_not() {
 fn every_standard_label_has_its_place_once() {
     let metrics = metrics(&pb::PluginConfig::default());
     for (inbound, gateway, code) in [(false, false, 201), (true, false, 202), (true, true, 203)] {
-        let metrics = StandardMetrics { gateway, ..StandardMetrics { id: u64::from(code), ..clone(&metrics) } };
+        let metrics =
+            StandardMetrics { gateway, ..StandardMetrics { id: u64::from(code), ..clone(&metrics) } };
         let mut info = stream("labels");
         let mut connection = (*info.connection).clone();
         connection.inbound = inbound;

@@ -52,7 +52,8 @@ impl Service {
         if PASSTHROUGH.contains(&cluster) {
             return Some(Arc::new(Self { host: None, name: Some(cluster.into()) }));
         }
-        let Kind::ListValue(services) = metadata?.filter_metadata.get("istio")?.fields.get("services")?.kind.as_ref()?
+        let Kind::ListValue(services) =
+            metadata?.filter_metadata.get("istio")?.fields.get("services")?.kind.as_ref()?
         else {
             return None;
         };
@@ -87,8 +88,11 @@ const MAX_HEADER: usize = 16 * 1024;
 /// So many peers are remembered at least, by each thread.
 const PEERS: usize = 1024;
 
+/// A header, and who it tells of.
+type Told = (Box<[u8]>, Arc<Workload>);
+
 thread_local! {
-    static TOLD: RefCell<Recent<(Box<[u8]>, Arc<Workload>)>> = RefCell::new(Recent::new(PEERS));
+    static TOLD: RefCell<Recent<Told>> = RefCell::new(Recent::new(PEERS));
 }
 
 impl Workload {
@@ -130,10 +134,7 @@ impl Workload {
         Self::of(field, label)
     }
 
-    fn of<'a>(
-        field: impl Fn(&str) -> Option<&'a str>,
-        label: impl Fn(&str) -> Option<&'a str>,
-    ) -> Self {
+    fn of<'a>(field: impl Fn(&str) -> Option<&'a str>, label: impl Fn(&str) -> Option<&'a str>) -> Self {
         let own = |text: Option<&str>| text.unwrap_or_default().into();
         Self {
             name: own(field("WORKLOAD_NAME")),

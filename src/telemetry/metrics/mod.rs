@@ -10,6 +10,7 @@ mod histogram;
 mod labelled;
 mod prometheus;
 mod render;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use histogram::HistogramCell;
 pub use histogram::HistogramSnapshot;
 pub use prometheus::prometheus;
 pub use render::{json, text, HistogramView, Query};
+pub use shown::{show, Shown};
 
 /// Series that may live at one time. Beyond it new handles count nothing and `stats.overflow` says
 /// so: a control plane that invents names must not make memory grow without end.
@@ -482,11 +484,15 @@ impl Snapshot {
     }
 }
 
-/// Reads every living series. Locks are held for one scope at a time, and only against the making
+/// Reads every living series that is shown. Locks are held for one scope at a time, and only against the making
 /// of handles: counting goes on.
 pub fn snapshot() -> Snapshot {
     let mut samples = Vec::with_capacity(SERIES.load(Ordering::Relaxed));
     each_cell(|scope, leaf, cell| {
+        let name = scope.full_name(leaf);
+        if !shown::is_shown(&name) {
+            return;
+        }
         let (value, used) = match cell {
             AnyCell::Counter(cell) => (Value::Counter(cell.get()), cell.get() != 0),
             AnyCell::Gauge(cell) => (Value::Gauge(cell.get()), cell.is_used()),
@@ -496,7 +502,6 @@ pub fn snapshot() -> Snapshot {
                 (Value::Histogram(histogram), used)
             }
         };
-        let name = scope.full_name(leaf);
         samples.push(Sample { name, value, used, scope: scope.clone(), leaf: leaf.clone() });
     });
     samples.sort_by(|a, b| a.name.cmp(&b.name));

@@ -36,19 +36,25 @@ fn node(name: &str, namespace: &str, version: &str) -> Value {
 }
 
 fn listener(name: &str, direction: &str, filters: &[Value], socket: Option<Value>) -> Value {
-    let filters: Vec<_> = filters.iter().map(|config| json!({"name": "one", "typed_config": config})).collect();
+    let filters: Vec<_> =
+        filters.iter().map(|config| json!({"name": "one", "typed_config": config})).collect();
     let mut chain = json!({"filters": filters});
     if let Some(socket) = socket {
         chain["transport_socket"] = json!({"name": "tls", "typed_config": socket});
     }
+    let inspector = typed(&format!("{FILTERS}.listener.tls_inspector.v3.TlsInspector"), json!({}));
     json!({"name": name, "traffic_direction": direction, "filter_chains": [chain],
+        "listener_filters": [{"name": "tls", "typed_config": inspector}],
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}}})
 }
 
 fn manager(filters: &[Value], routes: &[(&str, &str)]) -> Value {
     let router = typed(&format!("{FILTERS}.http.router.v3.Router"), json!({}));
-    let filters: Vec<_> =
-        filters.iter().chain([&router]).map(|config| json!({"name": "one", "typed_config": config})).collect();
+    let filters: Vec<_> = filters
+        .iter()
+        .chain([&router])
+        .map(|config| json!({"name": "one", "typed_config": config}))
+        .collect();
     let routes: Vec<_> = routes
         .iter()
         .map(|(prefix, cluster)| json!({"match": {"prefix": prefix}, "route": {"cluster": cluster}}))
@@ -61,7 +67,10 @@ fn manager(filters: &[Value], routes: &[(&str, &str)]) -> Value {
 }
 
 fn tcp_proxy(cluster: &str) -> Value {
-    typed(&format!("{FILTERS}.network.tcp_proxy.v3.TcpProxy"), json!({"stat_prefix": "tcp", "cluster": cluster}))
+    typed(
+        &format!("{FILTERS}.network.tcp_proxy.v3.TcpProxy"),
+        json!({"stat_prefix": "tcp", "cluster": cluster}),
+    )
 }
 
 /// A cluster of one endpoint, called `@port@` in the template.
@@ -79,7 +88,11 @@ fn cluster(name: &str, port: &str, service: Option<&str>, workload: Option<&str>
 
 fn tls(context: &str, name: &str) -> Value {
     let file = |what: &str| json!({"filename": format!("@certs@/{what}")});
-    let mut config = json!({"common_tls_context": {"alpn_protocols": ["istio-peer-exchange", "h2", "http/1.1"],
+    let protocols = match context {
+        "DownstreamTlsContext" => json!(["istio-peer-exchange", "h2", "http/1.1"]),
+        _ => json!(["istio-peer-exchange", "http/1.1"]),
+    };
+    let mut config = json!({"common_tls_context": {"alpn_protocols": protocols,
         "tls_certificates": [{"certificate_chain": file(&format!("{name}.pem")), "private_key": file(&format!("{name}.key"))}],
         "validation_context": {"trusted_ca": file("ca.pem")}}});
     if context == "DownstreamTlsContext" {
@@ -110,12 +123,19 @@ async fn series(proxy: &Proxy, metric: &str) -> Vec<(Labels, f64)> {
     page.lines().filter_map(each).collect()
 }
 
-/// The only series of `metric` with this label.
-async fn one(proxy: &Proxy, metric: &str, (name, value): (&str, &str)) -> (Labels, f64) {
-    let mut found = series(proxy, metric).await;
-    found.retain(|(labels, _)| labels.get(name).is_some_and(|own| own == value));
-    assert_eq!(found.len(), 1, "{metric}: {found:?}");
-    found.remove(0)
+/// The labels of the only series of `metric` with this label, which comes to have this value: a request is counted
+/// after its answer was sent.
+async fn one(proxy: &Proxy, metric: &str, (name, text): (&str, &str), value: f64) -> Labels {
+    let found = std::cell::RefCell::new(Vec::new());
+    let counted = || async {
+        let mut all = series(proxy, metric).await;
+        all.retain(|(labels, _)| labels.get(name).is_some_and(|own| own == text));
+        found.replace(all);
+        matches!(found.borrow().as_slice(), [(_, counted)] if *counted == value)
+    };
+    assert!(eventually(DEADLINE / 4, counted).await, "{metric} with {name} {text:?}: {:?}", found.borrow());
+    let (labels, _) = found.into_inner().remove(0);
+    labels
 }
 
 fn assert_labels(metric: &str, labels: &Labels, expected: &[(&str, &str)]) {
@@ -153,8 +173,12 @@ impl Mesh {
             &node("reviews", "books", "v3"),
             &[
                 listener("inbound", "INBOUND", &[inbound], Some(tls("DownstreamTlsContext", "reviews"))),
-                listener("tcp", "INBOUND", &[exchange(), stats(&json!({})), tcp_proxy("inbound|9000||")],
-                    Some(tls("DownstreamTlsContext", "reviews"))),
+                listener(
+                    "tcp",
+                    "INBOUND",
+                    &[exchange(), stats(&json!({})), tcp_proxy("inbound|9000||")],
+                    Some(tls("DownstreamTlsContext", "reviews")),
+                ),
             ],
             &[
                 cluster("inbound|9080||", "origin", Some("reviews"), None),
@@ -177,11 +201,26 @@ impl Mesh {
             &node("web", "shop", "v1"),
             &[
                 listener("outbound", "OUTBOUND", &[outbound], None),
-                listener("tcp", "OUTBOUND", &[stats(&json!({"tcp_reporting_duration": "0.1s"})), tcp_proxy("outbound|9000||reviews")], None),
+                listener(
+                    "tcp",
+                    "OUTBOUND",
+                    &[stats(&json!({"tcp_reporting_duration": "0.1s"})), tcp_proxy("outbound|9000||reviews")],
+                    None,
+                ),
             ],
             &[
-                secure(cluster("outbound|9080||reviews", "inbound", Some("reviews"), Some("other;other;other;v9;other"))),
-                secure(cluster("outbound|9000||reviews", "tcp", Some("reviews"), Some("reviews-v3;books;reviews;v3;Kubernetes"))),
+                secure(cluster(
+                    "outbound|9080||reviews",
+                    "inbound",
+                    Some("reviews"),
+                    Some("other;other;other;v9;other"),
+                )),
+                secure(cluster(
+                    "outbound|9000||reviews",
+                    "tcp",
+                    Some("reviews"),
+                    Some("reviews-v3;books;reviews;v3;Kubernetes"),
+                )),
                 cluster("dead", "dead", Some("details"), Some("details-v1;books;details;v1;east")),
                 cluster("PassthroughCluster", "origin", None, None),
             ],
@@ -237,19 +276,18 @@ async fn requests_are_counted_by_who_calls_whom() {
     for (proxy, reporter, policy) in
         [(&mesh.client, "source", "unknown"), (&mesh.server, "destination", "mutual_tls")]
     {
-        let (labels, count) = one(proxy, "istio_requests_total", ("reporter", reporter)).await;
-        assert_eq!(count, 3.0, "{reporter}: {labels:?}");
+        let labels = one(proxy, "istio_requests_total", ("reporter", reporter), 3.0).await;
         assert_labels(reporter, &labels, &both);
         assert_labels(reporter, &labels, &[("connection_security_policy", policy)]);
         assert_eq!(labels.len(), both.len() + 2, "{labels:?}");
         for metric in ["request_duration_milliseconds", "request_bytes", "response_bytes"] {
             let name = format!("istio_{metric}_count");
-            assert_eq!(one(proxy, &name, ("reporter", reporter)).await, (labels.clone(), 3.0), "{name}");
+            assert_eq!(one(proxy, &name, ("reporter", reporter), 3.0).await, labels, "{name}");
         }
-        let (_, sum) = one(proxy, "istio_response_bytes_sum", ("reporter", reporter)).await;
-        assert!(sum > 3.0 * 5.0, "heads and bodies: {sum}");
-        let (labels, set) = one(proxy, "istio_build", ("component", "proxy")).await;
-        assert_eq!((labels.get("tag").map(String::as_str), set), (Some("1.30.0"), 1.0));
+        let sums = series(proxy, "istio_response_bytes_sum").await;
+        assert!(sums[0].1 > 3.0 * 5.0, "heads and bodies: {sums:?}");
+        let labels = one(proxy, "istio_build", ("component", "proxy"), 1.0).await;
+        assert_eq!(labels.get("tag").map(String::as_str), Some("1.30.0"));
         let page = proxy.admin("/stats/prometheus").await;
         assert!(page.contains("# TYPE istio_requests_total counter\n"), "its type is told");
         let page = proxy.admin("/stats?filter=istio_requests_total").await;
@@ -267,7 +305,7 @@ async fn what_peers_do_not_tell_is_known_of_their_endpoints() {
     let mut outside = Client::connect(mesh.client.port("outbound")).await.expect("connected");
     let request = b"GET /pass HTTP/1.1\r\nhost: outside.example\r\n\r\n";
     assert_eq!(outside.exchange(request).await.expect("an answer").status(), 404);
-    let (labels, _) = one(&mesh.client, "istio_requests_total", ("response_code", "503")).await;
+    let labels = one(&mesh.client, "istio_requests_total", ("response_code", "503"), 1.0).await;
     let expected = [
         ("destination_workload", "details-v1"),
         ("destination_workload_namespace", "books"),
@@ -282,7 +320,7 @@ async fn what_peers_do_not_tell_is_known_of_their_endpoints() {
         ("response_flags", "UF"),
     ];
     assert_labels("dead", &labels, &expected);
-    let (labels, _) = one(&mesh.client, "istio_requests_total", ("response_code", "404")).await;
+    let labels = one(&mesh.client, "istio_requests_total", ("response_code", "404"), 1.0).await;
     let expected = [
         ("destination_service_name", "PassthroughCluster"),
         ("destination_service", "outside.example"),
@@ -305,12 +343,11 @@ async fn calls_are_counted_with_their_status_and_their_messages() {
     let answer = client.exchange(&[head.as_bytes(), b"\0\0\0\0\x02ab"].concat()).await.expect("an answer");
     assert_eq!(answer.status(), 200);
     for (proxy, reporter) in [(&mesh.client, "source"), (&mesh.server, "destination")] {
-        let (labels, _) = one(proxy, "istio_requests_total", ("reporter", reporter)).await;
+        let labels = one(proxy, "istio_requests_total", ("reporter", reporter), 1.0).await;
         assert_labels(reporter, &labels, &[("request_protocol", "grpc"), ("grpc_response_status", "5")]);
         for (metric, messages) in [("request", 1.0), ("response", 2.0)] {
             let name = format!("istio_{metric}_messages_total");
-            let (labels, count) = one(proxy, &name, ("reporter", reporter)).await;
-            assert_eq!(count, messages, "{name}");
+            let labels = one(proxy, &name, ("reporter", reporter), messages).await;
             assert_labels(&name, &labels, &[("source_workload", "web-v1"), ("destination_app", "reviews")]);
             assert_eq!(labels.get("response_code"), None, "they are counted while a call lasts");
         }
@@ -324,10 +361,8 @@ async fn connections_are_counted_while_they_last() {
     let mut client = Client::connect(mesh.client.port("tcp")).await.expect("connected");
     client.send(b"hello\n").await.expect("sent");
     let proxy = &mesh.client;
-    let received = || async { series(proxy, "istio_tcp_received_bytes_total").await };
-    assert!(eventually(DEADLINE, || async { received().await.iter().any(|(_, n)| *n == 6.0) }).await);
-    let (labels, opened) = one(proxy, "istio_tcp_connections_opened_total", ("reporter", "source")).await;
-    assert_eq!(opened, 1.0);
+    one(proxy, "istio_tcp_received_bytes_total", ("reporter", "source"), 6.0).await;
+    let labels = one(proxy, "istio_tcp_connections_opened_total", ("reporter", "source"), 1.0).await;
     let expected = [
         ("source_workload", "web-v1"),
         ("source_principal", CLIENT),
@@ -340,18 +375,17 @@ async fn connections_are_counted_while_they_last() {
     ];
     assert_labels("opened", &labels, &expected);
     assert_eq!((labels.get("response_code"), labels.get("grpc_response_status")), (None, None));
-    assert_eq!(one(proxy, "istio_tcp_connections_closed_total", ("reporter", "source")).await.1, 0.0);
+    one(proxy, "istio_tcp_connections_closed_total", ("reporter", "source"), 0.0).await;
     drop(client);
     for (proxy, reporter) in [(&mesh.client, "source"), (&mesh.server, "destination")] {
-        let closed = || async { series(proxy, "istio_tcp_connections_closed_total").await };
-        let over = || async { closed().await.iter().any(|(_, n)| *n == 1.0) };
-        assert!(eventually(DEADLINE, over).await, "{reporter}");
+        one(proxy, "istio_tcp_connections_closed_total", ("reporter", reporter), 1.0).await;
         for metric in ["sent_bytes", "received_bytes"] {
             let name = format!("istio_tcp_{metric}_total");
-            assert_eq!(one(proxy, &name, ("reporter", reporter)).await.1, 6.0, "{reporter}: {name}");
+            one(proxy, &name, ("reporter", reporter), 6.0).await;
         }
     }
-    let (labels, _) = one(&mesh.server, "istio_tcp_connections_opened_total", ("reporter", "destination")).await;
+    let labels =
+        one(&mesh.server, "istio_tcp_connections_opened_total", ("reporter", "destination"), 1.0).await;
     // Peers of TCP do not tell who they are, but their certificates do.
     let expected = [
         ("source_workload", "unknown"),
@@ -376,13 +410,12 @@ async fn metrics_and_labels_are_changed_by_options() {
         get(mesh.client.port("outbound"), path).await.expect("an answer");
     }
     for (path, count) in [("/one", 1.0), ("/two", 2.0)] {
-        let (labels, counted) = one(&mesh.client, "istio_requests_total", ("path", path)).await;
-        assert_eq!(counted, count, "{path}");
+        let labels = one(&mesh.client, "istio_requests_total", ("path", path), count).await;
         assert_labels(path, &labels, &[("request_protocol", "GET"), ("odd", "unknown")]);
         assert_eq!(labels.get("source_principal"), None);
     }
-    let (labels, count) = one(&mesh.client, "istio_response_bytes_count", ("reporter", "source")).await;
-    assert_eq!((labels.get("path"), labels.get("source_principal"), count), (None, None, 3.0));
+    let labels = one(&mesh.client, "istio_response_bytes_count", ("reporter", "source"), 3.0).await;
+    assert_eq!((labels.get("path"), labels.get("source_principal")), (None, None));
     assert!(series(&mesh.client, "istio_request_bytes_count").await.is_empty());
 }
 
