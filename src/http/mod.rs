@@ -29,6 +29,7 @@ mod reply;
 pub mod router;
 pub mod server_stream;
 mod shelf;
+mod stages;
 pub mod timer;
 pub mod trace;
 pub mod worker;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::{sleep, Instant, Sleep};
 
 use super::fields::Fields;
+use super::stages::Passes;
 
 /// Slices of a second.
 const SLICES: u64 = 16;
@@ -29,15 +30,6 @@ pub(super) struct Pace {
     length: usize,
     /// The body's end, with its trailers, comes after what is held.
     end: Option<Option<Fields>>,
-}
-
-/// What may pass.
-#[derive(Debug)]
-pub(super) enum Passes {
-    Piece(Bytes),
-    End(Option<Fields>),
-    /// Nothing is held.
-    Nothing,
 }
 
 impl Pace {

@@ -1,20 +1,24 @@
 //! Moves one body from one side to the other: unframe, frame, write, with back-pressure.
 
+mod wires;
+
 use std::io;
 use std::task::{ready, Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 
-use super::bulk::{Bulk, Moved, WORTH};
+use super::bulk::Bulk;
+use super::exchange::Reply;
 use super::fields::Fields;
+use super::filters::ext_proc::stream::Processor;
 use super::filters::framing::Messages;
 use super::filters::transforms::{Transform, Transforms};
-use super::h1::write::{chunk_open, chunked_end};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h2::{Incoming, Outgoing, Piece, StreamError};
 use super::io::{poll_read, OutBuf, BULK_READ, FIRST_READ};
-use super::pace::{Pace, Passes};
+use super::pace::Pace;
 use super::shelf::Shelf;
+use super::stages::{Passes, Stage, Stages, Stop};
 use crate::runtime::stream::Stream;
 
 /// Nothing more is read while this much waits to be written, or less where config says so.
@@ -33,6 +37,8 @@ pub enum PumpError {
     SourceReset(StreamError),
     /// Writing failed.
     SinkIo(io::Error),
+    /// A filter wants the message to be answered with this.
+    Answer(Box<Reply>),
 }
 
 /// Where a body comes from.
@@ -114,8 +120,8 @@ pub struct Pump {
     bulk: Option<Bulk>,
     /// What filters do to it.
     filter: Option<Box<Transforms>>,
-    /// It is slowed down.
-    pace: Option<Box<Pace>>,
+    /// Where its pieces wait for a while.
+    stages: Option<Box<Stages>>,
 }
 
 impl Pump {
@@ -136,7 +142,7 @@ impl Pump {
             unseen: false,
             bulk: None,
             filter: None,
-            pace: None,
+            stages: None,
         };
         pump.received = pump.decoder.is_done() && !chunked;
         pump
@@ -156,13 +162,16 @@ impl Pump {
 
     /// Each piece goes through `transform`, after those that are there; its length is then not known beforehand.
     pub fn transform(&mut self, transform: Transform) {
-        self.filter.get_or_insert_default().add(transform);
+        self.then(transform);
         self.chunked |= !self.received;
     }
 
     /// As [`Pump::transform`], where its framing was decided with that in mind.
     pub fn then(&mut self, transform: Transform) {
-        self.filter.get_or_insert_default().add(transform);
+        match &mut self.stages {
+            Some(stages) => stages.transform(transform),
+            None => self.filter.get_or_insert_default().add(transform),
+        }
     }
 
     /// gRPC's messages in it are counted, as they come if `first`, else as they go.
@@ -172,14 +181,31 @@ impl Pump {
 
     /// At most so many KiB pass each second.
     pub fn slow_down(&mut self, kib: u64) {
-        self.pace = Some(Box::new(Pace::new(kib)));
+        self.wait_in(Stage::Pace(Box::new(Pace::new(kib))));
+    }
+
+    /// A service looks at it, at what has been taken of it before too: `taken`.
+    pub(super) fn process(&mut self, mut processor: Processor, taken: Bytes) {
+        processor.hold(taken);
+        if self.received {
+            processor.hold_end(self.trailers().cloned());
+        }
+        self.wait_in(Stage::Processor(Box::new(processor)));
+    }
+
+    fn wait_in(&mut self, stage: Stage) {
+        self.stages.get_or_insert_default().add(stage);
         // The way that looks at pieces.
         self.filter.get_or_insert_default();
     }
 
     /// Bytes of body that went on, after what filters did to them.
     pub fn passed(&self) -> u64 {
-        self.filter.as_ref().map_or(self.bytes, |filter| filter.passed)
+        match (&self.stages, &self.filter) {
+            (Some(stages), _) => stages.passed,
+            (None, Some(filter)) => filter.passed,
+            (None, None) => self.bytes,
+        }
     }
 
     /// Nothing more is read while this much waits to be written.
@@ -205,6 +231,11 @@ impl Pump {
         self.chunked = true;
     }
 
+    /// The trailers that were received, if they count.
+    pub fn trailers(&self) -> Option<&Fields> {
+        self.received_trailers.as_ref().filter(|_| self.takes_trailers)
+    }
+
     /// Whether it is written chunked.
     pub fn is_chunked(&self) -> bool {
         self.chunked
@@ -213,6 +244,11 @@ impl Pump {
     /// Whether the source has sent the whole body.
     pub fn is_received(&self) -> bool {
         self.received
+    }
+
+    /// Whether the whole body has been received and nothing of it is held back.
+    pub fn is_passed(&self) -> bool {
+        self.received && self.stages.as_ref().is_none_or(|stages| stages.is_over())
     }
 
     /// Ready when the whole body has been received and written. `each` sees every piece before it
@@ -247,7 +283,11 @@ impl Pump {
     ) -> Poll<Result<(), PumpError>> {
         loop {
             let filled = self.fill(&mut source, shelf, &mut each, context)?;
-            let waits = self.release(shelf, &mut each, context).is_pending();
+            let released = self.release(shelf, &mut each, context);
+            let waits = released.is_pending();
+            if let Poll::Ready(Err(stop)) = released {
+                return Poll::Ready(Err(stop));
+            }
             let before = shelf.length();
             let flushed = flush(shelf, context);
             self.progress |= shelf.length() != before;
@@ -272,7 +312,7 @@ impl Pump {
         each: &mut impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
     ) -> Result<Poll<()>, PumpError> {
-        while !self.received && shelf.length() + self.paced() < self.high_water() {
+        while !self.received && shelf.length() + self.held() < self.high_water() {
             let end = match source {
                 Source::Frames(incoming) => match incoming.poll_next(context) {
                     Poll::Pending => {
@@ -341,10 +381,9 @@ impl Pump {
                 left = passed;
                 trailers = left.as_ref();
             }
-            let given = trailers.filter(|_| self.gives_trailers);
-            match &mut self.pace {
-                Some(pace) => pace.hold_end(given.cloned()),
-                None => shelf.put_end(self.chunked, given),
+            match &mut self.stages {
+                Some(stages) => stages.hold_end(trailers.cloned()),
+                None => shelf.put_end(self.chunked, trailers.filter(|_| self.gives_trailers)),
             }
             drop(left);
             self.received_trailers = end;
@@ -368,16 +407,16 @@ impl Pump {
 
     /// A piece that filters are done with goes on, or waits for its turn.
     fn shelve<S: Shelf>(&mut self, piece: Bytes, shelf: &mut S, each: &mut impl FnMut(Seen<'_>)) {
-        if let Some(pace) = &mut self.pace {
-            return pace.hold(piece);
+        if let Some(stages) = &mut self.stages {
+            return stages.hold(piece);
         }
         each(Seen::Shared(&piece));
         shelf.put(piece, self.chunked);
     }
 
     /// Bytes that wait for their turn.
-    fn paced(&self) -> usize {
-        self.pace.as_ref().map_or(0, |pace| pace.length())
+    fn held(&self) -> usize {
+        self.stages.as_ref().map_or(0, |stages| stages.length())
     }
 
     /// What has its turn goes on. Pending while something waits for that.
@@ -386,17 +425,22 @@ impl Pump {
         shelf: &mut S,
         each: &mut impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
-    ) -> Poll<()> {
-        let Some(pace) = &mut self.pace else { return Poll::Ready(()) };
+    ) -> Poll<Result<(), PumpError>> {
+        let Some(stages) = &mut self.stages else { return Poll::Ready(Ok(())) };
         loop {
-            match ready!(pace.poll_next(context)) {
-                Passes::Piece(piece) => {
+            match ready!(stages.poll_next(context)) {
+                Ok(Passes::Piece(piece)) => {
                     self.progress = true;
                     each(Seen::Shared(&piece));
                     shelf.put(piece, self.chunked);
                 }
-                Passes::End(trailers) => shelf.put_end(self.chunked, trailers.as_ref()),
-                Passes::Nothing => return Poll::Ready(()),
+                Ok(Passes::End(trailers)) => {
+                    let given = trailers.filter(|_| self.gives_trailers);
+                    shelf.put_end(self.chunked, given.as_ref());
+                }
+                Ok(Passes::Nothing) => return Poll::Ready(Ok(())),
+                Err(Stop::Reply(reply)) => return Poll::Ready(Err(PumpError::Answer(reply))),
+                Err(Stop::Broken) => return Poll::Ready(Err(PumpError::Source(Refusal::CODEC))),
             }
         }
     }
@@ -411,92 +455,25 @@ impl Pump {
         Ok(())
     }
 
-    fn poll_wires(
+    fn take_in<S: Shelf>(
         &mut self,
-        source: (&Stream, &mut BytesMut),
-        sink: (&Stream, &mut OutBuf),
-        mut each: impl FnMut(Seen<'_>),
+        source: &mut Source<'_>,
+        shelf: &mut S,
+        each: &mut impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
-    ) -> Poll<Result<(), PumpError>> {
-        let (source, input) = source;
-        let (sink, out) = sink;
+    ) -> Result<Poll<()>, PumpError> {
         loop {
-            if self.bulk.is_some() {
-                ready!(self.poll_bulk(source, sink, context))?;
-            }
-            self.decode(input, out, &mut each).map_err(PumpError::Source)?;
-            if !out.is_empty() {
-                let before = out.len();
-                let flushed = out.poll_flush(sink, context);
-                self.progress |= out.len() != before;
-                match flushed {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SinkIo(error))),
-                    Poll::Pending => return Poll::Pending,
-                }
-                if !self.received && !input.is_empty() {
-                    // The high-water mark stopped decoding; go on with what was read.
-                    let had = input.len();
-                    self.decode(input, out, &mut each).map_err(PumpError::Source)?;
-                    if input.len() != had || !out.is_empty() {
-                        continue;
-                    }
-                }
-            }
-            if self.received {
-                return Poll::Ready(Ok(()));
-            }
-            if self.unseen && !self.chunked && self.decoder.remaining().is_some_and(|left| left >= WORTH) {
-                self.bulk = Some(Bulk::new(self.limit));
-                continue;
-            }
-            match poll_read(source, input, self.read_size, context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) if self.decoder.ends_at_close() => {
-                    self.decoder.finish();
-                }
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(PumpError::SourceClosed)),
-                Poll::Ready(Ok(count)) => {
-                    self.progress = true;
-                    if count >= self.read_size / 2 {
-                        self.read_size = self.limit.clamp(FIRST_READ, BULK_READ);
-                    }
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::SourceIo(error))),
+            let filled = self.fill(source, shelf, each, context)?.is_pending();
+            let released = match self.release(shelf, each, context) {
+                Poll::Ready(result) => Poll::Ready(result?),
+                Poll::Pending => Poll::Pending,
+            };
+            // What was held has made room for more.
+            let full = shelf.length() + self.held() >= self.high_water();
+            if self.received || filled || full || self.stages.is_none() {
+                return Ok(released);
             }
         }
-    }
-
-    /// Everything received before has been written.
-    fn poll_bulk(
-        &mut self,
-        source: &Stream,
-        sink: &Stream,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<(), PumpError>> {
-        let Self { bulk: Some(bulk), decoder, bytes, progress, .. } = self else {
-            return Poll::Ready(Ok(()));
-        };
-        let left = decoder.remaining().unwrap_or(0);
-        let received = |count| {
-            decoder.skip(count);
-            *bytes += count;
-            *progress = true;
-        };
-        let moved = ready!(bulk.poll(source, sink, left, received, context));
-        self.bulk = None;
-        Poll::Ready(match moved {
-            Moved::Done => {
-                self.received = true;
-                Ok(())
-            }
-            Moved::Copy => {
-                self.unseen = false;
-                Ok(())
-            }
-            Moved::Source(error) => Err(PumpError::SourceIo(error)),
-            Moved::Sink(error) => Err(PumpError::SinkIo(error)),
-        })
     }
 
     /// Receives what fits into `out` while there is no sink yet. Ready when the whole body has come;
@@ -508,52 +485,15 @@ impl Pump {
         mut each: impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PumpError>> {
-        let _: Poll<()> = match out {
-            Out::Wire(out) => self.fill(&mut source, out, &mut each, context)?,
-            Out::Frames(out) => self.fill(&mut source, out, &mut each, context)?,
+        let released = match out {
+            Out::Wire(out) => self.take_in(&mut source, out, &mut each, context)?,
+            Out::Frames(out) => self.take_in(&mut source, out, &mut each, context)?,
         };
-        if self.received {
+        if self.received && released.is_ready() {
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending
         }
-    }
-
-    /// Takes what is complete off `input` and puts it, framed, into `out`.
-    pub fn decode(
-        &mut self,
-        input: &mut BytesMut,
-        out: &mut OutBuf,
-        each: &mut impl FnMut(Seen<'_>),
-    ) -> Result<(), Refusal> {
-        while !self.received && out.len() < self.high_water() {
-            match self.decoder.next(input)? {
-                BodyEvent::More => return Ok(()),
-                BodyEvent::Data(length) => {
-                    self.bytes += length as u64;
-                    each(Seen::Bytes(input.get(..length).unwrap_or_default()));
-                    if self.chunked {
-                        chunk_open(out.flat(), length);
-                        out.take(input, length);
-                        out.flat().extend_from_slice(b"\r\n");
-                    } else {
-                        out.take(input, length);
-                    }
-                }
-                BodyEvent::End(trailers) => {
-                    self.received = true;
-                    if self.chunked {
-                        let passes = self.takes_trailers && self.gives_trailers;
-                        chunked_end(out.flat(), trailers.as_ref().filter(|_| passes));
-                    }
-                    self.received_trailers = trailers;
-                }
-            }
-            if self.decoder.is_done() && !self.chunked {
-                self.received = true;
-            }
-        }
-        Ok(())
     }
 
     /// Frames bytes that were kept from an earlier attempt.

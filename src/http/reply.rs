@@ -22,7 +22,7 @@ use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 /// An answer of our own.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub struct Reply {
     pub(super) status: u16,
     pub(super) details: Cow<'static, str>,
     pub(super) body: Bytes,

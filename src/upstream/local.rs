@@ -14,6 +14,7 @@ use super::balancing::subset::{Plan, SubsetIndex, SubsetNote, Target};
 use super::balancing::zone::{ZoneNote, ZoneRouting};
 use super::balancing::{clock, suspect};
 use super::pick::{Ground, PickContext, Picker};
+use super::pool::leaving::Leavers;
 use super::pool::HostPool;
 use super::{Places, UpstreamError};
 use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
@@ -26,6 +27,7 @@ pub struct ClusterLocal {
     /// The compiled cluster.
     pub cluster: Arc<Cluster>,
     view: RefCell<View>,
+    leavers: Leavers,
     /// Pools of hosts that no host set lists (original destinations).
     dynamic: RefCell<HashMap<SocketAddr, Destination>>,
     /// Whether anybody asked for it since the last sweep, and when a sweep last found so.
@@ -86,7 +88,8 @@ struct More {
 impl ClusterLocal {
     pub(super) fn new(cluster: Arc<Cluster>, places: &Rc<Places>) -> Self {
         let set = cluster.hosts.load_full();
-        let view = View::new(&cluster, set, HashMap::new());
+        let leavers = Leavers::default();
+        let view = View::new(&cluster, set, HashMap::new(), &leavers);
         let balancing = &cluster.balancing;
         let aggregate = match &cluster.discovery {
             Discovery::Aggregate(members) => {
@@ -104,6 +107,7 @@ impl ClusterLocal {
             || cluster.predictive_ratio.is_some();
         Self {
             view: RefCell::new(view),
+            leavers,
             dynamic: RefCell::default(),
             used: Cell::new(true),
             last_used: Cell::new(Instant::now()),
@@ -389,6 +393,7 @@ impl ClusterLocal {
         for pool in &view.pools {
             pool.sweep(now);
         }
+        self.leavers.sweep(now);
         self.dynamic.borrow_mut().retain(|_, Destination { pool, used }| {
             pool.sweep(now);
             if pool.is_used() {
@@ -398,7 +403,8 @@ impl ClusterLocal {
         });
     }
 
-    /// Follows a new host set: hosts that stayed keep their pools, the others' pools are retired.
+    /// Follows a new host set: hosts that stayed keep their pools, those of the others are kept for a while in case
+    /// that they come back.
     #[cold]
     fn rebuild(&self, view: &mut View) {
         let mut kept: Kept =
@@ -419,13 +425,14 @@ impl ClusterLocal {
             .collect();
         let joined = keep.len() < set.all.len();
         if self.cluster.balancing.close_on_host_set_change && (joined || !kept.is_empty()) {
-            kept.extend(keep.drain());
-        }
-        for pool in kept.into_values() {
-            pool.retire();
+            kept.drain().chain(keep.drain()).for_each(|(_, pool)| pool.retire());
         }
         self.cluster.hosts.reckoning.hasten();
-        *view = View::new(&self.cluster, set, keep);
+        *view = View::new(&self.cluster, set, keep, &self.leavers);
+        if !kept.is_empty() {
+            let now = Instant::now();
+            kept.into_values().for_each(|pool| self.leavers.take_in(pool, now));
+        }
     }
 }
 
@@ -448,6 +455,7 @@ impl Drop for ClusterLocal {
         for pool in &self.view.borrow().pools {
             pool.retire();
         }
+        self.leavers.retire();
         for destination in self.dynamic.borrow().values() {
             destination.pool.retire();
         }
@@ -455,15 +463,18 @@ impl Drop for ClusterLocal {
 }
 
 impl View {
-    fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: Kept) -> Self {
+    fn new(cluster: &Arc<Cluster>, set: Arc<HostSet>, mut kept: Kept, leavers: &Leavers) -> Self {
         let mut rng = fastrand::Rng::new();
         let picker = Picker::new(&cluster.balancing, &set, set.options.overprovisioning, &mut rng);
         let pools = set
             .all
             .iter()
             .map(|host| {
-                kept.remove(&Arc::as_ptr(&host.shared))
-                    .unwrap_or_else(|| HostPool::new(cluster, host.clone()))
+                kept.remove(&Arc::as_ptr(&host.shared)).unwrap_or_else(|| {
+                    let pool = HostPool::new(cluster, host.clone());
+                    leavers.pass_on(&pool);
+                    pool
+                })
             })
             .collect();
         Self { set, picker, pools, rng, more: None }

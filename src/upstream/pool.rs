@@ -6,6 +6,7 @@
 
 pub(super) mod begun;
 mod connect;
+pub(super) mod leaving;
 pub(super) mod preconnect;
 
 use std::cell::{Cell, RefCell};
@@ -367,6 +368,11 @@ impl HostPool {
     pub fn retire(&self) {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
+        self.retire_shared();
+    }
+
+    /// Retires all but its own connections for one request at a time.
+    fn retire_shared(&self) {
         self.multiplexed.retire();
         for pool in self.named.borrow().values() {
             pool.retire();

@@ -4,18 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3 as pb;
-use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
-    BodySendMode, HeaderSendMode,
-};
+use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 
-use super::duration_or;
+use super::{cel, duration_or};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::services::GrpcTarget;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::ext_authz::rules::MutationRules;
-use crate::http::filters::ext_proc::{Config, Mode, PerRoute, ProcessorStats, RouteCache};
+use crate::http::filters::ext_proc::{Attributes, Config, Mode, PerRoute, ProcessorStats, RouteCache};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
@@ -82,6 +80,17 @@ pub(super) fn compile(
         RouteCacheAction::Clear => RouteCache::Always,
         RouteCacheAction::Retain => RouteCache::Never,
     };
+    let attributes = [
+        ("request_attributes", &config.request_attributes),
+        ("response_attributes", &config.response_attributes),
+    ];
+    let attributes = attributes.map(|(field, names)| {
+        let compiled = names.iter().enumerate().filter_map(|(index, name)| {
+            let compiled = problems.at_index(field, index, |problems| cel::text(name, problems))?;
+            Some((name.as_str().into(), compiled))
+        });
+        compiled.collect::<Attributes>()
+    });
     (problems.count() == before).then_some(())?;
     if !told.is_empty() {
         read_dynamic_metadata();
@@ -103,6 +112,7 @@ pub(super) fn compile(
         disallowed: disallowed.into(),
         told,
         heard: names(options.receiving_namespaces),
+        attributes,
         stats: ProcessorStats::new(&stats.sub("ext_proc").sub(config.stat_prefix.trim_end_matches('.'))),
     })
 }
@@ -128,24 +138,15 @@ pub(super) fn per_route(config: &pb::ExtProcPerRoute, problems: &mut Problems) -
 
 /// What is looked at. `None` when a problem was reported.
 fn mode(config: &pb::ProcessingMode, problems: &mut Problems) -> Option<Mode> {
-    let sends = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Send);
-    for (field, value) in [
-        ("request_trailer_mode", config.request_trailer_mode),
-        ("response_trailer_mode", config.response_trailer_mode),
-    ] {
-        if sends(value) {
-            problems.report_at(field, "trailers are not sent to processors yet");
-        }
-    }
-    for (field, value, partial) in [
-        ("request_body_mode", config.request_body_mode, true),
-        ("response_body_mode", config.response_body_mode, false),
-    ] {
-        match BodySendMode::try_from(value) {
-            Ok(BodySendMode::None | BodySendMode::Buffered) => {}
-            Ok(BodySendMode::BufferedPartial) if partial => {}
-            _ => problems
-                .report_at(field, "bodies are not sent to processors in this way yet; BUFFERED is one"),
+    for (field, value) in
+        [("request_body_mode", config.request_body_mode), ("response_body_mode", config.response_body_mode)]
+    {
+        use BodySendMode::{Buffered, BufferedPartial, None, Streamed};
+        if !matches!(BodySendMode::try_from(value), Ok(None | Streamed | Buffered | BufferedPartial)) {
+            problems.report_at(
+                field,
+                "bodies are not sent to processors in this way yet; STREAMED, BUFFERED and BUFFERED_PARTIAL are ways",
+            );
         }
     }
     Mode::of(config)

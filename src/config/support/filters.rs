@@ -120,6 +120,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "route_cache_action",
             "allowed_override_modes",
             "status_on_error",
+            "request_attributes",
+            "response_attributes",
         ],
         observe: &[
             ("filter_metadata", NO_STATE),
@@ -128,8 +130,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         rejected: &[
             ("http_service", "not supported yet; grpc_service is"),
-            ("request_attributes", "not supported yet"),
-            ("response_attributes", "not supported yet"),
             ("observability_mode", "not supported yet"),
             ("send_body_without_waiting_for_header_response", "bodies are sent after their head was looked at"),
             ("processing_request_modifier", "not supported"),

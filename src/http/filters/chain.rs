@@ -315,14 +315,15 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
     // The body comes in meanwhile, as far as it may be held: a client that has sent all of it may be refused and stay.
     let tunnel = |request: &RequestHead| request.upgrade().is_some() || request.is_method(b"CONNECT");
     let upgrade = ex.request.as_ref().is_some_and(tunnel);
-    let takes = !upgrade && !ex.upload.is_received();
+    let takes = !upgrade && !ex.upload.is_passed();
     let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
+    let mut stopped = None;
     let awaited = poll_fn(|context| {
         if let Poll::Ready(awaited) = pending.0.as_mut().poll(context) {
             return Poll::Ready(Ok(Some(awaited)));
         }
         let Exchange { upload, down, .. } = &mut *ex;
-        while takes && !upload.is_received() && body.len() < down.buffer_limit {
+        while takes && !upload.is_passed() && body.len() < down.buffer_limit {
             let mut shelf = Out::Wire(OutBuf::default());
             let each = |piece: Seen<'_>| match piece {
                 Seen::Bytes(bytes) => body.extend_from_slice(bytes),
@@ -332,6 +333,10 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
                 Poll::Ready(Ok(())) => break,
                 // What is wrong with it shows again where it is forwarded.
                 Poll::Ready(Err(PumpError::Source(_))) => break,
+                Poll::Ready(Err(PumpError::Answer(reply))) => {
+                    stopped = Some(reply);
+                    return Poll::Ready(Ok(None));
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
                 Poll::Pending if shelf.is_empty() => break,
                 Poll::Pending => {}
@@ -345,7 +350,7 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
     })
     .await;
     ex.now = Instant::now();
-    if takes && ex.upload.is_received() {
+    if takes && ex.upload.is_passed() {
         ex.info.times.request_complete = Some(ex.now);
     }
     if !body.is_empty() {
@@ -356,7 +361,7 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
             active(ex).awaited = Some(awaited);
             Ok(None)
         }
-        None => Ok(Some(idle_reply(ex))),
+        None => Ok(Some(stopped.map_or_else(|| idle_reply(ex), |reply| *reply))),
     }
 }
 
@@ -397,7 +402,7 @@ async fn collect(
             };
             let polled = upload.poll_receive(down.client.source(), &mut shelf, each, context);
             if take == Take::Beginning && body.len() >= most {
-                return Poll::Ready(if upload.is_received() { Collected::All } else { Collected::Enough });
+                return Poll::Ready(if upload.is_passed() { Collected::All } else { Collected::Enough });
             }
             if body.len() > most {
                 return Poll::Ready(Collected::TooLarge);
@@ -407,6 +412,7 @@ async fn collect(
                 Poll::Ready(Err(PumpError::Source(refusal))) => {
                     return Poll::Ready(Collected::Refused(refusal));
                 }
+                Poll::Ready(Err(PumpError::Answer(reply))) => return Poll::Ready(Collected::Answer(reply)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Collected::Gone),
                 // It held as much as it may; there is room again.
                 Poll::Pending if !shelf.is_empty() => {}
@@ -445,6 +451,7 @@ async fn collect(
             Ok(Some(Reply::new(refusal.status, refusal.details).body(body)))
         }
         Collected::Idle => Ok(Some(idle_reply(ex))),
+        Collected::Answer(reply) => Ok(Some(*reply)),
         Collected::Gone => Err(()),
     }
 }
@@ -456,5 +463,7 @@ enum Collected {
     TooLarge,
     Refused(Refusal),
     Idle,
+    /// A filter wants this answered.
+    Answer(Box<Reply>),
     Gone,
 }

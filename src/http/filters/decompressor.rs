@@ -87,7 +87,7 @@ impl Config {
         }
         let enabled = self.response.enabled.now(&ex.worker.runtime);
         if let Some(reader) = self.open(&self.response, enabled, head) {
-            active(ex).downloads.push(reader);
+            active(ex).downloads.push(super::Download::Transform(reader));
         }
     }
 

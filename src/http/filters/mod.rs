@@ -77,7 +77,7 @@ pub struct Active {
     /// Filters that a control plane configures, as they were when the request came.
     discovered: SmallVec<[(usize, Arc<HttpFilter>); 1]>,
     /// What they do to the body of the response.
-    downloads: SmallVec<[Transform; 1]>,
+    downloads: SmallVec<[Download; 1]>,
     /// The body, where it was waited for.
     body: Option<Bytes>,
     /// A fault was injected.
@@ -128,6 +128,13 @@ impl std::fmt::Debug for Pending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Pending")
     }
+}
+
+/// What a filter does to the body of a response.
+#[derive(Debug)]
+enum Download {
+    Transform(Transform),
+    Processor(Box<ext_proc::stream::Processor>),
 }
 
 /// What a filter does to the head of a response.
@@ -247,7 +254,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
 
 /// Whether nothing follows the request's head, not even what filters have taken in of its body.
 fn is_over(ex: &Exchange<'_>) -> bool {
-    ex.upload.is_received() && ex.filters.as_ref().is_none_or(|active| active.body.is_none())
+    ex.upload.is_passed() && ex.filters.as_ref().is_none_or(|active| active.body.is_none())
 }
 
 /// The router has chosen a cluster: what counts messages knows where.
@@ -372,7 +379,7 @@ fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends:
         (Encoder::GrpcStats, Some(call), _) => call.answered(head),
         (Encoder::GrpcWeb, _, Some(web)) => {
             web.response_head(head);
-            active.downloads.extend(web.response_transform().map(Transform::from));
+            active.downloads.extend(web.response_transform().map(Transform::from).map(Download::Transform));
         }
         (Encoder::GrpcHttp1Bridge, ..) if active.bridged == Some(Bridged::Grpc) && ends => {
             grpc_http1_bridge::head_only(head);
@@ -384,8 +391,11 @@ fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends:
 /// A response's body is about to pass.
 pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
     let Some(active) = &mut ex.filters else { return };
-    for transform in active.downloads.drain(..) {
-        download.then(transform);
+    for change in active.downloads.drain(..) {
+        match change {
+            Download::Transform(transform) => download.then(transform),
+            Download::Processor(processor) => download.process(*processor, Bytes::new()),
+        }
     }
     if let Some(kib) = active.slow {
         download.slow_down(kib);
@@ -395,6 +405,11 @@ pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
             download.count(Messages::new(stats.response_messages.clone(), call.seen(1)), true);
         }
     }
+}
+
+/// A service looks at the response's body as it passes.
+pub(super) fn look_at_download(ex: &mut Exchange<'_>, processor: ext_proc::stream::Processor) {
+    chain::active(ex).downloads.push(Download::Processor(Box::new(processor)));
 }
 
 /// The request's body goes through `transform`, what was taken in of it before too; an answer where that is not what it
@@ -408,7 +423,7 @@ fn transform_request(ex: &mut Exchange<'_>, transform: Transform) -> Step {
     let mut transforms = transforms::Transforms::default();
     transforms.add(transform);
     let Some(mut piece) = transforms.piece(body) else { return refused() };
-    if ex.upload.is_received() {
+    if ex.upload.is_passed() {
         let Some((last, _)) = transforms.end(None) else { return refused() };
         piece = [piece, last].concat().into();
         if let Some(request) = ex.request.as_mut().filter(|_| !ex.upload.is_chunked()) {
@@ -426,8 +441,11 @@ fn transform_request(ex: &mut Exchange<'_>, transform: Transform) -> Step {
 pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes> {
     let active = ex.filters.as_mut().filter(|active| !active.downloads.is_empty())?;
     let mut transforms = transforms::Transforms::default();
-    for transform in active.downloads.drain(..) {
-        transforms.add(transform);
+    for change in active.downloads.drain(..) {
+        // A service was asked about the whole.
+        if let Download::Transform(transform) = change {
+            transforms.add(transform);
+        }
     }
     let piece = transforms.piece(body.clone())?;
     let (last, _) = transforms.end(None)?;
@@ -466,6 +484,9 @@ pub(super) fn report(ex: &Exchange<'_>) {
 /// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
 pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
     let Some(active) = ex.filters.take() else { return };
+    for turn in &active.processors {
+        ext_proc::session::set_metadata(&mut turn.session.borrow_mut(), ex);
+    }
     if let Some(trailers) = &ex.trailers {
         for config in &active.admissions {
             config.on_trailers(trailers.get(Known::GrpcStatus), ex.now);

@@ -20,7 +20,7 @@ use crate::http::client::Client;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
 use crate::http::filters;
-use crate::http::filters::ext_proc::session::{Said, Session};
+use crate::http::filters::ext_proc::session::{Said, Session, Side};
 use crate::http::filters::ext_proc::{Body, Config, Verdict};
 use crate::http::h1::Framing;
 use crate::http::head::ResponseHead;
@@ -70,6 +70,7 @@ impl Attempts<'_> {
         asked: &mut Consulted<'_>,
     ) -> Result<(), Stopped> {
         let config = session.borrow().config.clone();
+        session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(asked.head)));
         if session.borrow().mode.response_head {
             let ask = config.question_of_head(asked.head, *asked.ends);
             let answer = Session::ask(session.clone(), ask, config.metadata(ex));
@@ -86,14 +87,23 @@ impl Attempts<'_> {
                 Verdict::Go(..) => {}
             }
         }
-        let looks = !session.borrow().is_done() && session.borrow().mode.response_body != Body::None;
-        if !looks || *asked.ends {
+        if session.borrow().is_done() || *asked.ends {
             return Ok(());
         }
+        let limit = ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit);
+        let mode = session.borrow().mode;
         let collected = match asked.body.take() {
             Some(collected) => collected,
+            None if mode.response_body != Body::Whole => {
+                if let Some(processor) = config.of_response(session, ex, limit) {
+                    if processor.changes_length() {
+                        asked.head.fields.remove_known(Known::ContentLength);
+                    }
+                    filters::look_at_download(ex, processor);
+                }
+                return Ok(());
+            }
             None => {
-                let limit = ex.down.buffer_limit.min(self.upstream().per_connection_buffer_limit);
                 let taken = self.take_whole(ex, asked.framing, asked.connection, asked.sent, limit).await?;
                 let Some(body) = taken else {
                     let reply = Reply::new(500, "response_payload_too_large").body("Internal Server Error");
@@ -103,20 +113,31 @@ impl Attempts<'_> {
             }
         };
         let collected = asked.body.insert(collected);
-        let answer =
-            Session::ask(session.clone(), Config::question_of_body(&collected.body), config.metadata(ex));
-        let said = self.hear(ex, asked, answer).await?;
-        match config.hear_response(session, said, ex, asked.head, false) {
-            Verdict::Reply(reply) => Err(Stopped::Reply(reply)),
-            Verdict::Go(None, _) => Ok(()),
-            Verdict::Go(Some(body), _) => {
-                config.body_of_response(session, asked.head, &body).map_err(Stopped::Reply)?;
-                if let Some(collected) = asked.body {
-                    collected.body = body;
+        let trailers = collected.trailers.clone().filter(|_| mode.response_trailers);
+        if mode.response_body != Body::None {
+            let ask = Config::question_of_body(&collected.body, trailers.is_none());
+            let answer = Session::ask(session.clone(), ask, config.metadata(ex));
+            let said = self.hear(ex, asked, answer).await?;
+            match config.hear_response(session, said, ex, asked.head, false) {
+                Verdict::Reply(reply) => return Err(Stopped::Reply(reply)),
+                Verdict::Go(None, _) => {}
+                Verdict::Go(Some(body), _) => {
+                    config.body_of_response(session, asked.head, &body).map_err(Stopped::Reply)?;
+                    if let Some(collected) = asked.body {
+                        collected.body = body;
+                    }
                 }
-                Ok(())
             }
         }
+        let Some(mut trailers) = trailers.filter(|_| !session.borrow().is_done()) else { return Ok(()) };
+        let answer =
+            Session::ask(session.clone(), config.question_of_trailers(&trailers), config.metadata(ex));
+        let said = self.hear(ex, asked, answer).await?;
+        config.hear_trailers(session, said, ex, &mut trailers).map_err(Stopped::Reply)?;
+        if let Some(collected) = asked.body {
+            collected.trailers = Some(trailers);
+        }
+        Ok(())
     }
 
     /// Waits for what the service says.

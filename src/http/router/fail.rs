@@ -136,7 +136,7 @@ impl Attempts<'_> {
         let stats = self.upstream().stats();
         match &failed.failure {
             Failure::Gone if !failed.started => stats.upstream_rq_cancelled.increment(1),
-            Failure::Gone | Failure::Refused(_) => self.count_given_up(ex),
+            Failure::Gone | Failure::Refused(_) | Failure::Answer(_) => self.count_given_up(ex),
             Failure::Upstream(_) | Failure::Late | Failure::Overtaken => {}
             Failure::Closed if is_stream(ex) => self.count_stream(StreamError::Closed),
             Failure::Closed => {}
@@ -206,6 +206,7 @@ impl Attempts<'_> {
             // The last two are never the end of a request.
             Failure::Gone | Failure::Late | Failure::Overtaken => return End::Gone,
             Failure::Refused(refusal) => return ex.refuse(refusal).await,
+            Failure::Answer(reply) => return ex.reply(*reply).await,
             Failure::Upstream(UpstreamError::NoHealthyHost) => {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }

@@ -53,7 +53,7 @@ pub(super) fn mirror(
         if let Some(body) = body.filter(|body| !body.is_empty()) {
             feed.push(body.clone(), usize::MAX);
         }
-        if ex.upload.is_received() {
+        if ex.upload.is_passed() {
             feed.end(ex.upload.received_trailers.clone());
         } else {
             copies.add_mirror(feed.clone());

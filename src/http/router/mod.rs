@@ -85,6 +85,8 @@ enum Failure {
     Gone,
     /// The client's body is broken.
     Refused(Refusal),
+    /// A filter wants this answered.
+    Answer(Box<Reply>),
     /// Nothing came in the time of a try, which goes on: see [`hedge`].
     Late,
     /// Such a try has decided the request.

@@ -51,7 +51,7 @@ impl Attempts<'_> {
             return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
         }
         let suppress = ex.manager.router.suppress_envoy_headers;
-        if !suppress && !self.upgrade && ex.upload.is_received() {
+        if !suppress && !self.upgrade && ex.upload.is_passed() {
             let took = whole_millis(took);
             let mut digits = itoa::Buffer::new();
             head.fields.set_known(Known::XEnvoyUpstreamServiceTime, digits.format(took).as_bytes());
@@ -105,7 +105,7 @@ impl Attempts<'_> {
             }
             if let Some(collected) = collected {
                 let keep_alive = keep_alive && collected.whole;
-                let idle = ex.upload.is_received() && sent.out.is_empty();
+                let idle = ex.upload.is_passed() && sent.out.is_empty();
                 let end = Box::pin(send_collected(ex, head, collected)).await;
                 connection.give_back(keep_alive && idle && end == End::Done, ex.now);
                 return end;
@@ -171,7 +171,7 @@ impl Attempts<'_> {
             Ok(()) => {
                 let end = ex.now;
                 ex.info.times.last_upstream_rx = Some(end);
-                let request_sent = ex.upload.is_received() && sent.out.is_empty();
+                let request_sent = ex.upload.is_passed() && sent.out.is_empty();
                 connection.give_back(keep_alive && request_sent, end);
                 End::Done
             }
@@ -197,6 +197,11 @@ impl Attempts<'_> {
                 ex.info.flags.insert(ResponseFlags::DPE);
                 ex.info.details = Cow::Borrowed(refusal.details);
                 End::Broken
+            }
+            Err(Failure::Answer(reply)) => {
+                // It is too late for another answer.
+                ex.info.details = reply.details;
+                cut_off(ex, self_delimiting).await
             }
             Err(Failure::Reset(error)) => {
                 self.count_stream(error);
@@ -248,7 +253,7 @@ impl Attempts<'_> {
         ex.now = now;
         ex.info.times.last_upstream_rx = Some(now);
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
-        connection.give_back(ex.upload.is_received() && sent.out.is_empty(), now);
+        connection.give_back(ex.upload.is_passed() && sent.out.is_empty(), now);
         ex.start_response(head, Some(false), body.is_empty(), now);
         ex.info.bytes_sent += body.len() as u64;
         ex.down.client.push_all(body.into());
@@ -290,6 +295,9 @@ impl Attempts<'_> {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Err(PumpError::SourceReset(error))) => {
                     return Poll::Ready(Err(Failure::Reset(error)))
+                }
+                Poll::Ready(Err(PumpError::Answer(reply))) => {
+                    return Poll::Ready(Err(Failure::Answer(reply)))
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
                 Poll::Pending if !shelf.is_empty() => {
@@ -333,6 +341,9 @@ impl Attempts<'_> {
                     return Poll::Ready(Err(Failure::Closed))
                 }
                 Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(PumpError::Answer(reply))) => {
+                    return Poll::Ready(Err(Failure::Answer(reply)))
+                }
                 Poll::Pending => {}
             }
             // A client that has gone is not noticed by writing while the upstream says nothing.

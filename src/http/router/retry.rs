@@ -208,7 +208,7 @@ impl Attempts<'_> {
     /// Whether the route's own policy is about this failure, whatever is left of its tries.
     pub(super) fn policy_covers(&self, ex: &Exchange<'_>, failed: &Failed) -> bool {
         let wanted = |retries: &Retries| retries.wants_after_failure(&failed.failure, failed.started);
-        ex.upload.is_received() && self.retries.as_ref().is_some_and(wanted)
+        ex.upload.is_passed() && self.retries.as_ref().is_some_and(wanted)
     }
 
     /// Whether another try may go beside one that was too slow. The retry that runs goes on where none may.
@@ -249,7 +249,7 @@ impl Attempts<'_> {
     pub(super) fn may_retry(&mut self, ex: &mut Exchange<'_>) -> bool {
         let Some(retries) = &mut self.retries else { return false };
         let stats = self.cluster.cluster.stats();
-        if !ex.upload.is_received() {
+        if !ex.upload.is_passed() {
             return false;
         }
         // The retry that has just ended makes room for the next.

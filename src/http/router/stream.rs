@@ -28,7 +28,7 @@ impl Attempts<'_> {
         if !self.upgrade {
             self.copies.replay(&ex.upload, &mut out);
         }
-        if ex.upload.is_received() && !self.upgrade {
+        if ex.upload.is_passed() && !self.upgrade {
             // The end of the stream goes with the head where there is no body.
             if let Out::Frames(out) = &mut out {
                 out.finish(None);

@@ -93,7 +93,7 @@ impl Copies {
         for piece in self.kept.iter().flatten() {
             upload.replay(piece, out);
         }
-        if upload.is_received() {
+        if upload.is_passed() {
             upload.replay_end(out);
         }
     }
@@ -120,7 +120,7 @@ impl Attempts<'_> {
         out: &mut Out,
         context: &mut Context<'_>,
     ) -> Result<(), Failure> {
-        if ex.upload.is_received() {
+        if ex.upload.is_passed() {
             return Ok(());
         }
         let Exchange { upload, down, .. } = ex;
@@ -129,7 +129,7 @@ impl Attempts<'_> {
         let polled = upload.poll_receive(down.client.source(), out, each, context);
         self.moved(ex, false);
         match polled {
-            Poll::Ready(Err(error)) => upload_failure(&error),
+            Poll::Ready(Err(error)) => upload_failure(error),
             _ => Ok(()),
         }
     }
@@ -143,7 +143,7 @@ impl Attempts<'_> {
         context: &mut Context<'_>,
     ) -> Result<(), Failure> {
         let Exchange { upload, down, .. } = ex;
-        let was_received = upload.is_received();
+        let was_received = upload.is_passed();
         if was_received && out.is_empty() {
             return Ok(());
         }
@@ -158,7 +158,7 @@ impl Attempts<'_> {
                 out.clear();
                 Ok(())
             }
-            Poll::Ready(Err(error)) => upload_failure(&error),
+            Poll::Ready(Err(error)) => upload_failure(error),
         }
     }
 
@@ -174,7 +174,7 @@ impl Attempts<'_> {
             }
         }
         let progress = std::mem::take(&mut ex.upload.progress);
-        if !was_received && ex.upload.is_received() {
+        if !was_received && ex.upload.is_passed() {
             let now = Instant::now();
             ex.info.times.request_complete = Some(now);
             self.copies.end(&ex.upload);
@@ -188,9 +188,10 @@ impl Attempts<'_> {
     }
 }
 
-fn upload_failure(error: &PumpError) -> Result<(), Failure> {
+fn upload_failure(error: PumpError) -> Result<(), Failure> {
     Err(match error {
-        PumpError::Source(refusal) => Failure::Refused(*refusal),
+        PumpError::Source(refusal) => Failure::Refused(refusal),
+        PumpError::Answer(reply) => Failure::Answer(reply),
         PumpError::SourceClosed
         | PumpError::SourceIo(_)
         | PumpError::SourceReset(_)

@@ -17,6 +17,7 @@ mod tests;
 mod value;
 
 use outrigger_control_api::pb::google::api::expr::v1alpha1::Expr;
+use outrigger_control_api::pb::google::protobuf as wire;
 
 use self::compile::Node;
 use self::value::Value;
@@ -99,7 +100,12 @@ impl Expression {
 
     /// Its value as text, in Envoy's form; `None` where it fails.
     pub fn text(&self, subject: &Subject<'_>) -> Option<Box<str>> {
-        self.0.evaluate(subject).ok()?.text()
+        self.0.evaluate(subject).ok().map(|value| value.text())
+    }
+
+    /// What it evaluates to, as a message: truth values, null and numbers as they are, the rest as text. `None` where evaluating fails.
+    pub fn message(&self, subject: &Subject<'_>) -> Option<wire::Value> {
+        self.0.evaluate(subject).ok().map(|value| value.to_message())
     }
 
     /// Whether it asks for dynamic metadata.

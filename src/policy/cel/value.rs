@@ -66,6 +66,26 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// As Envoy tells it to other services.
+    pub(super) fn to_message(&self) -> wire::Value {
+        let kind = match self {
+            Value::Null => Kind::NullValue(0),
+            Value::Bool(is) => Kind::BoolValue(*is),
+            Value::Double(number) => Kind::NumberValue(*number),
+            Value::Int(number) => Kind::NumberValue(*number as f64),
+            Value::Uint(number) => Kind::NumberValue(*number as f64),
+            Value::Text(text) => Kind::StringValue(text.to_string()),
+            Value::Bytes(bytes) => Kind::StringValue(String::from_utf8_lossy(bytes).into_owned()),
+            Value::Duration(nanos) => Kind::StringValue(duration_text(*nanos)),
+            Value::Time(nanos) => Kind::StringValue(time_text(*nanos)),
+            Value::List(_) | Value::Values(_) => Kind::StringValue("CelList value".to_owned()),
+            Value::Map(_) | Value::Headers(_) | Value::Struct(_) | Value::Namespaces(_) | Value::State(_) => {
+                Kind::StringValue("CelMap value".to_owned())
+            }
+        };
+        wire::Value { kind: Some(kind) }
+    }
+
     /// The entry of a map, or of a list, at `key`.
     pub(super) fn entry(&self, key: &Value<'_>) -> Outcome<'a> {
         match (self, key) {
@@ -166,20 +186,18 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// As text; `None` for what is made of other values.
-    pub(super) fn text(&self) -> Option<Box<str>> {
-        Some(match self {
-            Value::Null => "null".into(),
-            Value::Bool(is) => is.to_string().into(),
+    /// As text, in Envoy's form.
+    pub(super) fn text(&self) -> Box<str> {
+        match self {
             Value::Int(number) => number.to_string().into(),
             Value::Uint(number) => number.to_string().into(),
-            Value::Double(number) => number.to_string().into(),
-            Value::Text(text) => text.as_ref().into(),
-            Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into(),
-            Value::Duration(nanos) => format!("{}s", *nanos as f64 / 1e9).into(),
-            Value::Time(nanos) => jiff::Timestamp::from_nanosecond((*nanos).into()).ok()?.to_string().into(),
-            _ => return None,
-        })
+            other => match other.to_message().kind {
+                Some(Kind::StringValue(text)) => text.into(),
+                Some(Kind::BoolValue(is)) => is.to_string().into(),
+                Some(Kind::NumberValue(number)) => number.to_string().into(),
+                _ => "null".into(),
+            },
+        }
     }
 
     /// Which is less.
@@ -229,4 +247,43 @@ fn numbers(one: &Value<'_>, other: &Value<'_>) -> Option<Ordering> {
         (Some(one), Some(other)) => Some(one.cmp(&other)),
         _ => broken(one)?.partial_cmp(&broken(other)?),
     }
+}
+
+/// A duration with units: `1h2m3.5s`, or of less than a second in the largest unit of which it has one.
+fn duration_text(nanos: i64) -> String {
+    let sign = if nanos < 0 { "-" } else { "" };
+    let nanos = nanos.unsigned_abs();
+    let part = |unit: u64| {
+        let text = format!("{}.{:0width$}", nanos / unit, nanos % unit, width = unit.ilog10() as usize);
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    match nanos {
+        0 => "0".to_owned(),
+        1..1_000 => format!("{sign}{nanos}ns"),
+        1_000..1_000_000 => format!("{sign}{}us", part(1_000)),
+        1_000_000..1_000_000_000 => format!("{sign}{}ms", part(1_000_000)),
+        _ => {
+            let (minutes, left) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
+            let mut text = sign.to_owned();
+            if minutes >= 60 {
+                text += &format!("{}h", minutes / 60);
+            }
+            if minutes % 60 > 0 {
+                text += &format!("{}m", minutes % 60);
+            }
+            if left > 0 {
+                let seconds = format!("{}.{:09}", left / 1_000_000_000, left % 1_000_000_000);
+                text += seconds.trim_end_matches('0').trim_end_matches('.');
+                text.push('s');
+            }
+            text
+        }
+    }
+}
+
+/// A time by RFC 3339, with as much of the second as counts.
+fn time_text(nanos: i64) -> String {
+    // Every number of nanoseconds that fits is a time that jiff knows.
+    let time = jiff::Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    format!("{}+00:00", time.to_string().trim_end_matches('Z'))
 }

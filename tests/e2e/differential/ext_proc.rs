@@ -30,7 +30,7 @@ enum Does {
 }
 
 /// Starts a processor; it ends with the runtime.
-async fn processor() -> u16 {
+pub(super) async fn processor() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
@@ -76,7 +76,8 @@ async fn process(
                     ..Default::default()
                 });
             }
-            match answer(&path, &ask) {
+            let told = question.attributes.get("envoy.filters.http.ext_proc").map(attributes_seen);
+            match answer(&path, &ask, told) {
                 Does::Says(message) => messages.push(*message),
                 Does::Waits => return std::future::pending().await,
                 Does::Ends(status) => {
@@ -122,6 +123,14 @@ fn seen(headers: &pb::HttpHeaders) -> String {
     format!("{} ends={}", lines.join(" "), headers.end_of_stream)
 }
 
+/// Attributes, in order of their names.
+fn attributes_seen(told: &Struct) -> String {
+    let mut all: Vec<_> =
+        told.fields.iter().map(|(name, value)| format!("{name}={:?}", value.kind)).collect();
+    all.sort();
+    all.join(" ")
+}
+
 fn header(key: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption {
         header: Some(HeaderValue { key: key.into(), raw_value: value.into(), ..Default::default() }),
@@ -154,18 +163,23 @@ fn immediate(status: i32, headers: Option<pb::HeaderMutation>, body: &str) -> Sa
 }
 
 /// What the processor does: the path tells.
-fn answer(path: &str, ask: &Ask) -> Does {
+fn answer(path: &str, ask: &Ask, told: Option<String>) -> Does {
     let mut common = pb::CommonResponse::default();
     let mut more = pb::ProcessingResponse::default();
     let word = path.split(['/', '?']).nth(1).unwrap_or_default();
     let (mut set, mut removed): (_, &[&str]) = match ask {
         Ask::RequestHeaders(headers) => (vec![header("x-seen", &seen(headers))], &[]),
         Ask::ResponseHeaders(headers) => (vec![header("x-seen-too", &seen(headers))], &[]),
+        // Whether a head goes on before it was told of a piece of the body is a matter of time.
+        Ask::ResponseBody(_) if path.contains("pieces") => (Vec::new(), &[]),
         Ask::RequestBody(body) | Ask::ResponseBody(body) => {
             (vec![header("x-seen-body", &format!("{} {}", body.body.len(), body.end_of_stream))], &[])
         }
         _ => (Vec::new(), &[]),
     };
+    if let Some(told) = told {
+        set.push(header("x-told", &told));
+    }
     let of_request = matches!(ask, Ask::RequestHeaders(_));
     let of_response = matches!(ask, Ask::ResponseHeaders(_));
     let of_body = matches!(ask, Ask::RequestBody(_) | Ask::ResponseBody(_));
@@ -225,6 +239,21 @@ fn answer(path: &str, ask: &Ask) -> Does {
         "deny-body" if of_body => return said(immediate(418, None, "teapot")),
         "body" if of_body => common.body_mutation = body("another body"),
         "same" if of_body => common.body_mutation = body("SAME BODY!"),
+        "upper" => {
+            if let Ask::RequestBody(piece) | Ask::ResponseBody(piece) = ask {
+                let upper = piece.body.to_ascii_uppercase();
+                common.body_mutation = Some(pb::BodyMutation { mutation: Some(Mutation::Body(upper)) });
+            }
+        }
+        "override" if of_request => {
+            more.mode_override = Some(ProcessingMode {
+                request_body_mode: 1,
+                response_body_mode: 1,
+                request_trailer_mode: 1,
+                response_trailer_mode: 1,
+                ..Default::default()
+            });
+        }
         "clear" if of_body => {
             common.body_mutation = Some(pb::BodyMutation { mutation: Some(Mutation::ClearBody(true)) });
         }
@@ -257,6 +286,9 @@ fn answer(path: &str, ask: &Ask) -> Does {
         "slow" if of_request => return Does::Waits,
         "slow-response" if of_response => return Does::Waits,
         "slow-body" if of_body => return Does::Waits,
+        "end-body" if of_body => return Does::Ends(0),
+        "fail-body" if of_body => return Does::Ends(13),
+        "early-body" if of_body => return said(Says::RequestHeaders(pb::HeadersResponse::default())),
         "end" if of_request => return Does::Ends(0),
         "end-response" if of_response => return Does::Ends(0),
         "fail" if of_request => return Does::Ends(13),
@@ -271,10 +303,21 @@ fn answer(path: &str, ask: &Ask) -> Does {
         Ask::ResponseHeaders(_) => Says::ResponseHeaders(headers()),
         Ask::RequestBody(_) => Says::RequestBody(body()),
         Ask::ResponseBody(_) => Says::ResponseBody(body()),
-        Ask::RequestTrailers(_) => Says::RequestTrailers(pb::TrailersResponse::default()),
-        Ask::ResponseTrailers(_) => Says::ResponseTrailers(pb::TrailersResponse::default()),
+        Ask::RequestTrailers(trailers) => Says::RequestTrailers(of_trailers(word, trailers)),
+        Ask::ResponseTrailers(trailers) => Says::ResponseTrailers(of_trailers(word, trailers)),
     });
     Does::Says(Box::new(more))
+}
+
+fn of_trailers(word: &str, trailers: &pb::HttpTrailers) -> pb::TrailersResponse {
+    let seen = seen(&pb::HttpHeaders { headers: trailers.trailers.clone(), ..Default::default() });
+    let mut set = vec![header("x-seen-trailers", &seen)];
+    let mut removed: &[&str] = &[];
+    if word == "trail" {
+        set.extend([header("x-t", "new"), added("x-more", "1")]);
+        removed = &["x-gone"];
+    }
+    pb::TrailersResponse { header_mutation: changes(set, removed) }
 }
 
 fn said(says: Says) -> Does {
@@ -318,6 +361,7 @@ async fn processor_of_heads_and_bodies() {
         ("bodies", options(bodies)),
         ("strict", options(&format!("{bodies}, allow_mode_override: true, status_on_error: {{ code: 502 }}, mutation_rules: {{ disallow_is_error: true, disallow_expression: {{ regex: 'x-fix.*' }} }}, route_cache_action: RETAIN"))),
         ("open", options(", failure_mode_allow: true, stat_prefix: mine, disable_immediate_response: true, forward_rules: { allowed_headers: { patterns: [ { prefix: ':' }, { prefix: x- } ] }, disallowed_headers: { patterns: [ { exact: x-gone } ] } }")),
+        ("told", options(", request_attributes: [ request.path, request.size, request.headers, 'request.headers[\"x-have\"]', connection.mtls, nothing.at.all, request.protocol, 'request.size > 3' ], response_attributes: [ response.code, 'response.code == 200u' , xds.cluster_name, request.method ]")),
         ("responses", options(", processing_mode: { request_header_mode: SKIP, response_body_mode: BUFFERED }")),
         ("partial", options(", processing_mode: { request_body_mode: BUFFERED_PARTIAL, response_header_mode: SKIP }")),
     ] {
@@ -423,6 +467,7 @@ async fn processor_of_heads_and_bodies() {
     ] {
         cases.push(get("responses", name, path));
     }
+    cases.push(post("told", "told", "/x"));
     cases.push(post("partial", "partial", "/x"));
     cases.push(chunks("partial", "partial, chunks", "/body"));
     let rooms = [

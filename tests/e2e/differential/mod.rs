@@ -13,6 +13,7 @@ mod compression;
 pub mod counters;
 mod ext_authz;
 mod ext_proc;
+mod ext_proc_streams;
 mod filters;
 mod filters_policy;
 mod forwarded;

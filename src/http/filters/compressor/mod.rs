@@ -373,7 +373,7 @@ impl Turn {
                 self.mark(head);
                 stats.compressed.increment(1);
                 let coder = Transform::Compress(Box::new(Coder::new(encoder, stats)));
-                active(ex).downloads.push(coder);
+                active(ex).downloads.push(super::Download::Transform(coder));
             }
             None => stats.not_compressed.increment(1),
         }

@@ -1,12 +1,14 @@
 //! Requests and responses that another service looks at and changes (`envoy.filters.http.ext_proc`).
 //!
-//! Comes in: heads, and whole bodies where config wants them seen. Goes out: what the service makes of them: changes to a
-//! head, another body, or an answer of its own. One gRPC stream ([`session`]) serves a request and its response;
-//! [`mutation`] holds what may be changed. Without an answer in time the request fails, unless config says otherwise.
+//! Comes in: heads, and bodies and trailers where config wants them seen. Goes out: what the service makes of them:
+//! changes to a head, another body, or an answer of its own. One gRPC stream ([`session`]) serves a request and its
+//! response; bodies of which it sees piece after piece, and trailers, are [`stream`]'s; [`mutation`] holds what may be
+//! changed. Without an answer in time the request fails, unless config says otherwise.
 
 pub(super) mod mutation;
 pub(in crate::http) mod reply;
 pub(in crate::http) mod session;
+pub(in crate::http) mod stream;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,9 +19,11 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
+use outrigger_control_api::pb::google::protobuf::Struct;
 
 use self::mutation::Refused;
-use self::session::{Said, Session};
+use self::session::{Said, Session, Side};
+use self::stream::{Look, Processor};
 use super::chain::{active, At, Step, Wait};
 use super::ext_authz::rules::MutationRules;
 use super::{is_over, Awaited, Encoder, Pending};
@@ -28,7 +32,9 @@ use crate::config::route::RouteFilter;
 use crate::config::services::GrpcTarget;
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
+use crate::http::fields::Fields;
 use crate::http::head::ResponseHead;
+use crate::policy::cel::{Expression, Subject};
 
 crate::stats! {
     /// `http.<stat_prefix>.ext_proc.[<stat_prefix>.]`.
@@ -78,9 +84,15 @@ pub struct Config {
     pub told: Box<[Box<str>]>,
     /// Those that it may set.
     pub heard: Box<[Box<str>]>,
+    /// What it is told of the connection and the stream, with the first message of each side: names, and what they are
+    /// the value of.
+    pub attributes: [Attributes; 2],
     /// Its statistics.
     pub stats: ProcessorStats,
 }
+
+/// What of the stream is told, by the name under which it is.
+pub type Attributes = Box<[(Box<str>, Expression)]>;
 
 /// When a route is found anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +108,8 @@ pub enum RouteCache {
 #[allow(missing_docs)]
 pub enum Body {
     None,
+    /// Piece after piece.
+    Pieces,
     Whole,
     /// As much of it as may be held.
     Beginning,
@@ -109,6 +123,8 @@ pub struct Mode {
     pub response_head: bool,
     pub request_body: Body,
     pub response_body: Body,
+    pub request_trailers: bool,
+    pub response_trailers: bool,
 }
 
 /// What a route says (`ExtProcPerRoute`).
@@ -189,6 +205,7 @@ impl Config {
         let fail_open = fail_open.unwrap_or(self.fail_open);
         let session = Session::new(self.clone(), ex.worker.clone(), target, mode, fail_open);
         let session = Rc::new(RefCell::new(session));
+        session.borrow_mut().tell(self.attributes_of(Side::Request, ex, None));
         at.encode(ex, Encoder::ExtProc(session.clone()));
         let mut turn = Turn { place: at.place, phase: Phase::Head, session, replacement: None };
         let step = match mode.request_head {
@@ -213,7 +230,7 @@ impl Config {
                 let body = ex.filters.as_ref().and_then(|active| active.body.clone()).unwrap_or_default();
                 let ask = Ask::RequestBody(pb::HttpBody {
                     body: body.into(),
-                    end_of_stream: ex.upload.is_received(),
+                    end_of_stream: ex.upload.is_received() && ex.upload.trailers().is_none(),
                 });
                 return self.ask(turn, Some(ask), ex);
             }
@@ -248,6 +265,10 @@ impl Config {
                         return Step::Reply(reply);
                     }
                 }
+                if !turn.session.borrow().is_done() {
+                    // Of what follows it sees the trailers.
+                    self.stream(turn, ex);
+                }
                 turn.phase = Phase::Done;
                 Step::Continue
             }
@@ -262,17 +283,24 @@ impl Config {
             return Step::Continue;
         }
         let wait = match session.mode.request_body {
-            Body::None => return Step::Continue,
+            // What has come while the head was looked at is shown before that goes on.
+            Body::Pieces if ex.upload.is_received() => {
+                drop(session);
+                self.without_length(ex);
+                turn.phase = Phase::Taking;
+                return self.step(turn, ex);
+            }
+            Body::None | Body::Pieces => {
+                drop(session);
+                self.stream(turn, ex);
+                return Step::Continue;
+            }
             Body::Whole => Wait::Hold(ex.down.buffer_limit),
             Body::Beginning => Wait::Prefix(ex.down.buffer_limit),
         };
         drop(session);
         if matches!(wait, Wait::Prefix(_)) {
-            // Nobody knows how long it will be.
-            if let Some(request) = &mut ex.request {
-                request.fields.remove_known(Known::ContentLength);
-            }
-            ex.upload.without_length();
+            self.without_length(ex);
         }
         turn.phase = Phase::Taking;
         if ex.upload.is_received() {
@@ -280,6 +308,25 @@ impl Config {
             return self.step(turn, ex);
         }
         Step::Wait(wait)
+    }
+
+    /// What is left of the request is looked at as it passes.
+    fn stream(&self, turn: &Turn, ex: &mut Exchange<'_>) {
+        let mode = turn.session.borrow().mode;
+        let look = match (turn.phase, mode.request_body) {
+            (Phase::Done, Body::Pieces) => Look::Pieces,
+            _ => Look::Pass,
+        };
+        let ended = ex.upload.is_received() && ex.upload.trailers().is_none();
+        if look == Look::Pass && (!mode.request_trailers || ended) {
+            return;
+        }
+        if look == Look::Pieces {
+            self.without_length(ex);
+        }
+        let processor = Processor::new(&turn.session, Side::Request, look, self.metadata(ex));
+        let taken = active(ex).body.take().unwrap_or_default();
+        ex.upload.process(processor, taken);
     }
 
     /// Asks, and waits for what the service says.
@@ -310,12 +357,17 @@ impl Config {
         None
     }
 
-    /// As [`Config::set_body`], whatever was told of its length.
-    fn replace(&self, body: Bytes, ex: &mut Exchange<'_>) {
+    /// Nobody knows how long the body will be.
+    fn without_length(&self, ex: &mut Exchange<'_>) {
         if let Some(request) = &mut ex.request {
             request.fields.remove_known(Known::ContentLength);
         }
         ex.upload.without_length();
+    }
+
+    /// As [`Config::set_body`], whatever was told of its length.
+    fn replace(&self, body: Bytes, ex: &mut Exchange<'_>) {
+        self.without_length(ex);
         active(ex).body = Some(body);
     }
 
@@ -329,7 +381,7 @@ impl Config {
         let common = match says {
             Says::RequestHeaders(response) if head => response.response,
             Says::RequestBody(response) if !head => response.response,
-            says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
+            says => return self.unexpected(session, &says),
         };
         self.stats.stream_msgs_received.increment(1);
         let Some(common) = common else { return Verdict::Go(None, false) };
@@ -346,6 +398,13 @@ impl Config {
         }
         self.reroute(common.clear_route_cache, ex);
         mutation::body_of(common, head)
+    }
+
+    fn unexpected(&self, session: &Rc<RefCell<Session>>, says: &Says) -> Verdict {
+        match self.out_of_turn(session, Some(says)) {
+            Ok(()) => Verdict::Go(None, false),
+            Err(reply) => Verdict::Reply(reply),
+        }
     }
 
     /// Applies what the service says of a response's head, or else of its body.
@@ -365,7 +424,7 @@ impl Config {
         let common = match says {
             Says::ResponseHeaders(response) if of_head => response.response,
             Says::ResponseBody(response) if !of_head => response.response,
-            says => return Verdict::Reply(Box::new(self.spurious(session, Some(&says)))),
+            says => return self.unexpected(session, &says),
         };
         self.stats.stream_msgs_received.increment(1);
         let Some(common) = common else { return Verdict::Go(None, false) };
@@ -378,28 +437,105 @@ impl Config {
         mutation::body_of(common, of_head)
     }
 
+    /// What the service is told of the stream as a side begins.
+    pub(in crate::http) fn attributes_of(
+        &self,
+        side: Side,
+        ex: &Exchange<'_>,
+        response: Option<&ResponseHead>,
+    ) -> Option<Struct> {
+        let [of_request, of_response] = &self.attributes;
+        let wanted = if side == Side::Request { of_request } else { of_response };
+        if wanted.is_empty() {
+            return None;
+        }
+        let subject = Subject {
+            connection: &ex.info.connection,
+            stream: Some(&ex.info),
+            request: ex.request.as_ref().map(|request| request as _),
+            response: response.map(|response| response as _),
+            trailers: None,
+            dynamic: ex.info.metadata.as_deref(),
+        };
+        let told = wanted
+            .iter()
+            .filter_map(|(name, expression)| Some((name.to_string(), expression.message(&subject)?)));
+        Some(Struct { fields: told.collect() })
+    }
+
     /// What the service is asked about a response's head.
     pub(in crate::http) fn question_of_head(&self, head: &ResponseHead, ends: bool) -> Ask {
         Ask::ResponseHeaders(mutation::headers(self, mutation::response_lines(head), ends))
     }
 
     /// What it is asked about a response's body.
-    pub(in crate::http) fn question_of_body(body: &Bytes) -> Ask {
-        Ask::ResponseBody(pb::HttpBody { body: body.to_vec(), end_of_stream: true })
+    pub(in crate::http) fn question_of_body(body: &Bytes, ends: bool) -> Ask {
+        Ask::ResponseBody(pb::HttpBody { body: body.to_vec(), end_of_stream: ends })
+    }
+
+    /// What it is asked about its trailers.
+    pub(in crate::http) fn question_of_trailers(&self, trailers: &Fields) -> Ask {
+        Ask::ResponseTrailers(mutation::trailers(self, trailers))
+    }
+
+    /// Applies what the service says of a response's trailers.
+    pub(in crate::http) fn hear_trailers(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        said: Said,
+        ex: &mut Exchange<'_>,
+        trailers: &mut Fields,
+    ) -> Result<(), Box<Reply>> {
+        match self.settle(session, said, ex)? {
+            None => Ok(()),
+            Some(Says::ResponseTrailers(said)) => {
+                self.stats.stream_msgs_received.increment(1);
+                let changes = said.header_mutation.unwrap_or_default();
+                mutation::apply_to_trailers(self, &changes, trailers)
+                    .map_err(|refused| Box::new(self.refuse(session, refused)))
+            }
+            Some(says) => self.out_of_turn(session, Some(&says)),
+        }
     }
 
     /// A response's body after what the service said of it; an answer of our own where its length is told otherwise.
     pub(in crate::http) fn body_of_response(
         &self,
         session: &Rc<RefCell<Session>>,
-        head: &ResponseHead,
+        head: &mut ResponseHead,
         body: &Bytes,
     ) -> Result<(), Box<Reply>> {
+        if session.borrow().mode.response_body != Body::Whole {
+            // What it becomes may have another length.
+            if head.fields.has(Known::ContentLength) {
+                let mut digits = itoa::Buffer::new();
+                head.fields.set_known(Known::ContentLength, digits.format(body.len()).as_bytes());
+            }
+            return Ok(());
+        }
         let length = head.fields.get(Known::ContentLength).map(crate::config::matcher::number::<usize>);
         if length.is_some_and(|length| length != Some(body.len())) {
             return Err(Box::new(self.refuse(session, Refused::LENGTH)));
         }
         Ok(())
+    }
+
+    /// What looks at a response's body on its way, and at its trailers, if anything does.
+    pub(in crate::http) fn of_response(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        ex: &Exchange<'_>,
+        limit: usize,
+    ) -> Option<Processor> {
+        let mode = session.borrow().mode;
+        let look = match mode.response_body {
+            Body::Pieces => Look::Pieces,
+            Body::Beginning => Look::Beginning(limit),
+            Body::None | Body::Whole => Look::Pass,
+        };
+        let looks = look != Look::Pass || mode.response_trailers;
+        (looks && !session.borrow().is_done())
+            .then(|| Processor::new(session, Side::Response, look, self.metadata(ex)))
     }
 
     fn reroute(&self, asked: bool, ex: &mut Exchange<'_>) {

@@ -54,6 +54,15 @@ pub(in crate::http) fn headers(
     lines: Vec<(String, Vec<u8>)>,
     ends: bool,
 ) -> pb::HttpHeaders {
+    pb::HttpHeaders { headers: Some(map(config, lines)), end_of_stream: ends, ..pb::HttpHeaders::default() }
+}
+
+/// What it sees of trailers.
+pub(super) fn trailers(config: &Config, trailers: &Fields) -> pb::HttpTrailers {
+    pb::HttpTrailers { trailers: Some(map(config, lines(trailers).collect())) }
+}
+
+fn map(config: &Config, lines: Vec<(String, Vec<u8>)>) -> HeaderMap {
     let is = |list: &[crate::config::matcher::StringMatcher], name: &str| {
         list.iter().any(|matcher| matcher.matches(name.as_bytes()))
     };
@@ -65,11 +74,7 @@ pub(in crate::http) fn headers(
         .filter(|(name, _)| seen(name))
         .map(|(key, raw_value)| HeaderValue { key, raw_value, ..HeaderValue::default() })
         .collect();
-    pb::HttpHeaders {
-        headers: Some(HeaderMap { headers }),
-        end_of_stream: ends,
-        ..pb::HttpHeaders::default()
-    }
+    HeaderMap { headers }
 }
 
 /// A header to set: its name, its value, and whether it is added to what is there.
@@ -181,6 +186,32 @@ pub(in crate::http) fn apply_to_response(
             head.append(&key, value);
         } else if !key.name().starts_with(':') {
             head.set(&key, value);
+        }
+    }
+    Ok(())
+}
+
+/// Makes changes to trailers.
+pub(super) fn apply_to_trailers(
+    config: &Config,
+    changes: &pb::HeaderMutation,
+    trailers: &mut Fields,
+) -> Result<(), Refused> {
+    for name in &changes.remove_headers {
+        let key = HeaderKey::new(name);
+        if config.permits(&key, true)? && !is_framing(&key) {
+            trailers.remove(&key);
+        }
+    }
+    for option in &changes.set_headers {
+        let Some((key, value, append)) = config.checked(option)? else { continue };
+        if is_framing(&key) || key.known() == Known::ContentLength || key.name().starts_with(':') {
+            continue;
+        }
+        if append {
+            trailers.append(&key, value);
+        } else {
+            trailers.set(&key, value);
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::session::{Said, Session};
+use super::session::{Said, Session, Side};
 use super::{Body, Config, Verdict};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
@@ -32,6 +32,7 @@ pub(in crate::http) async fn consult(
     ends: bool,
 ) -> Result<(), Stopped> {
     let config = session.borrow().config.clone();
+    session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(head)));
     if session.borrow().mode.response_head {
         let ask = config.question_of_head(head, ends);
         let said = hear(ex, Session::ask(session.clone(), ask, config.metadata(ex))).await?;
@@ -50,7 +51,8 @@ pub(in crate::http) async fn consult(
         return Ok(());
     }
     let said =
-        hear(ex, Session::ask(session.clone(), Config::question_of_body(body), config.metadata(ex))).await?;
+        hear(ex, Session::ask(session.clone(), Config::question_of_body(body, true), config.metadata(ex)))
+            .await?;
     match config.hear_response(session, said, ex, head, false) {
         Verdict::Reply(reply) => Err(Stopped::Reply(reply)),
         Verdict::Go(None, _) => Ok(()),

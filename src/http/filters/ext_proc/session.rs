@@ -1,11 +1,12 @@
 //! The stream to the service that one request and its response share: questions out, one at a time, and answers in.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::{poll_fn, Future};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
@@ -15,6 +16,7 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
+use outrigger_control_api::pb::google::protobuf::Struct;
 use prost::Message;
 
 use super::mutation::{self, Refused};
@@ -26,6 +28,9 @@ use crate::http::worker::Worker;
 
 const PATH: &[u8] = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
+/// Under this name attributes are told.
+const NAME: &str = "envoy.filters.http.ext_proc";
+
 /// The stream.
 #[derive(Debug)]
 pub(in crate::http) struct Session {
@@ -35,8 +40,32 @@ pub(in crate::http) struct Session {
     target: Arc<GrpcTarget>,
     fail_open: bool,
     stream: Option<GrpcStream>,
+    /// What it has said of the other side's parts than the one that read it, by [`Side`].
+    kept: [VecDeque<Box<pb::ProcessingResponse>>; 2],
+    /// Questions without an answer, by side.
+    asked: [usize; 2],
+    /// What it is told of the stream with the next message.
+    attributes: Option<Struct>,
+    /// Metadata that it wants set, until who is asked about a body's pieces can set it.
+    pub(super) noted: Vec<(String, Struct)>,
     /// The service is not asked any more.
     done: bool,
+}
+
+/// Whose parts are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::http) enum Side {
+    Request,
+    Response,
+}
+
+impl Side {
+    fn of(ask: &Ask) -> Self {
+        match ask {
+            Ask::RequestHeaders(_) | Ask::RequestBody(_) | Ask::RequestTrailers(_) => Side::Request,
+            Ask::ResponseHeaders(_) | Ask::ResponseBody(_) | Ask::ResponseTrailers(_) => Side::Response,
+        }
+    }
 }
 
 /// What came of a question.
@@ -46,6 +75,8 @@ pub(in crate::http) enum Said {
     /// The call is over.
     Ended(Ended),
     TimedOut,
+    /// It needs so much time for its answer.
+    Later(Duration),
     /// The service is not asked any more.
     Nothing,
 }
@@ -64,12 +95,29 @@ impl Session {
         mode: Mode,
         fail_open: bool,
     ) -> Self {
-        Self { config, mode, worker, target, fail_open, stream: None, done: false }
+        Self {
+            config,
+            mode,
+            worker,
+            target,
+            fail_open,
+            stream: None,
+            kept: [const { VecDeque::new() }; 2],
+            asked: [0; 2],
+            attributes: None,
+            noted: Vec::new(),
+            done: false,
+        }
     }
 
     /// Whether the service is not asked any more.
     pub(in crate::http) fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// The next message has these attributes.
+    pub(in crate::http) fn tell(&mut self, attributes: Option<Struct>) {
+        self.attributes = attributes;
     }
 
     /// The stream ends; counted once.
@@ -81,9 +129,12 @@ impl Session {
     }
 
     /// Sends a question, on a stream that it opens if there is none.
-    fn send(&mut self, ask: Ask, metadata: Metadata) {
+    pub(super) fn send(&mut self, ask: Ask, metadata: Metadata) {
+        self.asked[Side::of(&ask) as usize] += 1;
         let stats = &self.config.stats;
+        let attributes = self.attributes.take().map(|attributes| (NAME.to_owned(), attributes));
         let question = pb::ProcessingRequest {
+            attributes: attributes.into_iter().collect(),
             metadata_context: Some(metadata),
             request: Some(ask),
             ..pb::ProcessingRequest::default()
@@ -101,47 +152,86 @@ impl Session {
 
     /// Asks, and waits for what the service says to that.
     pub(in crate::http) async fn ask(session: Rc<RefCell<Self>>, ask: Ask, metadata: Metadata) -> Said {
-        let (timeout, max) = {
+        let side = Side::of(&ask);
+        let timeout = {
             let mut session = session.borrow_mut();
             if session.done {
                 return Said::Nothing;
             }
             session.send(ask, metadata);
-            (session.config.timeout, session.config.max_timeout)
+            session.config.timeout
         };
         let mut limit = pin!(tokio::time::sleep(timeout));
         let mut extended = false;
         poll_fn(|context| {
             let mut session = session.borrow_mut();
-            while let Some(stream) = &mut session.stream {
-                let bytes = match stream.poll_next(context) {
+            loop {
+                match session.poll_said(side, context) {
                     Poll::Pending => break,
-                    Poll::Ready(Err(ended)) => return Poll::Ready(Said::Ended(ended)),
-                    Poll::Ready(Ok(bytes)) => bytes,
-                };
-                let Ok(answer) = pb::ProcessingResponse::decode(bytes) else {
-                    let message = String::new();
-                    return Poll::Ready(Said::Ended(Ended { status: 13, message }));
-                };
-                let Some(wanted) = &answer.override_message_timeout else {
-                    return Poll::Ready(Said::Answer(Box::new(answer)));
-                };
-                // Such a message says nothing else.
-                let millis =
-                    wanted.seconds.saturating_mul(1000).saturating_add(i64::from(wanted.nanos) / 1_000_000);
-                let wanted = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-                let stats = &session.config.stats;
-                if !extended && wanted >= Duration::from_millis(1) && wanted <= max {
-                    stats.override_message_timeout_received.increment(1);
-                    extended = true;
-                    limit.as_mut().reset(tokio::time::Instant::now() + wanted);
-                } else {
-                    stats.override_message_timeout_ignored.increment(1);
+                    Poll::Ready(Said::Later(wanted)) => {
+                        if let Some(wanted) = session.may_take(wanted, &mut extended) {
+                            limit.as_mut().reset(tokio::time::Instant::now() + wanted);
+                        }
+                    }
+                    said => return said,
                 }
             }
             limit.as_mut().poll(context).map(|()| Said::TimedOut)
         })
         .await
+    }
+
+    /// What the service says next of the parts of `side`.
+    pub(super) fn poll_said(&mut self, side: Side, context: &mut Context<'_>) -> Poll<Said> {
+        if let Some(kept) = self.kept[side as usize].pop_front() {
+            self.asked[side as usize] = self.asked[side as usize].saturating_sub(1);
+            return Poll::Ready(Said::Answer(kept));
+        }
+        while let Some(stream) = &mut self.stream {
+            let bytes = match ready!(stream.poll_next(context)) {
+                Err(ended) => return Poll::Ready(Said::Ended(ended)),
+                Ok(bytes) => bytes,
+            };
+            let Ok(answer) = pb::ProcessingResponse::decode(bytes) else {
+                return Poll::Ready(Said::Ended(Ended { status: 13, message: String::new() }));
+            };
+            if let Some(wanted) = &answer.override_message_timeout {
+                // Such a message says nothing else.
+                let millis =
+                    wanted.seconds.saturating_mul(1000).saturating_add(i64::from(wanted.nanos) / 1_000_000);
+                return Poll::Ready(Said::Later(Duration::from_millis(u64::try_from(millis).unwrap_or(0))));
+            }
+            let of = match &answer.response {
+                Some(Says::RequestHeaders(_) | Says::RequestBody(_) | Says::RequestTrailers(_)) => {
+                    Side::Request
+                }
+                Some(Says::ResponseHeaders(_) | Says::ResponseBody(_) | Says::ResponseTrailers(_)) => {
+                    Side::Response
+                }
+                _ => side,
+            };
+            // What nobody asked about is out of turn, whoever hears it.
+            if of == side || self.kept[of as usize].len() >= self.asked[of as usize] {
+                self.asked[side as usize] = self.asked[side as usize].saturating_sub(1);
+                return Poll::Ready(Said::Answer(Box::new(answer)));
+            }
+            // Both sides are of one task, and the other may have looked before.
+            self.kept[of as usize].push_back(Box::new(answer));
+            context.waker().wake_by_ref();
+        }
+        Poll::Ready(Said::Nothing)
+    }
+
+    /// Whether the service may take so long for an answer, which it may ask for once.
+    pub(super) fn may_take(&self, wanted: Duration, extended: &mut bool) -> Option<Duration> {
+        let stats = &self.config.stats;
+        if !*extended && wanted >= Duration::from_millis(1) && wanted <= self.config.max_timeout {
+            stats.override_message_timeout_received.increment(1);
+            *extended = true;
+            return Some(wanted);
+        }
+        stats.override_message_timeout_ignored.increment(1);
+        None
     }
 }
 
@@ -149,6 +239,7 @@ impl Session {
 fn protocol(mode: Mode) -> Vec<u8> {
     let code = |body: Body| match body {
         Body::None => 0,
+        Body::Pieces => mode_pb::BodySendMode::Streamed as u8,
         Body::Whole => mode_pb::BodySendMode::Buffered as u8,
         Body::Beginning => mode_pb::BodySendMode::BufferedPartial as u8,
     };
@@ -170,21 +261,29 @@ impl Mode {
         use mode_pb::{BodySendMode, HeaderSendMode};
         let body = |value: i32| match BodySendMode::try_from(value) {
             Ok(BodySendMode::None) => Some(Body::None),
+            Ok(BodySendMode::Streamed) => Some(Body::Pieces),
             Ok(BodySendMode::Buffered) => Some(Body::Whole),
             Ok(BodySendMode::BufferedPartial) => Some(Body::Beginning),
             _ => None,
         };
         let sends = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Send);
-        if sends(mode.request_trailer_mode) || sends(mode.response_trailer_mode) {
-            return None;
-        }
         let skips = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Skip);
         Some(Self {
             request_head: !skips(mode.request_header_mode),
             response_head: !skips(mode.response_header_mode),
             request_body: body(mode.request_body_mode)?,
             response_body: body(mode.response_body_mode)?,
+            request_trailers: sends(mode.request_trailer_mode),
+            response_trailers: sends(mode.response_trailer_mode),
         })
+    }
+}
+
+/// Sets the metadata that the service wanted set.
+pub(in crate::http) fn set_metadata(session: &mut Session, ex: &mut Exchange<'_>) {
+    for (name, fields) in session.noted.drain(..) {
+        let all = ex.info.metadata.get_or_insert_default();
+        all.entry(name).or_default().fields.extend(fields.fields);
     }
 }
 
@@ -202,18 +301,29 @@ impl Config {
         seen
     }
 
-    /// What an answer of any kind means for the request: what the service says of the part it was asked about, `None`
-    /// where it has nothing to say, or the answer to the request.
+    /// As [`Config::settle_later`], and what has been noted of metadata is set.
     pub(in crate::http) fn settle(
         &self,
         session: &Rc<RefCell<Session>>,
         said: Said,
         ex: &mut Exchange<'_>,
     ) -> Result<Option<Says>, Box<Reply>> {
+        let settled = self.settle_later(session, said);
+        set_metadata(&mut session.borrow_mut(), ex);
+        settled
+    }
+
+    /// What an answer of any kind means for the request: what the service says of the part it was asked about, `None`
+    /// where it has nothing to say, or the answer to the request.
+    pub(super) fn settle_later(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        said: Said,
+    ) -> Result<Option<Says>, Box<Reply>> {
         let stats = &self.stats;
         let fail_open = session.borrow().fail_open;
         let answer = match said {
-            Said::Nothing => return Ok(None),
+            Said::Nothing | Said::Later(_) => return Ok(None),
             Said::Answer(answer) => answer,
             Said::TimedOut => {
                 stats.message_timeouts.increment(1);
@@ -240,20 +350,21 @@ impl Config {
                 session.stream = None;
                 session.done = true;
                 let Ended { status, message } = ended;
-                let message =
-                    if message.is_empty() { message } else { format!("{{{message}{{via_upstream}}}}") };
+                let message = match &*message {
+                    "" => "{via_upstream}".to_owned(),
+                    message => format!("{{{message}{{via_upstream}}}}"),
+                };
                 let details = format!("ext_proc_error_gRPC_error_{status}{message}");
                 return Err(Box::new(self.failure(self.status_on_error, &details)));
             }
         };
-        let Some(says) = answer.response else { return Err(Box::new(self.spurious(session, None))) };
+        let Some(says) = answer.response else { return self.out_of_turn(session, None).map(|()| None) };
         if let Some(metadata) = answer.dynamic_metadata {
             for (name, value) in metadata.fields {
                 if let (true, Some(Kind::StructValue(fields))) =
                     (self.heard.iter().any(|heard| **heard == *name), value.kind)
                 {
-                    let all = ex.info.metadata.get_or_insert_default();
-                    all.entry(name).or_default().fields.extend(fields.fields);
+                    session.borrow_mut().noted.push((name, fields));
                 }
             }
         }
@@ -271,7 +382,7 @@ impl Config {
         }
         if let Says::ImmediateResponse(said) = says {
             if self.no_immediate {
-                return Err(Box::new(self.spurious(session, Some(&Says::ImmediateResponse(said)))));
+                return self.out_of_turn(session, Some(&Says::ImmediateResponse(said))).map(|()| None);
             }
             stats.stream_msgs_received.increment(1);
             session.borrow_mut().close();
@@ -280,12 +391,22 @@ impl Config {
         Ok(Some(says))
     }
 
-    /// The answer to a request of which the service says something out of turn.
-    pub(in crate::http) fn spurious(&self, session: &Rc<RefCell<Session>>, says: Option<&Says>) -> Reply {
+    /// The service has said something out of turn, and is not asked any more. An answer to the request unless that may
+    /// go on without it.
+    pub(in crate::http) fn out_of_turn(
+        &self,
+        session: &Rc<RefCell<Session>>,
+        says: Option<&Says>,
+    ) -> Result<(), Box<Reply>> {
         self.stats.spurious_msgs_received.increment(1);
-        session.borrow_mut().close();
+        let mut session = session.borrow_mut();
+        session.close();
+        if session.fail_open {
+            self.stats.failure_mode_allowed.increment(1);
+            return Ok(());
+        }
         let details = if says.is_some() { "spurious_message" } else { "unhandled_message" };
-        self.failure(self.status_on_error, details)
+        Err(Box::new(self.failure(self.status_on_error, details)))
     }
 
     /// The answer where a change is not allowed.

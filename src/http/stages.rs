@@ -1,0 +1,174 @@
+//! What holds a body's pieces for a while on their way: its pace, and services that look at them.
+//!
+//! Comes in: pieces, and the end with its trailers. Goes out: the same or others, in their turn. Filters that need no
+//! time ([`transforms`]) come before the first stage or after any.
+//!
+//! [`transforms`]: super::filters::transforms
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::exchange::Reply;
+use super::fields::Fields;
+use super::filters::ext_proc::stream::Processor;
+use super::filters::transforms::{Transform, Transforms};
+use super::pace::Pace;
+
+/// What may pass.
+#[derive(Debug)]
+pub(super) enum Passes {
+    Piece(Bytes),
+    End(Option<Fields>),
+    /// Nothing is held.
+    Nothing,
+}
+
+/// Why nothing more passes.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The message is answered with this, where that is still possible.
+    Reply(Box<Reply>),
+    /// What came is not what it should be.
+    Broken,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) enum Stage {
+    Pace(Box<Pace>),
+    Processor(Box<Processor>),
+}
+
+/// All that one body goes through, in order.
+#[derive(Debug, Default)]
+pub(super) struct Stages {
+    list: Vec<(Stage, Transforms)>,
+    /// What has left the last of them.
+    out: VecDeque<Passes>,
+    /// The end has left it.
+    ended: bool,
+    /// Bytes that have passed.
+    pub(super) passed: u64,
+}
+
+impl Stage {
+    fn hold(&mut self, piece: Bytes) {
+        match self {
+            Stage::Pace(pace) => pace.hold(piece),
+            Stage::Processor(processor) => processor.hold(piece),
+        }
+    }
+
+    fn hold_end(&mut self, trailers: Option<Fields>) {
+        match self {
+            Stage::Pace(pace) => pace.hold_end(trailers),
+            Stage::Processor(processor) => processor.hold_end(trailers),
+        }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Stage::Pace(pace) => pace.length(),
+            Stage::Processor(processor) => processor.length(),
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Passes, Stop>> {
+        match self {
+            Stage::Pace(pace) => pace.poll_next(context).map(Ok),
+            Stage::Processor(processor) => processor.poll_next(context),
+        }
+    }
+}
+
+impl Stages {
+    /// One more, after those that are there.
+    pub(super) fn add(&mut self, stage: Stage) {
+        self.list.push((stage, Transforms::default()));
+    }
+
+    /// A filter after those that are there.
+    pub(super) fn transform(&mut self, transform: Transform) {
+        if let Some((_, then)) = self.list.last_mut() {
+            then.add(transform);
+        }
+    }
+
+    /// Bytes that wait.
+    pub(super) fn length(&self) -> usize {
+        self.list.iter().map(|(stage, _)| stage.length()).sum()
+    }
+
+    /// Whether the body's end has passed.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended
+    }
+
+    pub(super) fn hold(&mut self, piece: Bytes) {
+        if let (false, Some((stage, _))) = (piece.is_empty(), self.list.first_mut()) {
+            stage.hold(piece);
+        }
+    }
+
+    /// The body ends here, with these trailers.
+    pub(super) fn hold_end(&mut self, trailers: Option<Fields>) {
+        if let Some((stage, _)) = self.list.first_mut() {
+            stage.hold_end(trailers);
+        }
+    }
+
+    /// What passes next; pending while something is held that may not.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Passes, Stop>> {
+        let (mut at, mut waits) = (0, false);
+        loop {
+            if let Some(passes) = self.out.pop_front() {
+                match &passes {
+                    Passes::Piece(piece) => self.passed += piece.len() as u64,
+                    Passes::End(_) => self.ended = true,
+                    Passes::Nothing => {}
+                }
+                return Poll::Ready(Ok(passes));
+            }
+            let Some((stage, then)) = self.list.get_mut(at) else { break };
+            match stage.poll_next(context) {
+                Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
+                // Those behind it may have something.
+                Poll::Pending => (at, waits) = (at + 1, true),
+                Poll::Ready(Ok(Passes::Nothing)) => at += 1,
+                Poll::Ready(Ok(Passes::Piece(piece))) => {
+                    let changed = then.piece(piece).zip(then.pause());
+                    let Some((piece, rest)) = changed else { return Poll::Ready(Err(Stop::Broken)) };
+                    for piece in [piece, rest] {
+                        self.pass(at, Passes::Piece(piece));
+                    }
+                }
+                Poll::Ready(Ok(Passes::End(trailers))) => {
+                    let Some((piece, trailers)) = then.end(trailers) else {
+                        return Poll::Ready(Err(Stop::Broken));
+                    };
+                    self.pass(at, Passes::Piece(piece));
+                    self.pass(at, Passes::End(trailers));
+                }
+            }
+        }
+        if waits {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(Passes::Nothing))
+        }
+    }
+
+    /// Hands on what has left the stage at `at`.
+    fn pass(&mut self, at: usize, passes: Passes) {
+        if matches!(&passes, Passes::Piece(piece) if piece.is_empty()) {
+            return;
+        }
+        match (self.list.get_mut(at + 1), passes) {
+            (Some((next, _)), Passes::Piece(piece)) => next.hold(piece),
+            (Some((next, _)), Passes::End(trailers)) => next.hold_end(trailers),
+            (_, passes) => self.out.push_back(passes),
+        }
+    }
+}
