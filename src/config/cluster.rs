@@ -17,6 +17,7 @@ pub use super::hosts::{
 };
 use super::tls::ClusterTls;
 use crate::runtime::proxy_protocol;
+use crate::telemetry::istio::Service;
 use crate::telemetry::stats::ClusterStats;
 use crate::upstream::health::ClusterHealth;
 use crate::upstream::host_set::SplitOptions;
@@ -77,12 +78,14 @@ pub struct Cluster {
 }
 
 /// What a cluster's metadata tell Istio's filters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IstioCluster {
     /// TLS offers what its context says, whatever the HTTP version (`alpn_override: "false"`).
     pub keeps_alpn: bool,
     /// It is outside of the mesh.
     pub external: bool,
+    /// The service that it stands for.
+    pub service: Option<Arc<Service>>,
 }
 
 impl Cluster {

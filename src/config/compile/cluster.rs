@@ -105,7 +105,7 @@ pub fn compile(
         http,
         socket,
         tls,
-        istio: istio::of_cluster(cluster.metadata.as_ref()),
+        istio: istio::of_cluster(&cluster.name, cluster.metadata.as_ref()),
         added_via_api: environment.dynamic,
         preconnect_ratio: ratio(cluster, |policy| policy.per_upstream_preconnect_ratio),
         predictive_ratio: ratio(cluster, |policy| policy.predictive_preconnect_ratio),
