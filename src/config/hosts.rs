@@ -60,6 +60,8 @@ pub struct HostTemplate {
     pub check: Option<Arc<HostCheck>>,
     /// What subsets and hashes read.
     pub metadata: Option<Arc<HostMetadata>>,
+    /// What Istio says of its workload, as it is written in its metadata.
+    pub workload: Option<Arc<str>>,
 }
 
 /// `envoy.config.core.v3.Locality`.

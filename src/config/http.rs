@@ -94,6 +94,8 @@ pub struct HttpConnectionManager {
     pub delayed_close_timeout: Duration,
     /// The body and headers of local replies, when config changes them.
     pub local_reply: Option<LocalReplyRules>,
+    /// Which requests are traced, and who is told.
+    pub tracing: Option<Box<crate::http::trace::Tracing>>,
     /// `forward_client_cert_details` with `set_current_client_cert_details`.
     pub client_cert: ClientCert,
 }
@@ -241,8 +243,8 @@ pub enum HttpFilter {
     PeerMetadata(Arc<filters::istio::peer_metadata::Config>),
     /// One that is skipped for some requests.
     Conditional(Arc<filters::conditional::Config>),
-    /// One that changes no traffic; it is not installed.
-    Passive,
+    /// Istio's standard metrics.
+    StandardMetrics(Arc<crate::telemetry::istio::StandardMetrics>),
     /// `envoy.filters.http.decompressor`.
     Decompressor(Arc<filters::decompressor::Config>),
 }

@@ -32,6 +32,8 @@ pub struct Listener {
     pub pipe_mode: u32,
     /// Whether a socket is bound (false: reachable by hand-off only).
     pub bind_to_port: bool,
+    /// Its connections do not count among those that the process may have.
+    pub unlimited: bool,
     /// Direction, for drain and metrics.
     pub direction: Direction,
     /// Which chain serves a connection.

@@ -12,13 +12,21 @@ use outrigger_control_api::pb::google::protobuf::{Struct, Value};
 use prost::Message;
 use serde_json::Value as Json;
 
+use crate::telemetry::istio::Workload;
+
 /// Who this proxy is.
 #[derive(Debug, Default)]
 pub struct LocalNode {
     /// Its id; empty if it has none.
     pub id: Box<str>,
+    /// The zone that it is in; empty if it is in none.
+    pub zone: Box<str>,
     /// What peers are told of its workload: a `Struct` in base64.
     pub workload: Box<str>,
+    /// What labels of metrics say of it.
+    pub own: Workload,
+    /// The release of Istio that it is said to be of.
+    pub istio_version: Box<str>,
 }
 
 static CURRENT: LazyLock<ArcSwap<LocalNode>> = LazyLock::new(ArcSwap::default);
@@ -29,10 +37,20 @@ impl LocalNode {
         CURRENT.load_full()
     }
 
-    /// This process is the node `id` with this metadata.
-    pub fn set(id: &str, metadata: &Json) {
-        let workload = STANDARD.encode(workload(metadata)).into();
-        CURRENT.store(Arc::new(Self { id: id.into(), workload }));
+    /// This process is the node `id` in `zone`, with this metadata.
+    pub fn set(id: &str, zone: &str, metadata: &Json) {
+        CURRENT.store(Arc::new(Self { zone: zone.into(), ..Self::of(id, metadata) }));
+    }
+
+    /// The node `id` with this metadata.
+    pub fn of(id: &str, metadata: &Json) -> Self {
+        Self {
+            id: id.into(),
+            zone: Box::default(),
+            workload: STANDARD.encode(workload(metadata)).into(),
+            own: Workload::of_node(metadata),
+            istio_version: metadata.get("ISTIO_VERSION").and_then(Json::as_str).unwrap_or_default().into(),
+        }
     }
 }
 

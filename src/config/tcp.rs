@@ -12,6 +12,7 @@ use super::compile::{duration, idle, Environment};
 use super::problems::Problems;
 use super::slot::Slot;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::TcpProxyStats;
 
@@ -34,6 +35,8 @@ pub struct TcpProxy {
     pub max_connection_duration_jitter: f64,
     /// Written when a connection ends, and as `log_options` say.
     pub access_logs: Vec<AccessLog>,
+    /// Istio's standard metrics, made of its connections.
+    pub metrics: Vec<Arc<StandardMetrics>>,
     /// When else access logs are written.
     pub log_options: LogOptions,
     /// `hash_policy` with `source_ip`: hash-based balancing goes by the client's address.
@@ -126,6 +129,7 @@ impl TcpProxy {
             ),
             max_connection_duration_jitter: jitter(config, problems),
             access_logs,
+            metrics: Vec::new(),
             log_options: log_options(config, problems),
             hash_source_ip,
             hash_object,

@@ -22,6 +22,7 @@ use super::on_demand::Found;
 use super::pump::Pump;
 pub(super) use super::reply::Reply;
 use super::router::{self, End};
+use super::trace;
 use super::worker::Worker;
 use crate::config::http::{HttpConnectionManager, Routes};
 use crate::config::route::{Action, Route, RouteTable, Selection};
@@ -62,6 +63,10 @@ pub struct Exchange<'a> {
     pub(super) filters: Option<Box<filters::Active>>,
     /// They have been asked.
     pub(super) filtered: bool,
+    /// Its trace.
+    pub(super) span: Option<Box<trace::Span>>,
+    /// Standard metrics count it when it is over.
+    pub(super) reported: bool,
     /// The response's trailers, kept for the log.
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
@@ -111,6 +116,8 @@ impl<'a> Exchange<'a> {
             response: None,
             filters: None,
             filtered: false,
+            reported: false,
+            span: None,
             trailers: None,
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
@@ -306,6 +313,9 @@ impl<'a> Exchange<'a> {
         if let Found::Route(route) = &found {
             self.info.route_name.clone_from(&route.name);
         }
+        if manager.tracing.is_some() {
+            trace::begin(self, found.route().map(|route| &**route));
+        }
         let mut chosen = None;
         if !manager.filters.is_empty() && !matches!(found, Found::Gone) {
             let mut course = Course::new(self, found, random);
@@ -429,6 +439,9 @@ impl<'a> Exchange<'a> {
     ) {
         let protocol = self.request.as_ref().map_or(Protocol::Http11, |request| request.protocol);
         let worker = self.worker;
+        if let Some(span) = &mut self.span {
+            trace::on_response(span, self.manager, &mut head);
+        }
         if !self.upload.is_received() {
             // The rest of the request is not waited for.
             self.close = true;
@@ -472,7 +485,7 @@ impl<'a> Exchange<'a> {
         }
         self.info.response_code = head.status;
         self.info.times.first_downstream_tx = Some(now);
-        if !self.manager.access_logs.is_empty() {
+        if self.reported || self.span.is_some() || !self.manager.access_logs.is_empty() {
             self.response = Some(head);
         }
     }
@@ -499,6 +512,18 @@ impl<'a> Exchange<'a> {
             self.now = Instant::now();
         }
         flushed
+    }
+
+    /// It as logs see it at its end.
+    pub(super) fn context(&self) -> FormatContext<'_> {
+        FormatContext {
+            request: self.request.as_ref().map(|head| head as _),
+            response: self.response.as_ref().map(|head| head as _),
+            trailers: self.trailers.as_ref().map(|fields| fields as _),
+            local_reply_body: &self.local_body,
+            log_type: LogType::DownstreamEnd,
+            ..FormatContext::new(&self.info)
+        }
     }
 
     fn finish(&mut self, end: End) -> Next {
@@ -544,6 +569,12 @@ impl<'a> Exchange<'a> {
         if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
             self.manager.http2_stats.trailers.increment(1);
         }
+        if self.span.is_some() {
+            trace::end(self);
+        }
+        if self.reported {
+            filters::report(self);
+        }
         if self.filters.is_some() {
             filters::on_end(self, end == End::Done);
         }
@@ -564,14 +595,7 @@ impl<'a> Exchange<'a> {
         }
         stats.downstream_rq_time.record(since.as_secs_f64() * 1000.0);
         if !self.manager.access_logs.is_empty() {
-            let context = FormatContext {
-                request: self.request.as_ref().map(|head| head as _),
-                response: self.response.as_ref().map(|head| head as _),
-                trailers: self.trailers.as_ref().map(|fields| fields as _),
-                local_reply_body: &self.local_body,
-                log_type: LogType::DownstreamEnd,
-                ..FormatContext::new(&self.info)
-            };
+            let context = self.context();
             for log in &self.manager.access_logs {
                 log.write(&context);
             }

@@ -31,4 +31,5 @@ pub mod server_stream;
 mod shelf;
 mod stages;
 pub mod timer;
+pub mod trace;
 pub mod worker;

@@ -35,6 +35,16 @@ pub(super) enum Found {
     Gone,
 }
 
+impl Found {
+    /// The route, if one was found.
+    pub fn route(&self) -> Option<&Arc<Route>> {
+        match self {
+            Found::Route(route) => Some(route),
+            _ => None,
+        }
+    }
+}
+
 /// Longest name of a cluster that is asked for.
 const MAX_CLUSTER: usize = 1024;
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use super::filters::grpc_stats::Methods;
 use super::h2::rebalance::Rebalance;
 use super::h2::server::Registry;
+use super::trace::export::Waiting;
 use crate::config::compile::runtime::Runtime;
 use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::{Cluster, Directory};
@@ -36,6 +37,8 @@ pub struct Worker {
     pub rebalance: Option<Rebalance>,
     /// Statistics of gRPC calls, by method.
     pub grpc: Methods,
+    /// Spans on their way to collectors.
+    pub spans: Waiting,
     /// Random numbers for routing, ids and back-off.
     pub rng: RefCell<fastrand::Rng>,
     /// Wall clock.
@@ -60,6 +63,7 @@ impl Worker {
             multiplexed: Registry::default(),
             rebalance: None,
             grpc: Methods::default(),
+            spans: Waiting::default(),
             rng: RefCell::new(fastrand::Rng::new()),
             clock: Clock::new(),
             active_requests: Cell::new(0),

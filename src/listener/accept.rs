@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::connection::serve;
+use super::limit;
 use super::live::Share;
 use super::race::Verdicts;
 use super::sessions::Sessions;
@@ -72,12 +73,22 @@ pub async fn run(
 ) {
     let start = |stream: Stream| {
         let listener = share.get();
+        let room = if listener.unlimited { Some(None) } else { limit::take() };
+        let Some(room) = room else {
+            return listener.stats.downstream_global_cx_overflow.increment(1);
+        };
         tune_accepted(&stream, &listener.socket);
         let destinations = share.destinations().clone();
         census.last_accept.set(Instant::now());
         let id = next_id();
         let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), fate.clone());
-        let task = tokio::task::spawn_local(served);
+        let task = match room {
+            None => tokio::task::spawn_local(served),
+            Some(room) => tokio::task::spawn_local(async move {
+                served.await;
+                drop(room);
+            }),
+        };
         if let Some(sessions) = &census.sessions {
             sessions.opened(id, task.abort_handle());
         }

@@ -7,6 +7,7 @@ pub mod destinations;
 mod dialler;
 pub mod filters;
 pub mod inspect;
+pub mod limit;
 pub mod live;
 pub mod permissive;
 pub mod race;

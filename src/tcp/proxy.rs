@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{interval_at, sleep_until, Instant};
+use tokio::time::{interval_at, sleep_until, Instant, Interval};
 
 use super::handover::{Departing, Fate, Order, Passage, Position};
 use super::relay::{relay, End, Limits, Meter, Side, Traffic};
@@ -27,6 +27,7 @@ use crate::policy::gate::Gate;
 use crate::runtime::Stream;
 use crate::telemetry::filter_state;
 use crate::telemetry::format::{FormatContext, LogType};
+use crate::telemetry::istio::tcp::Connection;
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, WallClock};
 
@@ -156,10 +157,12 @@ pub async fn resume<P>(proxy: Arc<TcpProxy>, resumed: Resumed<P>, fate: watch::R
     proxy.stats.downstream_cx_total.increment(1);
     let deadline = deadline(&proxy, connection.start.into());
     let mut session = Session::new(proxy, connection);
-    session.info.cluster = Some(cluster.name.clone());
+    session.goes_to(&cluster);
     session.info.attempts = passage.attempts.saturating_sub(1);
     session.connected(&upstream);
     session.traffic.restore(passage.traffic);
+    let bytes = [session.traffic.to_downstream.get(), session.traffic.from_downstream.get()];
+    session.counted.iter_mut().for_each(|counted| counted.resume(bytes));
     let ways = Ways { downstream, upstream, cluster, buffer_limit, deadline, gate: None };
     session.carry(ways, position, fate).await;
 }
@@ -195,6 +198,22 @@ fn deadline(proxy: &TcpProxy, start: Instant) -> Option<Instant> {
     start.checked_add(longest.saturating_add(longest.mul_f64(share)))
 }
 
+/// Moments at a regular distance, or none at all.
+struct Ticks(Option<Interval>);
+
+impl Ticks {
+    fn every(period: Option<Duration>) -> Self {
+        Self(period.map(|period| interval_at(Instant::now() + period, period)))
+    }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some(interval) => drop(interval.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -209,6 +228,8 @@ struct Session {
     traffic: Rc<Traffic>,
     /// Another process goes on with it, and will log its end.
     left: bool,
+    /// What standard metrics have counted of it.
+    counted: Vec<Connection>,
 }
 
 impl Session {
@@ -216,7 +237,8 @@ impl Session {
         let start = connection.start;
         let metadata = connection.metadata.clone();
         let info = StreamInfo { metadata, ..StreamInfo::new(connection, start, WallClock::now()) };
-        Self { proxy, info, traffic: Rc::default(), left: false }
+        let counted = proxy.metrics.iter().cloned().map(Connection::new).collect();
+        Self { proxy, info, traffic: Rc::default(), left: false, counted }
     }
 
     /// Relays to the end, here or elsewhere.
@@ -258,15 +280,16 @@ impl Session {
             };
             let from = (&downstream, std::mem::take(&mut position));
             let mut relaying = pin!(relay(from, &upstream.stream, limits, order, &traffic, &meter, &pipes));
-            let end = match proxy.log_options.interval {
-                None => relaying.await,
-                Some(period) => {
-                    let mut ticks = interval_at(Instant::now() + period, period);
-                    loop {
-                        tokio::select! {
-                            end = &mut relaying => break end,
-                            _ = ticks.tick() => self.log(LogType::TcpPeriodic),
-                        }
+            let (logs, counts) = (proxy.log_options.interval, self.count_interval());
+            let end = if logs.is_none() && counts.is_none() {
+                relaying.await
+            } else {
+                let (mut logs, mut counts) = (Ticks::every(logs), Ticks::every(counts));
+                loop {
+                    tokio::select! {
+                        end = &mut relaying => break end,
+                        () = logs.next() => self.log(LogType::TcpPeriodic),
+                        () = counts.next() => self.count(false),
                     }
                 }
             };
@@ -347,6 +370,19 @@ impl Session {
         takers.send(departing).is_ok() && answer.await.is_ok()
     }
 
+    /// How often standard metrics count it while it lasts.
+    fn count_interval(&self) -> Option<Duration> {
+        self.counted.iter().filter_map(Connection::interval).min()
+    }
+
+    /// Standard metrics count it.
+    fn count(&mut self, over: bool) {
+        let bytes = [self.traffic.to_downstream.get(), self.traffic.from_downstream.get()];
+        for counted in &mut self.counted {
+            counted.count(&self.info, bytes, over);
+        }
+    }
+
     /// Tries hosts until one is connected; otherwise the flags say why not.
     async fn connect<D: Dial>(
         &mut self,
@@ -354,7 +390,7 @@ impl Session {
         dialler: &D,
     ) -> Option<(Arc<Cluster>, Dialed<D::Permit>)> {
         if let Some(Early { cluster, dialed }) = early {
-            self.info.cluster = Some(cluster.name.clone());
+            self.goes_to(&cluster);
             self.connected(&dialed);
             return Some((cluster, dialed));
         }
@@ -369,7 +405,7 @@ impl Session {
                 self.info.flags.insert(ResponseFlags::NC);
                 return None;
             };
-            self.info.cluster = Some(cluster.name.clone());
+            self.goes_to(&cluster);
             let attempt = self.info.attempts;
             if attempt >= self.proxy.max_connect_attempts {
                 self.info.flags.insert(ResponseFlags::URX);
@@ -397,6 +433,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn goes_to(&mut self, cluster: &Cluster) {
+        self.info.cluster = Some(cluster.name.clone());
+        self.info.service.clone_from(&cluster.istio.service);
     }
 
     fn connected<P>(&mut self, dialed: &Dialed<P>) {
@@ -432,9 +473,12 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.left {
-            self.log(LogType::TcpConnectionEnd);
+        if self.left {
+            // What it has carried so far.
+            return self.count(false);
         }
+        self.count(true);
+        self.log(LogType::TcpConnectionEnd);
     }
 }
 

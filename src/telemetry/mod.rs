@@ -8,6 +8,7 @@ pub mod filter_state;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod format;
+pub mod istio;
 pub mod log;
 pub mod metrics;
 pub mod process;

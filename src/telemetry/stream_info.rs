@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use outrigger_control_api::pb::google::protobuf::Struct;
 
 use super::filter_state::Objects;
+use super::istio::{Peers, Service};
 use crate::config::{Host, Retirement};
 use crate::runtime::proxy_protocol::Ends;
 use crate::tls::TlsInfo;
@@ -119,6 +120,9 @@ response_flags! {
     28 DR "DR" "DownstreamRemoteReset", 29 UDO "UDO" "UnconditionalDropOverload",
 }
 
+/// A flag with its short and its long name.
+pub type NamedFlag = (ResponseFlags, &'static str, &'static str);
+
 impl ResponseFlags {
     /// No flag.
     pub const NONE: ResponseFlags = ResponseFlags(0);
@@ -131,6 +135,16 @@ impl ResponseFlags {
     /// Whether all flags of `other` are set.
     pub fn contains(self, other: ResponseFlags) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The flags in the order in which they come about: an HTTP stream's retries end before its failure is noted, a
+    /// TCP session's after. `http` says which it is.
+    pub fn ordered(self, http: bool) -> impl Iterator<Item = &'static NamedFlag> {
+        let early = if http { Self::URX } else { Self::NONE };
+        let (ahead, behind) = (Self::ALL.iter(), Self::ALL.iter());
+        let ordered =
+            ahead.filter(move |flag| flag.0 == early).chain(behind.filter(move |flag| flag.0 != early));
+        ordered.filter(move |flag| self.contains(flag.0))
     }
 
     /// Whether no flag is set.
@@ -226,6 +240,10 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.
     pub cluster: Option<Arc<str>>,
+    /// The service that the cluster stands for, where it is known.
+    pub service: Option<Arc<Service>>,
+    /// Who its peers are, where they have told.
+    pub peers: Peers,
     /// Host the (last) attempt went to.
     pub host: Option<Arc<Host>>,
     /// Our end of the upstream connection.
@@ -292,6 +310,8 @@ impl StreamInfo {
             objects: None,
             route_name: None,
             cluster: None,
+            service: None,
+            peers: Peers::default(),
             host: None,
             upstream_local: None,
             upstream_connection_id: 0,

@@ -244,7 +244,8 @@ impl ClusterLocal {
         }
         let (host, cluster) = (host.clone(), self.cluster.clone());
         tokio::task::spawn_local(async move {
-            let connect = crate::runtime::socket::connect(&host.address, &cluster.socket);
+            let socket = cluster.socket_to(&host);
+            let connect = crate::runtime::socket::connect(&host.address, &socket);
             if let Ok(Ok(_)) = tokio::time::timeout(cluster.connect_timeout, connect).await {
                 suspect::answered(&host);
             }

@@ -23,7 +23,7 @@ use serde_json::{json, Value};
 use super::control_clusters::{check_support, control_targets, Control};
 use super::resource::{Compiler, Environment, Needs, StaticSecrets};
 use super::runtime::{self, Runtime};
-use super::{check, cluster, control, discovery, dns, endpoints, listener, rooms};
+use super::{check, cluster, control, discovery, dns, endpoints, listener, overload, rooms, tracing};
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
 use crate::config::discovery::{ApiKind, ApiSource, ConfigSource, DiscoveryConfig, RtdsLayer, Source};
 use crate::config::listener::Listener;
@@ -32,7 +32,9 @@ use crate::config::problems::{Problem, Problems};
 use crate::config::route::RouteTable;
 use crate::config::slot::Directory;
 use crate::config::support;
+use crate::listener::limit;
 use crate::telemetry::access_log::{AccessLog, LineFile};
+use crate::telemetry::metrics;
 use crate::tls::workload::Workload;
 use crate::upstream::outlier::Registry;
 
@@ -175,7 +177,7 @@ pub fn bootstrap(
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
     let node = node(message.node.as_ref(), options);
-    LocalNode::set(&node.id, &node.metadata);
+    LocalNode::set(&node.id, &node.locality.zone, &node.metadata);
     let dump = ConfigDump { node: node_json(&dynamic, &node), bootstrap: dynamic.encode_to_vec() };
     drop(dynamic);
 
@@ -257,6 +259,19 @@ fn compile(
         control_targets(&resources.clusters, control, &mut compiler, problems)
     });
     compiler.locality = node.locality.clone();
+    let shown = message.stats_config.as_ref().and_then(|config| config.stats_matcher.as_ref());
+    metrics::show(shown.and_then(|config| {
+        problems.at("stats_config.stats_matcher", |problems| metrics::Shown::compile(config, problems))
+    }));
+    limit::set(overload::connections(message.overload_manager.as_ref(), problems));
+    overload::check_extensions(&message.bootstrap_extensions, problems);
+    #[allow(deprecated)] // Istio's agent writes it.
+    let tracer = message.tracing.as_ref().and_then(|tracing| tracing.http.as_ref());
+    compiler.tracer = tracer.and_then(|config| {
+        problems.at("tracing.http", |problems| {
+            tracing::provider(config, &compiler.clusters, &compiler.service.0, problems)
+        })
+    });
     let local = message.cluster_manager.as_ref().map(|manager| manager.local_cluster_name.as_str());
     if let Some(local) = local.filter(|local| !local.is_empty()) {
         if compiler.static_clusters.contains(local) {

@@ -69,7 +69,7 @@ pub fn compile(
             .upstream_connection_options
             .as_ref()
             .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
-        announced: cluster_tls::announced(cluster, problems).map(|version| (version, None)),
+        announced: cluster_tls::announced(cluster).map(|version| (version, None)),
         ..bound(cluster.upstream_bind_config.as_ref(), environment, problems)
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);
@@ -105,7 +105,7 @@ pub fn compile(
         http,
         socket,
         tls,
-        istio: istio::of_cluster(cluster.metadata.as_ref()),
+        istio: istio::of_cluster(&cluster.name, cluster.metadata.as_ref()),
         added_via_api: environment.dynamic,
         preconnect_ratio: ratio(cluster, |policy| policy.per_upstream_preconnect_ratio),
         predictive_ratio: ratio(cluster, |policy| policy.predictive_preconnect_ratio),

@@ -1,5 +1,6 @@
 //! Endpoints of a load assignment: hosts with addresses, or names to resolve.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
 use crate::config::drops::DropOverload;
 use crate::config::problems::Problems;
 use crate::config::Host;
+use crate::telemetry::istio::workload;
 
 /// Highest priority of endpoints, by Envoy's field rules.
 const MAX_PRIORITY: u32 = 128;
@@ -193,6 +195,7 @@ fn endpoints(
                 locality: Arc::new(locality),
                 weight: u32_or(group.load_balancing_weight, 0),
                 lb_endpoints: &group.lb_endpoints,
+                last_workload: RefCell::default(),
             };
             for (index, entry) in group.lb_endpoints.iter().enumerate() {
                 problems.at_index("lb_endpoints", index, |problems| {
@@ -209,6 +212,19 @@ struct Group<'a> {
     locality: Arc<Locality>,
     weight: u32,
     lb_endpoints: &'a [endpoint::LbEndpoint],
+    /// That of the endpoint before: those of one workload stand together and share it.
+    last_workload: RefCell<Option<Arc<str>>>,
+}
+
+impl Group<'_> {
+    fn workload(&self, encoded: Option<&str>) -> Option<Arc<str>> {
+        let encoded = encoded?;
+        let mut last = self.last_workload.borrow_mut();
+        if last.as_deref() != Some(encoded) {
+            *last = Some(encoded.into());
+        }
+        last.clone()
+    }
 }
 
 fn endpoint(
@@ -247,6 +263,7 @@ fn endpoint(
             metadata: HostMetadata::of(
                 entry.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.lb")),
             ),
+            workload: group.workload(workload::of_endpoint(entry.metadata.as_ref())),
         };
         problems.at("address", |problems| each(address, template, problems));
     });

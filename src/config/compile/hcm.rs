@@ -16,8 +16,8 @@ use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
 use super::{
-    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, on_demand, scoped, u32_or,
-    Environment,
+    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, on_demand, scoped, tracing,
+    u32_or, Environment,
 };
 use crate::config::demand::OnDemand;
 use crate::config::http::{
@@ -35,11 +35,12 @@ use crate::telemetry::stats::{HcmStats, Http2Stats};
 /// has none and a silent client holds its connection for ever.
 const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Compiles `config`. `owner` names the listener; an inline route table without a name is called after it.
+/// Compiles `config`. `owner` names the listener, by which requests leave the service if it is `outbound`; an inline
+/// route table without a name is called after it.
 /// `None` when a problem was reported.
 pub fn compile(
     config: &pb::HttpConnectionManager,
-    owner: &str,
+    (owner, outbound): (&str, bool),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<HttpConnectionManager> {
@@ -50,6 +51,7 @@ pub fn compile(
     let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
     let (internal_networks, internal_unix) = internal(config, problems);
     let trusted_hops = trusted_hops(config, problems);
+    let tracing = tracing::compile(config, outbound, environment, problems);
     let local_reply = problems.at("local_reply_config", |problems| {
         local_reply::compile(config.local_reply_config.as_ref(), environment, problems)
     });
@@ -124,6 +126,7 @@ pub fn compile(
         upgrades,
         delayed_close_timeout,
         local_reply,
+        tracing: tracing.map(Box::new),
         client_cert: client_cert(config),
     })
 }
@@ -278,7 +281,6 @@ fn filters(
     let mut unsupported = false;
     for (index, filter) in list.iter().enumerate() {
         let mut install = |compiled: Option<HttpFilter>| {
-            let compiled = compiled.filter(|compiled| !matches!(compiled, HttpFilter::Passive));
             filters.extend(compiled.map(|compiled| InstalledFilter {
                 name: FilterName::new(&filter.name),
                 disabled: filter.disabled,

@@ -29,6 +29,7 @@ use crate::http::filters::{
     adaptive_concurrency, admission_control, buffer, conditional, cors, csrf, fault, grpc_http1_bridge,
     header_mutation, header_to_metadata, health_check, local_ratelimit, set_filter_state, set_metadata,
 };
+use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
 
 const CONDITIONAL: &str = "envoy.extensions.common.matching.v3.ExtensionWithMatcher";
@@ -259,11 +260,16 @@ pub(super) fn compile(
             let config = peer_metadata::Config::compile(&extension(any, "", problems)?);
             Some(HttpFilter::PeerMetadata(Arc::new(config)))
         }
-        istio::STATS => Some(HttpFilter::Passive),
+        istio::STATS => {
+            let config = StandardMetrics::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::StandardMetrics(Arc::new(config)))
+        }
         istio::WASM => {
             let config: Wasm = extension(any, "", problems)?;
             Some(match istio::plugin(config.config.as_ref(), problems)? {
-                istio::BuiltIn::Stats => HttpFilter::Passive,
+                istio::BuiltIn::Stats(config) => {
+                    HttpFilter::StandardMetrics(Arc::new(StandardMetrics::compile(&config, problems)?))
+                }
                 istio::BuiltIn::MetadataExchange => {
                     HttpFilter::PeerMetadata(Arc::new(peer_metadata::Config::exchange()))
                 }
@@ -314,11 +320,7 @@ fn conditional(
             Some(compiled)
         })
     });
-    let inner = inner?;
-    if matches!(inner, HttpFilter::Passive) {
-        return Some(inner);
-    }
-    Some(HttpFilter::Conditional(Arc::new(conditional::Config { skips: skips?, filter: inner })))
+    Some(HttpFilter::Conditional(Arc::new(conditional::Config { skips: skips?, filter: inner? })))
 }
 
 /// What a route says to a filter, in `any`. `None` when a problem was reported.

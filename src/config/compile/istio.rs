@@ -1,16 +1,21 @@
 //! What Istio's control plane configures beside Envoy's own extensions.
 
+use std::sync::Arc;
+
 use outrigger_control_api::pb::envoy::config::cluster::v3 as cluster;
 use outrigger_control_api::pb::envoy::config::core::v3::{async_data_source, data_source, Metadata};
 use outrigger_control_api::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
 use outrigger_control_api::pb::envoy::extensions::wasm::v3::{plugin_config, PluginConfig};
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 use outrigger_control_api::pb::google::protobuf::Any;
-use outrigger_control_api::type_of;
+use outrigger_control_api::pb::stats;
+use outrigger_control_api::{load_tolerant, type_of, Format};
+use prost::Message;
 
 use super::extension;
 use crate::config::cluster::IstioCluster;
 use crate::config::problems::Problems;
+use crate::telemetry::istio::{Service, StandardMetrics};
 
 /// Statistics of requests and connections.
 pub(super) const STATS: &str = "stats.PluginConfig";
@@ -30,9 +35,9 @@ pub(super) const MONGO: &str = "envoy.extensions.filters.network.mongo_proxy.v3.
 pub(super) const PEER_EXCHANGE: &str = "istio-peer-exchange";
 
 /// Plug-ins that earlier releases of Istio's proxy have built in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum BuiltIn {
-    Stats,
+    Stats(stats::PluginConfig),
     MetadataExchange,
 }
 
@@ -50,7 +55,10 @@ pub(super) fn plugin(config: Option<&PluginConfig>, problems: &mut Problems) -> 
         async_data_source::Specifier::Remote(_) => None,
     });
     match (vm.runtime.as_str(), code) {
-        ("envoy.wasm.runtime.null", Some("envoy.wasm.stats")) => Some(BuiltIn::Stats),
+        ("envoy.wasm.runtime.null", Some("envoy.wasm.stats")) => {
+            let given = config.and_then(|config| config.configuration.as_ref());
+            problems.at("config.configuration", |problems| stats_options(given, problems)).map(BuiltIn::Stats)
+        }
         ("envoy.wasm.runtime.null", Some("envoy.wasm.metadata_exchange")) => Some(BuiltIn::MetadataExchange),
         (runtime, _) => {
             let name = config.map(|config| config.name.as_str()).unwrap_or_default();
@@ -61,25 +69,74 @@ pub(super) fn plugin(config: Option<&PluginConfig>, problems: &mut Problems) -> 
     }
 }
 
-/// Whether a network filter changes no traffic and is left out; `None` when a problem was reported.
-pub(super) fn is_passive(any: &Any, problems: &mut Problems) -> Option<bool> {
+/// What the built-in plug-in for statistics is told, in JSON: the options of the filter that followed it, and some that
+/// are about the plug-in itself.
+fn stats_options(config: Option<&Any>, problems: &mut Problems) -> Option<stats::PluginConfig> {
+    let Some(config) = config else { return Some(stats::PluginConfig::default()) };
+    let text = problems.take(String::decode(config.value.as_slice()))?;
+    if text.trim().is_empty() {
+        return Some(stats::PluginConfig::default());
+    }
+    match load_tolerant::<stats::PluginConfig>(&text, Format::Json) {
+        Ok((loaded, unknown)) => {
+            for problem in unknown {
+                problems.note(problem.path, problem.message);
+            }
+            Some(loaded.message)
+        }
+        Err(found) => {
+            for problem in found {
+                problems.report_at(problem.path, problem.message);
+            }
+            None
+        }
+    }
+}
+
+/// What a network filter that changes no traffic is for.
+#[derive(Debug)]
+pub(super) enum Passive {
+    /// Nothing that takes effect here.
+    Nothing,
+    /// It counts connections.
+    Metrics(Arc<StandardMetrics>),
+}
+
+/// A network filter that changes no traffic. `Ok(None)` is any other, an error one of which a problem was reported.
+pub(super) fn passive(any: &Any, problems: &mut Problems) -> Result<Option<Passive>, Reported> {
     match type_of(any) {
-        STATS | EXCHANGE => Some(true),
+        EXCHANGE => Ok(Some(Passive::Nothing)),
+        STATS => {
+            let config = extension(any, "", problems).ok_or(Reported)?;
+            metrics(&config, problems)
+        }
         MONGO => {
-            let config: MongoProxy = extension(any, "", problems)?;
+            let config: MongoProxy = extension(any, "", problems).ok_or(Reported)?;
             if config.delay.is_some() {
                 problems.report_at("delay", "messages of MongoDB are not held up");
-                return None;
+                return Err(Reported);
             }
-            Some(true)
+            Ok(Some(Passive::Nothing))
         }
         NETWORK_WASM => {
             use outrigger_control_api::pb::envoy::extensions::filters::network::wasm::v3::Wasm;
-            let config: Wasm = extension(any, "", problems)?;
-            plugin(config.config.as_ref(), problems).map(|_| true)
+            let config: Wasm = extension(any, "", problems).ok_or(Reported)?;
+            match plugin(config.config.as_ref(), problems).ok_or(Reported)? {
+                BuiltIn::Stats(config) => metrics(&config, problems),
+                BuiltIn::MetadataExchange => Ok(Some(Passive::Nothing)),
+            }
         }
-        _ => Some(false),
+        _ => Ok(None),
     }
+}
+
+/// A problem was reported.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reported;
+
+fn metrics(config: &stats::PluginConfig, problems: &mut Problems) -> Result<Option<Passive>, Reported> {
+    let metrics = StandardMetrics::compile(config, problems).ok_or(Reported)?;
+    Ok(Some(Passive::Metrics(Arc::new(metrics))))
 }
 
 /// Looks at the filters of a cluster: those that change nothing are left out, all others refused.
@@ -90,7 +147,7 @@ pub(super) fn cluster_filters(filters: &[cluster::Filter], problems: &mut Proble
                 return problems.report_at("typed_config", "is required");
             };
             problems.at("typed_config", |problems| {
-                if is_passive(any, problems) == Some(false) {
+                if matches!(passive(any, problems), Ok(None)) {
                     problems.report(format!("the upstream network filter {} is not supported", type_of(any)));
                 }
             });
@@ -99,11 +156,12 @@ pub(super) fn cluster_filters(filters: &[cluster::Filter], problems: &mut Proble
 }
 
 /// What a cluster's metadata tell Istio's filters.
-pub(super) fn of_cluster(metadata: Option<&Metadata>) -> IstioCluster {
+pub(super) fn of_cluster(name: &str, metadata: Option<&Metadata>) -> IstioCluster {
     let own = metadata.and_then(|metadata| metadata.filter_metadata.get("istio"));
     let kind = |key: &str| own.and_then(|own| own.fields.get(key)?.kind.as_ref());
     IstioCluster {
         keeps_alpn: matches!(kind("alpn_override"), Some(Kind::StringValue(text)) if text == "false"),
         external: matches!(kind("external"), Some(Kind::BoolValue(true))),
+        service: Service::of_cluster(name, metadata),
     }
 }

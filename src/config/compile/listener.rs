@@ -59,7 +59,8 @@ pub fn compile(
     let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     let ssl = OnceCell::new();
     let ssl = || ssl.get_or_init(|| Arc::new(SslStats::server(&Scope::listener(stat_prefix)))).clone();
-    let owner = Owner { name: &name, ssl: &ssl };
+    let outbound = listener.traffic_direction() == core::TrafficDirection::Outbound;
+    let owner = Owner { name: &name, outbound, ssl: &ssl };
     let mut chains = Vec::with_capacity(listener.filter_chains.len());
     for (index, config) in listener.filter_chains.iter().enumerate() {
         let compiled = problems
@@ -110,6 +111,7 @@ pub fn compile(
         ipv4_compat: bind.ipv4_compat,
         pipe_mode: bind.pipe_mode,
         bind_to_port: bool_or(listener.bind_to_port, true),
+        unlimited: listener.ignore_global_conn_limit || listener.bypass_overload_manager,
         direction: match listener.traffic_direction() {
             core::TrafficDirection::Unspecified => Direction::Unspecified,
             core::TrafficDirection::Inbound => Direction::Inbound,
@@ -194,6 +196,8 @@ pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> 
 /// The listener of a filter chain.
 struct Owner<'a> {
     name: &'a str,
+    /// Requests leave the service by it.
+    outbound: bool,
     /// Statistics of its TLS, made where there is any.
     ssl: &'a dyn Fn() -> Arc<SslStats>,
 }
@@ -210,7 +214,7 @@ fn chain(
     });
     let field = "transport_socket_connect_timeout";
     let handshake_timeout = idle(&config.transport_socket_connect_timeout, None, field, problems);
-    let (filters, terminal) = filters(&config.filters, owner.name, environment, problems);
+    let (filters, terminal) = filters(&config.filters, (owner.name, owner.outbound), environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -229,7 +233,7 @@ fn chain(
 /// A network filter.
 enum Filter {
     /// It changes no traffic.
-    Nothing,
+    Passive(istio::Passive),
     Before(NetworkFilter),
     Last(Terminal),
 }
@@ -238,12 +242,13 @@ enum Filter {
 /// as in Envoy.
 fn filters(
     filters: &[pb::Filter],
-    owner: &str,
+    owner: (&str, bool),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> (Vec<NetworkFilter>, Option<Terminal>) {
     let mut terminal = filters.is_empty().then(|| Terminal::DirectResponse(Bytes::new()));
     let mut before = Vec::new();
+    let mut metrics = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
         let last = index + 1 == filters.len();
         problems.at_index("filters", index, |problems| {
@@ -263,13 +268,27 @@ fn filters(
                         );
                         problems.report(message);
                     }
-                    if let Filter::Before(found) = found {
-                        before.push(found);
+                    match found {
+                        Filter::Before(found) => before.push(found),
+                        Filter::Passive(istio::Passive::Metrics(found)) => metrics.push(found),
+                        Filter::Passive(istio::Passive::Nothing) | Filter::Last(_) => {}
                     }
                 }
                 None => {}
             }
         });
+    }
+    match &mut terminal {
+        // Nobody else has it yet.
+        Some(Terminal::Tcp(proxy)) => {
+            if let Some(proxy) = Arc::get_mut(proxy) {
+                proxy.metrics = metrics;
+            }
+        }
+        Some(_) if !metrics.is_empty() => {
+            problems.note("filters", "standard metrics of connections are made where a TCP proxy follows");
+        }
+        _ => {}
     }
     (before, terminal)
 }
@@ -291,7 +310,7 @@ fn is_terminal(filter: &pb::Filter) -> bool {
 
 fn network_filter(
     filter: &pb::Filter,
-    owner: &str,
+    owner: (&str, bool),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<Filter> {
@@ -305,8 +324,8 @@ fn network_filter(
             return None;
         }
     };
-    if problems.at("typed_config", |problems| istio::is_passive(any, problems))? {
-        return Some(Filter::Nothing);
+    if let Some(passive) = problems.at("typed_config", |problems| istio::passive(any, problems)).ok()? {
+        return Some(Filter::Passive(passive));
     }
     let terminal = problems.at("typed_config", |problems| match type_of(any) {
         HCM => {

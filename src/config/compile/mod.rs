@@ -39,6 +39,7 @@ mod local_reply;
 pub(crate) mod on_demand;
 mod orca;
 mod outlier;
+mod overload;
 mod ratelimit;
 pub(crate) mod rbac;
 mod rbac_tree;
@@ -50,6 +51,7 @@ mod socket_options;
 pub mod spiffe;
 mod tls;
 mod tls_certificate;
+pub(crate) mod tracing;
 mod udp;
 
 use std::net::{IpAddr, SocketAddr};

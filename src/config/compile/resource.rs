@@ -40,6 +40,7 @@ use crate::config::route::{self, RouteTable};
 use crate::config::scopes::ScopeTable;
 use crate::config::support;
 use crate::config::{Cluster, Directory, Host, HostSet, Slot};
+use crate::http::trace::export::Provider;
 use crate::telemetry::metrics::Scope;
 use crate::tls;
 use crate::upstream::host_set::SplitOptions;
@@ -74,6 +75,8 @@ pub struct Compiler {
     pub local_cluster: Option<Arc<Slot<Cluster>>>,
     /// This node's cluster and id, as `add_user_agent` sends them.
     pub service: (Bytes, Bytes),
+    /// The bootstrap's collector of traces, for connection managers that name none.
+    pub tracer: Option<Arc<Provider>>,
     /// The bootstrap's resolver, for clusters that name none.
     pub resolver: Resolver,
     /// How the bootstrap has sockets bound, for clusters that say nothing of it.

@@ -25,7 +25,7 @@ use super::retry::RetryPolicy;
 use super::rewrite::PathRewrite;
 use super::sleeping::{HostCell, Sleeping};
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
-use crate::config::compile::{bool_or, data_source, on_demand, u32_or};
+use crate::config::compile::{bool_or, data_source, on_demand, tracing, u32_or};
 use crate::config::demand::RouteOnDemand;
 use crate::config::headers::{HeaderKey, Known};
 use crate::config::matcher::{
@@ -352,7 +352,10 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
             HeaderOps::sequence(&[route, host, table])
         }
     };
+    let tracing = tracing::of_route(config, problems);
     Some(Route {
+        tracing,
+        decorator: tracing::decorator(config.decorator.as_ref()),
         name,
         matched,
         conditions,

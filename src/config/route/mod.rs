@@ -30,6 +30,7 @@ use self::sleeping::{HostCell, Sleeping};
 use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, HeaderView, Known, RequestView};
 use super::{Cluster, Slot};
+use crate::http::trace::{Decorator, RouteTracing};
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
@@ -108,6 +109,10 @@ pub struct Route {
     pub stat_prefix: Option<Arc<str>>,
     /// By what rate limits count its requests.
     pub limits: Option<Box<RouteLimits>>,
+    /// What it says of traces.
+    pub tracing: Option<Arc<RouteTracing>>,
+    /// The name that it gives to spans.
+    pub decorator: Option<Arc<Decorator>>,
 }
 
 /// What [`RouteTable::select`] found.

@@ -2,11 +2,12 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-use super::whole;
+use super::{observed, refused, whole};
 
 const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
 const STATISTICS: &str = "statistics are read from the admin port";
+const NAMES: &str = "statistics keep Envoy's default names, tags and buckets";
 const NO_WATCHDOG: &str = "there is no watchdog";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -23,19 +24,22 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "dns_resolution_config",
             "typed_dns_resolver_config",
             "default_regex_engine",
+            "tracing",
+            "stats_config",
+            "overload_manager",
+            "bootstrap_extensions",
         ],
         observe: &[
             ("node_context_params", "only discovery uses them"),
             ("flags_path", "there are no flag files"),
             ("stats_sinks", STATISTICS),
             ("deferred_stat_options", "statistics are always made on first use"),
-            ("stats_config", "statistics keep Envoy's default names, tags and buckets"),
+            ("hds_config", "health is not reported to the control plane"),
             ("stats_flush_interval", STATISTICS),
             ("stats_flush_on_admin", STATISTICS),
             ("stats_eviction_interval", "statistics are kept"),
             ("watchdog", NO_WATCHDOG),
             ("watchdogs", NO_WATCHDOG),
-            ("tracing", "requests are not traced yet"),
             ("enable_dispatcher_stats", "there is no dispatcher"),
             ("stats_server_version_override", "server.version is always the real one"),
             ("fatal_actions", "a crash has no actions"),
@@ -47,10 +51,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("certificate_provider_instances", "certificate providers are not supported; use secrets"),
         ],
         rejected: &[
-            ("hds_config", "health discovery is not supported"),
-            ("overload_manager", "the overload manager is not supported yet"),
             ("header_prefix", "the header prefix is always x-envoy"),
-            ("bootstrap_extensions", "there are no bootstrap extensions"),
             ("config_sources", DISCOVERY),
             ("default_config_source", DISCOVERY),
             ("default_socket_interface", "there is one socket interface"),
@@ -59,6 +60,47 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("listener_manager", "there is one listener manager"),
         ],
     },
+    MessageSupport {
+        message: "envoy.config.metrics.v3.StatsConfig",
+        implemented: &["stats_matcher"],
+        observe: &[
+            ("stats_tags", NAMES),
+            ("use_all_default_tags", NAMES),
+            ("histogram_bucket_settings", NAMES),
+        ],
+        rejected: &[],
+    },
+    whole("envoy.config.metrics.v3.StatsMatcher"),
+    whole("envoy.type.matcher.v3.ListStringMatcher"),
+    MessageSupport {
+        message: "envoy.config.overload.v3.OverloadManager",
+        implemented: &["resource_monitors"],
+        observe: &[("refresh_interval", "connections are counted as they come")],
+        rejected: &[
+            ("actions", "nothing is done under load but to refuse connections beyond their limit"),
+            ("loadshed_points", "nothing is done under load but to refuse connections beyond their limit"),
+            ("buffer_factory_config", "streams are not reset for the memory that they hold"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.config.overload.v3.ResourceMonitor",
+        implemented: &["name", "typed_config"],
+        observe: &[],
+        rejected: &[],
+    },
+    whole("envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
+    refused(
+        "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+        &[("*", "memory is not watched")],
+    ),
+    observed(
+        "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+        &[("*", "there are no internal listeners")],
+    ),
+    observed(
+        "istio.workload.BootstrapExtension",
+        &[("*", "workloads are known by what they and their endpoints tell")],
+    ),
     MessageSupport {
         message: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
         implemented: &["listeners", "clusters", "secrets"],

@@ -6,7 +6,6 @@ use super::{observed, whole};
 
 const XDSTP: &str = "xdstp collections are not supported";
 const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
-const TRACING: &str = "requests are not traced yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -55,9 +54,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "strip_any_host_port",
             "strip_trailing_host_dot",
             "append_x_forwarded_port",
+            "tracing",
         ],
         observe: &[
-            ("tracing", TRACING),
             ("stream_error_on_invalid_http_message", "a connection is closed after an invalid message"),
             ("http3_protocol_options", "HTTP/3 is not supported"),
             ("append_local_overload", "there is no overload manager"),
@@ -150,8 +149,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
-        implemented: &[],
-        observe: &[("pack_trace_reason", TRACING), ("use_request_id_for_trace_sampling", TRACING)],
+        implemented: &["pack_trace_reason", "use_request_id_for_trace_sampling"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {
@@ -161,10 +160,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "strict_check_headers",
             "respect_expected_rq_timeout",
             "upstream_http_filters",
+            "start_child_span",
         ],
         observe: &[
             ("dynamic_stats", "per-code statistics are always kept"),
-            ("start_child_span", TRACING),
             ("suppress_grpc_request_failure_code_stats", "gRPC failures are not counted apart"),
         ],
         rejected: &[("upstream_log", UPSTREAM_LOG), ("upstream_log_options", UPSTREAM_LOG)],

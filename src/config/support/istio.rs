@@ -4,11 +4,28 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
-const NO_STATISTICS: &str = "Istio's own metrics are not made; Envoy's are";
 const BUILT_IN: &str = "only for plug-ins that are built in, which need none";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
-    observed("stats.PluginConfig", &[("*", NO_STATISTICS)]),
+    MessageSupport {
+        message: "stats.PluginConfig",
+        implemented: &["disable_host_header_fallback", "tcp_reporting_duration", "metrics", "reporter"],
+        observe: &[
+            ("definitions", "there are no metrics but the standard ones"),
+            ("rescoping_duration", "series that are not used are forgotten by their number, not by time"),
+            (
+                "scope_grace_period_duration",
+                "series that are not used are forgotten by their number, not by time",
+            ),
+        ],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "stats.MetricConfig",
+        implemented: &["dimensions", "name", "tags_to_remove", "drop"],
+        observe: &[("match", "it has no effect, as in Istio's proxy")],
+        rejected: &[],
+    },
     observed(
         "envoy.tcp.metadataexchange.config.MetadataExchange",
         &[("*", "istio-peer-exchange is never agreed on, so there is nothing to exchange")],
@@ -24,8 +41,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "upstream_propagation",
         ],
         observe: &[
-            ("shared_with_upstream", "nothing reads what is known of peers"),
-            ("additional_labels", "nothing reads what is known of peers"),
+            ("shared_with_upstream", "there are no internal listeners"),
+            ("additional_labels", "only standard labels are read"),
         ],
         rejected: &[],
     },
@@ -33,8 +50,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         message: "io.istio.http.peer_metadata.Config.DiscoveryMethod",
         implemented: &["istio_headers"],
         observe: &[
-            ("workload_discovery", "nothing reads what is known of peers"),
-            ("baggage", "nothing reads what is known of peers"),
+            ("workload_discovery", "workloads are known by what they and their endpoints tell"),
+            ("baggage", "workloads are known by what they and their endpoints tell"),
         ],
         rejected: &[],
     },
@@ -60,7 +77,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[
             ("name", BUILT_IN),
             ("root_id", BUILT_IN),
-            ("configuration", "the plug-in for statistics makes none, that for metadata needs none"),
+            ("configuration", "only what standard metrics are told in it has an effect"),
             ("fail_open", BUILT_IN),
             ("failure_policy", BUILT_IN),
             ("reload_config", BUILT_IN),

@@ -18,6 +18,7 @@ pub mod rules;
 mod scan;
 pub mod tcp;
 mod tls;
+mod tracing;
 mod udp;
 
 use std::sync::LazyLock;
@@ -57,6 +58,7 @@ const PARTS: &[&[MessageSupport]] = &[
     rbac::MESSAGES,
     istio::MESSAGES,
     udp::MESSAGES,
+    tracing::MESSAGES,
 ];
 
 /// Checks encoded bytes against the support table and the field rules, building no values: what is

@@ -89,13 +89,10 @@ pub const ROUTE: &[MessageSupport] = &[
             "response_headers_to_remove",
             "per_request_buffer_limit_bytes",
             "typed_per_filter_config",
+            "decorator",
+            "tracing",
         ],
-        observe: &[
-            ("metadata", METADATA),
-            ("decorator", NO_TRACING),
-            ("tracing", NO_TRACING),
-            ("stat_prefix", "statistics are not kept by route"),
-        ],
+        observe: &[("metadata", METADATA), ("stat_prefix", "statistics are not kept by route")],
         rejected: &[
             ("filter_action", "filter actions are not supported"),
             ("request_body_buffer_limit", BUFFER_LIMIT),

@@ -140,10 +140,7 @@ impl Course {
 
     /// The route, if there is one.
     pub(super) fn route(&self) -> Option<&Arc<Route>> {
-        match &self.found {
-            Found::Route(route) => Some(route),
-            _ => None,
-        }
+        self.found.route()
     }
 
     /// How the request is to be forwarded, if it is.
@@ -217,6 +214,10 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
                 header_to_metadata::Config::encoder(config, over).map(Encoder::HeaderToMetadata)
             }
             HttpFilter::AdmissionControl(config) => Some(Encoder::AdmissionControl(config.clone())),
+            HttpFilter::StandardMetrics(_) => {
+                ex.reported = true;
+                None
+            }
             _ => None,
         };
         if let Some(encoder) = encoder {
@@ -273,6 +274,7 @@ fn note_cluster(ex: &mut Exchange<'_>, course: &Course) {
     let slot = course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
     if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
         ex.info.cluster = Some(cluster.cluster.name.clone());
+        ex.info.service.clone_from(&cluster.cluster.istio.service);
     }
 }
 

@@ -1,11 +1,16 @@
 //! gRPC's messages in a body: each has five bytes before it, a flag and its length (gRPC over HTTP/2, "Length-Prefixed-
 //! Message").
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use metrics::Counter;
 
 /// Counts the messages that pass.
 pub struct Messages {
     counter: Counter,
+    /// Those of one stream, and the side of it.
+    own: Option<(Rc<[Cell<u64>; 2]>, usize)>,
     head: [u8; 5],
     have: usize,
     /// Bytes of the message to come.
@@ -19,9 +24,9 @@ impl std::fmt::Debug for Messages {
 }
 
 impl Messages {
-    /// Counts with `counter`.
-    pub fn new(counter: Counter) -> Self {
-        Self { counter, head: [0; 5], have: 0, skip: 0 }
+    /// Counts with `counter`, and for one side of a stream.
+    pub fn new(counter: Counter, own: Option<(Rc<[Cell<u64>; 2]>, usize)>) -> Self {
+        Self { counter, own, head: [0; 5], have: 0, skip: 0 }
     }
 
     /// The next bytes of the body.
@@ -49,6 +54,9 @@ impl Messages {
         }
         if seen > 0 {
             self.counter.increment(seen);
+            if let Some(own) = self.own.as_ref().and_then(|(sides, side)| sides.get(*side)) {
+                own.set(own.get() + seen);
+            }
         }
     }
 }
@@ -69,7 +77,7 @@ mod tests {
         for cut in [1, 4, 5, 1000, body.len()] {
             let name = format!("test_messages_{cut}");
             let counter = Scope::raw(&name).counter("n");
-            let mut messages = Messages::new(counter.clone());
+            let mut messages = Messages::new(counter.clone(), None);
             body.chunks(cut).for_each(|piece| messages.feed(piece));
             assert_eq!(snapshot().number(&format!("{name}.n")), Some(5), "{cut}");
         }

@@ -1,7 +1,7 @@
 //! Statistics of gRPC calls (`envoy.filters.http.grpc_stats`): how many there were and how they ended, of all calls of a
 //! cluster together or by service and method, `cluster.<name>.grpc.[<service>.<method>.]`.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -109,18 +109,31 @@ pub struct Call {
     stats: Option<Rc<MethodStats>>,
     /// The status, where the response's head has it.
     status: Option<Box<[u8]>>,
+    /// Messages of the request and of the response, where somebody wants to know of this call's own.
+    seen: Option<Rc<[Cell<u64>; 2]>>,
 }
 
 impl Call {
     /// A call that begins.
-    pub(super) fn of(config: &Config, request: &RequestHead) -> Self {
+    pub(super) fn of(config: &Config, request: &RequestHead, wanted: bool) -> Self {
         let apart = match &config.by_method {
             ByMethod::None => false,
             ByMethod::All => true,
             ByMethod::These(these) => these.contains(request.path()),
         };
         let (replace_dots, times) = (config.replace_dots, config.times);
-        Self { apart, replace_dots, times, stats: None, status: None }
+        Self { apart, replace_dots, times, stats: None, status: None, seen: wanted.then(Rc::default) }
+    }
+
+    /// Where messages of the request (0) or of the response (1) are counted for this call alone.
+    pub(super) fn seen(&self, side: usize) -> Option<(Rc<[Cell<u64>; 2]>, usize)> {
+        self.seen.clone().map(|seen| (seen, side))
+    }
+
+    /// Its messages in the request and in the response.
+    pub(super) fn messages(&self) -> Option<[u64; 2]> {
+        let [sent, answered] = &**self.seen.as_ref()?;
+        Some([sent.get(), answered.get()])
     }
 
     /// Its cluster is known.

@@ -203,7 +203,12 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Decompressor(config) => return config.on_request(ex, at),
         HttpFilter::ExtProc(config) => return config.on_request(ex, at),
         // None is the configuration of another.
-        HttpFilter::Discovered(_) | HttpFilter::Passive => return Step::Continue,
+        HttpFilter::Discovered(_) => return Step::Continue,
+        // It is told of requests that are over. A matcher may have skipped it for others.
+        HttpFilter::StandardMetrics(_) => {
+            ex.reported = true;
+            return Step::Continue;
+        }
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
     }
     let (bridged, web) = match &ex.filters {
@@ -213,7 +218,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
     let Some(request) = &mut ex.request else { return Step::Continue };
     match filter {
         HttpFilter::GrpcStats(config) if request.is_grpc() || bridged => {
-            let call = Call::of(config, request);
+            let call = Call::of(config, request, ex.reported);
             chain::active(ex).call = Some(call);
             at.encode(ex, Encoder::GrpcStats);
         }
@@ -258,7 +263,7 @@ pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     if let (Some(call), Some(request), Some(cluster)) = (call, &ex.request, &ex.info.cluster) {
         call.begin(&ex.worker.grpc, cluster, request);
         if let Some(stats) = call.stats() {
-            ex.upload.count(Messages::new(stats.request_messages.clone()), false);
+            ex.upload.count(Messages::new(stats.request_messages.clone(), call.seen(0)), false);
         }
     }
 }
@@ -336,7 +341,7 @@ impl Encoding {
                     turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);
                 }
                 Encoder::Decompressor(config) => config.on_response(ex, head, ends),
-                Encoder::PeerMetadata(config, told) => config.on_response(*told, head),
+                Encoder::PeerMetadata(config, told) => config.on_response(*told, &mut ex.info.peers, head),
                 Encoder::LocalRateLimit(level) => level.on_response(head),
                 Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
                 Encoder::HealthCheck(config) => config.on_response(ex, head),
@@ -395,8 +400,10 @@ pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
     if let Some(kib) = active.slow {
         download.slow_down(kib);
     }
-    if let Some(stats) = active.call.as_ref().and_then(Call::stats) {
-        download.count(Messages::new(stats.response_messages.clone()), true);
+    if let Some(call) = &active.call {
+        if let Some(stats) = call.stats() {
+            download.count(Messages::new(stats.response_messages.clone(), call.seen(1)), true);
+        }
     }
 }
 
@@ -451,6 +458,25 @@ fn reply_type(ex: &Exchange<'_>, fields: &mut Fields) {
     if let Some(web) = web {
         if fields.get(Known::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc")) {
             fields.set_known(Known::ContentType, web.response_type());
+        }
+    }
+}
+
+/// The request is over: standard metrics count it.
+pub(super) fn report(ex: &Exchange<'_>) {
+    let active = ex.filters.as_deref();
+    let installed = ex.manager.filters.iter().map(|installed| &installed.filter);
+    let discovered = active.into_iter().flat_map(|active| &active.discovered).map(|(_, filter)| &**filter);
+    let context = ex.context();
+    let grpc = ex.request.as_ref().is_some_and(RequestView::is_grpc);
+    let messages = active.and_then(|active| active.call.as_ref()).and_then(Call::messages);
+    for filter in installed.chain(discovered) {
+        let filter = match filter {
+            HttpFilter::Conditional(conditional) => &conditional.filter,
+            filter => filter,
+        };
+        if let HttpFilter::StandardMetrics(metrics) = filter {
+            metrics.request(&context, grpc, messages);
         }
     }
 }

@@ -46,6 +46,7 @@ use super::filters;
 use super::h1::{Framing, Refusal};
 use super::h2::StreamError;
 use super::on_demand::Gone;
+use super::trace;
 use crate::config::cluster::{HostShared, UpstreamProtocol};
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
@@ -164,6 +165,7 @@ pub(in crate::http) async fn forward(
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
     ex.info.cluster = Some(cluster.cluster.name.clone());
+    ex.info.service.clone_from(&cluster.cluster.istio.service);
     if ex.filters.is_some() {
         filters::on_cluster(ex);
     }
@@ -287,6 +289,7 @@ impl Attempts<'_> {
             match self.attempt(ex, was_timeout).await {
                 Ok(answered) => {
                     self.heard(ex, &answered.parsed.head);
+                    trace::on_answer(ex, answered.parsed.head.status);
                     self.note_load(ex.info.host.as_ref(), &answered.parsed.head.fields);
                     if !self.retry_response(ex, &answered.parsed.head) {
                         if !self.late.is_empty() {

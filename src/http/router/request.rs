@@ -12,6 +12,7 @@ use crate::http::exchange::Exchange;
 use crate::http::h1;
 use crate::http::head::RequestHead;
 use crate::http::io::OutBuf;
+use crate::http::trace;
 use crate::telemetry::stream_info::StreamInfo;
 use crate::upstream::HostPool;
 
@@ -86,6 +87,9 @@ fn rewrite_host(request: &mut RequestHead, host: &[u8], forwarded: bool) {
 impl Attempts<'_> {
     /// Says in the request's head what is of this try alone.
     pub(super) fn stamp(&self, ex: &mut Exchange<'_>, pool: &HostPool, was_timeout: bool) {
+        if ex.span.is_some() {
+            trace::on_try(ex, &pool.host);
+        }
         let Some(request) = &mut ex.request else { return };
         if self.forward.auto_host_rewrite() {
             let hostname = pool.host.template.hostname.clone();

@@ -98,6 +98,11 @@ impl Expression {
         matches!(self.0.evaluate(subject), Ok(Value::Bool(true)))
     }
 
+    /// Its value as text, in Envoy's form; `None` where it fails.
+    pub fn text(&self, subject: &Subject<'_>) -> Option<Box<str>> {
+        self.0.evaluate(subject).ok().map(|value| value.text())
+    }
+
     /// What it evaluates to, as a message: truth values, null and numbers as they are, the rest as text. `None` where evaluating fails.
     pub fn message(&self, subject: &Subject<'_>) -> Option<wire::Value> {
         self.0.evaluate(subject).ok().map(|value| value.to_message())

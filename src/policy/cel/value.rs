@@ -186,6 +186,20 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// As text, in Envoy's form.
+    pub(super) fn text(&self) -> Box<str> {
+        match self {
+            Value::Int(number) => number.to_string().into(),
+            Value::Uint(number) => number.to_string().into(),
+            other => match other.to_message().kind {
+                Some(Kind::StringValue(text)) => text.into(),
+                Some(Kind::BoolValue(is)) => is.to_string().into(),
+                Some(Kind::NumberValue(number)) => number.to_string().into(),
+                _ => "null".into(),
+            },
+        }
+    }
+
     /// Which is less.
     pub(super) fn order(&self, other: &Value<'_>) -> Result<Ordering, Failed> {
         match (self, other) {

@@ -9,7 +9,7 @@ use super::operator::{GrpcForm, TimeUnit};
 use super::{FormatContext, LogType};
 use crate::config::{HeaderKey, HeaderView, Known};
 use crate::http::head::is_grpc_type;
-use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{NamedFlag, Protocol, StreamInfo};
 
 pub(super) type NumberOf = fn(&FormatContext<'_>) -> Option<u64>;
 pub(super) type TextOf = fn(&FormatContext<'_>, &mut Vec<u8>) -> bool;
@@ -196,22 +196,12 @@ pub(super) fn put_underscored(out: &mut Vec<u8>, value: &str) -> bool {
     !value.is_empty()
 }
 
-/// The flags in the order in which they come about: an HTTP stream's retries end before its failure is
-/// noted, a TCP session's after.
-fn flags(
-    info: &StreamInfo,
-    out: &mut Vec<u8>,
-    name: fn(&(ResponseFlags, &'static str, &'static str)) -> &'static str,
-) -> bool {
-    let set = info.flags;
-    if set.is_empty() {
+fn flags(info: &StreamInfo, out: &mut Vec<u8>, name: fn(&NamedFlag) -> &'static str) -> bool {
+    if info.flags.is_empty() {
         out.push(b'-');
     }
     let mut first = true;
-    let early = if info.protocol.is_some() { ResponseFlags::URX } else { ResponseFlags::NONE };
-    let (ahead, behind) = (ResponseFlags::ALL.iter(), ResponseFlags::ALL.iter());
-    let ordered = ahead.filter(|flag| flag.0 == early).chain(behind.filter(|flag| flag.0 != early));
-    for flag in ordered.filter(|flag| set.contains(flag.0)) {
+    for flag in info.flags.ordered(info.protocol.is_some()) {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }

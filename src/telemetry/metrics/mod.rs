@@ -7,8 +7,10 @@
 
 mod cell;
 mod histogram;
+mod labelled;
 mod prometheus;
 mod render;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +26,7 @@ use histogram::HistogramCell;
 pub use histogram::HistogramSnapshot;
 pub use prometheus::prometheus;
 pub use render::{json, text, HistogramView, Query};
+pub use shown::{show, Shown};
 
 /// Series that may live at one time. Beyond it new handles count nothing and `stats.overflow` says
 /// so: a control plane that invents names must not make memory grow without end.
@@ -51,6 +54,8 @@ struct Node {
     family: Box<str>,
     /// Label names and values, the innermost first.
     tags: Vec<(Cow<'static, str>, Box<str>)>,
+    /// Its names are not Envoy's: see [`Scope::labelled`].
+    labelled: bool,
     /// Sorted by name and kind.
     series: Mutex<Vec<Series>>,
 }
@@ -221,6 +226,15 @@ impl Scope {
     }
 
     fn open(prefix: String, family: String, tags: Vec<(Cow<'static, str>, Box<str>)>) -> Self {
+        Self::open_as(prefix, family, tags, false)
+    }
+
+    fn open_as(
+        prefix: String,
+        family: String,
+        tags: Vec<(Cow<'static, str>, Box<str>)>,
+        labelled: bool,
+    ) -> Self {
         let mut registry = locked(&REGISTRY);
         if let Some(node) = registry.get(prefix.as_str()).and_then(Weak::upgrade) {
             return Scope(node);
@@ -229,6 +243,7 @@ impl Scope {
             prefix: prefix.into(),
             family: family.into(),
             tags,
+            labelled,
             series: Mutex::new(Vec::new()),
         });
         registry.insert(node.prefix.clone(), Arc::downgrade(&node));
@@ -469,11 +484,15 @@ impl Snapshot {
     }
 }
 
-/// Reads every living series. Locks are held for one scope at a time, and only against the making
+/// Reads every living series that is shown. Locks are held for one scope at a time, and only against the making
 /// of handles: counting goes on.
 pub fn snapshot() -> Snapshot {
     let mut samples = Vec::with_capacity(SERIES.load(Ordering::Relaxed));
     each_cell(|scope, leaf, cell| {
+        let name = scope.full_name(leaf);
+        if !shown::is_shown(&name) {
+            return;
+        }
         let (value, used) = match cell {
             AnyCell::Counter(cell) => (Value::Counter(cell.get()), cell.get() != 0),
             AnyCell::Gauge(cell) => (Value::Gauge(cell.get()), cell.is_used()),
@@ -483,7 +502,6 @@ pub fn snapshot() -> Snapshot {
                 (Value::Histogram(histogram), used)
             }
         };
-        let name = format!("{}{leaf}", scope.prefix());
         samples.push(Sample { name, value, used, scope: scope.clone(), leaf: leaf.clone() });
     });
     samples.sort_by(|a, b| a.name.cmp(&b.name));

@@ -104,6 +104,9 @@ impl std::fmt::Display for Labels<'_> {
 /// Envoy's default tag rules have it.
 fn extracted(sample: &Sample) -> (String, Labels<'_>) {
     let leaf = &*sample.leaf;
+    if sample.scope.0.labelled {
+        return (leaf.to_owned(), Labels { code: None, sample });
+    }
     let (stem, ending, code) = match leaf.rsplit_once("_rq_") {
         Some((_, code)) if code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()) => {
             (&leaf[..leaf.len() - code.len() - 1], "", Some(("envoy_response_code", code)))

@@ -1,5 +1,6 @@
 //! How a pool's connections are made: the way to the host, and TLS with what it agrees on.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -153,10 +154,14 @@ impl HostPool {
 
     /// The socket's options, where they depend on the client.
     fn own_socket(&self) -> Option<SocketTuning> {
+        let socket = self.cluster.socket_to(&self.host);
         if self.names.source.is_none() && self.names.ends.is_none() {
-            return None;
+            return match socket {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(own) => Some(own),
+            };
         }
-        let mut tuning = self.cluster.socket.clone();
+        let mut tuning = socket.into_owned();
         if let Some((address, mark)) = self.names.source {
             tuning.source_address = Some(address);
             tuning.transparent = true;

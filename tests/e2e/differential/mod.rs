@@ -33,6 +33,7 @@ mod retries;
 mod routing;
 mod smuggling;
 mod tcp;
+mod tracing;
 mod udp;
 mod upgrades;
 

@@ -97,10 +97,10 @@ fn wrong_connection_managers_are_refused() {
 }
 
 #[test]
-fn tracing_is_only_warned_about() {
-    let compiled = compiled(&[(&format!("{HCM}/tracing"), json!({"random_sampling": {"value": 1}}))]);
+fn verbose_tracing_is_only_warned_about() {
+    let compiled = compiled(&[(&format!("{HCM}/tracing"), json!({"verbose": true}))]);
     assert_eq!(compiled.warnings.len(), 1);
-    assert_eq!(compiled.warnings[0].path, format!("{HCM_PATH}.tracing"));
+    assert_eq!(compiled.warnings[0].path, format!("{HCM_PATH}.tracing.verbose"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::http::exchange::Exchange;
 use crate::http::filters::chain::{At, Step};
 use crate::http::filters::Encoder;
 use crate::http::head::ResponseHead;
+use crate::telemetry::istio::{Peers, Workload};
 
 static ID: LazyLock<HeaderKey> = LazyLock::new(|| HeaderKey::new("x-envoy-peer-metadata-id"));
 static WORKLOAD: LazyLock<HeaderKey> = LazyLock::new(|| HeaderKey::new("x-envoy-peer-metadata"));
@@ -86,6 +87,8 @@ impl Config {
         // Only who has introduced itself is told.
         let told = [said(&ID), said(&WORKLOAD)].map(|said| said && tell_downstream);
         if self.take_request {
+            let header = request.first(&WORKLOAD);
+            ex.info.peers.downstream = header.and_then(Workload::told);
             request.remove(&ID);
             request.remove(&WORKLOAD);
         }
@@ -98,8 +101,14 @@ impl Config {
         Step::Continue
     }
 
-    pub(in crate::http::filters) fn on_response(&self, told: [bool; 2], head: &mut ResponseHead) {
+    pub(in crate::http::filters) fn on_response(
+        &self,
+        told: [bool; 2],
+        peers: &mut Peers,
+        head: &mut ResponseHead,
+    ) {
         if self.take_response {
+            peers.upstream = head.first(&WORKLOAD).and_then(Workload::told);
             head.remove(&ID);
             head.remove(&WORKLOAD);
         }

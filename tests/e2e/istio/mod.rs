@@ -1,11 +1,18 @@
 //! What Istio's control plane asks of a sidecar beside Envoy's own extensions.
 
+mod boot;
+mod metrics;
+
 use serde_json::{json, Value};
 
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Origin};
@@ -76,6 +83,47 @@ fn wasm(name: &str) -> Value {
         json!({"config": {"vm_config": {
         "runtime": "envoy.wasm.runtime.null", "code": {"local": {"inline_string": name}}}}}),
     )
+}
+
+/// The protocol that a client with this offer agrees on with the server at `port`.
+async fn agreed(port: u16, certs: &Certs, offer: &[&str]) -> Option<String> {
+    let stream = connect(port, certs, ("web", "reviews.test"), offer).await;
+    stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned())
+}
+
+/// The identity of the server at `port`.
+async fn peer_of(port: u16, certs: &Certs) -> String {
+    let stream = connect(port, certs, ("client", "web.test"), &[]).await;
+    let chain = stream.get_ref().1.peer_certificates().expect("a certificate");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&chain[0]).expect("a certificate");
+    let names = parsed.subject_alternative_name().expect("readable").expect("names");
+    let uri = names.value.general_names.iter().find_map(|name| match name {
+        x509_parser::extensions::GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    });
+    uri.unwrap_or_default()
+}
+
+/// A TLS connection with the server called `name` at `port`, as the client whose certificate is `own`.
+async fn connect(
+    port: u16,
+    certs: &Certs,
+    (own, name): (&str, &'static str),
+    offer: &[&str],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(certs.file("ca.pem")).expect("a file") {
+        roots.add(root.expect("a certificate")).expect("added");
+    }
+    let chain = CertificateDer::pem_file_iter(certs.file(&format!("{own}.pem"))).expect("a file");
+    let chain = chain.map(|one| one.expect("a certificate")).collect();
+    let key = PrivateKeyDer::from_pem_file(certs.file(&format!("{own}.key"))).expect("a key");
+    let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key);
+    let mut config = config.expect("a configuration");
+    config.alpn_protocols = offer.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+    let name = name.try_into().expect("a name");
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake")
 }
 
 const HEADERS: [&str; 2] = ["x-envoy-peer-metadata-id", "x-envoy-peer-metadata"];
