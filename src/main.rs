@@ -49,6 +49,12 @@ fn main() -> ExitCode {
         Some(Command::Webhook(flags)) => webhook(&flags),
         Some(Command::Ready(flags)) => ended(flags.run()),
         Some(Command::Wait(flags)) => ended(flags.run()),
+        Some(Command::Upgrade(flags)) => {
+            ended(flags.run().map(|pid| println!("process {pid} has taken over")))
+        }
+        Some(Command::Mind { pid }) => {
+            outrigger::runtime::upgrade::minder::run(nix::unistd::Pid::from_raw(pid))
+        }
         Some(Command::Version) => {
             println!("{}", version_line());
             ExitCode::SUCCESS
@@ -106,7 +112,7 @@ fn run(flags: &Flags) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match outrigger::runtime::run(compiled, flags.clone(), log) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE

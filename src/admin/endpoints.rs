@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use serde_json::{json, Map, Value};
 
 use super::{command, AdminCommand, AdminState, Answer, Params, ENDPOINTS};
+use crate::bootstrap::flags::HOT_RESTART_VERSION;
 use crate::config::discovery::SanKind;
 use crate::discovery::view::View;
 use crate::listener::permissive::{listeners, Peer, Permissive};
@@ -66,7 +67,7 @@ pub(super) fn server_info(state: &AdminState, _: &Params) -> Answer {
         "state": state.server.state().name(),
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
-        "hot_restart_version": "disabled",
+        "hot_restart_version": HOT_RESTART_VERSION,
         "hot_restart_initializing": false,
         "command_line_options": *state.options,
         "node": node,

@@ -25,6 +25,7 @@ use axum::http::{header, HeaderMap, HeaderValue, Method, Response, StatusCode, U
 use axum::Router;
 use tokio::sync::mpsc;
 
+use crate::bootstrap::flags::HOT_RESTART_VERSION;
 use crate::config::cluster::Address;
 use crate::config::{Cluster, Directory};
 use crate::discovery::view::View;
@@ -166,7 +167,7 @@ const ENDPOINTS: &[Endpoint] = &[
     action("/healthcheck/ok", "pass health checks", &[], |state, _| endpoints::health(state, false)),
     read("/help", "print this list", &[], |_, _| Answer::text(help())),
     read("/hot_restart_version", "print the hot restart compatibility version", &[], |_, _| {
-        Answer::text("disabled")
+        Answer::text(HOT_RESTART_VERSION)
     }),
     read("/init_dump", "dump what initialisation waits for", &[], |_, _| {
         Answer::json(&serde_json::json!({}))

@@ -14,6 +14,7 @@ use crate::capture::{self, CaptureFlags};
 use crate::http::h2::rebalance;
 use crate::inject::command::InjectFlags;
 use crate::inject::webhook::WebhookFlags;
+use crate::runtime::upgrade::command::{self, UpgradeFlags};
 use crate::telemetry::log::LogLevel;
 
 /// The whole command line.
@@ -76,6 +77,14 @@ pub enum Command {
     Ready(ReadyFlags),
     /// Wait until a running process takes traffic. For post-start hooks.
     Wait(WaitFlags),
+    /// Replace the binary of a running process: connections stay.
+    Upgrade(UpgradeFlags),
+    /// Wait for a process that took over.
+    #[command(hide = true)]
+    Mind {
+        /// The process.
+        pid: i32,
+    },
     /// Print which configuration fields are supported.
     #[command(hide = true)]
     Support {
@@ -231,7 +240,7 @@ pub struct Flags {
     #[arg(long, value_name = "NAME:VALUE", value_parser = stats_tag)]
     pub stats_tag: Vec<(String, String)>,
 
-    /// Distinguishes the shared memory of several Envoys on a host.
+    /// Distinguishes processes with the same `--socket-path` or `--state-dir`; appended to the socket for upgrades.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub base_id: u32,
     /// Choose a base id.
@@ -243,7 +252,7 @@ pub struct Flags {
     /// Number of this process in a chain of hot restarts.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub restart_epoch: u32,
-    /// No hot restart.
+    /// Take no upgrades.
     #[arg(long)]
     pub disable_hot_restart: bool,
     /// Start afresh when a hot restart finds no parent.
@@ -252,12 +261,13 @@ pub struct Flags {
     /// Take no statistics from a hot restart's parent.
     #[arg(long)]
     pub skip_hot_restart_parent_stats: bool,
-    /// Socket of the hot restart.
+    /// Where `outrigger upgrade` asks this process: a Unix socket, `@name` for an abstract one
+    /// [default: upgrade.sock in the --state-dir; without one, nowhere].
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<String>,
-    /// Mode of the hot restart's socket.
-    #[arg(long, value_name = "MODE")]
-    pub socket_mode: Option<String>,
+    /// Permissions of that socket.
+    #[arg(long, value_name = "MODE", value_parser = octal, default_value = "600")]
+    pub socket_mode: u32,
     /// Trace contention of mutexes.
     #[arg(long)]
     pub enable_mutex_tracing: bool,
@@ -304,6 +314,11 @@ fn log_level(text: &str) -> Result<LogLevel, String> {
         .map_err(|_| "must be trace, debug, info, warning, error, critical or off".to_owned())
 }
 
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "must be permissions in octal, such as 600".to_owned())
+}
+
 fn stats_tag(text: &str) -> Result<(String, String), String> {
     let (name, value) =
         text.split_once(':').ok_or_else(|| format!("'{text}' is not of the form name:value"))?;
@@ -347,6 +362,12 @@ impl Flags {
         capture::Options::new(&line.capture, own).map(Some)
     }
 
+    /// Where this process is asked to be replaced, if anywhere.
+    pub fn upgrade_socket(&self) -> Option<PathBuf> {
+        let place = command::place(self.socket_path.as_deref(), self.state_dir.as_deref(), self.base_id);
+        place.filter(|_| !self.disable_hot_restart)
+    }
+
     /// `--drain-time-s`.
     pub fn drain_time(&self) -> Duration {
         Duration::from_secs(self.drain_time_s.unwrap_or(DRAIN_TIME_S).into())
@@ -383,21 +404,16 @@ impl Flags {
 
 type Given = fn(&Flags) -> bool;
 
-const NO_SHARED_MEMORY: &str =
-    "a replacement takes over by listening on the same ports, so there is no shared memory";
+const NO_SHARED_MEMORY: &str = "a replacement takes over the sockets, so there is no shared memory";
 
 /// Flags that are accepted for Envoy's sake and change nothing: name, reason, whether it was given.
 pub const WITHOUT_EFFECT: &[(&str, &str, Given)] = &[
-    ("--base-id", NO_SHARED_MEMORY, |flags| flags.base_id != 0),
     ("--use-dynamic-base-id", NO_SHARED_MEMORY, |flags| flags.use_dynamic_base_id),
     ("--base-id-path", NO_SHARED_MEMORY, |flags| flags.base_id_path.is_some()),
     ("--restart-epoch", NO_SHARED_MEMORY, |flags| flags.restart_epoch != 0),
-    ("--disable-hot-restart", NO_SHARED_MEMORY, |flags| flags.disable_hot_restart),
     ("--skip-hot-restart-on-no-parent", NO_SHARED_MEMORY, |flags| flags.skip_hot_restart_on_no_parent),
     ("--skip-hot-restart-parent-stats", NO_SHARED_MEMORY, |flags| flags.skip_hot_restart_parent_stats),
     ("--parent-shutdown-time-s", NO_SHARED_MEMORY, |flags| flags.parent_shutdown_time_s != 900),
-    ("--socket-path", NO_SHARED_MEMORY, |flags| flags.socket_path.is_some()),
-    ("--socket-mode", NO_SHARED_MEMORY, |flags| flags.socket_mode.is_some()),
     ("--log-format", "log lines have one fixed format", |flags| flags.log_format.is_some()),
     ("--log-format-escaped", "control characters are always escaped", |flags| flags.log_format_escaped),
     ("--enable-fine-grain-logging", "levels are set per component", |flags| flags.enable_fine_grain_logging),
@@ -441,8 +457,9 @@ pub fn version_line() -> String {
     format!("outrigger  version: {commit}/{}/Clean/{build}/rustls", env!("CARGO_PKG_VERSION"))
 }
 
-/// What `--hot-restart-version` prints: Envoy's word for a build without hot restart.
-pub const HOT_RESTART_VERSION: &str = "disabled";
+/// What `--hot-restart-version` prints. Who prints the same can take over: the number is that of
+/// [the protocol](crate::runtime::upgrade::wire).
+pub const HOT_RESTART_VERSION: &str = "outrigger.1";
 
 #[cfg(test)]
 mod tests {
@@ -474,7 +491,7 @@ mod tests {
         assert_eq!(flags.workers(), 2);
         assert!(flags.tolerates_unknown_fields());
         let idle: Vec<_> = flags.without_effect().map(|(flag, _)| flag).collect();
-        assert_eq!(idle, ["--disable-hot-restart", "--skip-deprecated-logs"]);
+        assert_eq!(idle, ["--skip-deprecated-logs"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A [`Cluster`] is immutable but for its host set, which is swapped whole.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +17,7 @@ pub use super::hosts::{
     PriorityHosts, PriorityLoad, Split,
 };
 use super::tls::ClusterTls;
+use super::Host;
 use crate::runtime::proxy_protocol;
 use crate::telemetry::istio::Service;
 use crate::telemetry::stats::ClusterStats;
@@ -98,6 +100,20 @@ impl Cluster {
             localities: self.balancing.by_locality(),
             ignore_new_hosts: self.balancing.ignore_new_hosts,
         }
+    }
+
+    /// How sockets to `host` are set up: where sockets are matched, not each host is told of clients.
+    pub fn socket_to(&self, host: &Host) -> Cow<'_, SocketTuning> {
+        let matching = self.tls.as_ref().filter(|tls| !tls.matches.is_empty());
+        let (Some(tls), Some((version, ends))) = (matching, self.socket.announced) else {
+            return Cow::Borrowed(&self.socket);
+        };
+        let announced = tls.announced_to(host);
+        if announced == Some(version) {
+            return Cow::Borrowed(&self.socket);
+        }
+        let announced = announced.map(|version| (version, ends));
+        Cow::Owned(SocketTuning { announced, ..self.socket.clone() })
     }
 
     /// The cluster's statistics.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::headers::{HeaderKey, HeaderView};
 use super::Host;
+use crate::runtime::proxy_protocol::Version;
 use crate::tls::upstream::Names;
 use crate::tls::UpstreamTls;
 
@@ -14,6 +15,8 @@ pub struct ClusterTls {
     pub default: Option<Arc<UpstreamTls>>,
     /// `transport_socket_matches`: the first that fits a host counts, in place of `default`.
     pub matches: Vec<SocketMatch>,
+    /// The PROXY protocol that comes before `default`.
+    pub announced: Option<Version>,
     /// Names by the request.
     pub auto: Option<AutoNames>,
 }
@@ -25,6 +28,8 @@ pub struct SocketMatch {
     pub criteria: Vec<(Box<str>, serde_json::Value)>,
     /// The context; `None` = plain text.
     pub tls: Option<Arc<UpstreamTls>>,
+    /// The PROXY protocol that comes before it.
+    pub announced: Option<Version>,
 }
 
 /// `auto_sni`, `auto_san_validation`, `override_auto_sni_header`.
@@ -49,21 +54,31 @@ impl ClusterTls {
         &self,
         metadata: Option<&serde_json::Map<String, serde_json::Value>>,
     ) -> Option<&Arc<UpstreamTls>> {
-        let fits = |entry: &&SocketMatch| {
-            entry
-                .criteria
-                .iter()
-                .all(|(key, value)| metadata.is_some_and(|metadata| metadata.get(&**key) == Some(value)))
-        };
-        match self.matches.iter().find(fits) {
+        match self.matches.iter().find(|entry| entry.fits(metadata)) {
             Some(entry) => entry.tls.as_ref(),
             None => self.default.as_ref(),
+        }
+    }
+
+    /// The PROXY protocol that `host` is told of clients by.
+    pub fn announced_to(&self, host: &Host) -> Option<Version> {
+        let metadata = host.template.socket_match.as_deref();
+        match self.matches.iter().find(|entry| entry.fits(metadata)) {
+            Some(entry) => entry.announced,
+            None => self.announced,
         }
     }
 
     /// All contexts.
     pub fn contexts(&self) -> impl Iterator<Item = &Arc<UpstreamTls>> {
         self.default.iter().chain(self.matches.iter().filter_map(|entry| entry.tls.as_ref()))
+    }
+}
+
+impl SocketMatch {
+    fn fits(&self, metadata: Option<&serde_json::Map<String, serde_json::Value>>) -> bool {
+        let has = |(key, value): &(Box<str>, _)| metadata.is_some_and(|has| has.get(&**key) == Some(value));
+        self.criteria.iter().all(has)
     }
 }
 

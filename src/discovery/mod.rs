@@ -276,6 +276,11 @@ impl Discovery {
         }
     }
 
+    /// From now on the last good configuration is written by another process.
+    pub fn keep_no_more(&mut self) {
+        self.keeper = None;
+    }
+
     /// Whether the first configuration is in force, or was waited for long enough: then the process
     /// takes traffic.
     pub fn is_initialized(&self) -> bool {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
-pub use self::serve::{serve, ServeError};
+pub use self::serve::{listen, serve, ServeError};
 
 /// The environment variable that has the probes, as JSON of a [`Table`].
 pub const VARIABLE: &str = "OUTRIGGER_APP_PROBES";

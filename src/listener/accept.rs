@@ -15,6 +15,7 @@ use super::sessions::Sessions;
 use crate::http::worker::Worker;
 use crate::runtime::socket::tune_accepted;
 use crate::runtime::{Acceptor, Stream};
+use crate::tcp::Fate;
 
 /// What a worker knows of the connections it serves.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Census {
     pub connections: Cell<usize>,
     /// Of these, relayed as they are (TCP).
     pub relays: Cell<usize>,
+    /// Of these, at requests (HTTP).
+    pub http: Cell<usize>,
     /// When the last one was accepted.
     pub last_accept: Cell<Instant>,
     /// Each of them, where drains have an end.
@@ -37,6 +40,7 @@ impl Census {
         Self {
             connections: Cell::new(0),
             relays: Cell::new(0),
+            http: Cell::new(0),
             last_accept: Cell::new(Instant::now()),
             sessions: drains_end.then(Sessions::default),
             verdicts: Verdicts::default(),
@@ -46,6 +50,12 @@ impl Census {
 
 /// Numbers connections for logs.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// The number of a new connection.
+pub(super) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Pause of the accept loop when the process is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -59,7 +69,7 @@ pub async fn run(
     share: Share,
     acceptor: Acceptor,
     census: Rc<Census>,
-    cut: tokio::sync::watch::Receiver<bool>,
+    fate: tokio::sync::watch::Receiver<Fate>,
 ) {
     let start = |stream: Stream| {
         let listener = share.get();
@@ -70,8 +80,8 @@ pub async fn run(
         tune_accepted(&stream, &listener.socket);
         let destinations = share.destinations().clone();
         census.last_accept.set(Instant::now());
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), cut.clone());
+        let id = next_id();
+        let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), fate.clone());
         let task = match room {
             None => tokio::task::spawn_local(served),
             Some(room) => tokio::task::spawn_local(async move {
@@ -90,6 +100,10 @@ pub async fn run(
             biased;
             changed = orders.changed() => {
                 let orders = *orders.borrow_and_update();
+                if orders.leave {
+                    // Whoever waits waits for the process that has this socket too.
+                    return;
+                }
                 if changed.is_err() || orders.stop {
                     break;
                 }

@@ -23,7 +23,7 @@ use crate::http::worker::Worker;
 use crate::policy::gate::Gate;
 use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Counted, Stream};
-use crate::tcp::{Client, Early};
+use crate::tcp::{Client, Early, Fate};
 use crate::telemetry::filter_state::Setters;
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
@@ -32,9 +32,9 @@ use crate::tls::{DownstreamTls, TlsInfo};
 use crate::upstream::pool::ConnectionPermit;
 
 /// A connection of the census. Its drop is the connection's end, however that comes.
-struct Session<'a> {
-    id: u64,
-    census: &'a Census,
+pub(super) struct Session<'a> {
+    pub(super) id: u64,
+    pub(super) census: &'a Census,
 }
 
 impl Drop for Session<'_> {
@@ -46,16 +46,16 @@ impl Drop for Session<'_> {
 }
 
 /// A connection of a listener.
-struct Opened {
+pub(super) struct Opened {
     stats: Arc<ListenerStats>,
     start: Instant,
     /// Past inspection.
-    inspected: Cell<bool>,
+    pub(super) inspected: Cell<bool>,
     _active: Held,
 }
 
 impl Opened {
-    fn new(listener: &Listener, start: Instant) -> Self {
+    pub(super) fn new(listener: &Listener, start: Instant) -> Self {
         let stats = listener.stats.clone();
         stats.downstream_cx_total.increment(1);
         let active = Held::new(&stats.downstream_cx_active);
@@ -185,7 +185,7 @@ pub(super) async fn serve(
     mut stream: Stream,
     id: u64,
     census: Rc<Census>,
-    mut cut: watch::Receiver<bool>,
+    fate: watch::Receiver<Fate>,
 ) {
     let _counted = Counted::new(&census.connections);
     let _session = Session { id, census: &census };
@@ -272,17 +272,14 @@ pub(super) async fn serve(
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {
+                let _http = Counted::new(&census.http);
                 crate::http::connection::serve(worker, manager, stream, prefix, limit, info, gate).await;
             }
             Terminal::Tcp(proxy) => {
                 let _relay = Counted::new(&census.relays);
                 let dialler = Dialler { worker: &worker };
-                let cut = async move {
-                    // An error means that the worker is ending, which cuts as well.
-                    let _ = cut.wait_for(|cut| *cut).await;
-                };
                 let client = Client { stream, prefix, buffer_limit: limit, info, gate };
-                Box::pin(crate::tcp::serve(proxy, client, early, &dialler, cut)).await;
+                Box::pin(crate::tcp::serve(proxy, client, early, &dialler, fate)).await;
             }
             Terminal::Echo => {
                 // A client that goes away ends its echo.

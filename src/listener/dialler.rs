@@ -1,5 +1,6 @@
 //! TCP sessions to upstreams, by way of the worker's pools.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use xxhash_rust::xxh64::xxh64;
@@ -7,6 +8,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::cluster::Discovery;
 use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
+use crate::runtime::Stream;
 use crate::tcp::{Dial, DialContext, DialError, Dialed};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::tls::upstream::Names;
@@ -24,6 +26,24 @@ fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
 pub struct Dialler<'a> {
     /// The worker that the sessions are on.
     pub worker: &'a Worker,
+}
+
+impl Dialler<'_> {
+    /// A connection to `host` that another process has made, counted as one of ours; `None` when there is no cluster
+    /// of this name.
+    pub(super) fn adopt(
+        &self,
+        cluster: &str,
+        host: SocketAddr,
+        stream: Stream,
+    ) -> Option<(Arc<Cluster>, Dialed<ConnectionPermit>)> {
+        let local = self.worker.upstreams.cluster(&self.find(cluster)?)?;
+        let pool = local.holding(host);
+        let connection = pool.adopt(stream);
+        let (id, host) = (connection.id, pool.host.clone());
+        let (stream, permit) = connection.split();
+        Some((local.cluster.clone(), Dialed { stream, id, host, tls: None, permit }))
+    }
 }
 
 impl Dial for Dialler<'_> {

@@ -27,6 +27,8 @@ pub struct LiveListener {
 pub struct Orders {
     /// Take what waits in the accept queue, then close.
     pub stop: bool,
+    /// Close at once: another process accepts from the same queue.
+    pub leave: bool,
     /// Length of the accept queue.
     pub backlog: u32,
 }
@@ -34,7 +36,7 @@ pub struct Orders {
 impl LiveListener {
     /// A listener that nobody accepts connections for yet.
     pub fn new(listener: Arc<Listener>, destinations: Destinations) -> Arc<Self> {
-        let (orders, _) = watch::channel(Orders { stop: false, backlog: listener.backlog });
+        let (orders, _) = watch::channel(Orders { stop: false, leave: false, backlog: listener.backlog });
         let accepting = AtomicUsize::new(0);
         Arc::new(Self { current: ArcSwap::new(listener), orders, accepting, destinations })
     }
@@ -55,6 +57,11 @@ impl LiveListener {
     /// Every loop takes what waits in its accept queue, closes its socket and ends.
     pub fn stop(&self) {
         self.orders.send_if_modified(|orders| !std::mem::replace(&mut orders.stop, true));
+    }
+
+    /// Every loop closes its socket, from which another process accepts, and ends.
+    pub fn leave(&self) {
+        self.orders.send_modify(|orders| (orders.stop, orders.leave) = (true, true));
     }
 
     /// Whether it was told to stop.

@@ -1,6 +1,7 @@
 //! Accepting connections and deciding which filter chain serves each.
 
 pub mod accept;
+pub mod adopt;
 mod connection;
 pub mod destinations;
 mod dialler;

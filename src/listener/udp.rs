@@ -19,12 +19,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use xxhash_rust::xxh64::xxh64;
 
+use super::accept::Census;
 use super::live::Share;
 use crate::config::cluster::{Address, Health, SocketTuning};
 use crate::config::udp::UdpProxy;
 use crate::config::{Cluster, Host};
 use crate::http::worker::Worker;
-use crate::runtime::socket;
+use crate::runtime::{socket, Counted};
+use crate::tcp::Fate;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::{ClusterUdpStats, Held};
 use crate::upstream::permit::SessionPermit;
@@ -38,6 +40,8 @@ const BATCH: usize = 8;
 const ROOM: usize = 1 << 16;
 /// Pause after an error that says nothing of a single datagram.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long is waited for more answers when another process has taken the socket over.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// A client, and the address of ours that it sends to.
 type Key = (SocketAddr, Option<IpAddr>);
@@ -80,7 +84,8 @@ pub async fn run(
     worker: Rc<Worker>,
     share: Share,
     socket: std::net::UdpSocket,
-    mut cut: watch::Receiver<bool>,
+    mut fate: watch::Receiver<Fate>,
+    census: Rc<Census>,
 ) {
     let relay = match Relay::new(worker, socket) {
         Ok(relay) => Rc::new(relay),
@@ -94,9 +99,13 @@ pub async fn run(
     loop {
         tokio::select! {
             biased;
-            _ = cut.wait_for(|cut| *cut) => return,
+            _ = fate.wait_for(|fate| matches!(fate, Fate::End)) => return,
             changed = orders.changed() => {
-                if changed.is_err() || orders.borrow_and_update().stop {
+                let orders = *orders.borrow_and_update();
+                if orders.leave {
+                    break;
+                }
+                if changed.is_err() || orders.stop {
                     return;
                 }
                 continue;
@@ -111,6 +120,15 @@ pub async fn run(
             Ok(()) => tokio::task::yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+    // Another process reads from this socket now; answers to what came before still arrive here.
+    drop(share);
+    let _counted = Counted::new(&census.connections);
+    while relay.heard_within(LINGER) {
+        tokio::select! {
+            _ = fate.wait_for(|fate| matches!(fate, Fate::End)) => return,
+            () = tokio::time::sleep(PAUSE) => {}
         }
     }
 }
@@ -128,6 +146,12 @@ impl Relay {
             clusters: RefCell::default(),
             room: RefCell::new(vec![0; ROOM]),
         })
+    }
+
+    /// Whether anything was heard in any session for so long.
+    fn heard_within(&self, time: Duration) -> bool {
+        let now = Instant::now();
+        self.sessions.borrow().values().any(|session| now.duration_since(session.heard.get()) < time)
     }
 
     /// Forwards what is there.

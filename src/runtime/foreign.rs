@@ -1,8 +1,29 @@
-//! Sockets of other processes, as the kernel's tables show them.
+//! Sockets of other processes: as the kernel's tables show them, and as they are handed over.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+
+use socket2::{Domain, Socket, Type};
+
+use super::socket::Bound;
+
+impl TryFrom<OwnedFd> for Bound {
+    type Error = io::Error;
+
+    /// A socket that another process has bound.
+    fn try_from(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(match (socket.domain()?, socket.r#type()?) {
+            (Domain::UNIX, _) => Bound::Unix(socket.into()),
+            (_, Type::DGRAM) => Bound::Udp(socket.into()),
+            _ => Bound::Tcp(socket.into()),
+        })
+    }
+}
 
 /// Those of `addresses` on which, address and port exactly, a socket listens in our network namespace
 /// that is not one of ours (`own_inodes`, see [`inode`](super::socket::inode)): one of a successor or predecessor process.

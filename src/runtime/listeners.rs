@@ -8,6 +8,7 @@
 //! old ones are closed, and whoever waits in the queue of an old one is served.
 
 mod handover;
+mod succession;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use self::succession::Inherited;
 use super::drain::Stop;
 use super::socket::{self, Bound, ListenError, ListenOptions};
 use super::worker::Command;
@@ -120,6 +122,10 @@ pub struct ListenerManager {
     destinations: Destinations,
     statuses: Arc<ArcSwap<Vec<ListenerStatus>>>,
     stats: ListenerManagerStats,
+    /// Sockets of a predecessor that no listener has taken.
+    inherited: Vec<Inherited>,
+    /// The worker that goes on with the next connection of a predecessor.
+    next: usize,
 }
 
 #[derive(Debug)]
@@ -135,8 +141,8 @@ struct Entry {
 /// What is kept of a listener's sockets; the sockets themselves are the workers'.
 #[derive(Debug)]
 struct Sockets {
-    /// A second handle on the first of them, to steer their group.
-    handle: Bound,
+    /// A second handle on each: to steer their group, and to hand them over. There is at least one.
+    handles: Vec<Bound>,
     /// The IP address of a group of sockets that other processes can join.
     group: Option<SocketAddr>,
     inodes: Vec<u64>,
@@ -171,6 +177,8 @@ impl ListenerManager {
             destinations: Destinations::default(),
             statuses: Arc::default(),
             stats: ListenerManagerStats::new(scope),
+            inherited: Vec::new(),
+            next: 0,
         }
     }
 
@@ -436,14 +444,15 @@ impl ListenerManager {
     }
 
     /// Binds a socket for each worker, and hands them out when all are there.
-    fn open(&self, listener: Arc<Listener>, origin: Origin) -> Result<Entry, ListenerError> {
+    fn open(&mut self, listener: Arc<Listener>, origin: Origin) -> Result<Entry, ListenerError> {
         let bound = if listener.bind_to_port { self.bind(&listener) } else { Ok((Vec::new(), None)) };
         let (bound, sockets) = bound.map_err(|source| {
             self.stats.listener_create_failure.increment(1);
             ListenerError::Listen { name: listener.name.clone(), source }
         })?;
         let live = LiveListener::new(listener.clone(), self.destinations.clone());
-        for (worker, bound) in self.workers.iter().zip(bound) {
+        // A predecessor may have had more workers.
+        for (worker, bound) in self.workers.iter().cycle().zip(bound) {
             // A worker that is gone closes what it is sent.
             let _ = worker.send(Command::Listen(live.share(), bound));
         }
@@ -451,7 +460,7 @@ impl ListenerManager {
         Ok(Entry { origin, listener, live, sockets })
     }
 
-    fn bind(&self, listener: &Listener) -> Result<(Vec<Bound>, Option<Sockets>), ListenError> {
+    fn bind(&mut self, listener: &Listener) -> Result<(Vec<Bound>, Option<Sockets>), ListenError> {
         let options = ListenOptions {
             reuse_port: listener.reuse_port,
             backlog: listener.backlog,
@@ -462,26 +471,27 @@ impl ListenerManager {
             options: listener.socket_options.clone(),
             datagrams: listener.udp.is_some(),
         };
-        let handle = socket::listen(&listener.address, &options)?;
-        let local = handle.local_addr();
+        let mut handles = self.inherit(listener);
+        if handles.is_empty() {
+            handles.push(socket::listen(&listener.address, &options)?);
+        }
+        let local = handles.first().and_then(Bound::local_addr);
         let address = local.map_or_else(|| listener.address.clone(), Address::Ip);
         let failed = |source| ListenError::Other { address: address.clone(), source };
-        let mut inodes = Vec::with_capacity(self.workers.len());
         let mut bound = Vec::with_capacity(self.workers.len());
-        for index in 0..self.workers.len() {
-            let own = if index > 0 && listener.reuse_port && local.is_some() {
-                socket::listen(&address, &options)?
-            } else {
-                // Without SO_REUSEPORT the workers share one accept queue.
-                handle.try_clone().map_err(failed)?
-            };
-            if let Bound::Tcp(own) = &own {
-                inodes.push(socket::inode(own.as_fd()).map_err(failed)?);
+        for index in 0..self.workers.len().max(handles.len()) {
+            if index >= handles.len() && listener.reuse_port && local.is_some() {
+                handles.push(socket::listen(&address, &options)?);
             }
-            bound.push(own);
+            // Without SO_REUSEPORT the workers share one accept queue.
+            let Some(own) = handles.get(index).or(handles.first()) else { continue };
+            bound.push(own.try_clone().map_err(failed)?);
         }
+        let tcp = handles.iter().filter(|handle| matches!(handle, Bound::Tcp(_)));
+        let inodes =
+            tcp.map(|handle| socket::inode(handle.as_fd())).collect::<Result<_, _>>().map_err(failed)?;
         let group = local.filter(|_| listener.reuse_port && listener.udp.is_none());
-        Ok((bound, Some(Sockets { handle, group, inodes, steered: true })))
+        Ok((bound, Some(Sockets { handles, group, inodes, steered: true })))
     }
 
     /// As Envoy counts: each worker on its own.
@@ -522,7 +532,7 @@ impl ListenerManager {
         self.stats.total_listeners_active.set(self.listeners.len() as f64);
         let status = |entry: &Entry| {
             let listener = &entry.listener;
-            let bound = entry.sockets.as_ref().and_then(|sockets| sockets.handle.local_addr());
+            let bound = entry.sockets.as_ref().and_then(|sockets| sockets.handles.first()?.local_addr());
             let address = bound.map_or_else(|| listener.address.clone(), Address::Ip);
             ListenerStatus { name: listener.name.clone(), addresses: vec![address] }
         };
@@ -539,11 +549,13 @@ impl Draining {
 
 /// Whether the sockets of one serve the other.
 fn same_sockets(old: &Listener, new: &Listener) -> bool {
-    let key = |listener: &Listener| {
-        let options = (listener.transparent, listener.freebind, listener.socket_options.clone());
-        (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat, options, listener.udp.is_some())
-    };
-    old.address == new.address && key(old) == key(new)
+    old.address == new.address && form(old) == form(new)
+}
+
+/// What must be alike for that.
+fn form(listener: &Listener) -> impl PartialEq + std::fmt::Debug {
+    let options = (listener.transparent, listener.freebind, listener.socket_options.clone());
+    (listener.bind_to_port, listener.reuse_port, listener.ipv4_compat, options, listener.udp.is_some())
 }
 
 fn chains_of(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {

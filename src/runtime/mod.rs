@@ -11,10 +11,12 @@ mod foreign;
 pub mod listeners;
 pub mod process;
 pub mod proxy_protocol;
+pub mod signals;
 pub mod socket;
 pub mod stream;
 mod tls_records;
 pub mod tls_stream;
+pub mod upgrade;
 pub mod worker;
 
 pub use process::{run, RunError};

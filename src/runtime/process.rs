@@ -1,5 +1,6 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
+use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::application::Application;
 use super::drain::{Drain, Stop};
 use super::listeners::{DrainPolicy, ListenerError, ListenerManager};
+use super::signals::Signals;
 use super::socket::{self, Bound, ListenError, ListenOptions};
+use super::upgrade::minder::Charge;
+use super::upgrade::succession::{Relief, Upgrades};
+use super::upgrade::successor::Predecessor;
+use super::upgrade::wire::{Purpose, WireError};
 use super::worker::{self, Assignment, Command, Status};
 use crate::admin::{AdminCommand, AdminState, BootstrapSource};
 use crate::bootstrap::flags::DrainStrategy;
@@ -48,6 +54,12 @@ pub enum RunError {
     /// The rules of capture.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The process in whose place this one was to serve.
+    #[error("upgrade: {0}")]
+    Upgrade(#[from] WireError),
+    /// Where upgrades are asked for.
+    #[error("--socket-path: {0}")]
+    Office(ListenError),
     /// A thread or runtime.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -63,11 +75,11 @@ const POLL: Duration = Duration::from_millis(10);
 /// How often is looked whether the application is still there.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Serves traffic until it is told to stop.
+/// Serves traffic until it is told to stop, and then until its successor ends, if it has one.
 ///
 /// # Errors
 /// A listener cannot be bound, or a thread or runtime cannot start.
-pub fn run(compiled: CompiledBootstrap, flags: Flags, log: LogControl) -> Result<(), RunError> {
+pub fn run(compiled: CompiledBootstrap, flags: Flags, log: LogControl) -> Result<ExitCode, RunError> {
     crate::telemetry::metrics::install();
     // Without the raised limit the process serves fewer connections, but it serves.
     let _ = socket::raise_nofile_limit();
@@ -75,9 +87,16 @@ pub fn run(compiled: CompiledBootstrap, flags: Flags, log: LogControl) -> Result
     let (senders, commands): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     // A port that cannot be had ends the process before anything is begun.
     let mut listeners = ListenerManager::new(DrainPolicy::new(&flags), senders);
+    let predecessor = Predecessor::meet()?.map(|(predecessor, sockets)| {
+        listeners.inherit_from(sockets);
+        predecessor
+    });
     listeners.start(compiled.listeners.clone())?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(serve(compiled, flags, log, Arc::new(Mutex::new(listeners)), commands))
+    let listeners = Arc::new(Mutex::new(listeners));
+    let charge = control.block_on(serve(compiled, flags, log, listeners, commands, predecessor))?;
+    drop(control);
+    Ok(charge.map_or(ExitCode::SUCCESS, Charge::mind))
 }
 
 /// The listeners, for those on the control thread that change them. Never locked across an await.
@@ -99,7 +118,8 @@ async fn serve(
     log: LogControl,
     listeners: SharedListeners,
     commands: Vec<mpsc::UnboundedReceiver<Command>>,
-) -> Result<(), RunError> {
+    mut predecessor: Option<Predecessor>,
+) -> Result<Option<Charge>, RunError> {
     let count = commands.len();
     let capture = flags.captures().map_err(RunError::Flags)?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -113,7 +133,8 @@ async fn serve(
         tokio::spawn(crate::discovery::workload::follow(workload.clone()));
     }
     let (process_end, process_ends) = watch::channel(false);
-    serve_probes(&flags, process_ends).await?;
+    let mut upgrades = Upgrades::open(&flags, predecessor.as_mut()).map_err(RunError::Office)?;
+    serve_probes(&flags, process_ends, &mut upgrades, predecessor.as_mut())?;
     start_clusters(&compiled).await;
     // All of them, as in Envoy: also those that only lead to control planes.
     let _managers = Managers::new(compiled.compiler.static_clusters.len());
@@ -125,6 +146,7 @@ async fn serve(
     let values = compiled.compiler.runtime.clone();
     let (worker_commands, (commands, mut requests)) = (commands, mpsc::channel(16));
     let (admin_stop, admin_stopped) = watch::channel(false);
+    let mut admin_waits = None;
     if let Some(admin) = &compiled.admin {
         let node = Arc::new(compiled.dump.node().clone());
         let dump = compiled.dump;
@@ -140,44 +162,70 @@ async fn serve(
             commands,
             discovery: discovery.as_ref().map(Discovery::view),
         };
-        let bound = bind_admin(&admin.address).await?;
+        let text = admin.address.to_string();
+        let inherited = predecessor.as_mut().and_then(|predecessor| predecessor.port(Purpose::Admin, &text));
+        let bound = match inherited {
+            Some(bound) => bound,
+            None => bind_admin(&admin.address).await?,
+        };
+        upgrades.keep(Purpose::Admin, &text, &bound);
         if let Some(address) = bound.local_addr() {
             if let Err(error) = crate::bootstrap::write_admin_address(&flags, &address.to_string()) {
                 tracing::warn!("admin address file: {error}");
             }
             tracing::info!("admin address: {address}");
         }
-        serve_admin(bound, state, admin_stopped)?;
+        match predecessor {
+            // Until this process serves, the one before says that it does.
+            Some(_) => admin_waits = Some((bound, state, admin_stopped)),
+            None => serve_admin(bound, state, admin_stopped)?,
+        }
     }
     server.set_state(ServerState::Initializing);
     // The first configuration is waited for, as in Envoy; who connects meanwhile waits in the queue.
     while let Some(waiting) = discovery.as_mut().filter(|discovery| !discovery.is_initialized()) {
         tokio::select! {
             happening = waiting.next() => waiting.handle(happening, &mut Discovered(&listeners)),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(None),
+            _ = interrupt.recv() => return Ok(None),
             command = requests.recv() => {
                 if let Some(AdminCommand::Quit) = command {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }
+    }
+    // Not before somebody listens.
+    let begin_capture = || match &capture {
+        Some(options) => {
+            crate::capture::apply(options)?;
+            tracing::info!("connections of this network namespace are captured");
+            Ok::<(), CaptureError>(())
+        }
+        None => Ok(()),
+    };
+    if let Some(predecessor) = &mut predecessor {
+        // It does; what can fail is done before connections are accepted here.
+        begin_capture()?;
+        predecessor.offer(&listeners)?;
     }
     let workers = start_workers(&clusters, &values, &server, &drain, &flags, worker_commands)?;
     while !workers.statuses.iter().all(|status| status.ready.load(Ordering::Acquire)) {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     lock(&listeners).started();
-    if let Some(options) = &capture {
-        // Not before somebody listens.
-        crate::capture::apply(options)?;
-        tracing::info!("connections of this network namespace are captured");
+    match predecessor {
+        Some(predecessor) => relieve(predecessor, &listeners, &clusters)?,
+        None => begin_capture()?,
+    }
+    if let Some((bound, state, stopped)) = admin_waits {
+        serve_admin(bound, state, stopped)?;
     }
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
-    let graceful = loop {
+    let ending = loop {
         let later = async {
             match stop_later {
                 Some((at, which)) => {
@@ -192,13 +240,14 @@ async fn serve(
                 stop_later = None;
                 lock(&listeners).stop(which);
             }
-            _ = terminate.recv() => break true,
-            _ = interrupt.recv() => break true,
+            _ = terminate.recv() => break Ending::Drain,
+            _ = interrupt.recv() => break Ending::Drain,
+            relief = upgrades.next(&listeners) => break Ending::Replaced(relief),
             _ = reopen.recv() => access_log::reopen_all(),
             () = follow(&mut discovery, &listeners) => {}
             () = application_gone(&flags) => {
                 tracing::info!("the application has gone");
-                break true;
+                break Ending::Drain;
             }
             _ = tick.tick() => {
                 let open: usize = workers.statuses.iter().map(|s| s.connections.load(Ordering::Relaxed)).sum();
@@ -207,7 +256,7 @@ async fn serve(
                 lock(&listeners).tick(Instant::now());
             }
             command = requests.recv() => match command {
-                Some(AdminCommand::Quit) => break false,
+                Some(AdminCommand::Quit) => break Ending::Quit,
                 Some(AdminCommand::DrainListeners { graceful, inbound_only, skip_exit }) => {
                     let which = if inbound_only { Stop::Inbound } else { Stop::All };
                     if !graceful {
@@ -229,19 +278,35 @@ async fn serve(
             },
         }
     };
+    let replaced = matches!(ending, Ending::Replaced(_));
+    let graceful = !matches!(ending, Ending::Quit);
     if graceful {
         tracing::info!("draining for up to {} s", flags.drain_time().as_secs());
         server.set_state(ServerState::Draining);
-        // Who is still at work is not told to leave.
-        drain.start(None, flags.outlive_application);
+        // Who is still at work is not told to leave, but where a successor waits.
+        drain.start(None, flags.outlive_application && !replaced);
         // The port goes to whoever replaces us.
         let _ = admin_stop.send(true);
+    }
+    let mut charge = match ending {
+        Ending::Replaced(relief) => {
+            upgrades.close();
+            let _ = process_end.send(true);
+            if let Some(discovery) = &mut discovery {
+                discovery.keep_no_more();
+            }
+            Some(relief.accept(&listeners)?)
+        }
+        Ending::Drain | Ending::Quit => None,
+    };
+    drop(upgrades);
+    if graceful {
+        let mut signals = Signals { terminate, interrupt, reopen };
         tokio::select! {
-            () = finish(&workers, &listeners, &drain, &flags) => {}
+            () = finish(&workers, &listeners, &drain, &flags, replaced) => {}
             // Endpoints change while requests are finished.
             () = async { loop { follow(&mut discovery, &listeners).await } } => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signals.end(charge.as_mut()) => {}
         }
     }
     lock(&listeners).stop(Stop::All);
@@ -253,18 +318,52 @@ async fn serve(
         }
     }
     access_log::flush_all(Duration::from_secs(1));
+    Ok(charge)
+}
+
+/// Why the process leaves.
+enum Ending {
+    /// At once.
+    Quit,
+    /// When everybody has been served, or the time is up.
+    Drain,
+    /// Likewise, and its successor serves.
+    Replaced(Relief),
+}
+
+/// Tells the process before this one that it is not needed any more, and takes what it gives from then on.
+fn relieve(
+    predecessor: Predecessor,
+    listeners: &SharedListeners,
+    clusters: &Arc<Directory<Cluster>>,
+) -> Result<(), RunError> {
+    predecessor.relieve()?;
+    let (listeners, clusters) = (listeners.clone(), clusters.clone());
+    let take = move || predecessor.take(&listeners, &clusters);
+    std::thread::Builder::new().name("take over".to_owned()).spawn(take)?;
     Ok(())
 }
 
 /// Answers kubelet's probes of the application, where the port for them is given.
-async fn serve_probes(flags: &Flags, mut ends: watch::Receiver<bool>) -> Result<(), ServeError> {
+fn serve_probes(
+    flags: &Flags,
+    mut ends: watch::Receiver<bool>,
+    upgrades: &mut Upgrades,
+    predecessor: Option<&mut Predecessor>,
+) -> Result<(), ServeError> {
     let Some(port) = flags.probe_port else { return Ok(()) };
+    let name = port.to_string();
+    let listener = match predecessor.and_then(|predecessor| predecessor.port(Purpose::Probes, &name)) {
+        Some(Bound::Tcp(listener)) => listener,
+        _ => probes::listen(port)?,
+    };
+    upgrades.keep(Purpose::Probes, &name, &listener);
     let table = std::env::var(probes::VARIABLE).unwrap_or_else(|_| "{}".to_owned());
     let ended = async move {
         // The sender gone means the same.
         let _ = ends.wait_for(|ends| *ends).await;
     };
-    let address = probes::serve(&table, port, ended).await?;
+    let address = probes::serve(&table, listener, ended)?;
     tracing::info!("probes of the application are answered on {address}");
     Ok(())
 }
@@ -401,10 +500,16 @@ fn serve_admin(bound: Bound, state: AdminState, mut stop: watch::Receiver<bool>)
 
 /// Waits until the process may end: a successor took the ports and our connections are gone, or
 /// nobody has spoken for a while, or the time is up.
-async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, drain: &Drain, flags: &Flags) {
+async fn finish(
+    workers: &Workers,
+    listeners: &Mutex<ListenerManager>,
+    drain: &Drain,
+    flags: &Flags,
+    replaced: bool,
+) {
     let start = Instant::now();
     let limit = flags.drain_time();
-    let mut application = flags.outlive_application.then(Application::default);
+    let mut application = (flags.outlive_application && !replaced).then(Application::default);
     let mut looked: Option<Instant> = None;
     let deadline = start + limit;
     // Sockets stay open for latecomers until this long before the end.
@@ -442,6 +547,10 @@ async fn finish(workers: &Workers, listeners: &Mutex<ListenerManager>, drain: &D
             workers.statuses.iter().map(|s| s.quiet_ms.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
         if stopped && connections == 0 {
             return;
+        }
+        // Where everything goes on without us there is no hurry: who has said nothing yet may stay.
+        if replaced && connections > sum(|status| status.http.load(Ordering::Relaxed)) {
+            continue;
         }
         if application.is_some() {
             continue;

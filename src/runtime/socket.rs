@@ -127,6 +127,16 @@ impl Bound {
     }
 }
 
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Bound::Tcp(listener) => listener.as_fd(),
+            Bound::Udp(socket) => socket.as_fd(),
+            Bound::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
 /// Changes the accept backlog of a socket that listens.
 pub fn set_backlog(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
     SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))

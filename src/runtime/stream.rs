@@ -15,13 +15,13 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use bytes::BufMut;
 use rustix::net::{RecvFlags, SendFlags};
-use socket2::SockRef;
+use socket2::{Domain, SockRef};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -51,6 +51,14 @@ macro_rules! each {
 }
 
 impl Stream {
+    /// A connected, non-blocking socket from elsewhere, on the current runtime.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        Ok(match SockRef::from(&socket).domain()? {
+            Domain::UNIX => UnixStream::from_std(socket.into())?.into(),
+            _ => TcpStream::from_std(socket.into())?.into(),
+        })
+    }
+
     /// Reads what is there into `buffer`. `Ok(0)` is the peer's end of stream (or an empty
     /// `buffer`); [`io::ErrorKind::WouldBlock`] when nothing is there.
     #[inline]

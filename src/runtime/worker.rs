@@ -20,8 +20,10 @@ use crate::http::filters::jwt_authn;
 use crate::http::h2::rebalance::{self, Rebalance};
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
+use crate::listener::adopt::{self, Adopted};
 use crate::listener::live::Share;
 use crate::listener::udp;
+use crate::tcp::handover::{Departing, Fate};
 use crate::telemetry::process::Server;
 
 /// What a worker is started with.
@@ -55,6 +57,10 @@ pub enum Command {
     Listen(Share, Bound),
     /// To close the connections of these filter chains.
     Cut(Arc<[Arc<Retirement>]>),
+    /// To go on with a connection of another process.
+    Adopt(Box<Adopted>),
+    /// To give away the connections that can go on elsewhere.
+    Leave(mpsc::UnboundedSender<Departing>),
 }
 
 /// What a worker reports to the control thread.
@@ -62,6 +68,8 @@ pub enum Command {
 pub struct Status {
     /// Connections open.
     pub connections: AtomicUsize,
+    /// Of these, with HTTP, which can be closed between requests.
+    pub http: AtomicUsize,
     /// Requests being served and TCP sessions.
     pub busy: AtomicUsize,
     /// Milliseconds since anything was accepted or answered.
@@ -124,17 +132,25 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
     worker.rebalance = rebalance.map(Rebalance::new);
     let worker = Rc::new(worker);
     let census = Rc::new(Census::new(drains_end));
-    let cut = end.clone();
+    let (fate, fated) = watch::channel(Fate::Stay);
     let obey = |command: Command| -> io::Result<()> {
         match command {
             Command::Listen(share, Bound::Udp(socket)) => {
-                tokio::task::spawn_local(udp::run(worker.clone(), share, socket, cut.clone()));
+                tokio::task::spawn_local(udp::run(
+                    worker.clone(),
+                    share,
+                    socket,
+                    fated.clone(),
+                    census.clone(),
+                ));
             }
             Command::Listen(share, bound) => {
                 let acceptor = Acceptor::new(bound)?;
-                let accepting = accept::run(worker.clone(), share, acceptor, census.clone(), cut.clone());
+                let accepting = accept::run(worker.clone(), share, acceptor, census.clone(), fated.clone());
                 tokio::task::spawn_local(accepting);
             }
+            Command::Adopt(adopted) => adopt::start(&worker, *adopted, &census, &fated),
+            Command::Leave(takers) => drop(fate.send(Fate::Leave(takers))),
             Command::Cut(retired) => census.sessions.iter().for_each(|sessions| sessions.cut(&retired)),
         }
         Ok(())
@@ -150,7 +166,10 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
         let pause = if drain.is_draining() { REPORT } else { SWEEP.min(Duration::from_millis(250)) };
         tokio::select! {
             biased;
-            _ = end.wait_for(|end| *end) => return Ok(()),
+            _ = end.wait_for(|end| *end) => {
+                let _ = fate.send(Fate::End);
+                return Ok(());
+            }
             Some(command) = commands.recv() => {
                 if let Err(error) = obey(command) {
                     tracing::error!("a worker cannot take a listening socket: {error}");
@@ -167,6 +186,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
             worker.multiplexed.sweep(&worker, now);
         }
         status.connections.store(census.connections.get(), Ordering::Relaxed);
+        status.http.store(census.http.get(), Ordering::Relaxed);
         status.busy.store(worker.active_requests.get() + census.relays.get(), Ordering::Relaxed);
         let last = census.last_accept.get().max(worker.last_request.get());
         let quiet = u64::try_from(now.saturating_duration_since(last).as_millis()).unwrap_or(u64::MAX);

@@ -4,6 +4,7 @@
 //! and a way to [`Dial`] upstreams. Goes out: the same bytes to a server and back, statistics and
 //! access-log records. How hosts are picked and connections counted is the dialler's business.
 
+pub mod handover;
 pub mod local;
 pub mod proxy;
 pub mod relay;
@@ -13,7 +14,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use proxy::{early, serve, Client, Early};
+pub use handover::Fate;
+pub use proxy::{early, resume, serve, Client, Early, Resumed};
 
 use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};

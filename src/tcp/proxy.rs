@@ -4,19 +4,23 @@
 //! Flags, statistics and the contents of access logs are those of Envoy 1.40, observed case by case.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{interval_at, sleep_until, Instant, Interval};
 
+use super::handover::{Departing, Fate, Order, Passage, Position};
 use super::relay::{relay, End, Limits, Meter, Side, Traffic};
 use super::splice::Pipes;
 use super::{Dial, DialContext, Dialed};
 use crate::config::balancing::Criteria;
+use crate::config::cluster::Address;
 use crate::config::tcp::TcpProxy;
 use crate::config::Cluster;
 use crate::policy::gate::Gate;
@@ -89,23 +93,23 @@ fn context(
     }
 }
 
-/// Serves `client` until it is done, `cut` completes (the end of a drain), or the future is dropped;
-/// either way the access log is written once at the end. `early` is used in place of a new connection.
+/// Serves `client` until it is done, its fate is to end, or the future is dropped; then the access log is written
+/// once. Where its fate is to leave, and somebody takes it, nothing is logged here. `early` is used in place of a
+/// new connection.
 pub async fn serve<D: Dial>(
     proxy: Arc<TcpProxy>,
     client: Client,
     early: Option<Early<D::Permit>>,
     dialler: &D,
-    cut: impl Future<Output = ()>,
+    mut fate: watch::Receiver<Fate>,
 ) {
     let Client { stream: downstream, prefix, buffer_limit, info: connection, gate } = client;
     proxy.stats.downstream_cx_total.increment(1);
-    let deadline = deadline(&proxy);
+    let deadline = deadline(&proxy, Instant::now());
     let mut session = Session::new(proxy, connection);
     if session.proxy.log_options.on_start {
         session.log(LogType::TcpConnectionStart);
     }
-    let mut cut = pin!(cut);
     let connected = tokio::select! {
         biased;
         connected = session.connect(early, dialler) => connected,
@@ -115,7 +119,7 @@ pub async fn serve<D: Dial>(
             session.expired();
             None
         }
-        () = cut.as_mut() => None,
+        () = end(&mut fate) => None,
     };
     let Some((cluster, upstream)) = connected else {
         return;
@@ -123,71 +127,75 @@ pub async fn serve<D: Dial>(
     if session.proxy.log_options.on_connected {
         session.log(LogType::TcpUpstreamConnected);
     }
-    let proxy = session.proxy.clone();
-    let meter = Counts::new(&proxy, &cluster, gate.as_ref());
-    let pipes = Pipes::of_thread();
-    let buffer = buffer_limit.min(cluster.per_connection_buffer_limit).max(1);
-    let own_idle = session.info.object(filter_state::TCP_IDLE_TIMEOUT);
-    let idle = match own_idle.and_then(|object| object.text().parse().ok()) {
-        Some(millis) => Some(Duration::from_millis(millis)).filter(|idle| !idle.is_zero()),
-        None => proxy.idle_timeout,
-    };
-    let limits = Limits { idle, deadline, buffer };
-    let traffic = session.traffic.clone();
-    let end = {
-        let failing = async {
-            if !cluster.close_on_failure {
-                std::future::pending::<()>().await;
-            }
-            upstream.host.shared.fails().await;
-        };
-        let ended = async {
-            tokio::select! {
-                () = cut.as_mut() => {}
-                () = failing => {}
-            }
-        };
-        let mut relaying =
-            pin!(relay((&downstream, prefix), &upstream.stream, limits, ended, &traffic, &meter, &pipes));
-        let (logs, counts) = (proxy.log_options.interval, session.count_interval());
-        if logs.is_none() && counts.is_none() {
-            relaying.await
-        } else {
-            let (mut logs, mut counts) = (Ticks::every(logs), Ticks::every(counts));
-            loop {
-                tokio::select! {
-                    end = &mut relaying => break end,
-                    () = logs.next() => session.log(LogType::TcpPeriodic),
-                    () = counts.next() => session.count(false),
-                }
-            }
-        }
-    };
-    if let Some(gate) = &gate {
-        session.info.metadata = gate.told();
-    }
-    match end {
-        End::Failed(Side::Upstream, _) => session.info.flags.insert(ResponseFlags::UR),
-        End::Idle => proxy.stats.idle_timeout.increment(1),
-        End::Deadline => session.expired(),
-        End::Refused => {
-            let Some(gate) = &gate else { return };
-            session.info.termination_details =
-                gate.refusal().map_or("".into(), |refusal| refusal.details.into());
-            tokio::select! {
-                () = gate.linger(&downstream) => {}
-                () = cut.as_mut() => {}
-            }
-        }
-        End::Finished | End::Failed(Side::Downstream, _) | End::Cut => {}
+    let ways = Ways { downstream, upstream, cluster, buffer_limit, deadline, gate };
+    session.carry(ways, prefix.into(), fate).await;
+}
+
+/// A connection that another process has relayed so far.
+#[derive(Debug)]
+pub struct Resumed<P> {
+    /// The client's end.
+    pub downstream: Stream,
+    /// The upstream's end.
+    pub upstream: Dialed<P>,
+    /// The cluster that the upstream is of.
+    pub cluster: Arc<Cluster>,
+    /// The listener's `per_connection_buffer_limit_bytes`.
+    pub buffer_limit: usize,
+    /// Facts for logs.
+    pub info: Rc<ConnectionInfo>,
+    /// What else is known.
+    pub passage: Passage,
+    /// Where it stands.
+    pub position: Position,
+}
+
+/// As [`serve`], from where another process stopped.
+pub async fn resume<P>(proxy: Arc<TcpProxy>, resumed: Resumed<P>, fate: watch::Receiver<Fate>) {
+    let Resumed { downstream, upstream, cluster, buffer_limit, info: connection, passage, position } =
+        resumed;
+    proxy.stats.downstream_cx_total.increment(1);
+    let deadline = deadline(&proxy, connection.start.into());
+    let mut session = Session::new(proxy, connection);
+    session.goes_to(&cluster);
+    session.info.attempts = passage.attempts.saturating_sub(1);
+    session.connected(&upstream);
+    session.traffic.restore(passage.traffic);
+    let bytes = [session.traffic.to_downstream.get(), session.traffic.from_downstream.get()];
+    session.counted.iter_mut().for_each(|counted| counted.resume(bytes));
+    let ways = Ways { downstream, upstream, cluster, buffer_limit, deadline, gate: None };
+    session.carry(ways, position, fate).await;
+}
+
+/// What a session relays between.
+struct Ways<P> {
+    downstream: Stream,
+    upstream: Dialed<P>,
+    cluster: Arc<Cluster>,
+    buffer_limit: usize,
+    deadline: Option<Instant>,
+    gate: Option<Gate>,
+}
+
+/// Completes when the fate is to end. That the worker ends means the same.
+async fn end(fate: &mut watch::Receiver<Fate>) {
+    let _ = fate.wait_for(|fate| matches!(fate, Fate::End)).await;
+}
+
+/// What a relay is told: to end, or to stop so that it can go on elsewhere.
+async fn order(fate: &mut watch::Receiver<Fate>, leaves: bool) -> Order {
+    let told = |fate: &Fate| matches!(fate, Fate::End) || leaves && matches!(fate, Fate::Leave(_));
+    match fate.wait_for(told).await {
+        Ok(fate) if matches!(*fate, Fate::Leave(_)) => Order::Leave,
+        _ => Order::Cut,
     }
 }
 
-/// When the connection has lived long enough.
-fn deadline(proxy: &TcpProxy) -> Option<Instant> {
+/// When a connection that began at `start` has lived long enough.
+fn deadline(proxy: &TcpProxy, start: Instant) -> Option<Instant> {
     let longest = proxy.max_connection_duration?;
     let share = proxy.max_connection_duration_jitter / 100.0 * fastrand::f64();
-    Instant::now().checked_add(longest.saturating_add(longest.mul_f64(share)))
+    start.checked_add(longest.saturating_add(longest.mul_f64(share)))
 }
 
 /// Moments at a regular distance, or none at all.
@@ -218,6 +226,8 @@ struct Session {
     proxy: Arc<TcpProxy>,
     info: StreamInfo,
     traffic: Rc<Traffic>,
+    /// Another process goes on with it, and will log its end.
+    left: bool,
     /// What standard metrics have counted of it.
     counted: Vec<Connection>,
 }
@@ -228,7 +238,136 @@ impl Session {
         let metadata = connection.metadata.clone();
         let info = StreamInfo { metadata, ..StreamInfo::new(connection, start, WallClock::now()) };
         let counted = proxy.metrics.iter().cloned().map(Connection::new).collect();
-        Self { proxy, info, traffic: Rc::default(), counted }
+        Self { proxy, info, traffic: Rc::default(), left: false, counted }
+    }
+
+    /// Relays to the end, here or elsewhere.
+    async fn carry<P>(&mut self, ways: Ways<P>, mut position: Position, mut fate: watch::Receiver<Fate>) {
+        let Ways { downstream, upstream, cluster, buffer_limit, deadline, gate } = ways;
+        let proxy = self.proxy.clone();
+        let traffic = self.traffic.clone();
+        let meter = Counts::new(&proxy, &cluster, gate.as_ref());
+        // What another process has moved it has counted.
+        meter.counted.restore(traffic.totals());
+        let pipes = Pipes::of_thread();
+        let buffer = buffer_limit.min(cluster.per_connection_buffer_limit).max(1);
+        let own_idle = self.info.object(filter_state::TCP_IDLE_TIMEOUT);
+        let idle = match own_idle.and_then(|object| object.text().parse().ok()) {
+            Some(millis) => Some(Duration::from_millis(millis)).filter(|idle| !idle.is_zero()),
+            None => proxy.idle_timeout,
+        };
+        let limits = Limits { idle, deadline, buffer };
+        // What only this process knows cannot go elsewhere.
+        let mut leaves = downstream.is_plain()
+            && upstream.stream.is_plain()
+            && gate.is_none()
+            && self.info.metadata.is_none()
+            && self.info.objects.is_none()
+            && self.info.connection.objects.is_none();
+        let end = loop {
+            let failing = async {
+                if !cluster.close_on_failure {
+                    std::future::pending::<()>().await;
+                }
+                upstream.host.shared.fails().await;
+            };
+            let (mut told, may_leave) = (fate.clone(), leaves);
+            let order = async {
+                tokio::select! {
+                    order = order(&mut told, may_leave) => order,
+                    () = failing => Order::Cut,
+                }
+            };
+            let from = (&downstream, std::mem::take(&mut position));
+            let mut relaying = pin!(relay(from, &upstream.stream, limits, order, &traffic, &meter, &pipes));
+            let (logs, counts) = (proxy.log_options.interval, self.count_interval());
+            let end = if logs.is_none() && counts.is_none() {
+                relaying.await
+            } else {
+                let (mut logs, mut counts) = (Ticks::every(logs), Ticks::every(counts));
+                loop {
+                    tokio::select! {
+                        end = &mut relaying => break end,
+                        () = logs.next() => self.log(LogType::TcpPeriodic),
+                        () = counts.next() => self.count(false),
+                    }
+                }
+            };
+            let End::Left(at) = end else { break end };
+            let takers = match &*fate.borrow() {
+                Fate::Leave(takers) => Some(takers.clone()),
+                _ => None,
+            };
+            self.left = match takers {
+                Some(takers) => self.hand_over((&downstream, &upstream), &at, &takers).await,
+                None => false,
+            };
+            if self.left {
+                return;
+            }
+            (position, leaves) = (at, false);
+        };
+        if let Some(gate) = &gate {
+            self.info.metadata = gate.told();
+        }
+        match end {
+            End::Failed(Side::Upstream, _) => self.info.flags.insert(ResponseFlags::UR),
+            End::Idle => proxy.stats.idle_timeout.increment(1),
+            End::Deadline => self.expired(),
+            End::Refused => {
+                let Some(gate) = &gate else { return };
+                self.info.termination_details =
+                    gate.refusal().map_or("".into(), |refusal| refusal.details.into());
+                tokio::select! {
+                    () = gate.linger(&downstream) => {}
+                    () = self::end(&mut fate) => {}
+                }
+            }
+            End::Finished | End::Failed(Side::Downstream, _) | End::Cut | End::Left(_) => {}
+        }
+    }
+
+    /// Whether somebody else goes on with it.
+    async fn hand_over<P>(
+        &self,
+        (downstream, upstream): (&Stream, &Dialed<P>),
+        at: &Position,
+        takers: &mpsc::UnboundedSender<Departing>,
+    ) -> bool {
+        let (taken, answer) = oneshot::channel();
+        let own = |stream: &Stream| -> io::Result<_> { stream.as_fd().try_clone_to_owned() };
+        // Without descriptors to spare it stays.
+        let (Ok(downstream), Ok(socket)) = (own(downstream), own(&upstream.stream)) else { return false };
+        let Address::Ip(host) = upstream.host.address else { return false };
+        let info = &self.info.connection;
+        let passage = Passage {
+            cluster: self.info.cluster.as_deref().unwrap_or_default().to_owned(),
+            host: Some(host),
+            remote: info.remote,
+            direct_remote: info.direct_remote,
+            local: info.local,
+            direct_local: info.direct_local,
+            is_restored: info.is_restored,
+            source: info.source,
+            server_name: info.server_name.as_deref().map(str::to_owned),
+            age_ms: u64::try_from(info.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            attempts: self.info.attempts,
+            held_up: at.up.held.len(),
+            held_down: at.down.held.len(),
+            up: at.up.stage,
+            down: at.down.stage,
+            traffic: self.traffic.totals(),
+            ..Passage::default()
+        };
+        let departing = Departing {
+            passage,
+            retirement: info.retirement.clone(),
+            downstream,
+            upstream: socket,
+            held: [&at.up.held[..], &at.down.held[..]].concat(),
+            taken,
+        };
+        takers.send(departing).is_ok() && answer.await.is_ok()
     }
 
     /// How often standard metrics count it while it lasts.
@@ -334,6 +473,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.left {
+            // What it has carried so far.
+            return self.count(false);
+        }
         self.count(true);
         self.log(LogType::TcpConnectionEnd);
     }

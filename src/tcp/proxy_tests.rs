@@ -99,7 +99,7 @@ struct Rig {
     script: Rc<Script>,
     origin: TcpListener,
     client: TcpStream,
-    cut: tokio::sync::watch::Sender<bool>,
+    fate: watch::Sender<Fate>,
     serving: JoinHandle<()>,
 }
 
@@ -123,11 +123,10 @@ impl Rig {
             tokio::join!(TcpStream::connect(front.local_addr().unwrap()), front.accept());
         let (downstream, remote) = accepted.unwrap();
         let connection = Rc::new(connection(Some(remote), Some(front.local_addr().unwrap())));
-        let (cut, mut cutting) = tokio::sync::watch::channel(false);
+        let (fate, fated) = watch::channel(Fate::Stay);
         let serving = tokio::task::spawn_local({
             let (proxy, script) = (proxy.clone(), script.clone());
             async move {
-                let cut = async move { drop(cutting.wait_for(|cut| *cut).await) };
                 let prefix = BytesMut::from(&b"pre"[..]);
                 let client = Client {
                     stream: downstream.into(),
@@ -136,11 +135,11 @@ impl Rig {
                     info: connection,
                     gate: None,
                 };
-                serve(proxy, client, None, &*script, cut).await;
+                serve(proxy, client, None, &*script, fated).await;
             }
         });
         let client = client.unwrap();
-        Self { _directory: directory, log, proxy, script, origin, client, cut, serving }
+        Self { _directory: directory, log, proxy, script, origin, client, fate, serving }
     }
 
     /// Waits for the end and returns the log's lines, and the proxy so that its statistics live on.
@@ -333,7 +332,7 @@ fn timeouts_and_the_end_of_a_drain() {
 
         let rig = Rig::new("cut", &[], |to| vec![Ok(to)]).await;
         let _server = rig.origin.accept().await.unwrap();
-        rig.cut.send(true).unwrap();
+        rig.fate.send(Fate::End).unwrap();
         assert_eq!(rig.finish().await.0.len(), 1);
     });
 }
@@ -406,5 +405,45 @@ fn echo_and_direct_response() {
         let (sent, text) = tokio::join!(direct_response(&stream, b"go away"), ask);
         sent.unwrap();
         assert_eq!(text, "go away");
+    });
+}
+
+#[test]
+fn who_takes_a_connection_logs_its_end() {
+    run(async {
+        for taken in [true, false] {
+            let name = if taken { "taken" } else { "refused" };
+            let mut rig = Rig::new(name, &[], |to| vec![Ok(to)]).await;
+            let (mut server, _) = rig.origin.accept().await.unwrap();
+            server.read_exact(&mut [0; 3]).await.unwrap();
+            let (takers, mut departures) = mpsc::unbounded_channel();
+            rig.fate.send(Fate::Leave(takers)).unwrap();
+            let departing = departures.recv().await.unwrap();
+            assert_eq!(departing.passage.cluster, name);
+            assert_eq!(departing.passage.host, Some(server.local_addr().unwrap()));
+            assert_eq!(departing.passage.traffic, [3, 3, 0, 0]);
+            if taken {
+                departing.taken.send(()).unwrap();
+                rig.serving.await.unwrap();
+                assert_eq!(std::fs::read_to_string(&rig.log).unwrap(), "");
+                // The sockets are somebody else's now, and open.
+                let mut socket =
+                    TcpStream::from_std(std::net::TcpStream::from(departing.downstream)).unwrap();
+                socket.write_all(b"x").await.unwrap();
+                rig.client.read_exact(&mut [0]).await.unwrap();
+                continue;
+            }
+            drop(departing);
+            rig.client.write_all(b"go on").await.unwrap();
+            let mut text = [0; 5];
+            server.read_exact(&mut text).await.unwrap();
+            assert_eq!(&text, b"go on");
+            rig.client.shutdown().await.unwrap();
+            assert_eq!(server.read(&mut text).await.unwrap(), 0);
+            drop(server);
+            rig.serving.await.unwrap();
+            assert!(rig.proxy.access_logs[0].flush(Duration::from_secs(10)));
+            assert_eq!(std::fs::read_to_string(&rig.log).unwrap().lines().count(), 1);
+        }
     });
 }

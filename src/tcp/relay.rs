@@ -20,6 +20,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use tokio::time::{sleep_until, Instant};
 
+use super::handover::{Leg, Order, Position, Stage};
 use super::splice::{Lent, Pipes};
 use crate::runtime::Stream;
 
@@ -54,10 +55,23 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    fn all(&self) -> [&Cell<u64>; 4] {
+        [&self.from_downstream, &self.to_upstream, &self.from_upstream, &self.to_downstream]
+    }
+
+    /// All of them, in the order of the fields.
+    pub fn totals(&self) -> [u64; 4] {
+        self.all().map(Cell::get)
+    }
+
+    /// What was moved before.
+    pub fn restore(&self, before: [u64; 4]) {
+        self.all().into_iter().zip(before).for_each(|(count, before)| count.set(before));
+    }
+
     /// Changes whenever anything moves.
     fn sum(&self) -> u64 {
-        let all = [&self.from_downstream, &self.to_upstream, &self.from_upstream, &self.to_downstream];
-        all.into_iter().fold(0, |sum, count| sum.wrapping_add(count.get()))
+        self.totals().into_iter().fold(0, u64::wrapping_add)
     }
 }
 
@@ -118,34 +132,38 @@ pub enum End {
     Idle,
     /// [`Limits::deadline`] passed.
     Deadline,
-    /// The caller's `cut` completed.
+    /// [`Order::Cut`] came.
     Cut,
+    /// [`Order::Leave`] came: nothing is read or written any more, and somebody may go on from here.
+    Left(Position),
     /// The meter did not let the client's bytes pass.
     Refused,
 }
 
-/// Relays between `downstream` and `upstream`, starting with `prefix` towards the upstream, until
-/// both sides are done or something ends it.
+/// Relays between `downstream` and `upstream`, from `position` on, until both sides are done or something ends it.
 pub async fn relay(
-    (downstream, prefix): (&Stream, BytesMut),
+    (downstream, position): (&Stream, Position),
     upstream: &Stream,
     limits: Limits,
-    cut: impl Future<Output = ()>,
+    order: impl Future<Output = Order>,
     traffic: &Traffic,
     meter: &impl Meter,
     pipes: &Rc<Pipes>,
 ) -> End {
-    traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
-    if !prefix.is_empty() && !meter.admits() {
-        meter.moved(traffic);
-        return End::Refused;
+    if position.fresh {
+        let prefix = &position.up.held;
+        traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
+        if !prefix.is_empty() && !meter.admits() {
+            meter.moved(traffic);
+            return End::Refused;
+        }
     }
     let splices = downstream.is_plain() && upstream.is_plain() && !meter.watches();
-    let mut up = Half::new(prefix, pipes, limits.buffer, splices);
-    let mut down = Half::new(BytesMut::new(), pipes, limits.buffer, splices);
-    let mut broken = None;
+    let mut up = Half::new(position.up, pipes, limits.buffer, splices);
+    let mut down = Half::new(position.down, pipes, limits.buffer, splices);
+    let (mut broken, mut obeys) = (None, true);
     let mut active = Instant::now();
-    let mut cut = pin!(cut);
+    let mut order = pin!(order);
     let mut timer = pin!(sleep_until(next_deadline(limits, active).unwrap_or(active)));
     loop {
         // A stream that is read is seen to fail by reading it; one that is only written, only so.
@@ -199,7 +217,16 @@ pub async fn relay(
                     timer.as_mut().reset(next);
                 }
             }
-            () = cut.as_mut() => return End::Cut,
+            order = order.as_mut(), if obeys => match order {
+                Order::Cut => return End::Cut,
+                Order::Leave if broken.is_none() => {
+                    if let (Ok(up), Ok(down)) = (up.stop(), down.stop()) {
+                        return End::Left(Position { up, down, fresh: false });
+                    }
+                    return End::Cut;
+                }
+                Order::Leave => obeys = false,
+            },
         }
     }
 }
@@ -278,16 +305,6 @@ fn drive(
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// The source may have more.
-    Open,
-    /// The source is at its end, and everything was delivered.
-    Ending,
-    /// The end was passed on, or the target is gone.
-    Done,
-}
-
 enum Turn {
     /// Waits for a stream, which will wake the task.
     Blocked,
@@ -304,7 +321,7 @@ enum At {
 
 /// One direction.
 struct Half {
-    state: State,
+    stage: Stage,
     /// Bytes in memory that the target has not taken.
     pending: BytesMut,
     /// A pipe with bytes that the target has not taken.
@@ -331,9 +348,19 @@ enum Mode {
 }
 
 impl Half {
-    fn new(pending: BytesMut, pipes: &Rc<Pipes>, limit: usize, splices: bool) -> Self {
-        let (state, mode) = (State::Open, if splices { Mode::Copy(0) } else { Mode::CopyOnly });
-        Self { state, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false, refused: false }
+    fn new(leg: Leg, pipes: &Rc<Pipes>, limit: usize, splices: bool) -> Self {
+        let Leg { held: pending, stage } = leg;
+        let mode = if splices { Mode::Copy(0) } else { Mode::CopyOnly };
+        Self { stage, pending, pipe: None, pipes: pipes.clone(), limit, mode, fresh: false, refused: false }
+    }
+
+    /// Where it stands; it moves no more.
+    fn stop(&mut self) -> io::Result<Leg> {
+        let mut held = std::mem::take(&mut self.pending);
+        if let Some(pipe) = &mut self.pipe {
+            held.extend_from_slice(&pipe.take()?);
+        }
+        Ok(Leg { held, stage: self.stage })
     }
 
     fn held(&self) -> usize {
@@ -341,12 +368,12 @@ impl Half {
     }
 
     fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.stage == Stage::Done
     }
 
     /// Stops without delivering what is held.
     fn abandon(&mut self) {
-        self.state = State::Done;
+        self.stage = Stage::Done;
         self.pending = BytesMut::new();
         self.pipe = None;
     }
@@ -367,11 +394,11 @@ impl Half {
                 }
                 self.deliver(target, wrote).map_err(|error| (At::Target, error))?;
             }
-            if self.state == State::Ending {
+            if self.stage == Stage::Ending {
                 self.release();
                 // A target that is gone has no use for our end of stream.
                 let _ = target.shutdown_write();
-                self.state = State::Done;
+                self.stage = Stage::Done;
                 return Ok(Turn::Done);
             }
             if pending_or(source.poll_read_ready(cx)).map_err(|error| (At::Source, error))? {
@@ -385,7 +412,7 @@ impl Half {
                     return Err((At::Source, REFUSED.into()));
                 }
                 Some(0) => {
-                    self.state = State::Ending;
+                    self.stage = Stage::Ending;
                     continue;
                 }
                 Some(count) => count,

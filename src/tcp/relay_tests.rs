@@ -46,7 +46,7 @@ struct Options {
     limits: Limits,
     prefix: &'static [u8],
     pipes: usize,
-    cut: Option<tokio::sync::oneshot::Receiver<()>>,
+    cut: Option<tokio::sync::oneshot::Receiver<Order>>,
 }
 
 impl Default for Options {
@@ -69,11 +69,11 @@ fn start<S>(client: (S, Stream), server: (S, Stream), options: Options) -> Rig<S
         async move {
             let cut = async move {
                 match options.cut {
-                    Some(cut) => drop(cut.await),
+                    Some(order) => order.await.unwrap_or(Order::Cut),
                     None => pending().await,
                 }
             };
-            let from = (&client.1, BytesMut::from(options.prefix));
+            let from = (&client.1, BytesMut::from(options.prefix).into());
             relay(from, &server.1, options.limits, cut, &traffic, &*counts, &pipes).await
         }
     });
@@ -464,7 +464,63 @@ fn cutting_ends_it() {
     run(async {
         let (cut, cutting) = tokio::sync::oneshot::channel();
         let rig = rig(Options { cut: Some(cutting), ..Options::default() }).await;
-        cut.send(()).unwrap();
+        cut.send(Order::Cut).unwrap();
         assert!(matches!(rig.end.await.unwrap(), End::Cut));
+    });
+}
+
+/// Stopped with both ways at different points, and gone on with by another relay on the same sockets.
+#[test]
+fn what_leaves_goes_on_elsewhere() {
+    run(async {
+        let (leave, leaving) = tokio::sync::oneshot::channel();
+        let ((client, downstream), (server, upstream)) = (tcp_pair().await, tcp_pair().await);
+        let (downstream, upstream) = (downstream.into_std().unwrap(), upstream.into_std().unwrap());
+        let stream =
+            |of: &std::net::TcpStream| Stream::from(TcpStream::from_std(of.try_clone().unwrap()).unwrap());
+        let ends = ((client, stream(&downstream)), (server, stream(&upstream)));
+        let mut first =
+            start(ends.0, ends.1, Options { cut: Some(leaving), prefix: b"pre", ..Options::default() });
+        // The client ends its side, and does not read what the server sends without end.
+        first.client.write_all(b"fix").await.unwrap();
+        first.client.shutdown().await.unwrap();
+        let mut text = String::new();
+        first.server.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "prefix");
+        let mut sent = 0_usize;
+        let block = [7; 1 << 16];
+        while let Ok(written) = timeout(Duration::from_millis(200), first.server.write(&block)).await {
+            sent += written.unwrap();
+        }
+        leave.send(Order::Leave).unwrap();
+        let End::Left(at) = first.end.await.unwrap() else { panic!("it did not leave") };
+        assert_eq!((at.up.stage, at.down.stage), (Stage::Done, Stage::Open));
+        assert!(!at.down.held.is_empty());
+        let counted = first.traffic.totals();
+
+        let (downstream, upstream) = (stream(&downstream), stream(&upstream));
+        let (traffic, counts, pipes) = (Traffic::default(), Counts::default(), Pipes::new(8));
+        traffic.restore(counted);
+        let second =
+            relay((&downstream, at), &upstream, Limits::default(), pending(), &traffic, &counts, &pipes);
+        let rest = async {
+            let mut read = vec![0; 1 << 16];
+            let (mut got, mut server) = (0, Some(first.server));
+            loop {
+                let count = first.client.read(&mut read).await.unwrap();
+                assert!(read[..count].iter().all(|byte| *byte == 7));
+                got += count;
+                if got == sent {
+                    // Everything is there: now the end.
+                    drop(server.take());
+                }
+                if count == 0 {
+                    break got;
+                }
+            }
+        };
+        let (end, got) = tokio::join!(second, rest);
+        assert!(matches!(end, End::Finished), "{end:?}");
+        assert_eq!((got, traffic.totals()), (sent, [6, 6, sent as u64, sent as u64]));
     });
 }

@@ -244,7 +244,8 @@ impl ClusterLocal {
         }
         let (host, cluster) = (host.clone(), self.cluster.clone());
         tokio::task::spawn_local(async move {
-            let connect = crate::runtime::socket::connect(&host.address, &cluster.socket);
+            let socket = cluster.socket_to(&host);
+            let connect = crate::runtime::socket::connect(&host.address, &socket);
             if let Ok(Ok(_)) = tokio::time::timeout(cluster.connect_timeout, connect).await {
                 suspect::answered(&host);
             }
@@ -377,6 +378,13 @@ impl ClusterLocal {
         });
         destination.used = used;
         destination.pool.clone()
+    }
+
+    /// The pool of the host at `address`, listed or not.
+    pub fn holding(&self, address: SocketAddr) -> Rc<HostPool> {
+        let is_it = |pool: &&Rc<HostPool>| pool.host.address == Address::Ip(address);
+        let listed = self.view.borrow().pools.iter().find(is_it).cloned();
+        listed.unwrap_or_else(|| self.original_destination(address))
     }
 
     pub(super) fn sweep(&self, now: Instant) {

@@ -25,3 +25,4 @@ mod pods;
 mod pressure;
 mod resilience;
 mod tls;
+mod upgrade;

@@ -187,17 +187,48 @@ impl Bench {
             running.address = to;
             return Ok(running);
         }
-        let Some(command) = self.programs.command(peer, &file, (setup.listen, to)) else {
-            running.fail("its program was not found".to_owned());
-            return Ok(running);
+        self.begin(&mut running, self.programs.command(peer, &file, (setup.listen, to)));
+        Ok(running)
+    }
+
+    fn begin(&self, running: &mut Running, command: Option<Command>) {
+        let Some(command) = command else {
+            return running.fail("its program was not found".to_owned());
         };
-        let log = self.dir.0.join(format!("{peer}.log"));
+        let log = self.dir.0.join(format!("{}.log", running.peer));
         running.begun = Some(Instant::now());
         match Process::start(command, self.cores.map(|(proxy, _)| proxy), &log) {
             Ok(process) => running.process = Some(process),
             Err(error) => running.fail(format!("cannot be started: {error}")),
         }
+    }
+
+    /// Starts one that takes Envoy's configuration, with this one, in a group of users of its own.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn launch_as(&self, peer: Peer, config: &str, group: &str) -> Result<Running, Error> {
+        let file = self.dir.0.join(format!("{peer}.json"));
+        std::fs::write(&file, config).map_err(Error::io(&file))?;
+        let result =
+            PeerResult { peer: peer.to_string(), config: self.published(config), ..PeerResult::default() };
+        let mut running =
+            Running { peer, address: NOWHERE, admin: NOWHERE, process: None, begun: None, result };
+        let command = self.programs.command(peer, &file, (NOWHERE, NOWHERE)).map(|inner| {
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--regid", group, "--clear-groups"])
+                .arg(inner.get_program())
+                .args(inner.get_args());
+            command
+        });
+        self.begin(&mut running, command);
         Ok(running)
+    }
+
+    /// Where the program of `peer` is.
+    pub fn program(&self, peer: Peer) -> Option<&Path> {
+        self.programs.of(peer)
     }
 
     /// Waits until it accepts connections, or ends.

@@ -36,6 +36,10 @@ pub fn of(scenarios: &[Scenario], peers: &[Peer], rounds: u32, seconds: f64) -> 
         Kind::Idle => processes * starts * IDLE,
         Kind::Start => processes * f64::from(FIRST_ANSWERS) * START,
         Kind::Scale(clusters) => proxies * starts * (SCALE.0 + SCALE.1 * (*clusters as f64) + 0.3 + seconds),
+        Kind::Transparent => {
+            let able = count(&|peer| peer.follows_control_planes());
+            able * 2.0 * (START + 2.0 * (super::load::dropped(seconds) + rounds * seconds))
+        }
         Kind::Churn(clusters) => {
             let able = count(&|peer| peer.follows_control_planes());
             able * (SCALE.0 + SCALE.1 * (*clusters as f64) + (rounds + 1.0) * 2.0 * seconds)

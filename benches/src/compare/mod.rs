@@ -23,6 +23,7 @@ mod scale;
 mod scenario;
 mod special;
 mod table;
+mod transparent;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -225,6 +226,7 @@ impl CompareArgs {
                 Kind::Idle => vec![special::idle(&mut bench, say)?],
                 Kind::Start => vec![special::start(&mut bench, say)?],
                 Kind::Scale(clusters) => vec![scale::scale(&mut bench, *clusters, say)?],
+                Kind::Transparent => transparent::transparent(&bench, say)?,
                 Kind::Churn(clusters) => vec![scale::churn(&bench, *clusters, say)?],
             };
             let many = results.len() > 1;

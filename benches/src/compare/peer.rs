@@ -87,7 +87,8 @@ impl Programs {
         Self { outrigger, envoy, haproxy: in_path("haproxy"), nginx: in_path("nginx"), tool }
     }
 
-    fn of(&self, peer: Peer) -> Option<&Path> {
+    /// Where the program of `peer` is.
+    pub fn of(&self, peer: Peer) -> Option<&Path> {
         match peer {
             Peer::Outrigger => self.outrigger.as_deref(),
             Peer::Envoy => self.envoy.as_deref(),

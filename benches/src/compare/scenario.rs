@@ -30,6 +30,8 @@ pub enum Kind {
     Scale(usize),
     /// Updates under load.
     Churn(usize),
+    /// Connections led to the proxy by the kernel.
+    Transparent,
 }
 
 /// A closed loop.
@@ -183,6 +185,9 @@ pub fn all() -> Vec<Scenario> {
         );
         all.push(scenario(&format!("config-scale-{clusters}"), "config-scale", about, Kind::Scale(clusters)));
     }
+    let about =
+        "the cost of capture for each request and each connection, in a network namespace; needs root";
+    all.push(scenario("transparent", "", about.to_owned(), Kind::Transparent));
     for clusters in [100, 10_000] {
         let about = format!(
             "5,000 requests/s in an open loop through one of {clusters} clusters, without and with 100 updates a second of its \

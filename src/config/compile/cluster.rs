@@ -69,7 +69,7 @@ pub fn compile(
             .upstream_connection_options
             .as_ref()
             .and_then(|o| keepalive(o.tcp_keepalive.as_ref())),
-        announced: cluster_tls::announced(cluster, problems).map(|version| (version, None)),
+        announced: cluster_tls::announced(cluster).map(|version| (version, None)),
         ..bound(cluster.upstream_bind_config.as_ref(), environment, problems)
     };
     let tls = cluster_tls::cluster(cluster, &stat_name, http.protocol, environment, problems);

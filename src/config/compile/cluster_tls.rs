@@ -28,17 +28,23 @@ pub(super) fn cluster(
     let socket = |socket: &core::TransportSocket, problems: &mut Problems| {
         problems.at("transport_socket", |problems| upstream(socket, stat_name, environment, problems))
     };
-    let inner = cluster.transport_socket.as_ref().and_then(wrapped);
-    let default = match &inner {
-        Some(inner) => inner.transport_socket.as_ref().and_then(|config| socket(config, problems)),
-        None => cluster.transport_socket.as_ref().and_then(|config| socket(config, problems)),
+    // What comes before it, and what it is.
+    let parts = |config: &core::TransportSocket, problems: &mut Problems| match wrapped(config) {
+        Some(around) => {
+            let inner = around.transport_socket.as_ref();
+            (inner.and_then(|config| socket(config, problems)), Some(version(&around)))
+        }
+        None => (socket(config, problems), None),
     };
+    let default = cluster.transport_socket.as_ref().map(|config| parts(config, problems));
+    let (default, announced) = default.unwrap_or_default();
     let mut matches = Vec::new();
     for (index, entry) in cluster.transport_socket_matches.iter().enumerate() {
         problems.at_index("transport_socket_matches", index, |problems| {
             let criteria = entry.r#match.as_ref().map(criteria).unwrap_or_default();
-            let tls = entry.transport_socket.as_ref().and_then(|config| socket(config, problems));
-            matches.push(SocketMatch { criteria, tls });
+            let (tls, announced) =
+                entry.transport_socket.as_ref().map(|config| parts(config, problems)).unwrap_or_default();
+            matches.push(SocketMatch { criteria, tls, announced });
         });
     }
     if protocol == UpstreamProtocol::Auto && default.is_none() && problems.count() == before {
@@ -62,7 +68,7 @@ pub(super) fn cluster(
     if default.is_none() && matches.is_empty() {
         return None;
     }
-    Some(Arc::new(ClusterTls { default, matches, auto }))
+    Some(Arc::new(ClusterTls { default, matches, announced, auto }))
 }
 
 /// The PROXY protocol around the cluster's transport socket.
@@ -72,17 +78,18 @@ fn wrapped(socket: &core::TransportSocket) -> Option<ProxyProtocolUpstreamTransp
     (type_of(any) == name).then(|| unpack(any).ok()).flatten()
 }
 
-/// The version of the PROXY protocol in which the cluster's hosts are told of clients.
-pub(super) fn announced(cluster: &cluster_pb::Cluster, problems: &mut Problems) -> Option<Version> {
-    let config = cluster.transport_socket.as_ref().and_then(wrapped)?;
-    if !cluster.transport_socket_matches.is_empty() {
-        let message = "the PROXY protocol is for all hosts or none: it cannot stand beside transport_socket";
-        problems.report_at("transport_socket_matches", message);
-    }
-    Some(match config.config.as_ref().map(core::ProxyProtocolConfig::version) {
+/// The version of the PROXY protocol in which the cluster's hosts are told of clients, or the first of those that some
+/// of them are.
+pub(super) fn announced(cluster: &cluster_pb::Cluster) -> Option<Version> {
+    let matched = cluster.transport_socket_matches.iter().filter_map(|entry| entry.transport_socket.as_ref());
+    cluster.transport_socket.iter().chain(matched).find_map(wrapped).map(|around| version(&around))
+}
+
+fn version(around: &ProxyProtocolUpstreamTransport) -> Version {
+    match around.config.as_ref().map(core::ProxyProtocolConfig::version) {
         None | Some(core::proxy_protocol_config::Version::V1) => Version::V1,
         Some(core::proxy_protocol_config::Version::V2) => Version::V2,
-    })
+    }
 }
 
 /// The fields of a `Struct`, to be compared one by one.

@@ -1,14 +1,13 @@
 //! The sidecar's side: kubelet's questions, and those of `outrigger ready`.
 
 use std::future::Future;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::Router;
-use tokio::net::TcpListener;
 
 use super::ask::ask;
 use super::Table;
@@ -22,29 +21,35 @@ pub enum ServeError {
     /// The port is not free.
     #[error("the port for probes, {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
+    /// Its socket cannot be used.
+    #[error("the port for probes: {0}")]
+    Use(std::io::Error),
 }
 
-/// Binds `port` on all addresses and answers there with what the application says to the probes in `table` (JSON of a
-/// [`Table`]), until `shutdown`. Port 0 is any that is free; which one it is, is returned.
+/// Binds `port` on all addresses.
+///
+/// # Errors
+/// [`ServeError::Listen`].
+pub fn listen(port: u16) -> Result<TcpListener, ServeError> {
+    let bind = |any: SocketAddr| TcpListener::bind(any).map_err(|error| ServeError::Listen(any, error));
+    // A pod may be without IPv6.
+    bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, port).into()))
+}
+
+/// Answers on `listener` with what the application says to the probes in `table` (JSON of a [`Table`]), until
+/// `shutdown`. Where it listens is returned.
 ///
 /// # Errors
 /// [`ServeError`].
-pub async fn serve(
+pub fn serve(
     table: &str,
-    port: u16,
+    listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<SocketAddr, ServeError> {
     let table: Arc<Table> = Arc::new(serde_json::from_str(table).map_err(ServeError::Table)?);
-    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = match TcpListener::bind(any).await {
-        Ok(listener) => listener,
-        // A pod without IPv6.
-        Err(_) => {
-            let any = SocketAddr::from(([0, 0, 0, 0], port));
-            TcpListener::bind(any).await.map_err(|error| ServeError::Listen(any, error))?
-        }
-    };
-    let bound = listener.local_addr().map_err(|error| ServeError::Listen(any, error))?;
+    let bound = listener.local_addr().map_err(ServeError::Use)?;
+    listener.set_nonblocking(true).map_err(ServeError::Use)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Use)?;
     let router = Router::new().route("/app-health/{container}/{probe}", get(answer)).with_state(table);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {

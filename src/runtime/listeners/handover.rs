@@ -27,7 +27,7 @@ impl ListenerManager {
             return false;
         }
         for sockets in sockets() {
-            if let Bound::Tcp(listener) = &sockets.handle {
+            if let Some(Bound::Tcp(listener)) = sockets.handles.first() {
                 // Our sockets came first in the group. Where steering is not possible the kernel goes
                 // on spreading connections until we close.
                 let first_of_theirs = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
@@ -49,7 +49,7 @@ impl ListenerManager {
             return;
         }
         for sockets in self.listeners.iter_mut().filter_map(|entry| entry.sockets.as_mut()) {
-            if let (Bound::Tcp(listener), true) = (&sockets.handle, sockets.steered) {
+            if let (Some(Bound::Tcp(listener)), true) = (sockets.handles.first(), sockets.steered) {
                 // A kernel that cannot take it off cannot have put it on.
                 let _ = socket::stop_steering(listener.as_fd());
             }

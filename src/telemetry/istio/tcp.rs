@@ -24,6 +24,11 @@ impl Connection {
         Self { metrics, series: None, sent: 0, received: 0 }
     }
 
+    /// So many bytes were carried, and counted, by another process before.
+    pub fn resume(&mut self, [sent, received]: [u64; 2]) {
+        (self.sent, self.received) = (sent, received);
+    }
+
     /// How often it is counted while it lasts.
     pub fn interval(&self) -> Option<Duration> {
         self.metrics.tcp_interval

@@ -124,7 +124,7 @@ impl Prober {
     /// Connects, with TLS where requests to the host have it.
     async fn connect(&self, purpose: Purpose, options: &Options) -> Result<Box<dyn Io>, Broken> {
         let address = address_of(&self.host);
-        let io: Box<dyn Io> = match socket::connect(&address, &self.cluster.socket).await? {
+        let io: Box<dyn Io> = match socket::connect(&address, &self.cluster.socket_to(&self.host)).await? {
             Stream::Tcp(stream) => Box::new(stream),
             Stream::Unix(stream) => Box::new(stream),
             // Nobody has shaken hands yet.

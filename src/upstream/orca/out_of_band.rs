@@ -166,7 +166,7 @@ async fn connect(cluster: &Cluster, host: &Arc<Host>, options: &OutOfBand) -> io
         }
         (address, _) => address.clone(),
     };
-    let io: Box<dyn Io> = match socket::connect(&address, &cluster.socket).await? {
+    let io: Box<dyn Io> = match socket::connect(&address, &cluster.socket_to(host)).await? {
         Stream::Tcp(stream) => Box::new(stream),
         Stream::Unix(stream) => Box::new(stream),
         // Nobody has shaken hands yet.

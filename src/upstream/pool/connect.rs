@@ -1,5 +1,6 @@
 //! How a pool's connections are made: the way to the host, and TLS with what it agrees on.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use crate::telemetry::stats::Held;
 use crate::tls::upstream::{Names, Purpose};
 use crate::tls::TlsInfo;
 use crate::upstream::balancing::{clock, suspect};
-use crate::upstream::permit::Permit;
+use crate::upstream::permit::{Kind, Permit};
 use crate::upstream::UpstreamError;
 
 impl HostPool {
@@ -72,6 +73,43 @@ impl HostPool {
         Ok(())
     }
 
+    /// A connection for one TCP session that another process has opened. It counts as open whatever the limits are.
+    pub fn adopt(self: &Rc<Self>, stream: Stream) -> Box<UpstreamConnection> {
+        let stats = self.cluster.stats();
+        self.open.set(self.open.get() + 1);
+        stats.upstream_cx_total.increment(1);
+        self.host.shared.counters.cx_total.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit::take_anyway(&self.cluster, 0, Kind::Connections);
+        self.opened(permit, Instant::now(), (stream, None), true)
+    }
+
+    fn opened(
+        self: &Rc<Self>,
+        permit: Permit,
+        opened: Instant,
+        (stream, tls): (Stream, Option<Rc<TlsInfo>>),
+        busy: bool,
+    ) -> Box<UpstreamConnection> {
+        self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
+        Box::new(UpstreamConnection {
+            local: stream.local_addr(),
+            stream,
+            tls,
+            input: BytesMut::new(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            requests: 0,
+            reused: false,
+            permit: ConnectionPermit {
+                opened,
+                pool: self.clone(),
+                remote_closed: Cell::new(false),
+                busy: Cell::new(busy),
+                _permit: permit,
+                _active: Active(Held::new(&self.cluster.stats().upstream_cx_active)),
+            },
+        })
+    }
+
     /// Opens a connection for `purpose`.
     pub(in crate::upstream) async fn connect(
         self: &Rc<Self>,
@@ -88,29 +126,13 @@ impl HostPool {
         let started = Instant::now();
         let outcome = tokio::time::timeout(self.cluster.connect_timeout, self.reach(purpose)).await;
         let error = match outcome {
-            Ok(Ok((stream, tls))) => {
+            Ok(Ok(reached)) => {
                 opening.done();
                 stats.upstream_cx_connect_ms.record(started.elapsed().as_secs_f64() * 1000.0);
-                self.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
                 suspect::reached(&self.host);
-                return Ok(Box::new(UpstreamConnection {
-                    local: stream.local_addr(),
-                    stream,
-                    tls,
-                    input: BytesMut::new(),
-                    id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                    requests: 0,
-                    reused: false,
-                    permit: ConnectionPermit {
-                        opened: started,
-                        pool: self.clone(),
-                        remote_closed: Cell::new(false),
-                        // A session is on its connection as long as that is open.
-                        busy: Cell::new(matches!(purpose, Purpose::Http1 | Purpose::Tcp)),
-                        _permit: permit,
-                        _active: Active(Held::new(&stats.upstream_cx_active)),
-                    },
-                }));
+                // A session is on its connection as long as that is open.
+                let busy = matches!(purpose, Purpose::Http1 | Purpose::Tcp);
+                return Ok(self.opened(permit, started, reached, busy));
             }
             Ok(Err(error)) => error,
             Err(_) => {
@@ -132,10 +154,14 @@ impl HostPool {
 
     /// The socket's options, where they depend on the client.
     fn own_socket(&self) -> Option<SocketTuning> {
+        let socket = self.cluster.socket_to(&self.host);
         if self.names.source.is_none() && self.names.ends.is_none() {
-            return None;
+            return match socket {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(own) => Some(own),
+            };
         }
-        let mut tuning = self.cluster.socket.clone();
+        let mut tuning = socket.into_owned();
         if let Some((address, mark)) = self.names.source {
             tuning.source_address = Some(address);
             tuning.transparent = true;

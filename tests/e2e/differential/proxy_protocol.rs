@@ -127,17 +127,29 @@ fn template() -> String {
             "",
             &relays("told-2"),
         )]),
+        listener("tells-some", &only(""), &[chain("", &relays("matched"))]),
+        listener("tells-others", &only(""), &[chain("", &relays("unmatched"))]),
     ];
     let cluster = |name: &str, socket: &str| {
         format!("  - name: {name}\n    connect_timeout: 1s\n    type: STATIC\n    load_assignment: {{ cluster_name: {name}, endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @origin@ }} }} }} }} ] }} ] }}\n{socket}")
     };
     let told = |version: &str| {
-        format!("    transport_socket: {{ name: p, typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, config: {{ version: {version} }}, transport_socket: {{ name: envoy.transport_sockets.raw_buffer, typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer }} }} }} }}\n")
+        format!("transport_socket: {{ name: p, typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, config: {{ version: {version} }}, transport_socket: {{ name: envoy.transport_sockets.raw_buffer, typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer }} }} }} }}\n")
     };
+    // The endpoint says which it wants.
+    let matches = format!(
+        "    transport_socket_matches:\n    - name: one\n      match: {{ says: one }}\n      {}    - name: two\n      match: {{ says: two }}\n      {}",
+        told("V1"),
+        told("V2"),
+    );
+    let metadata =
+        "metadata: { filter_metadata: { envoy.transport_socket_match: { says: two } } }, endpoint: {";
+    let matched = cluster("matched", &matches).replace("endpoint: {", metadata);
+    let told = |version: &str| format!("    {}", told(version));
     format!(
         "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\nstatic_resources:\n  listeners:\n{}  clusters:\n{}  - name: original\n    connect_timeout: 1s\n    type: ORIGINAL_DST\n    lb_policy: CLUSTER_PROVIDED\n",
         listeners.concat(),
-        cluster("good", "") + &cluster("told-1", &told("V1")) + &cluster("told-2", &told("V2")),
+        cluster("good", "") + &cluster("told-1", &told("V1")) + &cluster("told-2", &told("V2")) + &matched + &cluster("unmatched", &matches),
     )
 }
 
@@ -234,6 +246,8 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("told in binary", "tells-2", to("10.9.0.1", 99, "hello\n")),
         ("told in binary of IPv6", "tells-2", to("2001:db8::1", 99, "hello\n")),
         ("told in binary of the socket's peer", "tells-2", text("hello\n")),
+        ("told as the endpoint matches", "tells-some", to("10.9.0.1", 99, "hello\n")),
+        ("not told, as nothing matches", "tells-others", to("10.9.0.1", 99, "hello\n")),
     ]
 }
 

@@ -163,6 +163,12 @@ impl ControlPlane {
 
     /// On a port that must not change, for one that comes back.
     pub async fn on(port: u16, snapshot: Snapshot) -> ControlPlane {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("a port");
+        ControlPlane::over(listener, snapshot)
+    }
+
+    /// On a socket that listens already.
+    pub fn over(listener: TcpListener, snapshot: Snapshot) -> ControlPlane {
         let cache = SnapshotCache::by_node_id();
         cache.set(NODE, snapshot);
         let refusals = Arc::new(Mutex::new(Vec::new()));
@@ -172,7 +178,6 @@ impl ControlPlane {
                 seen.lock().expect("not poisoned").push((kind.to_string(), nack.message.clone()));
             }
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let task = tokio::spawn(async move {
             let _ = server.serve(listener).await;

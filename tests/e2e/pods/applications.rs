@@ -148,3 +148,80 @@ fn a_greeter_of_grpc() {
     }
     assert_eq!(client.counter("http.mesh-http.downstream_cx_http2_total"), 2);
 }
+
+/// The server speaks first, and the client's answer is the first that it says.
+#[test]
+fn mariadb_and_its_client() {
+    if !have(&["mariadbd", "mariadb"]) {
+        return;
+    }
+    let world = World::new(&[], false);
+    let [client, server, ..] = world.pods();
+    let dir = tempfile::Builder::new().prefix("outrigger-mariadb").tempdir().expect("a directory");
+    let at = |file: &str| dir.path().join(file).display().to_string();
+    let mut command = program(server, "mariadbd");
+    // Without accounts, and without the engine that would take seconds to make its files.
+    command.args(["--no-defaults", "--user=root", "--skip-grant-tables", "--skip-innodb", "--port=3306"]);
+    command.args(["--default-storage-engine=Aria", "--bind-address=*"]);
+    command.args(
+        [("datadir", "."), ("socket", "s"), ("pid-file", "p")]
+            .map(|(flag, file)| format!("--{flag}={}", at(file))),
+    );
+    let _database = Program::start(server, command, 3306);
+    for (six, address) in [(false, server.v4.to_string()), (true, server.v6.to_string())] {
+        let wire = Wire::tap(&world.mesh);
+        let mut command = program(client, "mariadb");
+        command.args(["--no-defaults", "--batch", "--skip-column-names", "-u", "root", "-h", &address]);
+        let many: Vec<String> = (0..500).map(|n| format!("({n}, 'for the mesh only {n}')")).collect();
+        let queries = format!(
+            "CREATE OR REPLACE DATABASE shop; USE shop; CREATE TABLE orders (id INT, note VARCHAR(99));\nINSERT INTO orders VALUES {};\nSELECT COUNT(*) FROM orders;\nSELECT note FROM orders WHERE id = 499;\nSELECT LENGTH(REPEAT('x', 3000000));\n",
+            many.join(", ")
+        );
+        let answer = said(command, &queries);
+        assert_eq!(answer, "500\nfor the mesh only 499\n3000000\n", "IPv6: {six}");
+        assert_eq!(wire.saw(b"for the mesh only"), (false, true));
+    }
+    assert_eq!(client.counter("tcp.mesh.downstream_cx_total"), 2);
+}
+
+/// A broker: one connection that publishes, and one that listens for as long as it takes.
+#[test]
+fn mosquitto_and_its_clients() {
+    if !have(&["mosquitto", "mosquitto_pub", "mosquitto_sub"]) {
+        return;
+    }
+    let world = World::new(&[], false);
+    let [client, server, ..] = world.pods();
+    let dir = tempfile::Builder::new().prefix("outrigger-mosquitto").tempdir().expect("a directory");
+    let file = dir.path().join("mosquitto.conf");
+    let config =
+        "listener 1883 0.0.0.0\nlistener 1883 ::\nallow_anonymous true\nuser root\npersistence false\n";
+    std::fs::write(&file, config).expect("written");
+    let mut command = program(server, "mosquitto");
+    command.arg("-c").arg(&file);
+    let _broker = Program::start(server, command, 1883);
+    for address in [server.v4.to_string(), server.v6.to_string()] {
+        let wire = Wire::tap(&world.mesh);
+        let at = |name: &str, arguments: &[&str]| {
+            let mut command = program(client, name);
+            command.args(["-h", &address, "-q", "1"]).args(arguments);
+            command
+        };
+        // The second message is what the subscriber waits for; the first is there when it comes.
+        assert_eq!(said(at("mosquitto_pub", &["-t", "news", "-m", "kept for later", "-r"]), ""), "");
+        let mut subscriber = at("mosquitto_sub", &["-t", "news", "-C", "2"]);
+        let mut subscriber = subscriber.stdout(Stdio::piped()).spawn().expect("mosquitto_sub");
+        let mut heard = std::io::BufReader::new(subscriber.stdout.take().expect("its output"));
+        let mut line = || {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut heard, &mut line).expect("a line");
+            line
+        };
+        assert_eq!(line(), "kept for later\n");
+        assert_eq!(said(at("mosquitto_pub", &["-t", "news", "-m", "only just now"]), ""), "");
+        assert_eq!(line(), "only just now\n");
+        assert!(subscriber.wait().expect("its end").success());
+        assert_eq!(wire.saw(b"only just now"), (false, true));
+    }
+    assert_eq!(client.counter("tcp.mesh.downstream_cx_total"), 6);
+}

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::thread::{move_into_link_name_space, LinkNameSpaceType};
@@ -25,13 +26,17 @@ impl Namespace {
 
     /// Runs `work` on a thread in it. Sockets made there stay there, wherever they are used.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.thread(work).join().expect("the work to be done")
+    }
+
+    /// Starts a thread in it.
+    pub fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let file = File::open(self.path()).expect("the namespace's file");
-        let thread = std::thread::spawn(move || {
+        std::thread::spawn(move || {
             let kind = Some(LinkNameSpaceType::Network);
             move_into_link_name_space(file.as_fd(), kind).expect("to enter the namespace");
             work()
-        });
-        thread.join().expect("the work to be done")
+        })
     }
 }
 
@@ -91,6 +96,11 @@ impl Pod {
 
     /// A page of the admin port in it.
     pub fn admin(&self, path: &str) -> Option<String> {
+        self.any_page(path).filter(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// What the admin port in it says, good or bad.
+    pub fn any_page(&self, path: &str) -> Option<String> {
         let path = path.to_string();
         self.namespace.within(move || {
             use std::io::{Read, Write};
@@ -99,7 +109,7 @@ impl Pod {
             write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
-            answer.starts_with("HTTP/1.1 200").then_some(answer)
+            Some(answer)
         })
     }
 

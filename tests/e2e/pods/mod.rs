@@ -4,8 +4,10 @@
 mod applications;
 mod cases;
 mod mesh;
+mod plane;
 mod rules;
 mod server;
 mod sidecar;
 mod tproxy;
+mod upgrade;
 mod wire;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::mesh::Pod;
 use crate::harness::DEADLINE;
+use crate::resilience::origin::BODY;
 
 /// Sends back what it gets, and its end after the client's.
 pub const ECHO: u16 = 7000;
@@ -21,6 +22,9 @@ pub const HTTP: u16 = 7004;
 /// An echo as [`ECHO`].
 pub const OTHER: u16 = 7005;
 
+/// Answers requests of HTTP/1.1 as the origins of loads do.
+pub const PLENTY: u16 = 7006;
+
 pub const GREETING: &[u8] = b"220 hello from the server\r\n";
 
 /// Who connected to the application, as it saw them.
@@ -33,7 +37,7 @@ impl Application {
     /// Starts it in `pod`. It ends with the test's process.
     pub fn start(pod: &Pod) -> Application {
         let application = Application::default();
-        for port in [ECHO, GREETS, COUNTS, RESETS, HTTP, OTHER] {
+        for port in [ECHO, GREETS, COUNTS, RESETS, HTTP, OTHER, PLENTY] {
             let (listener, known) = (pod.listen(port), application.clone());
             std::thread::spawn(move || known.accept(&listener, port));
         }
@@ -69,7 +73,7 @@ fn serve(mut stream: TcpStream, port: u16) -> std::io::Result<()> {
             stream.read_exact(&mut [0])?;
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
-        HTTP => {
+        HTTP | PLENTY => {
             let mut head = Vec::new();
             loop {
                 let count = stream.read(&mut buffer)?;
@@ -79,7 +83,14 @@ fn serve(mut stream: TcpStream, port: u16) -> std::io::Result<()> {
                 }
                 if head.ends_with(b"\r\n\r\n") {
                     head.clear();
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nserver: the-app\r\ncontent-length: 2\r\n\r\nhi")?;
+                    let answer = match port {
+                        PLENTY => format!(
+                            "HTTP/1.1 200 OK\r\nx-origin: 0\r\ncontent-length: {BODY}\r\n\r\n{:BODY$}",
+                            ""
+                        ),
+                        _ => "HTTP/1.1 200 OK\r\nserver: the-app\r\ncontent-length: 2\r\n\r\nhi".to_string(),
+                    };
+                    stream.write_all(answer.as_bytes())?;
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! A sidecar in a pod: its configuration, in the shape that Istio's has, and its process.
 
 use std::fs::{self, File};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -174,10 +174,10 @@ impl Sidecar {
         fs::write(&file, text).expect("written");
         let output = File::create(dir.path().join("output.log")).expect("the output file");
         let mut command = pod.program(true, env!("CARGO_BIN_EXE_outrigger"));
-        command
-            .args(["run", "--concurrency", "1", "--drain-time-s", "1", "-c"])
-            .arg(file)
-            .args(plan.arguments);
+        command.args(["run", "--concurrency", "1", "-c"]).arg(file).args(plan.arguments);
+        if !plan.arguments.contains(&"--drain-time-s") {
+            command.args(["--drain-time-s", "1"]);
+        }
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("the output file")).stderr(output);
         Sidecar { child: command.spawn().expect("a sidecar"), dir }
     }
@@ -190,6 +190,33 @@ impl Sidecar {
             assert!(!ended && Instant::now() < end, "the sidecar is not ready");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The process, or what it has become of it.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Tells it something.
+    pub fn signal(&self, signal: libc::c_int) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has ended, which it must as it should.
+    pub fn wait(&mut self) {
+        let end = Instant::now() + DEADLINE;
+        while self.is_running() {
+            assert!(Instant::now() < end, "the sidecar does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = self.child.wait().expect("its status");
+        assert!(status.success(), "the sidecar ended with {status}");
     }
 
     /// Ends it at once.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl Tally {
 
 /// A client with as many connections as it needs.
 pub struct Load {
-    port: u16,
+    to: SocketAddr,
     idle: RefCell<Vec<TcpStream>>,
     routes: RefCell<Vec<(&'static str, Tally)>>,
     /// Requests that are not over, by how often [`Load::mark`] was called before.
@@ -76,9 +77,14 @@ pub struct Load {
 }
 
 impl Load {
+    /// To a port of this machine.
     pub fn new(port: u16) -> Rc<Load> {
+        Load::to(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    pub fn to(to: SocketAddr) -> Rc<Load> {
         Rc::new(Load {
-            port,
+            to,
             idle: RefCell::default(),
             routes: RefCell::default(),
             open: RefCell::default(),
@@ -166,10 +172,12 @@ impl Load {
     }
 
     async fn exchange(&self, path: &str) -> Ended {
-        let idle = self.idle.borrow_mut().pop();
+        // As clients do, one that the other side has closed meanwhile is left.
+        let alive = |stream: &TcpStream| matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+        let idle = std::iter::from_fn(|| self.idle.borrow_mut().pop()).find(alive);
         let mut stream = match idle {
             Some(stream) => stream,
-            None => match TcpStream::connect(("127.0.0.1", self.port)).await {
+            None => match TcpStream::connect(self.to).await {
                 Ok(stream) => stream,
                 Err(error) => return Ended::Unanswered(format!("connect: {error}")),
             },

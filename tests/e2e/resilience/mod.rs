@@ -4,8 +4,8 @@
 mod breakers;
 mod chaos;
 mod counts;
-mod load;
-mod origin;
+pub mod load;
+pub mod origin;
 
 use crate::harness::json;
 use crate::harness::proxy::{Kind, Plan, Proxy};
