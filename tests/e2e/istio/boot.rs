@@ -223,12 +223,10 @@ impl Sidecar {
         ];
         let template = bootstrap(sockets.path(), foreign);
         let values = [("agent", agent.port().to_string())];
-        // Envoys of tests are given this one anyway.
-        let arguments: Vec<&str> = ARGUMENTS
-            .iter()
-            .filter(|argument| kind == Kind::Outrigger || **argument != "--disable-hot-restart")
-            .copied()
-            .collect();
+        // Envoys of tests are given two of them anyway.
+        let given = ["--disable-hot-restart", "-l", "warning"];
+        let wanted = |argument: &&&str| kind == Kind::Outrigger || !given.contains(argument);
+        let arguments: Vec<&str> = ARGUMENTS.iter().filter(wanted).copied().collect();
         let plan = Plan { arguments: &arguments, ..Plan::new(kind, &template, &values) };
         let proxy = Proxy::start(plan).await;
         Sidecar { proxy, port, certs, served, _agent: agent, _origin: origin, _sockets: sockets }
@@ -299,19 +297,34 @@ async fn admin_pages_have_the_fields_of_envoy() {
     for sidecar in [&theirs, &ours] {
         assert!(sidecar.serves().await, "{}", sidecar.proxy.output());
     }
-    // Which extensions were built in, and of which build, is Envoy's own; `istioctl` reads endpoints at `/clusters`.
-    let node = [".extensions", ".user_agent_build_version", ".user_agent_name"];
-    let bootstrap = node.map(|field| format!(".configs[].bootstrap.node{field}"));
-    let endpoints = [".endpoint_config", ".last_updated"];
-    let endpoints = endpoints.map(|field| format!(".configs[].static_endpoint_configs[]{field}"));
-    let endpoints = [&bootstrap[..], &endpoints[..]].concat();
+    // Which extensions were built in, and of which build, is Envoy's own; `istioctl` reads endpoints at `/clusters`. What
+    // else differs is in docs/differences.md.
+    let own = |fields: &[&str]| fields.iter().map(|field| format!(".configs[]{field}")).collect::<Vec<_>>();
+    let bootstrap = own(&[
+        ".bootstrap.node.extensions",
+        ".bootstrap.node.user_agent_build_version",
+        ".bootstrap.node.user_agent_name",
+        ".bootstrap.bootstrap_extensions[].typed_config.",
+        ".static_route_configs[].route_config.",
+        ".dynamic_active_clusters[].client_status",
+        ".dynamic_active_secrets[].client_status",
+        ".dynamic_listeners[].client_status",
+        ".dynamic_listeners[].active_state.client_status",
+    ]);
+    let endpoints = own(&[
+        ".static_endpoint_configs[].endpoint_config",
+        ".static_endpoint_configs[].last_updated",
+        ".dynamic_endpoint_configs",
+    ]);
+    let endpoints = [bootstrap.clone(), endpoints].concat();
+    let status = own(&[".client_status", ".active_state.client_status"]);
     let server = [".command_line_options.".to_owned(), ".node.".to_owned()];
     for (page, excepted) in [
         ("/config_dump", &bootstrap[..]),
         ("/config_dump?include_eds", &endpoints),
-        ("/config_dump?resource=dynamic_listeners", &[]),
-        ("/config_dump?resource=dynamic_active_clusters", &[]),
-        ("/config_dump?resource=dynamic_active_secrets", &[]),
+        ("/config_dump?resource=dynamic_listeners", &status),
+        ("/config_dump?resource=dynamic_active_clusters", &status),
+        ("/config_dump?resource=dynamic_active_secrets", &status),
         ("/config_dump?mask=bootstrap", &bootstrap),
         ("/clusters?format=json", &[]),
         ("/listeners?format=json", &[]),
