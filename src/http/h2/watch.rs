@@ -325,6 +325,10 @@ impl Watch {
                 if self.empty_in_a_row > self.limits.empty {
                     return Err(Stop::Flood(Flood::Empty));
                 }
+                if length == 0 {
+                    // It says nothing, and the crate ends connections that have had a hundred of them, whenever.
+                    return Ok(Step::Exchange(Vec::new()));
+                }
             }
             PRIORITY => {
                 if stream == 0 {

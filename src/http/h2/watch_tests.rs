@@ -44,6 +44,29 @@ impl Feeder {
     }
 }
 
+/// The crate would end a connection after a hundred of them, however far apart.
+#[test]
+fn empty_frames_do_not_reach_the_crate() {
+    let (mut watch, account) = (watch(), Account::default());
+    let body = frame(DATA, 0, 1, 5);
+    let pieces = [head(END_HEADERS, 1), body.clone(), frame(DATA, 0, 1, 0), body, frame(DATA, FLAG_1, 1, 0)];
+    let mut bytes = pieces.concat();
+    let mut passed = Vec::new();
+    loop {
+        match watch.walk(&bytes, &account) {
+            Walk::All => break passed.append(&mut bytes),
+            Walk::Exchange { pass, skip, with } => {
+                passed.extend(bytes.drain(..pass));
+                bytes.drain(..skip);
+                passed.extend(with);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let [head, first, _, second, end] = &pieces;
+    assert_eq!(passed, [&head[..], first, second, end].concat());
+}
+
 /// How many of `one` pass, however the bytes are cut.
 fn passes(one: &[u8], most: usize, prelude: &[u8], account: &Account) -> usize {
     let mut counts = [1, 7, 4096].map(|cut| {

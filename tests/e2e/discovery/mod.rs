@@ -2,6 +2,7 @@
 
 mod beside;
 mod blocking;
+mod calls;
 mod churn;
 pub mod clients;
 mod extensions;
@@ -12,6 +13,7 @@ mod loss;
 pub mod mesh;
 mod misbehaviour;
 mod on_demand;
+mod resends;
 mod scale;
 mod scopes;
 mod scripted;

@@ -246,16 +246,6 @@ async fn a_limit_under_load_is_never_exceeded() {
     }
 }
 
-/// CPU time of all threads of a process.
-fn cpu(proxy: &Proxy) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("a process");
-    let time = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    };
-    Duration::from_nanos(tasks.flatten().filter_map(time).sum())
-}
-
 #[tokio::test]
 async fn to_refuse_costs_less_than_to_serve() {
     if !peers::have(&["wrk"]) {
@@ -283,9 +273,9 @@ async fn to_refuse_costs_less_than_to_serve() {
         for round in 0..6 {
             let (path, least) = if round % 2 == 0 { ("free", &mut serve) } else { ("full", &mut refuse) };
             let requests = proxy.stats().await["http.main.downstream_rq_total"];
-            let before = cpu(&proxy);
+            let before = proxy.cpu_of_threads();
             let report = Wrk::start(&proxy, path, 1).report().await;
-            let spent = cpu(&proxy) - before;
+            let spent = proxy.cpu_of_threads() - before;
             let requests = proxy.stats().await["http.main.downstream_rq_total"] - requests;
             assert_eq!(refused(&report) > 0, path == "full", "{report}");
             *least = least.min(spent.as_secs_f64() * 1e6 / requests as f64);
