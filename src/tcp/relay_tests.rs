@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use xxhash_rust::xxh64::Xxh64;
 
 use super::*;
+use crate::tcp::handover::Stage;
 
 #[derive(Default)]
 struct Counts {
