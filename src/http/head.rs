@@ -41,6 +41,11 @@ impl RequestHead {
         }
     }
 
+    /// Whether what follows it is another protocol, if the other side agrees: an upgrade, or CONNECT.
+    pub fn opens_tunnel(&self) -> bool {
+        self.upgrade().is_some() || self.is_method(b"CONNECT")
+    }
+
     /// Whether the method is this one.
     pub fn is_method(&self, method: &[u8]) -> bool {
         self.method() == method

@@ -104,14 +104,20 @@ fn stuff(stream: &mut TcpStream) -> Vec<u8> {
     sent
 }
 
-#[tokio::test]
-async fn connections_go_on_in_the_new_process() {
-    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let template = relays(server.local_addr().expect("its address").port());
+/// An origin that answers when it may.
+async fn held_back() -> (Arc<Semaphore>, Origin) {
     let gate = Arc::new(Semaphore::new(0));
     let origin = Origin::start().await;
     let held = gate.clone();
     origin.answer(move |_| Answer::ok("late").gated(&held));
+    (gate, origin)
+}
+
+#[tokio::test]
+async fn connections_go_on_in_the_new_process() {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let template = relays(server.local_addr().expect("its address").port());
+    let (gate, origin) = held_back().await;
     let values = origins(origin.port(), origin.port());
     let place = place();
     let mut plan = Plan::new(Kind::Outrigger, &template, &values);
@@ -271,10 +277,7 @@ async fn the_first_process_ends_as_the_new_one_does() {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let template = relays(server.local_addr().expect("its address").port());
     for works in [true, false] {
-        let gate = Arc::new(Semaphore::new(0));
-        let origin = Origin::start().await;
-        let held = gate.clone();
-        origin.answer(move |_| Answer::ok("late").gated(&held));
+        let (_gate, origin) = held_back().await;
         let values = origins(origin.port(), origin.port());
         let place = place();
         let mut plan = Plan::new(Kind::Outrigger, &template, &values);

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{header_to_metadata, Active, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
-use crate::config::{Cluster, Known, RequestView};
+use crate::config::{Cluster, Known};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h1::Refusal;
 use crate::http::head::RequestHead;
@@ -313,8 +313,7 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
 async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
     let Some(mut pending) = active(ex).pending.take() else { return Ok(None) };
     // The body comes in meanwhile, as far as it may be held: a client that has sent all of it may be refused and stay.
-    let tunnel = |request: &RequestHead| request.upgrade().is_some() || request.is_method(b"CONNECT");
-    let upgrade = ex.request.as_ref().is_some_and(tunnel);
+    let upgrade = ex.request.as_ref().is_some_and(RequestHead::opens_tunnel);
     let takes = !upgrade && !ex.upload.is_passed();
     let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
     let mut stopped = None;

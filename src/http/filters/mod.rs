@@ -481,12 +481,19 @@ pub(super) fn report(ex: &Exchange<'_>) {
     }
 }
 
-/// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
-pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
-    let Some(active) = ex.filters.take() else { return };
+/// The request is over: what services wanted noted with the last pieces of a body is, before it is told of.
+pub(super) fn note(ex: &mut Exchange<'_>) {
+    // Few requests have a processor.
+    let Some(active) = ex.filters.take_if(|active| !active.processors.is_empty()) else { return };
     for turn in &active.processors {
         ext_proc::session::set_metadata(&mut turn.session.borrow_mut(), ex);
     }
+    ex.filters = Some(active);
+}
+
+/// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
+pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
+    let Some(active) = ex.filters.take() else { return };
     if let Some(trailers) = &ex.trailers {
         for config in &active.admissions {
             config.on_trailers(trailers.get(Known::GrpcStatus), ex.now);

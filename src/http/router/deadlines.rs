@@ -109,6 +109,11 @@ impl Deadlines {
         }
     }
 
+    /// The client has sent all of it, though not all has gone on.
+    pub(super) fn request_received(&mut self) {
+        self.request = None;
+    }
+
     /// This try has its connection.
     pub(super) fn try_connected(&mut self, now: Instant) {
         self.connected = true;

@@ -183,6 +183,9 @@ impl Attempts<'_> {
             }
         }
         if progress {
+            if ex.upload.is_received() {
+                self.deadlines.request_received();
+            }
             self.deadlines.touch();
         }
     }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use super::{RouteTracing, Tracing};
 use crate::config::local_node::LocalNode;
 use crate::config::{HeaderKey, Host, Known};
+use crate::http::head::is_grpc_type;
 use crate::telemetry::format::{told_grpc_status, Format, FormatContext};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
@@ -184,9 +185,7 @@ fn common<'a>(
 
 fn is_grpc(context: &FormatContext<'_>) -> bool {
     let kind: HeaderKey = Known::ContentType.into();
-    let told = context.request.and_then(|request| request.first(&kind));
-    let rest = told.and_then(|kind| kind.strip_prefix(b"application/grpc"));
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
+    context.request.and_then(|request| request.first(&kind)).is_some_and(is_grpc_type)
 }
 
 fn protocol(protocol: Option<Protocol>) -> String {

@@ -77,6 +77,9 @@ async fn process(
                 });
             }
             let told = question.attributes.get("envoy.filters.http.ext_proc").map(attributes_seen);
+            if matches!(&ask, Ask::RequestBody(piece) if piece.body == b"late") {
+                tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+            }
             match answer(&path, &ask, told) {
                 Does::Says(message) => messages.push(*message),
                 Does::Waits => return std::future::pending().await,

@@ -53,6 +53,11 @@ async fn processor_of_pieces_and_trailers() {
             .listener(name, TRAILERS, hosts)
             .filters(name, &filter("proc", "ext_proc.v3.ExternalProcessor", &options(&more)));
     }
+    // Without its head, nothing of a request has come when its pieces are first looked at.
+    let late = ", message_timeout: 5s, processing_mode: { request_header_mode: SKIP, response_header_mode: SKIP, request_body_mode: STREAMED }";
+    bootstrap = bootstrap
+        .listener("late", "request_timeout: 0.4s", hosts)
+        .filters("late", &filter("proc", "ext_proc.v3.ExternalProcessor", &options(late)));
     let mut cases: Vec<Case> = Vec::new();
     let post = |listener: &'static str, name: &'static str, path: &str| {
         case(listener, name).send("POST", path, "", "ten bytes?").script(origin)
@@ -85,6 +90,8 @@ async fn processor_of_pieces_and_trailers() {
         }
         cases.push(case(listener, "no body").get("/upper?plain-pieces", "").script(origin));
     }
+    // The client's time is over when it has sent all.
+    cases.push(case("late", "late").send("POST", "/x?plain-pieces", "", "late").script(origin));
     // More than is held at a time.
     let large = "abcdefghij".repeat(30_000);
     cases.push(case("pieces", "large").send("POST", "/upper?plain-pieces", "", &large).script(origin));

@@ -33,7 +33,7 @@ use crate::config::services::GrpcTarget;
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
-use crate::http::head::ResponseHead;
+use crate::http::head::{RequestHead, ResponseHead};
 use crate::policy::cel::{Expression, Subject};
 
 crate::stats! {
@@ -313,6 +313,10 @@ impl Config {
     /// What is left of the request is looked at as it passes.
     fn stream(&self, turn: &Turn, ex: &mut Exchange<'_>) {
         let mode = turn.session.borrow().mode;
+        if ex.request.as_ref().is_some_and(RequestHead::opens_tunnel) {
+            // What follows is no body.
+            return;
+        }
         let look = match (turn.phase, mode.request_body) {
             (Phase::Done, Body::Pieces) => Look::Pieces,
             _ => Look::Pass,

@@ -124,6 +124,39 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Takes out what is to go and may. True where the body's length was among it.
+    fn remove(&self, changes: &pb::HeaderMutation, from: &mut dyn HeaderMutate) -> Result<bool, Refused> {
+        let mut sized = false;
+        for name in &changes.remove_headers {
+            let key = HeaderKey::new(name);
+            if self.permits(&key, true)? && !is_framing(&key) {
+                sized |= from.remove(&key) && key.known() == Known::ContentLength;
+            }
+        }
+        Ok(sized)
+    }
+
+    /// What `option` sets, if it may; the body's length only if `may_size`.
+    fn settable<'o>(
+        &self,
+        option: &'o HeaderValueOption,
+        may_size: bool,
+    ) -> Result<Option<Named<'o>>, Refused> {
+        let may = |key: &HeaderKey| !is_framing(key) && (may_size || key.known() != Known::ContentLength);
+        Ok(self.checked(option)?.filter(|(key, ..)| may(key)))
+    }
+}
+
+/// Sets a field; what is told by other means is left alone.
+fn put((key, value, append): Named<'_>, into: &mut dyn HeaderMutate) {
+    if append {
+        into.append(&key, value);
+    } else if !key.name().starts_with(':') {
+        into.set(&key, value);
+    }
+}
+
 /// Makes changes to a request. `may_size` says that its length is known when it goes on; `chunked` is set where it is not
 /// told any more.
 pub(super) fn apply_to_request(
@@ -133,27 +166,16 @@ pub(super) fn apply_to_request(
     may_size: bool,
     chunked: &mut bool,
 ) -> Result<(), Refused> {
-    for name in &changes.remove_headers {
-        let key = HeaderKey::new(name);
-        if !config.permits(&key, true)? || is_framing(&key) {
-            continue;
-        }
-        if request.remove(&key) && key.known() == Known::ContentLength {
-            *chunked = true;
-        }
-    }
+    *chunked |= config.remove(changes, request)?;
     for option in &changes.set_headers {
-        let Some((key, value, append)) = config.checked(option)? else { continue };
-        if is_framing(&key) || (key.known() == Known::ContentLength && !may_size) {
-            continue;
-        }
-        if append && !key.name().starts_with(':') {
-            request.append(&key, value);
-        } else {
-            request.set(&key, value);
-        }
-        if key.known() == Known::ContentLength {
+        let Some(named) = config.settable(option, may_size)? else { continue };
+        if named.0.known() == Known::ContentLength {
             *chunked = false;
+        }
+        if named.0.name().starts_with(':') {
+            request.set(&named.0, named.1);
+        } else {
+            put(named, request);
         }
     }
     Ok(())
@@ -166,26 +188,16 @@ pub(in crate::http) fn apply_to_response(
     head: &mut ResponseHead,
     may_size: bool,
 ) -> Result<(), Refused> {
-    for name in &changes.remove_headers {
-        let key = HeaderKey::new(name);
-        if config.permits(&key, true)? && !is_framing(&key) {
-            head.remove(&key);
-        }
-    }
+    config.remove(changes, head)?;
     for option in &changes.set_headers {
-        let Some((key, value, append)) = config.checked(option)? else { continue };
-        if is_framing(&key) || (key.known() == Known::ContentLength && !may_size) {
-            continue;
-        }
-        if key.known() == Known::Status {
-            let status = crate::config::matcher::number::<u16>(value);
+        let Some(named) = config.settable(option, may_size)? else { continue };
+        if named.0.known() == Known::Status {
+            let status = crate::config::matcher::number::<u16>(named.1);
             if let Some(status) = status.filter(|status| (200..600).contains(status)) {
                 head.set_status(status);
             }
-        } else if append {
-            head.append(&key, value);
-        } else if !key.name().starts_with(':') {
-            head.set(&key, value);
+        } else {
+            put(named, head);
         }
     }
     Ok(())
@@ -197,21 +209,12 @@ pub(super) fn apply_to_trailers(
     changes: &pb::HeaderMutation,
     trailers: &mut Fields,
 ) -> Result<(), Refused> {
-    for name in &changes.remove_headers {
-        let key = HeaderKey::new(name);
-        if config.permits(&key, true)? && !is_framing(&key) {
-            trailers.remove(&key);
-        }
-    }
+    config.remove(changes, trailers)?;
     for option in &changes.set_headers {
-        let Some((key, value, append)) = config.checked(option)? else { continue };
-        if is_framing(&key) || key.known() == Known::ContentLength || key.name().starts_with(':') {
-            continue;
-        }
-        if append {
-            trailers.append(&key, value);
-        } else {
-            trailers.set(&key, value);
+        let named = config.settable(option, false)?;
+        // Trailers have no other lines than fields.
+        if let Some(named) = named.filter(|(key, ..)| !key.name().starts_with(':')) {
+            put(named, trailers);
         }
     }
     Ok(())
@@ -222,14 +225,9 @@ pub(super) fn fields(config: &Config, changes: &pb::HeaderMutation) -> Fields {
     let mut fields = Fields::recycled();
     for option in &changes.set_headers {
         // What may not be set is left out.
-        let Ok(Some((key, value, append))) = config.checked(option) else { continue };
-        if is_framing(&key) || key.known() == Known::ContentLength || key.name().starts_with(':') {
-            continue;
-        }
-        if append {
-            fields.append(&key, value);
-        } else {
-            fields.set(&key, value);
+        let named = config.settable(option, false).ok().flatten();
+        if let Some(named) = named.filter(|(key, ..)| !key.name().starts_with(':')) {
+            put(named, &mut fields);
         }
     }
     fields
