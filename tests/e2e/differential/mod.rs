@@ -20,6 +20,7 @@ mod forwarded;
 pub mod grpc_service;
 mod hedging;
 mod jwt;
+mod limits;
 mod logs;
 mod messages;
 mod mutation;
