@@ -34,6 +34,7 @@ mod routing;
 mod smuggling;
 mod tcp;
 mod tracing;
+mod tunnels;
 mod udp;
 mod upgrades;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 const LOG: &str = "peer=%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%\\tflags=%RESPONSE_FLAGS%\\tcode=%RESPONSE_CODE%\\tdetails=%RESPONSE_CODE_DETAILS%\\tprotocol=%PROTOCOL%\\treceived=%BYTES_RECEIVED%\\tsent=%BYTES_SENT%\\tcluster=%UPSTREAM_CLUSTER%\\tupstream=%UPSTREAM_HOST%\\tfailure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\\tend=%CONNECTION_TERMINATION_DETAILS%\\tname=%REQUESTED_SERVER_NAME%\\tchain=%FILTER_CHAIN_NAME%\\n";
 
 /// A filter chain with a tcp proxy.
-fn chain(name: &str, matcher: &str, options: &str) -> String {
+pub fn chain(name: &str, matcher: &str, options: &str) -> String {
     format!(
         r#"    - name: {name}
       filter_chain_match: {{ {matcher} }}
@@ -33,7 +33,7 @@ fn chain(name: &str, matcher: &str, options: &str) -> String {
     )
 }
 
-fn listener(name: &str, options: &str, chains: &[String]) -> String {
+pub fn listener(name: &str, options: &str, chains: &[String]) -> String {
     format!(
         "  - name: {name}\n    address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:{name}@ }} }}\n{options}    filter_chains:\n{}",
         chains.concat()
@@ -124,7 +124,7 @@ fn template() -> String {
 
 /// What a client does.
 #[derive(Clone)]
-enum Act {
+pub enum Act {
     Send(Vec<u8>),
     /// Reads this many bytes.
     Read(usize),
@@ -136,23 +136,23 @@ enum Act {
     Reset,
 }
 
-struct Case {
-    name: &'static str,
-    listener: &'static str,
+pub struct Case {
+    pub name: &'static str,
+    pub listener: &'static str,
     acts: Vec<Act>,
     /// Whether the origin gets a connection.
-    reaches: bool,
+    pub reaches: bool,
     /// Whether a line is logged.
     logged: bool,
     /// Access-log fields, or `origin` for the end of its connection, that are not compared.
-    ignore: &'static [&'static str],
+    pub ignore: &'static [&'static str],
 }
 
-fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
+pub fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
     Case { name, listener, acts, reaches: true, logged: true, ignore: &[] }
 }
 
-fn send(text: &str) -> Act {
+pub fn send(text: &str) -> Act {
     Act::Send(text.as_bytes().to_vec())
 }
 
@@ -263,9 +263,9 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-struct Side {
-    proxy: Proxy,
-    origin: TcpOrigin,
+pub struct Side {
+    pub proxy: Proxy,
+    pub origin: TcpOrigin,
 }
 
 async fn side(kind: Kind, template: &str) -> Side {
@@ -276,7 +276,7 @@ async fn side(kind: Kind, template: &str) -> Side {
 }
 
 /// Runs a case and says what happened.
-async fn observe(side: &Side, case: &Case) -> String {
+pub async fn observe(side: &Side, case: &Case) -> String {
     let before = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len()) as usize;
     let mut text = String::new();
     let mut client = match Client::connect(side.proxy.port(case.listener)).await {
