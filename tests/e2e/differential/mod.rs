@@ -25,6 +25,7 @@ mod messages;
 mod mutation;
 pub mod observe;
 mod overload;
+mod per_route;
 mod proxy_protocol;
 mod ratelimit;
 mod rbac;
