@@ -191,9 +191,8 @@ impl Drop for Pipe {
         inward.broken |= breaks;
         inward.wake_all();
         let mut outward = self.outward.state.borrow_mut();
-        if breaks && !outward.ended {
-            outward.break_off();
-        } else if self.resets.get() {
+        // What was written before an orderly end is still read, unless that is not wanted.
+        if self.resets.get() || breaks && !outward.ended {
             outward.break_off();
         }
         outward.ended = true;

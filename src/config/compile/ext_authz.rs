@@ -174,10 +174,7 @@ fn http_of(
 }
 
 fn buffering(config: &pb::BufferSettings) -> Buffering {
-    Buffering {
-        most: config.max_request_bytes as usize,
-        partial: config.allow_partial_message,
-    }
+    Buffering { most: config.max_request_bytes as usize, partial: config.allow_partial_message }
 }
 
 fn matchers(list: Option<&ListStringMatcher>, field: &str, problems: &mut Problems) -> Vec<StringMatcher> {

@@ -361,9 +361,8 @@ pub(crate) fn compile_route(
         compression::PER_ROUTE => {
             compression::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Compressor)
         }
-        ext_authz::PER_ROUTE => {
-            ext_authz::per_route(&extension(any, "", problems)?, clusters, problems).map(RouteFilter::ExtAuthz)
-        }
+        ext_authz::PER_ROUTE => ext_authz::per_route(&extension(any, "", problems)?, clusters, problems)
+            .map(RouteFilter::ExtAuthz),
         jwt_authn::PER_ROUTE => {
             jwt_authn::per_route(&extension(any, "", problems)?).map(RouteFilter::JwtAuthn)
         }

@@ -261,9 +261,8 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
     let (request, response) = header_ops!(config, problems);
     let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, &scope.clusters, problems);
     #[allow(deprecated)] // The field is still sent.
-    let level =
-        Level::compile(&config.typed_per_filter_config, &scope.clusters, problems)
-            .with_cors(config.cors.as_ref(), problems);
+    let level = Level::compile(&config.typed_per_filter_config, &scope.clusters, problems)
+        .with_cors(config.cors.as_ref(), problems);
     let host = HostScope {
         request,
         response,

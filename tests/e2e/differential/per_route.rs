@@ -34,7 +34,8 @@ async fn authorization() {
     })
     .await;
     let settings = |options: &str| says("authz", PER_ROUTE, &format!("check_settings: {{ {options} }}"));
-    let grpc = |cluster: &str| format!("grpc_service: {{ envoy_grpc: {{ cluster_name: {cluster} }}, timeout: 1s }}");
+    let grpc =
+        |cluster: &str| format!("grpc_service: {{ envoy_grpc: {{ cluster_name: {cluster} }}, timeout: 1s }}");
     let http = |more: &str| {
         format!("http_service: {{ server_uri: {{ uri: 'http://authz.test', cluster: b, timeout: 1s }}, path_prefix: /authz{more} }}")
     };
@@ -45,7 +46,10 @@ async fn authorization() {
         route("/http", &[settings(&http(told))]),
         route("/context", &[settings("context_extensions: { level: route }")]),
         route("/off", &[says("authz", PER_ROUTE, "disabled: true")]),
-        route("/body", &[settings(&format!("with_request_body: {{ max_request_bytes: 9 }}, {}", grpc("authz")))]),
+        route(
+            "/body",
+            &[settings(&format!("with_request_body: {{ max_request_bytes: 9 }}, {}", grpc("authz")))],
+        ),
         route("/lost", &[settings(&grpc("refused"))]),
         route("/unknown", &[settings(&grpc("nowhere"))]),
         ANY.to_string(),
@@ -58,7 +62,14 @@ async fn authorization() {
         .cluster("authz", &cluster(service.port()))
         .cluster("refuses", &cluster(refuses.port()))
         .listener("grpc", "", &hosts)
-        .filters("grpc", &filter("authz", "ext_authz.v3.ExtAuthz", &format!("{}, transport_api_version: V3", grpc("refuses"))))
+        .filters(
+            "grpc",
+            &filter(
+                "authz",
+                "ext_authz.v3.ExtAuthz",
+                &format!("{}, transport_api_version: V3", grpc("refuses")),
+            ),
+        )
         .listener("http", "", &hosts)
         .filters("http", &filter("authz", "ext_authz.v3.ExtAuthz", &http("")));
     let script = |message: &Message| match message.target() {
@@ -68,7 +79,9 @@ async fn authorization() {
     let mut cases: Vec<Case> = Vec::new();
     for listener in ["grpc", "http"] {
         for (name, domain) in [("any", "t.test"), ("named", "named.test")] {
-            for path in ["/x", "/deny", "/headers", "/http", "/http/deny", "/context", "/off", "/lost", "/unknown"] {
+            for path in
+                ["/x", "/deny", "/headers", "/http", "/http/deny", "/context", "/off", "/lost", "/unknown"]
+            {
                 let name: &str = format!("{name} {path}").leak();
                 let request = format!(
                     "GET {path} HTTP/1.1\r\nHost: {domain}\r\nX-See: 1\r\nX-Other: 2\r\nAuthorization: a\r\n\r\n"
@@ -93,7 +106,8 @@ async fn processing() {
     let port = processor().await;
     let overrides = |options: &str| says("proc", PER_ROUTE, &format!("overrides: {{ {options} }}"));
     let metadata = |pairs: &[(&str, &str)]| {
-        let all: Vec<_> = pairs.iter().map(|(key, value)| format!("{{ key: {key}, value: {value} }}")).collect();
+        let all: Vec<_> =
+            pairs.iter().map(|(key, value)| format!("{{ key: {key}, value: {value} }}")).collect();
         format!("[ {} ]", all.join(", "))
     };
     let service = |cluster: &str, who: &str| {
@@ -104,16 +118,31 @@ async fn processing() {
     };
     let routes = [
         route("/own", &[overrides(&service("proc", "route"))]),
-        route("/told", &[overrides(&format!("grpc_initial_metadata: {}", metadata(&[("x-who", "told"), ("x-who-more", "more")])))]),
-        route("/both", &[overrides(&format!(
-            "grpc_initial_metadata: {}, {}",
-            metadata(&[("x-who", "told"), ("x-who-more", "more")]),
-            service("proc", "route")
-        ))]),
+        route(
+            "/told",
+            &[overrides(&format!(
+                "grpc_initial_metadata: {}",
+                metadata(&[("x-who", "told"), ("x-who-more", "more")])
+            ))],
+        ),
+        route(
+            "/both",
+            &[overrides(&format!(
+                "grpc_initial_metadata: {}, {}",
+                metadata(&[("x-who", "told"), ("x-who-more", "more")]),
+                service("proc", "route")
+            ))],
+        ),
         route("/mode", &[overrides("processing_mode: { response_header_mode: SKIP }")]),
         route("/names", &[overrides("metadata_options: { forwarding_namespaces: { untyped: [ two ] } }")]),
-        route("/metadata", &[overrides("metadata_options: { receiving_namespaces: { untyped: [ other ] } }")]),
-        route("/lost/open", &[overrides(&format!("failure_mode_allow: true, {}", service("refused", "route")))]),
+        route(
+            "/metadata",
+            &[overrides("metadata_options: { receiving_namespaces: { untyped: [ other ] } }")],
+        ),
+        route(
+            "/lost/open",
+            &[overrides(&format!("failure_mode_allow: true, {}", service("refused", "route")))],
+        ),
         route("/lost", &[overrides(&service("refused", "route"))]),
         route("/unknown", &[overrides(&service("nowhere", "route"))]),
         route("/off", &[says("proc", PER_ROUTE, "disabled: true")]),
@@ -144,7 +173,17 @@ async fn processing() {
     let mut cases: Vec<Case> = Vec::new();
     for domain in ["t.test", "named.test"] {
         for path in [
-            "/x", "/own", "/told", "/both", "/mode", "/names", "/metadata", "/lost", "/lost/open", "/unknown", "/off",
+            "/x",
+            "/own",
+            "/told",
+            "/both",
+            "/mode",
+            "/names",
+            "/metadata",
+            "/lost",
+            "/lost/open",
+            "/unknown",
+            "/off",
         ] {
             let request = format!("GET {path} HTTP/1.1\r\nHost: {domain}\r\n\r\n");
             let case = case("main", format!("{domain} {path}").leak()).raw(request);

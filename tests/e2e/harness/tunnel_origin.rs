@@ -56,7 +56,7 @@ impl TunnelOrigin {
 
 async fn on_stream(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, target: u16, seen: Seen) {
     let (parts, body) = request.into_parts();
-    let authority = parts.uri.authority().map(|authority| authority.to_string()).unwrap_or_default();
+    let authority = parts.uri.authority().map(ToString::to_string).unwrap_or_default();
     let mut head = format!("HTTP/2 {} {authority}", parts.method);
     if parts.method != http::Method::CONNECT {
         head += &format!(" {} {}", parts.uri.scheme_str().unwrap_or("-"), parts.uri.path());

@@ -343,7 +343,8 @@ impl Config {
         if look == Look::Pieces {
             self.without_length(ex);
         }
-        let processor = Processor::new(&turn.session, Side::Request, look, turn.session.borrow().metadata(ex));
+        let processor =
+            Processor::new(&turn.session, Side::Request, look, turn.session.borrow().metadata(ex));
         let taken = active(ex).body.take().unwrap_or_default();
         ex.upload.process(processor, taken);
     }

@@ -52,7 +52,8 @@ pub(in crate::http) async fn consult(
         return Ok(());
     }
     let metadata = session.borrow().metadata(ex);
-    let said = hear(ex, Session::ask(session.clone(), Config::question_of_body(body, true), metadata)).await?;
+    let said =
+        hear(ex, Session::ask(session.clone(), Config::question_of_body(body, true), metadata)).await?;
     match config.hear_response(session, said, ex, head, false) {
         Verdict::Reply(reply) => Err(Stopped::Reply(reply)),
         Verdict::Go(None, _) => Ok(()),
