@@ -404,7 +404,7 @@ fn a_changing_set_is_handed_over() {
 
 #[test]
 fn an_internal_listener_changes_under_its_connections() {
-    let mut rig = Rig::new(2, GRADUAL);
+    let mut rig = Rig::new(2, AT_ONCE);
     let front = tcp("front").replace("127.0.0.2", "127.0.0.1").replace("cluster: echo", "cluster: inside");
     rig.apply(&listener("main", 0, "", &[front])).unwrap();
     let port = rig.port("main");
