@@ -292,6 +292,9 @@ fn address_json(address: &Address) -> Value {
             json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
         }
         Address::Pipe(path) => json!({"pipe": {"path": path.to_string_lossy()}}),
+        Address::Internal(internal) => json!({ "envoy_internal_address": {
+            "server_listener_name": &*internal.listener, "endpoint_id": &*internal.endpoint_id,
+        }}),
     }
 }
 

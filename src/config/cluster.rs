@@ -13,9 +13,10 @@ use super::balancing::{Balancing, Members};
 use super::discovery::Source;
 use super::drops::Drops;
 pub use super::hosts::{
-    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, Locality, LocalityHosts,
-    PriorityHosts, PriorityLoad, Split,
+    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, InternalAddress, Locality,
+    LocalityHosts, PriorityHosts, PriorityLoad, Split,
 };
+use super::passing::Passing;
 use super::tls::ClusterTls;
 use super::Host;
 use crate::runtime::proxy_protocol;
@@ -56,6 +57,8 @@ pub struct Cluster {
     pub socket: SocketTuning,
     /// TLS towards its hosts.
     pub tls: Option<Arc<ClusterTls>>,
+    /// What is passed on to hosts that are internal listeners; the sockets that are matched (`tls`) have their own.
+    pub passing: Option<Arc<Passing>>,
     /// What Istio's filters are told of it.
     pub istio: IstioCluster,
     /// Whether it came from a control plane instead of the bootstrap.
@@ -114,6 +117,19 @@ impl Cluster {
         }
         let announced = announced.map(|version| (version, ends));
         Cow::Owned(SocketTuning { announced, ..self.socket.clone() })
+    }
+
+    /// What is passed on to `host`, an internal listener.
+    pub fn passing_to(&self, host: &Host) -> Option<&Arc<Passing>> {
+        let matched = self.tls.as_ref().and_then(|tls| tls.passing_to(host));
+        matched.unwrap_or(self.passing.as_ref())
+    }
+
+    /// Whether anything is passed on to any host.
+    #[inline]
+    pub fn passes(&self) -> bool {
+        let matched = |tls: &Arc<ClusterTls>| tls.matches.iter().any(|entry| entry.passing.is_some());
+        self.passing.is_some() || self.tls.as_ref().is_some_and(matched)
     }
 
     /// The cluster's statistics.

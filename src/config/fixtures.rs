@@ -44,6 +44,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         },
         socket: SocketTuning::default(),
         tls: None,
+        passing: None,
         istio: crate::config::cluster::IstioCluster::default(),
         added_via_api: false,
         preconnect_ratio: None,

@@ -12,6 +12,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
 use super::balancing::{Hashing, HostMetadata, MetaValue};
+use crate::telemetry::stream_info::DynamicMetadata;
 use crate::upstream::balancing::subset::SubsetIndex;
 use crate::upstream::balancing::suspect::Suspicion;
 use crate::upstream::balancing::table::HashTable;
@@ -28,6 +29,17 @@ pub enum Address {
     Ip(SocketAddr),
     /// Unix domain socket.
     Pipe(PathBuf),
+    /// A listener of this process.
+    Internal(Arc<InternalAddress>),
+}
+
+/// `envoy.config.core.v3.EnvoyInternalAddress`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InternalAddress {
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// Tells the hosts of a cluster apart that are behind one listener.
+    pub endpoint_id: Box<str>,
 }
 
 impl std::fmt::Display for Address {
@@ -35,6 +47,9 @@ impl std::fmt::Display for Address {
         match self {
             Address::Ip(address) => address.fmt(f),
             Address::Pipe(path) => path.display().fmt(f),
+            Address::Internal(internal) => {
+                write!(f, "envoy://{}/{}", internal.listener, internal.endpoint_id)
+            }
         }
     }
 }
@@ -62,6 +77,8 @@ pub struct HostTemplate {
     pub metadata: Option<Arc<HostMetadata>>,
     /// What Istio says of its workload, as it is written in its metadata.
     pub workload: Option<Arc<str>>,
+    /// All its metadata, where it is a listener of this process, to which they may be passed on.
+    pub passed: Option<Arc<DynamicMetadata>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -182,6 +199,7 @@ impl Host {
         self.template.hostname == template.hostname
             && self.template.socket_match == template.socket_match
             && self.template.check == template.check
+            && self.template.passed == template.passed
     }
 
     /// Its health by all that is known: the control plane, health checks, outlier detection

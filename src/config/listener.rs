@@ -164,6 +164,11 @@ pub enum Direction {
 }
 
 impl Listener {
+    /// Whether its connections come from this process itself.
+    pub fn is_internal(&self) -> bool {
+        matches!(self.address, Address::Internal(_))
+    }
+
     /// Whether a filter is there for connections to `local`.
     #[inline]
     pub fn runs(&self, filter: ListenerFilter, local: Option<SocketAddr>) -> bool {

@@ -21,6 +21,7 @@ pub mod http;
 pub mod listener;
 pub mod local_node;
 pub mod matcher;
+pub mod passing;
 pub mod pieces;
 pub mod problems;
 pub mod query;
@@ -38,6 +39,7 @@ mod sync;
 pub mod tcp;
 pub mod tls;
 pub mod token;
+pub mod tunnel;
 pub mod udp;
 
 pub use cluster::Cluster;

@@ -11,6 +11,7 @@ use super::cluster::Cluster;
 use super::compile::{duration, idle, Environment};
 use super::problems::Problems;
 use super::slot::Slot;
+use super::tunnel::Tunnel;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
@@ -45,6 +46,8 @@ pub struct TcpProxy {
     pub hash_object: Option<Box<str>>,
     /// What is asked of the host's metadata.
     pub metadata_match: Option<Arc<Criteria>>,
+    /// Connections go through HTTP.
+    pub tunnel: Option<Box<Tunnel>>,
 }
 
 /// Where connections go.
@@ -111,6 +114,9 @@ impl TcpProxy {
             );
         }
         let (hash_source_ip, hash_object) = hashed(config, problems);
+        let tunnel = config.tunneling_config.as_ref().and_then(|config| {
+            problems.at("tunneling_config", |problems| Tunnel::compile(config, problems)).map(Box::new)
+        });
         let proxy = Self {
             stat_prefix: config.stat_prefix.as_str().into(),
             stats: TcpProxyStats::new(&Scope::tcp(&config.stat_prefix)),
@@ -134,6 +140,7 @@ impl TcpProxy {
             hash_source_ip,
             hash_object,
             metadata_match: metadata,
+            tunnel,
         };
         (problems.count() == before).then_some(proxy)
     }

@@ -86,3 +86,29 @@ fn problems_name_their_field() {
     let problem = "flush_access_log_on_connected: cannot be set together with access_log_options";
     assert_eq!(compile(&both).unwrap_err(), [problem]);
 }
+
+#[test]
+fn a_tunnel_is_asked_for_as_config_says() {
+    use crate::config::RequestView;
+    use crate::telemetry::fixtures;
+    let with = |tunnel: Value| json!({"stat_prefix": "x", "cluster": "one", "tunneling_config": tunnel});
+    let request = |tunnel: Value| {
+        let proxy = compile(&with(tunnel)).unwrap();
+        proxy.tunnel.unwrap().request(&fixtures::stream())
+    };
+    let added = json!([{"header": {"key": "x-a", "value": "%PROTOCOL%-b"}}]);
+    let head = request(json!({"hostname": "a.test:1", "headers_to_add": added})).unwrap();
+    assert_eq!((head.method(), head.authority(), head.path()), (&b"CONNECT"[..], &b"a.test:1"[..], &b""[..]));
+    assert_eq!(head.fields.iter().count(), 1);
+    let head = request(json!({"hostname": "a.test:1", "use_post": true, "post_path": "/p"})).unwrap();
+    assert_eq!((head.method(), head.path()), (&b"POST"[..], &b"/p"[..]));
+    for unspeakable in ["two words", "a.test\r\nx: y", "%REQUESTED_SERVER_NAME% %PROTOCOL%"] {
+        assert!(request(json!({"hostname": unspeakable})).is_none(), "{unspeakable}");
+    }
+    for (tunnel, expected) in [
+        (json!({"hostname": "a", "post_path": "/"}), "post_path: is only for use_post"),
+        (json!({"hostname": "a", "use_post": true, "post_path": "x y"}), "post_path: \"x y\" is no path"),
+    ] {
+        assert_eq!(compile(&with(tunnel)).unwrap_err(), [format!("tunneling_config.{expected}")]);
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::headers::{HeaderKey, HeaderView};
+use super::passing::Passing;
 use super::Host;
 use crate::runtime::proxy_protocol::Version;
 use crate::tls::upstream::Names;
@@ -30,6 +31,8 @@ pub struct SocketMatch {
     pub tls: Option<Arc<UpstreamTls>>,
     /// The PROXY protocol that comes before it.
     pub announced: Option<Version>,
+    /// What is passed on to internal listeners.
+    pub passing: Option<Arc<Passing>>,
 }
 
 /// `auto_sni`, `auto_san_validation`, `override_auto_sni_header`.
@@ -67,6 +70,12 @@ impl ClusterTls {
             Some(entry) => entry.announced,
             None => self.announced,
         }
+    }
+
+    /// What is passed on to `host`, an internal listener, where it is matched.
+    pub fn passing_to(&self, host: &Host) -> Option<Option<&Arc<Passing>>> {
+        let metadata = host.template.socket_match.as_deref();
+        self.matches.iter().find(|entry| entry.fits(metadata)).map(|entry| entry.passing.as_ref())
     }
 
     /// All contexts.

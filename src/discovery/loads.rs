@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_control_api::client::{load_reports, LoadEvent, Loads};
 use outrigger_control_api::pb::envoy::config::core::v3::{
-    address, socket_address::PortSpecifier, Address as PbAddress, Locality as PbLocality, Node, Pipe,
-    SocketAddress,
+    address, envoy_internal_address::AddressNameSpecifier, socket_address::PortSpecifier,
+    Address as PbAddress, EnvoyInternalAddress, Locality as PbLocality, Node, Pipe, SocketAddress,
 };
 use outrigger_control_api::pb::envoy::config::endpoint::v3::{
     cluster_stats::DroppedRequests, ClusterStats, EndpointLoadMetricStats, UpstreamEndpointStats,
@@ -355,6 +355,12 @@ fn address(address: &Address) -> PbAddress {
         Address::Pipe(path) => {
             address::Address::Pipe(Pipe { path: path.display().to_string(), ..Default::default() })
         }
+        Address::Internal(internal) => address::Address::EnvoyInternalAddress(EnvoyInternalAddress {
+            endpoint_id: internal.endpoint_id.to_string(),
+            address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(
+                internal.listener.to_string(),
+            )),
+        }),
     };
     PbAddress { address: Some(address) }
 }

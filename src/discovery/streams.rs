@@ -172,6 +172,10 @@ fn endpoint(target: &GrpcTarget) -> Result<Endpoint, DiscoveryError> {
             client::Address::Tcp(address.ip().to_string(), address.port())
         }
         TargetAddress::Fixed(Address::Pipe(path)) => client::Address::Unix(kernel_path(path)),
+        // Refused where clusters of control planes are compiled.
+        TargetAddress::Fixed(Address::Internal(internal)) => {
+            client::Address::Unix(internal.listener.as_ref().into())
+        }
         TargetAddress::Name { host, port, .. } => client::Address::Tcp(host.to_string(), *port),
     });
     let mut endpoint = Endpoint::new(addresses.next().ok_or(DiscoveryError::NoAds)?);

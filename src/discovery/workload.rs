@@ -66,7 +66,7 @@ async fn listen(workload: &Workload, stats: &WorkloadStats, came: &mut bool) -> 
         Stream::Tcp(stream) => Box::new(stream),
         Stream::Unix(stream) => Box::new(stream),
         // Nobody shakes hands here.
-        Stream::Tls(_) => return Err(End::Broken("TLS".to_owned())),
+        Stream::Tls(_) | Stream::Virtual(_) => return Err(End::Broken("TLS".to_owned())),
     };
     // The request has no fields.
     let call = Call {

@@ -1,7 +1,6 @@
 //! A large body of known length, from socket to socket inside the kernel.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
@@ -62,7 +61,7 @@ impl Bulk {
                     Poll::Ready(Err(error)) => return Poll::Ready(Moved::Sink(error)),
                     Poll::Pending => return Poll::Pending,
                 }
-                match sink.try_io(Interest::WRITABLE, || pipe.drain(sink.as_fd())) {
+                match sink.try_io(Interest::WRITABLE, || pipe.drain(sink.descriptor()?)) {
                     // A slow reader is no idle one.
                     Ok(_) => received(0),
                     Err(error) if would_block(&error) => {}
@@ -86,7 +85,8 @@ impl Bulk {
                 self.pipe = Pipes::of_thread().lend();
             }
             let Some(pipe) = &mut self.pipe else { return Poll::Ready(Moved::Copy) };
-            match source.try_io(Interest::READABLE, || pipe.fill(source.as_fd(), left.min(self.limit))) {
+            match source.try_io(Interest::READABLE, || pipe.fill(source.descriptor()?, left.min(self.limit)))
+            {
                 // The end of the stream, or TCP's urgent data, which stops splices: a read tells.
                 Ok(0) => return self.copy(),
                 Ok(count) => {

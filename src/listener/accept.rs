@@ -7,12 +7,15 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::connection::serve;
+use tokio::sync::watch;
+
+use super::connection::{serve, Origin};
 use super::limit;
 use super::live::Share;
 use super::race::Verdicts;
 use super::sessions::Sessions;
 use crate::http::worker::Worker;
+use crate::runtime::internal::{self, Passed};
 use crate::runtime::socket::tune_accepted;
 use crate::runtime::{Acceptor, Stream};
 use crate::tcp::Fate;
@@ -69,7 +72,7 @@ pub async fn run(
     share: Share,
     acceptor: Acceptor,
     census: Rc<Census>,
-    fate: tokio::sync::watch::Receiver<Fate>,
+    fate: watch::Receiver<Fate>,
 ) {
     let start = |stream: Stream| {
         let listener = share.get();
@@ -81,7 +84,8 @@ pub async fn run(
         let destinations = share.destinations().clone();
         census.last_accept.set(Instant::now());
         let id = next_id();
-        let served = serve(worker.clone(), listener, destinations, stream, id, census.clone(), fate.clone());
+        let origin = Origin { stream, passed: Passed::default() };
+        let served = serve(worker.clone(), listener, destinations, origin, id, census.clone(), fate.clone());
         let task = match room {
             None => tokio::task::spawn_local(served),
             Some(room) => tokio::task::spawn_local(async move {
@@ -138,6 +142,33 @@ pub async fn run(
     // The share says that the socket is open.
     drop(acceptor);
     drop(share);
+}
+
+/// Takes the connections of an internal listener until that is stopped.
+pub fn internal(worker: &Rc<Worker>, share: Share, census: &Rc<Census>, fate: &watch::Receiver<Fate>) {
+    let name = share.get().name.clone();
+    let mut orders = share.orders();
+    // The worker has the taker on its thread: it may not keep the worker.
+    let (weak, census, fate) = (Rc::downgrade(worker), census.clone(), fate.clone());
+    let taker = move |stream: Stream, passed: Passed| {
+        let (Some(worker), listener) = (weak.upgrade(), share.get()) else { return };
+        let destinations = share.destinations().clone();
+        census.last_accept.set(Instant::now());
+        let id = next_id();
+        let origin = Origin { stream, passed };
+        let served = serve(worker, listener, destinations, origin, id, census.clone(), fate.clone());
+        let task = tokio::task::spawn_local(served);
+        if let Some(sessions) = &census.sessions {
+            sessions.opened(id, task.abort_handle());
+        }
+    };
+    // At once, so that connections which come first find it.
+    let listening = internal::listen(name, Rc::new(taker));
+    tokio::task::spawn_local(async move {
+        // That nobody can give orders any more means the same.
+        let _ = orders.wait_for(|orders| orders.stop).await;
+        drop(listening);
+    });
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

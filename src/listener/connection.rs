@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::accept::Census;
 use super::destinations::Destinations;
-use super::dialler::Dialler;
+use super::dialler::{Dialler, Open};
 use super::filters::Arrival;
 use super::inspect::{self, InspectError, Inspected};
 use super::race::{self, First};
@@ -24,6 +24,7 @@ use crate::config::tcp::TcpProxy;
 use crate::http::worker::Worker;
 use crate::policy::gate::Gate;
 use crate::policy::limits::{Full, Room};
+use crate::runtime::internal::Passed;
 use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Counted, Stream};
 use crate::tcp::{Client, Early, Fate};
@@ -32,7 +33,6 @@ use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stats::{Held, ListenerStats};
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::tls::{DownstreamTls, TlsInfo};
-use crate::upstream::pool::ConnectionPermit;
 
 /// A connection of the census. Its drop is the connection's end, however that comes.
 pub(super) struct Session<'a> {
@@ -75,7 +75,7 @@ impl Drop for Opened {
     }
 }
 
-type Spoken = Early<ConnectionPermit>;
+type Spoken = Early<Open>;
 
 /// A connection on its way to its filter chain.
 struct Entry<'a> {
@@ -175,9 +175,16 @@ impl Entry<'_> {
             server_name,
             filter_chain: chain.map_or_else(|| "".into(), |chain| chain.name.clone()),
             start: self.start,
-            objects: None,
+            objects: arrival.objects.clone(),
         }
     }
+}
+
+/// A connection as it comes in.
+pub(super) struct Origin {
+    pub(super) stream: Stream,
+    /// What it brings with it from elsewhere in this process.
+    pub(super) passed: Passed,
 }
 
 /// Serves an accepted connection to its end.
@@ -185,7 +192,7 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     mut listener: Arc<Listener>,
     destinations: Destinations,
-    mut stream: Stream,
+    Origin { mut stream, passed }: Origin,
     id: u64,
     census: Rc<Census>,
     fate: watch::Receiver<Fate>,
@@ -194,8 +201,14 @@ pub(super) async fn serve(
     let _session = Session { id, census: &census };
     let start = Instant::now();
     let mut opened = (!listener.hand_off).then(|| Opened::new(&listener, start));
-    let mut entry =
-        Entry { worker: &worker, census: &census, id, start, arrival: Arrival::new(&stream), early: None };
+    let mut entry = Entry {
+        worker: &worker,
+        census: &census,
+        id,
+        start,
+        arrival: Arrival::new(&stream, passed),
+        early: None,
+    };
     if entry.arrive(&listener, &stream).await.is_err() {
         return;
     }

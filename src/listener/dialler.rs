@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::cluster::Discovery;
+use super::tunnel::{self, Closed};
+use crate::config::cluster::{Address, Discovery};
 use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::Stream;
@@ -14,12 +16,22 @@ use crate::telemetry::stream_info::ResponseFlags;
 use crate::tls::upstream::Names;
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
-use crate::upstream::{PickContext, UpstreamError};
+use crate::upstream::{PickContext, RequestPermit, UpstreamError};
 
 fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
     if let Some(health) = &cluster.health {
         health.report(cluster, host, outcome);
     }
+}
+
+/// What is held while a session's way to its upstream is open.
+#[derive(Debug)]
+pub enum Open {
+    /// A connection of its own.
+    Connection(#[allow(dead_code)] ConnectionPermit),
+    /// A request, and the connection where that is its own.
+    #[allow(missing_docs)]
+    Tunnel { _connection: Option<ConnectionPermit>, _request: RequestPermit },
 }
 
 /// Connects TCP sessions through the worker's pools.
@@ -36,18 +48,19 @@ impl Dialler<'_> {
         cluster: &str,
         host: SocketAddr,
         stream: Stream,
-    ) -> Option<(Arc<Cluster>, Dialed<ConnectionPermit>)> {
+    ) -> Option<(Arc<Cluster>, Dialed<Open>)> {
         let local = self.worker.upstreams.cluster(&self.find(cluster)?)?;
         let pool = local.holding(host);
         let connection = pool.adopt(stream);
         let (id, host) = (connection.id, pool.host.clone());
         let (stream, permit) = connection.split();
-        Some((local.cluster.clone(), Dialed { stream, id, host, tls: None, permit }))
+        let (first, permit) = (BytesMut::new(), Open::Connection(permit));
+        Some((local.cluster.clone(), Dialed { stream, id, host, tls: None, first, protocol: None, permit }))
     }
 }
 
 impl Dial for Dialler<'_> {
-    type Permit = ConnectionPermit;
+    type Permit = Open;
 
     fn find(&self, cluster: &str) -> Option<Arc<Slot<Cluster>>> {
         self.worker.clusters.find(cluster)
@@ -82,14 +95,33 @@ impl Dial for Dialler<'_> {
             let tls = local.cluster.tls.is_some();
             pool = pool.named(&if tls { names } else { Names { sni: None, sans: Vec::new(), ..names } });
         }
-        match pool.dedicated().await {
+        let connected = match &context.tunnel {
+            None => pool.dedicated().await,
+            Some(None) => return Err(none(ResponseFlags::UF)),
+            Some(Some(head)) => match Box::pin(tunnel::open(&pool, head)).await {
+                Ok(dialed) => {
+                    report(&local.cluster, &pool.host, Outcome::Connected);
+                    return Ok(dialed);
+                }
+                Err(Closed::Upstream(error)) => Err(error),
+                Err(why) => {
+                    if let Closed::Refused(_) = why {
+                        report(&local.cluster, &pool.host, Outcome::Failed { connected: false });
+                    }
+                    let (details, host) = (why.details().into(), Some(pool.host.clone()));
+                    return Err(DialError { flag: ResponseFlags::UF, details, host });
+                }
+            },
+        };
+        match connected {
             Ok(connection) => {
                 report(&local.cluster, &pool.host, Outcome::Connected);
                 let id = connection.id;
                 let host = pool.host.clone();
                 let tls = connection.tls.clone();
                 let (stream, permit) = connection.split();
-                Ok(Dialed { stream, id, host, tls, permit })
+                let (first, permit) = (BytesMut::new(), Open::Connection(permit));
+                Ok(Dialed { stream, id, host, tls, first, protocol: None, permit })
             }
             Err(error) => {
                 match &error {
@@ -106,7 +138,13 @@ impl Dial for Dialler<'_> {
                 let details: Box<str> = match &error {
                     UpstreamError::Connect { reason, .. } => {
                         let reason = reason.split(" (os error").next().unwrap_or(reason);
-                        format!("delayed connect error: {reason}").into()
+                        match &pool.host.address {
+                            Address::Internal(_) => {
+                                let host = &pool.host.address_text;
+                                format!("immediate connect error: {reason}|remote_address:{host}").into()
+                            }
+                            _ => format!("delayed connect error: {reason}").into(),
+                        }
                     }
                     UpstreamError::Tls { reason, .. } => reason.as_str().into(),
                     UpstreamError::ConnectTimeout { .. } => "connection timeout".into(),

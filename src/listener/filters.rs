@@ -11,9 +11,14 @@ use outrigger_control_api::pb::google::protobuf::{value::Kind, Value};
 use super::inspect::{self, InspectError, Inspected, MAX_BYTES};
 use crate::config::cluster::Address;
 use crate::config::listener::{Inspect, Listener, ListenerFilter, ProxyProtocol};
+use crate::runtime::internal::Passed;
 use crate::runtime::proxy_protocol::{self, Header, Verdict, Version};
 use crate::runtime::Stream;
+use crate::telemetry::filter_state::{Objects, LOCAL_IP, REMOTE_IP};
 use crate::telemetry::stream_info::DynamicMetadata;
+
+/// The metadata that tell where a connection from this process is meant to go.
+const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 
 /// A connection as far as listener filters know it.
 #[derive(Debug, Default)]
@@ -32,15 +37,19 @@ pub struct Arrival {
     pub source: Option<(SocketAddr, u32)>,
     /// What filters noted.
     pub metadata: Option<Box<DynamicMetadata>>,
+    /// Objects that came with it.
+    pub objects: Option<Box<Objects>>,
     /// What the first bytes tell, and they themselves.
     pub inspected: Inspected,
 }
 
 impl Arrival {
-    /// A connection of which nothing is known but its ends.
-    pub fn new(stream: &Stream) -> Self {
+    /// A connection of which nothing is known but its ends, and what it brings with it.
+    pub fn new(stream: &Stream, passed: Passed) -> Self {
         let (local, remote) = (stream.local_addr(), stream.peer_addr());
-        Self { local, direct_local: local, remote, direct_remote: remote, ..Self::default() }
+        let Passed { metadata, objects } = passed;
+        let ends = Self { local, direct_local: local, remote, direct_remote: remote, ..Self::default() };
+        Self { metadata, objects, ..ends }
     }
 
     /// What the inspectors of `listener` have to find out; nothing for destinations that they are left out for.
@@ -77,18 +86,38 @@ impl Arrival {
 
     /// Finds where the client meant to go: a redirect rule's table knows; what TPROXY brings has it as its own end.
     fn restore(&mut self, listener: &Listener, stream: &Stream) {
+        if listener.is_internal() {
+            return self.restore_passed();
+        }
         // The address of the socket itself is nobody's destination: it would lead back here.
         let elsewhere = |found: &SocketAddr| Some(*found) != self.direct_local;
         let found = stream.original_dst().ok().filter(elsewhere).or_else(|| {
             let own_port = match &listener.address {
                 Address::Ip(address) => Some(address.port()),
-                Address::Pipe(_) => None,
+                Address::Pipe(_) | Address::Internal(_) => None,
             };
             self.direct_local.filter(|local| listener.transparent && Some(local.port()) != own_port)
         });
         if found.is_some() {
             (self.local, self.is_restored) = (found, true);
         }
+    }
+
+    /// The same of a connection from this process: what came with it says so.
+    fn restore_passed(&mut self) {
+        let object = |name| self.objects.as_ref()?.get(name)?.text().parse::<SocketAddr>().ok();
+        let noted = || {
+            let fields = &self.metadata.as_ref()?.get(ORIGINAL_DST)?.fields;
+            match fields.get("local")?.kind.as_ref()? {
+                Kind::StringValue(text) => text.parse().ok(),
+                _ => None,
+            }
+        };
+        let (local, remote) = (object(LOCAL_IP).or_else(noted), object(REMOTE_IP));
+        if local.is_some() {
+            (self.local, self.is_restored) = (local, true);
+        }
+        self.remote = remote.or(self.remote);
     }
 
     /// Reads the header of the PROXY protocol.

@@ -12,4 +12,5 @@ pub mod live;
 pub mod permissive;
 pub mod race;
 pub mod sessions;
+mod tunnel;
 pub mod udp;

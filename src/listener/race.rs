@@ -100,7 +100,10 @@ pub(super) async fn first<D: Dial>(
     let server = async {
         match &early {
             Some(early) => {
-                spoken(early.stream()).await;
+                // What came with the response that opened a tunnel is a word too.
+                if !early.has_spoken() {
+                    spoken(early.stream()).await;
+                }
                 if ends_tls {
                     tokio::time::sleep_until(begin + HELLO).await;
                 }

@@ -306,7 +306,9 @@ impl ListenerManager {
     pub fn stop(&mut self, which: Stop) {
         self.stopped = self.stopped.max(which);
         for entry in &mut self.listeners {
-            if which.concerns(&entry.listener) && !entry.live.is_stopped() {
+            // What goes on behind those that are open still needs internal ones.
+            let ends = which.concerns(&entry.listener) && !entry.listener.is_internal();
+            if ends && !entry.live.is_stopped() {
                 entry.live.stop();
                 // A handle of ours would keep the port open.
                 entry.sockets = None;
@@ -318,7 +320,8 @@ impl ListenerManager {
 
     /// Whether all sockets are closed.
     pub fn is_closed(&self) -> bool {
-        let lives = self.listeners.iter().map(|entry| &entry.live);
+        let lives =
+            self.listeners.iter().filter(|entry| !entry.listener.is_internal()).map(|entry| &entry.live);
         let closed = |live: &Arc<LiveListener>| live.accepting() == 0;
         lives.chain(self.closing.iter().map(|(live, _)| live)).all(closed)
     }
@@ -451,6 +454,11 @@ impl ListenerManager {
             ListenerError::Listen { name: listener.name.clone(), source }
         })?;
         let live = LiveListener::new(listener.clone(), self.destinations.clone());
+        if listener.is_internal() {
+            for worker in &self.workers {
+                let _ = worker.send(Command::Serve(live.share()));
+            }
+        }
         // A predecessor may have had more workers.
         for (worker, bound) in self.workers.iter().cycle().zip(bound) {
             // A worker that is gone closes what it is sent.

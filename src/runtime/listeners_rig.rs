@@ -65,7 +65,9 @@ impl Rig {
         let yaml = format!(
             "static_resources: {{ clusters: [ {{ name: echo, connect_timeout: 1s, load_assignment: {{ cluster_name: echo,
             endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1,
-            port_value: {port} }} }} }} }} ] }} ] }} }} ] }}"
+            port_value: {port} }} }} }} }} ] }} ] }} }}, {{ name: inside, load_assignment: {{ cluster_name: inside,
+            endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ envoy_internal_address: {{
+            server_listener_name: inside }} }} }} }} ] }} ] }} }} ] }}"
         );
         let config = compile::bootstrap(load(yaml, Format::Yaml).unwrap(), &NodeOptions::default()).unwrap();
         let (senders, commands) = (0..workers).map(|_| unbounded_channel()).unzip();
@@ -97,8 +99,10 @@ impl Rig {
     }
 
     pub(super) fn compile_message(&self, message: &pb::Listener) -> Listener {
-        let environment =
-            Environment { known: &|name| name == "echo", ..Environment::new(&self.config.compiler) };
+        let environment = Environment {
+            known: &|name| ["echo", "inside"].contains(&name),
+            ..Environment::new(&self.config.compiler)
+        };
         let mut problems = Problems::new();
         compile::listener::compile(message, &environment, &mut problems)
             .unwrap_or_else(|| panic!("{:?}", problems.into_parts()))

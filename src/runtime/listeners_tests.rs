@@ -401,3 +401,37 @@ fn a_changing_set_is_handed_over() {
     assert!(ask(&mut client).unwrap().ends_with("second"));
     client.shutdown(Shutdown::Both).unwrap();
 }
+
+#[test]
+fn an_internal_listener_changes_under_its_connections() {
+    let mut rig = Rig::new(2, AT_ONCE);
+    let front = tcp("front").replace("127.0.0.2", "127.0.0.1").replace("cluster: echo", "cluster: inside");
+    rig.apply(&listener("main", 0, "", &[front])).unwrap();
+    let port = rig.port("main");
+    assert!(ask(&mut connect(port).unwrap()).is_err(), "nobody is there yet");
+    let inside = |options: &str, body: &str| {
+        let chain = http(body);
+        format!("{{ name: inside, internal_listener: {{}}, filter_chains: [ {chain} ] {options} }}")
+    };
+    assert_eq!(rig.apply(&inside("", "0")).unwrap(), Applied::Added);
+    eventually("the workers know of it", || ask(&mut connect(port).unwrap()).is_ok());
+    let mut kept = connect(port).unwrap();
+    assert!(ask(&mut kept).unwrap().ends_with("\r\n0"));
+    let (good, lost) = under_connects(port, |good| {
+        for number in 1..=50 {
+            let before = good();
+            let options = if number % 2 == 0 { another(number) } else { another(number - 1) };
+            rig.apply(&inside(&options, &number.to_string())).unwrap();
+            eventually("requests between two updates", || good() > before);
+        }
+        assert!(ask(&mut connect(port).unwrap()).unwrap().ends_with("\r\n50"));
+    });
+    assert!(lost.is_empty(), "{} of {good} lost: {:?}", lost.len(), &lost[..lost.len().min(5)]);
+    assert!(closes(&ask(&mut kept).unwrap()), "a connection of the first is asked to leave");
+    // Those behind a stopped listener still need it.
+    let mut client = connect(port).unwrap();
+    rig.manager.stop(Stop::All);
+    eventually("the socket is closed", || rig.manager.is_closed());
+    assert!(ask(&mut client).unwrap().ends_with("\r\n50"));
+    assert!(rig.manager.remove("inside"));
+}

@@ -6,9 +6,12 @@
 pub mod application;
 pub mod buffer;
 pub mod client_hello;
+pub mod conduit;
 pub mod drain;
 mod foreign;
+pub mod internal;
 pub mod listeners;
+pub mod pipe;
 pub mod process;
 pub mod proxy_protocol;
 pub mod signals;

@@ -178,6 +178,7 @@ pub fn listen(address: &Address, options: &ListenOptions) -> Result<Bound, Liste
             }
             listen_unix(path, options).map(Bound::Unix)
         }
+        Address::Internal(_) => Err(io::ErrorKind::Unsupported.into()),
     };
     bound.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse(address.clone()),
@@ -257,14 +258,23 @@ pub(crate) fn kernel_path(path: &Path) -> PathBuf {
 /// socket.
 pub async fn connect(address: &Address, tuning: &SocketTuning) -> io::Result<Stream> {
     let stream = connected(address, tuning).await?;
+    announce(&stream, tuning)?;
+    Ok(stream)
+}
+
+/// Says on a new connection whose it is, where `tuning` wants that.
+///
+/// # Errors
+/// It cannot be written.
+pub fn announce(stream: &Stream, tuning: &SocketTuning) -> io::Result<()> {
     if let Some((version, ends)) = tuning.announced {
-        // A new socket has room for it.
+        // A new connection has room for it.
         let header = proxy_protocol::write(version, ends);
         if stream.try_write(&header)? < header.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
     }
-    Ok(stream)
+    Ok(())
 }
 
 async fn connected(address: &Address, tuning: &SocketTuning) -> io::Result<Stream> {
@@ -295,6 +305,8 @@ async fn connected(address: &Address, tuning: &SocketTuning) -> io::Result<Strea
             Ok(Stream::Tcp(stream))
         }
         Address::Pipe(path) => Ok(Stream::Unix(UnixStream::connect(kernel_path(path)).await?)),
+        // Only workers have them, each its own.
+        Address::Internal(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -85,7 +85,8 @@ async fn options_reach_the_socket() {
     let (client, server) = (client.unwrap(), server.unwrap());
     assert_eq!(server.peer_addr().unwrap().ip().to_string(), "127.0.0.9");
     for stream in [&client, &server] {
-        let socket = SockRef::from(stream);
+        let socket = stream.descriptor().unwrap();
+        let socket = SockRef::from(&socket);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);

@@ -15,7 +15,7 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use socket2::{Domain, SockRef};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::conduit::Conduit;
 use super::socket;
 use super::tls_stream::TlsStream;
 use crate::config::cluster::SocketTuning;
@@ -38,6 +39,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over one of the others.
     Tls(Box<TlsStream>),
+    /// No socket.
+    Virtual(Box<dyn Conduit>),
 }
 
 macro_rules! each {
@@ -46,7 +49,15 @@ macro_rules! each {
             Stream::Tcp($stream) => $body,
             Stream::Unix($stream) => $body,
             Stream::Tls($tls) => $other,
+            Stream::Virtual($tls) => $other,
         }
+    };
+}
+
+/// The descriptor of a socket; what is none returns what `$other` says.
+macro_rules! socket_or {
+    ($self:expr, $other:ident => $instead:expr) => {
+        each!($self, stream => stream.as_fd(), $other => return $instead)
     };
 }
 
@@ -63,12 +74,10 @@ impl Stream {
     /// `buffer`); [`io::ErrorKind::WouldBlock`] when nothing is there.
     #[inline]
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Stream::Tls(tls) = self {
-            return tls.try_read(buffer);
-        }
+        let socket = socket_or!(self, other => other.try_read(buffer));
         let room = buffer.len();
-        let count =
-            self.try_io(Interest::READABLE, || Ok(rustix::net::recv(self, buffer, RecvFlags::DONTWAIT)?.0))?;
+        let count = self
+            .try_io(Interest::READABLE, || Ok(rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?.0))?;
         if 0 < count && count < room {
             self.used_up(Interest::READABLE);
         }
@@ -78,11 +87,14 @@ impl Stream {
     /// As [`Stream::try_read`], into the spare room of `buffer`: its next chunk, so reserve first.
     #[inline]
     pub fn try_read_buf<B: BufMut>(&self, buffer: &mut B) -> io::Result<usize> {
-        if let Stream::Tls(tls) = self {
-            return tls.try_read_buf(buffer);
-        }
+        let own = match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tls(tls) => return tls.try_read_buf(buffer),
+            Stream::Virtual(other) => return read_into(other.as_ref(), buffer),
+        };
         let room = buffer.chunk_mut().len();
-        let count = self.try_io(Interest::READABLE, || socket::receive(self.as_fd(), buffer))?;
+        let count = self.try_io(Interest::READABLE, || socket::receive(own, buffer))?;
         if 0 < count && count < room {
             self.used_up(Interest::READABLE);
         }
@@ -92,11 +104,9 @@ impl Stream {
     /// Writes what the kernel takes of `bytes`.
     #[inline]
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        if let Stream::Tls(tls) = self {
-            return tls.try_write(bytes);
-        }
+        let socket = socket_or!(self, other => other.try_write(bytes));
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let count = self.try_io(Interest::WRITABLE, || Ok(rustix::net::send(self, bytes, flags)?))?;
+        let count = self.try_io(Interest::WRITABLE, || Ok(rustix::net::send(socket, bytes, flags)?))?;
         if 0 < count && count < bytes.len() {
             self.used_up(Interest::WRITABLE);
         }
@@ -106,7 +116,12 @@ impl Stream {
     /// Writes what the kernel takes of `slices`, at most 1024 of them.
     #[inline]
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let count = each!(self, stream => stream.try_write_vectored(slices), tls => return tls.try_write_vectored(slices))?;
+        let count = match self {
+            Stream::Tcp(stream) => stream.try_write_vectored(slices),
+            Stream::Unix(stream) => stream.try_write_vectored(slices),
+            Stream::Tls(tls) => return tls.try_write_vectored(slices),
+            Stream::Virtual(other) => return write_each(other.as_ref(), slices),
+        }?;
         if count > 0 && slices.len() <= MAX_SLICES && count < slices.iter().map(|s| s.len()).sum() {
             self.used_up(Interest::WRITABLE);
         }
@@ -116,10 +131,7 @@ impl Stream {
     /// Copies what is there into `buffer` without consuming it. Looks at the socket each time,
     /// whatever the readiness says, and leaves the readiness alone.
     pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tls(tls) => tls.try_peek(buffer),
-            _ => socket::peek(self.as_fd(), buffer),
-        }
+        socket::peek(socket_or!(self, other => other.try_peek(buffer)), buffer)
     }
 
     /// Whether an idle connection can still be used: nothing to read, no end of stream, no error.
@@ -154,7 +166,15 @@ impl Stream {
     /// Waits until the socket has failed, as by a reset from the peer. For streams that are read to
     /// their end already and have nothing to write.
     pub async fn failed(&self) -> io::Result<()> {
-        each!(self.socket(), stream => stream.ready(Interest::ERROR).await.map(drop), _tls => Err(unsupported()))
+        match self.socket() {
+            Stream::Tcp(stream) => stream.ready(Interest::ERROR).await.map(drop),
+            Stream::Unix(stream) => stream.ready(Interest::ERROR).await.map(drop),
+            Stream::Virtual(other) => {
+                poll_fn(|cx| other.poll_failed(cx)).await;
+                Ok(())
+            }
+            Stream::Tls(_) => Err(unsupported()),
+        }
     }
 
     /// Reads once into `buffer`, waiting until something is there.
@@ -198,21 +218,18 @@ impl Stream {
 
     /// Makes closing send a reset (RST) and throw away what is unsent. No effect on Unix sockets.
     pub fn set_linger_zero(&self) {
-        if let Stream::Tls(tls) = self {
-            return tls.set_linger_zero();
-        }
-        if let Stream::Tcp(stream) = self {
+        match self {
             // Fails only on a socket that is already dead.
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            Stream::Tcp(stream) => drop(SockRef::from(stream).set_linger(Some(Duration::ZERO))),
+            Stream::Unix(_) => {}
+            Stream::Tls(tls) => tls.set_linger_zero(),
+            Stream::Virtual(other) => other.set_linger_zero(),
         }
     }
 
     /// Bytes written that the peer's kernel has not acknowledged yet.
     pub fn unsent(&self) -> usize {
-        match self {
-            Stream::Tls(tls) => tls.unsent(),
-            _ => socket::unsent(self.as_fd()),
-        }
+        socket::unsent(socket_or!(self, other => other.unsent()))
     }
 
     /// The error pending on the socket, which is thereby taken from it.
@@ -226,6 +243,7 @@ impl Stream {
             Stream::Tcp(stream) => stream.local_addr().ok().map(socket::unmapped),
             Stream::Unix(_) => None,
             Stream::Tls(tls) => tls.socket().local_addr(),
+            Stream::Virtual(other) => other.local_addr(),
         }
     }
 
@@ -235,6 +253,7 @@ impl Stream {
             Stream::Tcp(stream) => stream.peer_addr().ok().map(socket::unmapped),
             Stream::Unix(_) => None,
             Stream::Tls(tls) => tls.socket().peer_addr(),
+            Stream::Virtual(other) => other.peer_addr(),
         }
     }
 
@@ -242,7 +261,7 @@ impl Stream {
     pub fn original_dst(&self) -> io::Result<SocketAddr> {
         match self {
             Stream::Tcp(stream) => socket::original_dst(stream.as_fd(), stream.local_addr()?.is_ipv4()),
-            Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+            Stream::Unix(_) | Stream::Virtual(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tls(tls) => tls.socket().original_dst(),
         }
     }
@@ -267,7 +286,16 @@ impl Stream {
     /// them.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        !matches!(self, Stream::Tls(_))
+        matches!(self, Stream::Tcp(_) | Stream::Unix(_))
+    }
+
+    /// Its descriptor.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] where it is not itself a socket.
+    #[inline]
+    pub fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        Ok(socket_or!(self, _other => Err(unsupported())))
     }
 
     /// Clears the readiness for `interest` until the next event. Sound only after a call has shown
@@ -284,17 +312,36 @@ fn unsupported() -> io::Error {
 
 /// What the kernel looks at in one vectored write (`UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
+/// Most bytes that one read of what is no socket copies by way of the stack.
+const VIRTUAL_READ: usize = 8 << 10;
 
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        each!(self, stream => stream.as_raw_fd(), tls => tls.socket().as_raw_fd())
-    }
+/// As [`Stream::try_read_buf`], where bytes are copied in any case.
+fn read_into<B: BufMut>(source: &dyn Conduit, buffer: &mut B) -> io::Result<usize> {
+    let mut read = [0; VIRTUAL_READ];
+    let room = buffer.chunk_mut().len().min(VIRTUAL_READ);
+    let read = read.get_mut(..room).unwrap_or_default();
+    let count = source.try_read(read)?;
+    buffer.put_slice(read.get(..count).unwrap_or_default());
+    Ok(count)
 }
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        each!(self, stream => stream.as_fd(), tls => tls.socket().as_fd())
+/// As [`Stream::try_write_vectored`], one after the other.
+fn write_each(target: &dyn Conduit, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let mut written = 0;
+    for slice in slices.iter().filter(|slice| !slice.is_empty()) {
+        match target.try_write(slice) {
+            Ok(count) => {
+                written += count;
+                if count < slice.len() {
+                    break;
+                }
+            }
+            // Told again by the next write.
+            Err(_) if written > 0 => break,
+            Err(error) => return Err(error),
+        }
     }
+    Ok(written)
 }
 
 impl From<TcpStream> for Stream {
@@ -306,6 +353,13 @@ impl From<TcpStream> for Stream {
 impl From<TlsStream> for Stream {
     fn from(stream: TlsStream) -> Self {
         Stream::Tls(Box::new(stream))
+    }
+}
+
+impl Stream {
+    /// A stream that is no socket.
+    pub fn of(conduit: impl Conduit + 'static) -> Self {
+        Stream::Virtual(Box::new(conduit))
     }
 }
 

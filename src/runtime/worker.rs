@@ -55,6 +55,8 @@ pub struct Assignment {
 pub enum Command {
     /// To accept connections of a listener on this socket, until that is stopped.
     Listen(Share, Bound),
+    /// To take the connections of an internal listener, until that is stopped.
+    Serve(Share),
     /// To close the connections of these filter chains.
     Cut(Arc<[Arc<Retirement>]>),
     /// To go on with a connection of another process.
@@ -149,6 +151,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
                 let accepting = accept::run(worker.clone(), share, acceptor, census.clone(), fated.clone());
                 tokio::task::spawn_local(accepting);
             }
+            Command::Serve(share) => accept::internal(&worker, share, &census, &fated),
             Command::Adopt(adopted) => adopt::start(&worker, *adopted, &census, &fated),
             Command::Leave(takers) => drop(fate.send(Fate::Leave(takers))),
             Command::Cut(retired) => census.sessions.iter().for_each(|sessions| sessions.cut(&retired)),

@@ -17,10 +17,13 @@ use std::sync::Arc;
 pub use handover::Fate;
 pub use proxy::{early, resume, serve, unserved, Client, Early, Resumed};
 
+use bytes::BytesMut;
+
 use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};
+use crate::http::head::RequestHead;
 use crate::runtime::Stream;
-use crate::telemetry::stream_info::ResponseFlags;
+use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 use crate::tls::upstream::Names;
 use crate::tls::TlsInfo;
 
@@ -39,7 +42,12 @@ pub struct DialContext {
     pub hash: Option<u64>,
     /// What objects say of the connection; what TLS asks for counts where there is TLS.
     pub names: Option<Names>,
+    /// The request for a tunnel through HTTP, where the session goes through one.
+    pub tunnel: Option<Asking>,
 }
+
+/// What a host is asked for a tunnel with; `None` where that cannot be said in HTTP.
+pub type Asking = Option<Rc<RequestHead>>;
 
 /// A connection to an upstream.
 #[derive(Debug)]
@@ -52,6 +60,10 @@ pub struct Dialed<P> {
     pub host: Arc<Host>,
     /// What TLS agreed on.
     pub tls: Option<Rc<TlsInfo>>,
+    /// What was read from it already.
+    pub first: BytesMut,
+    /// The protocol around it.
+    pub protocol: Option<Protocol>,
     /// Held as long as the connection is open: gives back what was taken for it.
     pub permit: P,
 }

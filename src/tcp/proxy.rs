@@ -5,7 +5,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,6 +57,11 @@ impl<P> Early<P> {
     pub fn stream(&self) -> &Stream {
         &self.dialed.stream
     }
+
+    /// Whether the upstream has said something already.
+    pub fn has_spoken(&self) -> bool {
+        !self.dialed.first.is_empty()
+    }
 }
 
 /// Connects as [`serve`] would for this client, once; `None` when that fails.
@@ -89,7 +93,8 @@ fn context(
         local: info.destination().or(info.connection.restored()),
         metadata,
         hash: proxy.hash_object.as_ref().and_then(|name| info.object(name)?.hash()),
-        names: (info.has_own_upstream() || announced).then(|| info.upstream_names(true, announced)),
+        names: (info.has_own_upstream() || announced).then(|| info.upstream_names(cluster, true, announced)),
+        tunnel: proxy.tunnel.as_ref().map(|tunnel| tunnel.request(info).map(Rc::new)),
     }
 }
 
@@ -121,14 +126,19 @@ pub async fn serve<D: Dial>(
         }
         () = end(&mut fate) => None,
     };
-    let Some((cluster, upstream)) = connected else {
+    let Some((cluster, mut upstream)) = connected else {
         return;
     };
+    let mut position = Position::from(prefix);
+    // What came with the response that opened a tunnel.
+    position.down.held = std::mem::take(&mut upstream.first);
+    let early = session.traffic.from_upstream.get() + position.down.held.len() as u64;
+    session.traffic.from_upstream.set(early);
     if session.proxy.log_options.on_connected {
         session.log(LogType::TcpUpstreamConnected);
     }
     let ways = Ways { downstream, upstream, cluster, buffer_limit, deadline, gate };
-    session.carry(ways, prefix.into(), fate).await;
+    session.carry(ways, position, fate).await;
 }
 
 /// A connection that filters before did not let in: it is counted and logged.
@@ -341,7 +351,7 @@ impl Session {
         takers: &mpsc::UnboundedSender<Departing>,
     ) -> bool {
         let (taken, answer) = oneshot::channel();
-        let own = |stream: &Stream| -> io::Result<_> { stream.as_fd().try_clone_to_owned() };
+        let own = |stream: &Stream| -> io::Result<_> { stream.descriptor()?.try_clone_to_owned() };
         // Without descriptors to spare it stays.
         let (Ok(downstream), Ok(socket)) = (own(downstream), own(&upstream.stream)) else { return false };
         let Address::Ip(host) = upstream.host.address else { return false };
@@ -452,6 +462,7 @@ impl Session {
         self.info.upstream_local = dialed.stream.local_addr();
         self.info.upstream_connection_id = dialed.id;
         self.info.upstream_tls.clone_from(&dialed.tls);
+        self.info.upstream_protocol = dialed.protocol;
     }
 
     fn expired(&mut self) {

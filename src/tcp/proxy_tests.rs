@@ -80,7 +80,9 @@ impl Dial for Script {
         match next {
             Some(Ok(address)) => {
                 let stream = socket::connect(&Address::Ip(address), &SocketTuning::default()).await.unwrap();
-                Ok(Dialed { stream, id: 7, host: host(address), tls: None, permit: self.open.clone() })
+                let (host, permit) = (host(address), self.open.clone());
+                let first = bytes::BytesMut::new();
+                Ok(Dialed { stream, id: 7, host, tls: None, first, protocol: None, permit })
             }
             Some(Err((flag, details))) => {
                 let tried = flag == ResponseFlags::UF;

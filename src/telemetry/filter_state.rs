@@ -14,6 +14,7 @@ use super::access_log::substitution_format;
 use super::format::{Format, FormatContext, Style};
 use super::stream_info::StreamInfo;
 use crate::config::problems::Problems;
+use crate::config::Cluster;
 use crate::tls::upstream::Names;
 
 /// The cluster that a TCP connection goes to, in place of the proxy's own.
@@ -28,6 +29,10 @@ pub const SUBJECT_ALT_NAMES: &str = "envoy.network.upstream_subject_alt_names";
 pub const APPLICATION_PROTOCOLS: &str = "envoy.network.application_protocols";
 /// Where an `ORIGINAL_DST` cluster connects to.
 pub const ORIGINAL_DST: &str = "envoy.network.transport_socket.original_dst_address";
+/// Where the client of an internal listener meant to go, and where it came from, for its original-destination filter.
+pub const LOCAL_IP: &str = "envoy.filters.listener.original_dst.local_ip";
+/// See [`LOCAL_IP`].
+pub const REMOTE_IP: &str = "envoy.filters.listener.original_dst.remote_ip";
 /// A text.
 const TEXT: &str = "envoy.string";
 /// A text that hash policies can hash.
@@ -37,7 +42,7 @@ const HASHABLE: &str = "envoy.hashable_string";
 static OFFER: LazyLock<Arc<str>> = LazyLock::new(|| APPLICATION_PROTOCOLS.into());
 
 /// What an object is made into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Text,
     Hashable,
@@ -54,7 +59,7 @@ impl Kind {
             TEXT => Kind::Text,
             HASHABLE => Kind::Hashable,
             TCP_CLUSTER | SERVER_NAME | SUBJECT_ALT_NAMES | APPLICATION_PROTOCOLS => Kind::Own,
-            ORIGINAL_DST => Kind::Address,
+            ORIGINAL_DST | LOCAL_IP | REMOTE_IP => Kind::Address,
             TCP_IDLE_TIMEOUT => Kind::Number,
             _ => return None,
         })
@@ -62,11 +67,13 @@ impl Kind {
 }
 
 /// An object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Object {
     kind: Kind,
     text: Arc<str>,
     shared: bool,
+    /// It is shared with the upstream's upstream too, where that is in this process.
+    onward: bool,
 }
 
 impl Object {
@@ -87,7 +94,7 @@ impl Object {
 }
 
 /// Objects by name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Objects(Vec<(Arc<str>, Object)>);
 
 impl Objects {
@@ -101,6 +108,14 @@ impl Objects {
             Some((_, there)) => *there = object,
             None => self.0.push((name.clone(), object)),
         }
+    }
+
+    /// As they are passed on.
+    pub fn onward(&self) -> Self {
+        let each = |(name, object): &(Arc<str>, Object)| {
+            (name.clone(), Object { shared: object.onward, ..object.clone() })
+        };
+        Self(self.0.iter().map(each).collect())
     }
 
     /// Where the connection is to go, if an object says so.
@@ -127,6 +142,7 @@ struct Setter {
     kind: Kind,
     format: Format,
     shared: bool,
+    onward: bool,
     skip_if_empty: bool,
 }
 
@@ -174,8 +190,8 @@ impl Setter {
             Kind::Number => drop(text.parse::<u64>().ok()?),
             Kind::Text | Kind::Hashable | Kind::Own => {}
         }
-        let Setter { kind, shared, .. } = *self;
-        Some(Object { kind, text: text.into(), shared })
+        let Setter { kind, shared, onward, .. } = *self;
+        Some(Object { kind, text: text.into(), shared, onward })
     }
 }
 
@@ -198,6 +214,7 @@ fn setter(config: &pb::FilterStateValue, problems: &mut Problems) -> Option<Sett
         kind,
         format,
         shared: config.shared_with_upstream() != SharedWithUpstream::None,
+        onward: config.shared_with_upstream() == SharedWithUpstream::Transitive,
         skip_if_empty: config.skip_if_empty,
     })
 }
@@ -211,7 +228,7 @@ impl StreamInfo {
     /// TLS offers these protocols to the upstream, unless something else was said before.
     pub fn offer_protocols(&mut self, offer: &Arc<str>) {
         if self.object(APPLICATION_PROTOCOLS).is_none() {
-            let object = Object { kind: Kind::Own, text: offer.clone(), shared: false };
+            let object = Object { kind: Kind::Own, text: offer.clone(), shared: false, onward: false };
             self.objects.get_or_insert_default().set(&OFFER, object);
         }
     }
@@ -237,9 +254,23 @@ impl StreamInfo {
         self.has_objects() || self.connection.source.is_some()
     }
 
-    /// What sets the connection upstream apart; `tls` says that it has TLS, `announced` that the host is told of the
-    /// client.
-    pub fn upstream_names(&self, tls: bool, announced: bool) -> Names {
+    /// Those that are shared with the upstream.
+    fn shared(&self) -> Option<Arc<Objects>> {
+        let mut shared = Objects::default();
+        // What the connection has stands first, as it does for a request.
+        for (name, object) in
+            self.objects().flat_map(|objects| &objects.0).filter(|(_, object)| object.shared)
+        {
+            if shared.get(name).is_none() {
+                shared.set(name, object.clone());
+            }
+        }
+        (!shared.0.is_empty()).then(|| Arc::new(shared))
+    }
+
+    /// What sets the connection to `cluster` apart; `tls` says that it has TLS, `announced` that the host is told of
+    /// the client.
+    pub fn upstream_names(&self, cluster: &Cluster, tls: bool, announced: bool) -> Names {
         let text = |name| self.object(name).map(Object::text).filter(|text| tls && !text.is_empty());
         let sans = text(SUBJECT_ALT_NAMES).into_iter().flat_map(|list| list.split(','));
         Names {
@@ -252,6 +283,7 @@ impl StreamInfo {
             apart: self.objects().map(Objects::apart).fold(0, |a, b| a ^ b),
             source: self.connection.source,
             ends: self.connection.ends().filter(|_| announced),
+            shared: if cluster.passes() { self.shared() } else { None },
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::config::Host;
 use crate::runtime::proxy_protocol::Ends;
 use crate::runtime::tls_stream::{HandshakeError, TlsStream};
 use crate::runtime::Stream;
+use crate::telemetry::filter_state::Objects;
 use crate::telemetry::metrics::Scope;
 
 /// What config says.
@@ -98,6 +99,8 @@ pub struct Names {
     pub source: Option<(SocketAddr, u32)>,
     /// Whose connection the PROXY protocol tells of, where it is spoken.
     pub ends: Option<Ends>,
+    /// Objects that are passed on to an internal listener.
+    pub shared: Option<Arc<Objects>>,
 }
 
 /// What a connection is for, which decides about the protocols offered.
@@ -341,6 +344,8 @@ impl ResolvesClientCert for Presented {
 fn nameless(host: &Host) -> ServerName<'static> {
     match &host.address {
         Address::Ip(address) => ServerName::IpAddress(address.ip().into()),
-        Address::Pipe(_) => ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into()),
+        Address::Pipe(_) | Address::Internal(_) => {
+            ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into())
+        }
     }
 }

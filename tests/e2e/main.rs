@@ -10,6 +10,7 @@ mod discovery;
 mod examples;
 mod flags;
 mod harness;
+mod hbone;
 mod health;
 mod hostile;
 mod http2;

@@ -105,6 +105,7 @@ pub fn compile(
         http,
         socket,
         tls,
+        passing: cluster_tls::passing(cluster),
         istio: istio::of_cluster(&cluster.name, cluster.metadata.as_ref()),
         added_via_api: environment.dynamic,
         preconnect_ratio: ratio(cluster, |policy| policy.per_upstream_preconnect_ratio),

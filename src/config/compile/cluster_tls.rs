@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::{cluster::v3 as cluster_pb, core::v3 as core};
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use outrigger_control_api::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use outrigger_control_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use outrigger_control_api::pb::envoy::r#type::metadata::v3::metadata_kind::Kind;
 use outrigger_control_api::pb::google::protobuf::{Struct, Value as ProtoValue};
 use outrigger_control_api::{type_of, unpack};
 
@@ -12,6 +14,7 @@ use super::tls::upstream;
 use super::Environment;
 use crate::config::cluster::UpstreamProtocol;
 use crate::config::headers::HeaderKey;
+use crate::config::passing::Passing;
 use crate::config::problems::Problems;
 use crate::config::tls::{AutoNames, ClusterTls, SocketMatch};
 use crate::runtime::proxy_protocol::Version;
@@ -30,6 +33,13 @@ pub(super) fn cluster(
     };
     // What comes before it, and what it is.
     let parts = |config: &core::TransportSocket, problems: &mut Problems| match wrapped(config) {
+        _ if internal(config).is_some() => {
+            let inner = internal(config).and_then(|config| {
+                check_passing(&config, problems);
+                config.transport_socket
+            });
+            (inner.as_ref().and_then(|config| socket(config, problems)), None)
+        }
         Some(around) => {
             let inner = around.transport_socket.as_ref();
             (inner.and_then(|config| socket(config, problems)), Some(version(&around)))
@@ -44,7 +54,8 @@ pub(super) fn cluster(
             let criteria = entry.r#match.as_ref().map(criteria).unwrap_or_default();
             let (tls, announced) =
                 entry.transport_socket.as_ref().map(|config| parts(config, problems)).unwrap_or_default();
-            matches.push(SocketMatch { criteria, tls, announced });
+            let passing = entry.transport_socket.as_ref().and_then(|config| passing_by(config, cluster));
+            matches.push(SocketMatch { criteria, tls, announced, passing });
         });
     }
     if protocol == UpstreamProtocol::Auto && default.is_none() && problems.count() == before {
@@ -76,6 +87,49 @@ fn wrapped(socket: &core::TransportSocket) -> Option<ProxyProtocolUpstreamTransp
     let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { return None };
     let name = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
     (type_of(any) == name).then(|| unpack(any).ok()).flatten()
+}
+
+/// What is passed on to internal listeners, with the cluster's transport socket around it.
+fn internal(socket: &core::TransportSocket) -> Option<InternalUpstreamTransport> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { return None };
+    let name = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
+    (type_of(any) == name).then(|| unpack(any).ok()).flatten()
+}
+
+fn check_passing(config: &InternalUpstreamTransport, problems: &mut Problems) {
+    for (index, source) in config.passthrough_metadata.iter().enumerate() {
+        let kind = source.kind.as_ref().and_then(|kind| kind.kind.as_ref());
+        if !matches!(kind, Some(Kind::Host(_) | Kind::Cluster(_))) {
+            problems.at("typed_config", |problems| {
+                problems.at_index("passthrough_metadata", index, |problems| {
+                    problems
+                        .report_at("kind", "must be host or cluster: there are no others when connecting");
+                });
+            });
+        }
+    }
+}
+
+/// What `socket` passes on of its hosts and of `cluster`.
+fn passing_by(socket: &core::TransportSocket, cluster: &cluster_pb::Cluster) -> Option<Arc<Passing>> {
+    let mut passing = Passing::default();
+    for source in internal(socket)?.passthrough_metadata {
+        match source.kind.and_then(|kind| kind.kind) {
+            Some(Kind::Host(_)) => passing.of_host.push(source.name.into()),
+            Some(Kind::Cluster(_)) => {
+                let of_cluster =
+                    cluster.metadata.as_ref().and_then(|all| all.filter_metadata.get(&source.name));
+                passing.of_cluster.extend(of_cluster.map(|fields| (source.name, fields.clone())));
+            }
+            _ => {}
+        }
+    }
+    Some(Arc::new(passing))
+}
+
+/// What the cluster's own transport socket passes on.
+pub(super) fn passing(cluster: &cluster_pb::Cluster) -> Option<Arc<Passing>> {
+    passing_by(cluster.transport_socket.as_ref()?, cluster)
 }
 
 /// The version of the PROXY protocol in which the cluster's hosts are told of clients, or the first of those that some

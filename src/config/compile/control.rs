@@ -86,6 +86,12 @@ pub(super) fn target(
         }
         Kind::Static => {
             let hosts = problems.at("load_assignment", |problems| static_hosts(assignment, problems));
+            if hosts.iter().any(|host| matches!(host.address, crate::config::cluster::Address::Internal(_))) {
+                problems.report_at(
+                    "load_assignment",
+                    "a control plane cannot be reached by an internal listener",
+                );
+            }
             hosts.iter().map(|host| TargetAddress::Fixed(host.address.clone())).collect()
         }
         Kind::StrictDns | Kind::LogicalDns => {

@@ -302,7 +302,7 @@ fn google_target(google: &core::grpc_service::GoogleGrpc, problems: &mut Problem
     let authority = match &address {
         TargetAddress::Name { host, port, .. } => format!("{host}:{port}"),
         TargetAddress::Fixed(Address::Ip(address)) => address.to_string(),
-        TargetAddress::Fixed(Address::Pipe(_)) => "localhost".to_owned(),
+        TargetAddress::Fixed(Address::Pipe(_) | Address::Internal(_)) => "localhost".to_owned(),
     };
     Some(GrpcTarget {
         name: uri.into(),

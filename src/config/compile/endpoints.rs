@@ -6,12 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_control_api::pb::envoy::config::core::v3::envoy_internal_address::AddressNameSpecifier;
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, endpoint::v3 as endpoint};
 use outrigger_control_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType as FractionalDenominator;
 
 use super::{duration, health_check, port, u32_or};
 use crate::config::balancing::HostMetadata;
-use crate::config::cluster::{Address, DnsName, Health, HostTemplate, Locality};
+use crate::config::cluster::{Address, DnsName, Health, HostTemplate, InternalAddress, Locality};
 use crate::config::drops::DropOverload;
 use crate::config::problems::Problems;
 use crate::config::Host;
@@ -172,7 +173,17 @@ pub(super) fn fixed_address(
             Some(Address::Ip(SocketAddr::new(ip, port(socket, problems)?)))
         }
         core::address::Address::Pipe(pipe) => Some(Address::Pipe(pipe.path.as_str().into())),
-        core::address::Address::EnvoyInternalAddress(_) => None,
+        core::address::Address::EnvoyInternalAddress(internal) => {
+            let Some(AddressNameSpecifier::ServerListenerName(name)) = &internal.address_name_specifier
+            else {
+                problems.report_at("envoy_internal_address.server_listener_name", "is required");
+                return None;
+            };
+            Some(Address::Internal(Arc::new(InternalAddress {
+                listener: name.as_str().into(),
+                endpoint_id: internal.endpoint_id.as_str().into(),
+            })))
+        }
     }
 }
 
@@ -264,6 +275,12 @@ fn endpoint(
                 entry.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.lb")),
             ),
             workload: group.workload(workload::of_endpoint(entry.metadata.as_ref())),
+            passed: match (address, &entry.metadata) {
+                (Some(core::address::Address::EnvoyInternalAddress(_)), Some(metadata)) => {
+                    Some(Arc::new(metadata.filter_metadata.clone().into_iter().collect()))
+                }
+                _ => None,
+            },
         };
         problems.at("address", |problems| each(address, template, problems));
     });

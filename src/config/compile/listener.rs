@@ -17,7 +17,7 @@ use super::{
     bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, istio, listener_filters,
     network_filters, port, rooms, socket_options, tls, u32_or, udp, Environment,
 };
-use crate::config::cluster::{Address, SocketTuning};
+use crate::config::cluster::{Address, InternalAddress, SocketTuning};
 use crate::config::listener::{Direction, FilterChain, Listener, NetworkFilter, Terminal};
 use crate::config::problems::Problems;
 use crate::listener::permissive::Permissive;
@@ -38,7 +38,12 @@ pub fn compile(
     // Kinds of listeners that the support table refuses; they have no address or no filter chains.
     let special =
         listener.api_listener.is_some() || is_udp(listener) || listener.listener_specifier.is_some();
+    let internal = is_internal(listener).then(|| check_internal(listener, problems));
     let address = match &listener.address {
+        _ if internal.is_some() => {
+            let address = InternalAddress { listener: listener.name.as_str().into(), endpoint_id: "".into() };
+            Some(Bind { address: Address::Internal(Arc::new(address)), ipv4_compat: false, pipe_mode: 0 })
+        }
         Some(address) => problems.at("address", |problems| bind_address(address, problems)),
         None => {
             if !special {
@@ -50,9 +55,11 @@ pub fn compile(
     let shown = address.as_ref().map(|bind| bind.address.to_string()).unwrap_or_default();
     let name: Arc<str> =
         if listener.name.is_empty() { shown.as_str().into() } else { listener.name.as_str().into() };
-    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() && !special {
+    let chained = !special || internal.is_some();
+    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() && chained {
         problems.report_at("filter_chains", "is empty: a listener needs a filter chain");
     }
+    let shown = if internal.is_some() { format!("envoy_internal_{name}") } else { shown };
     let stat_prefix = if listener.stat_prefix.is_empty() { &shown } else { &listener.stat_prefix };
     let ssl = OnceCell::new();
     let ssl = || ssl.get_or_init(|| Arc::new(SslStats::server(&Scope::listener(stat_prefix)))).clone();
@@ -107,7 +114,7 @@ pub fn compile(
         address: bind.address,
         ipv4_compat: bind.ipv4_compat,
         pipe_mode: bind.pipe_mode,
-        bind_to_port: bool_or(listener.bind_to_port, true),
+        bind_to_port: internal.is_none() && bool_or(listener.bind_to_port, true),
         unlimited: listener.ignore_global_conn_limit || listener.bypass_overload_manager,
         direction: match listener.traffic_direction() {
             core::TrafficDirection::Unspecified => Direction::Unspecified,
@@ -142,6 +149,31 @@ fn is_udp(listener: &pb::Listener) -> bool {
     matches!(listener.address.as_ref().and_then(|address| address.address.as_ref()),
         Some(core::address::Address::SocketAddress(socket))
             if socket.protocol() == core::socket_address::Protocol::Udp)
+}
+
+fn is_internal(listener: &pb::Listener) -> bool {
+    matches!(listener.listener_specifier, Some(pb::listener::ListenerSpecifier::InternalListener(_)))
+}
+
+/// What an internal listener cannot have, as in Envoy.
+fn check_internal(listener: &pb::Listener, problems: &mut Problems) {
+    if listener.name.is_empty() {
+        problems.report_at("name", "is required: an internal listener is found by it");
+    }
+    for (field, is_set) in [
+        ("address", listener.address.is_some()),
+        ("connection_balance_config", listener.connection_balance_config.is_some()),
+        ("enable_reuse_port", listener.enable_reuse_port.is_some()),
+        ("freebind", listener.freebind.is_some()),
+        ("tcp_backlog_size", listener.tcp_backlog_size.is_some()),
+        ("tcp_fast_open_queue_length", listener.tcp_fast_open_queue_length.is_some()),
+        ("transparent", listener.transparent.is_some()),
+        ("udp_listener_config", listener.udp_listener_config.is_some()),
+    ] {
+        if is_set {
+            problems.report_at(field, "is only for a listener with a socket, and this is an internal one");
+        }
+    }
 }
 
 /// Where and how to listen.
@@ -185,8 +217,10 @@ pub(super) fn bind_address(address: &core::Address, problems: &mut Problems) -> 
             let address = Address::Pipe(pipe.path.as_str().into());
             Some(Bind { address, ipv4_compat: false, pipe_mode: pipe.mode })
         }),
-        // Refused by the support table.
-        core::address::Address::EnvoyInternalAddress(_) => None,
+        core::address::Address::EnvoyInternalAddress(_) => {
+            problems.report_at("envoy_internal_address", "a listener has none; use internal_listener");
+            None
+        }
     }
 }
 

@@ -185,8 +185,10 @@ pub(crate) fn ip_address(address: &core::Address, problems: &mut Problems) -> Op
             problems.report_at("pipe", "an IP address is needed here");
             None
         }
-        // Refused by the support table.
-        core::address::Address::EnvoyInternalAddress(_) => None,
+        core::address::Address::EnvoyInternalAddress(_) => {
+            problems.report_at("envoy_internal_address", "an IP address is needed here");
+            None
+        }
     }
 }
 

@@ -2,16 +2,19 @@
 
 use outrigger_control_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use outrigger_control_api::pb::envoy::config::overload::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::bootstrap::internal_listener::v3::InternalListener;
 use outrigger_control_api::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use outrigger_control_api::type_of;
 
 use super::extension;
 use crate::config::problems::Problems;
+use crate::runtime::internal;
 
 const CONNECTIONS: &str =
     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig";
-const EXTENSIONS: [&str; 2] =
-    ["envoy.extensions.bootstrap.internal_listener.v3.InternalListener", "istio.workload.BootstrapExtension"];
+const INTERNAL_LISTENER: &str = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener";
+/// It changes nothing here.
+const WORKLOADS: &str = "istio.workload.BootstrapExtension";
 
 /// How many connections clients may have open; `None` = any number.
 pub(super) fn connections(config: Option<&pb::OverloadManager>, problems: &mut Problems) -> Option<u64> {
@@ -42,12 +45,21 @@ pub(super) fn connections(config: Option<&pb::OverloadManager>, problems: &mut P
     most
 }
 
-/// Looks at the extensions: those that change nothing here are left out, all others refused.
+/// Takes what the extensions say; those that are not known are refused.
 pub(super) fn check_extensions(list: &[TypedExtensionConfig], problems: &mut Problems) {
     for (index, config) in list.iter().enumerate() {
         problems.at_index("bootstrap_extensions", index, |problems| {
             let found = config.typed_config.as_ref().map(type_of).unwrap_or_default();
-            if !EXTENSIONS.contains(&found) {
+            if found == INTERNAL_LISTENER {
+                problems.at("typed_config", |problems| {
+                    let any = config.typed_config.as_ref();
+                    let config = any.and_then(|any| extension::<InternalListener>(any, "", problems));
+                    internal::set_buffer(match config.and_then(|config| config.buffer_size_kb) {
+                        Some(size) => (size.value as usize).saturating_mul(1 << 10),
+                        None => internal::BUFFER,
+                    });
+                });
+            } else if found != WORKLOADS {
                 problems
                     .report_at("typed_config", format!("the bootstrap extension {found} is not supported"));
             }

@@ -224,8 +224,11 @@ fn tag_value(config: &tag::CustomTag, problems: &mut Problems) -> Option<TagValu
                 Some(Kind::Request(_)) | None => {
                     format(&format!("%DYNAMIC_METADATA({})%", path(key)), &metadata.default_value, problems)
                 }
-                // Said by the support table.
-                Some(_) => {
+                Some(kind) => {
+                    // Another kind is said by the support table.
+                    if matches!(kind, Kind::Cluster(_) | Kind::Host(_)) {
+                        problems.note("metadata.kind", "tags tell dynamic metadata of requests only");
+                    }
                     let otherwise = metadata.default_value.as_str();
                     (!otherwise.is_empty()).then(|| TagValue::Text(otherwise.into()))
                 }

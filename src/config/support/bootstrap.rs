@@ -93,10 +93,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
         &[("*", "memory is not watched")],
     ),
-    observed(
-        "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
-        &[("*", "there are no internal listeners")],
-    ),
+    whole("envoy.extensions.bootstrap.internal_listener.v3.InternalListener"),
     observed(
         "istio.workload.BootstrapExtension",
         &[("*", "workloads are known by what they and their endpoints tell")],
@@ -163,10 +160,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.core.v3.Locality"),
     MessageSupport {
         message: "envoy.config.core.v3.Address",
-        implemented: &["socket_address", "pipe"],
+        implemented: &["socket_address", "pipe", "envoy_internal_address"],
         observe: &[],
-        rejected: &[("envoy_internal_address", "internal listeners are not supported")],
+        rejected: &[],
     },
+    whole("envoy.config.core.v3.EnvoyInternalAddress"),
     MessageSupport {
         message: "envoy.config.core.v3.SocketAddress",
         implemented: &["protocol", "address", "port_value", "ipv4_compat"],

@@ -66,7 +66,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
-            ("metadata", "only what Istio's filters look for in `istio` takes effect"),
+            (
+                "metadata",
+                "what Istio's filters look for in `istio`, and what an internal upstream passes on, takes effect",
+            ),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),

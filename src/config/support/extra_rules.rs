@@ -18,6 +18,19 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
     // `record` has taken the place of `entry`, which was demanded.
     ("envoy.config.core.v3.KeyValueAppend", &[FieldRule::Field(2, &[Check::DefinedOnly])]),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+        &[FieldRule::Field(1, &[Check::AtLeast(1.0), Check::AtMost(8192.0)])],
+    ),
+    ("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
+        &[FieldRule::Field(3, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport.MetadataValueSource",
+        &[FieldRule::Field(1, &[Check::Required]), FieldRule::Field(2, NAMED)],
+    ),
     ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (

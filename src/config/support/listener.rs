@@ -35,6 +35,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "socket_options",
             "tcp_fast_open_queue_length",
             "udp_listener_config",
+            "internal_listener",
         ],
         observe: &[
             ("metadata", "metadata is not used yet"),
@@ -48,9 +49,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("deprecated_v1", "use bind_to_port"),
             ("enable_mptcp", "multipath TCP is not supported"),
             ("api_listener", "API listeners are not supported"),
-            ("internal_listener", "internal listeners are not supported"),
         ],
     },
+    whole("envoy.config.listener.v3.Listener.InternalListenerConfig"),
+    whole("envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport"),
+    whole("envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport.MetadataValueSource"),
     MessageSupport {
         message: "envoy.config.listener.v3.Listener.ConnectionBalanceConfig",
         implemented: &[],

@@ -6,6 +6,9 @@ use super::whole;
 
 const TLVS: &str = "the PROXY protocol is not supported yet";
 
+const RESPONSE: &str = "nothing reads what the response that opens a tunnel says";
+const REQUEST_ID: &str = "the request for a tunnel has no number";
+
 /// The TCP proxy.
 pub const TCP: &[MessageSupport] = &[
     MessageSupport {
@@ -25,6 +28,7 @@ pub const TCP: &[MessageSupport] = &[
             "upstream_connect_mode",
             "hash_policy",
             "metadata_match",
+            "tunneling_config",
         ],
         observe: &[],
         rejected: &[
@@ -32,13 +36,25 @@ pub const TCP: &[MessageSupport] = &[
             ("downstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
             ("upstream_idle_timeout", "Envoy does not implement it either; use idle_timeout"),
             ("backoff_options", "attempts follow each other without a pause so far"),
-            ("tunneling_config", "tunnelling TCP over HTTP is not supported yet"),
             ("proxy_protocol_tlvs", TLVS),
             ("proxy_protocol_tlv_merge_policy", TLVS),
             ("upstream_connect_mode=ON_DOWNSTREAM_DATA", "the upstream is connected at once"),
             ("upstream_connect_mode=ON_DOWNSTREAM_TLS_HANDSHAKE", "the upstream is connected at once"),
             ("max_early_data_bytes", "the upstream is connected at once"),
             ("check_drain_close", "connections are cut at the end of a drain only"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig",
+        implemented: &["hostname", "use_post", "headers_to_add", "post_path"],
+        observe: &[],
+        rejected: &[
+            ("propagate_response_headers", RESPONSE),
+            ("propagate_response_trailers", RESPONSE),
+            ("request_id_extension", REQUEST_ID),
+            ("request_id_header", REQUEST_ID),
+            ("request_id_metadata_key", REQUEST_ID),
+            ("formatters", "there are no formatters beside the built-in operators"),
         ],
     },
     MessageSupport {

@@ -4,7 +4,6 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
-const OTHER_KINDS: &str = "tags tell dynamic metadata of requests only";
 const NO_SPANS: &str = "no spans are sent to it";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -87,9 +86,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.type.tracing.v3.CustomTag.Metadata"),
     MessageSupport {
         message: "envoy.type.metadata.v3.MetadataKind",
-        implemented: &["request"],
-        observe: &[("route", OTHER_KINDS), ("cluster", OTHER_KINDS), ("host", OTHER_KINDS)],
+        implemented: &["request", "cluster", "host"],
+        observe: &[("route", "tags tell dynamic metadata of requests only")],
         rejected: &[],
     },
     whole("envoy.type.metadata.v3.MetadataKind.Request"),
+    whole("envoy.type.metadata.v3.MetadataKind.Cluster"),
+    whole("envoy.type.metadata.v3.MetadataKind.Host"),
 ];

@@ -13,7 +13,7 @@ mod tests;
 
 pub use crate::config::http::RequestLimits;
 pub(in crate::http) use framing::reads_as_framing;
-pub(in crate::http) use target::check_authority;
+pub(crate) use target::check_authority;
 
 pub use body::{BodyDecoder, BodyEvent, Framing};
 pub use parse::{parse_request, parse_response, ParsedRequest, ParsedResponse, ResponseLimits};

@@ -157,7 +157,7 @@ const REG_NAME: [bool; 256] = {
 };
 
 /// `host[:port]` (RFC 9110 §7.2): no userinfo, no path, no list, a port of digits.
-pub(in crate::http) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
     let allowed = |byte: &u8| REG_NAME[usize::from(*byte)];
     let (host, port) = if authority.first() == Some(&b'[') {
         let end = authority.iter().position(|byte| *byte == b']').ok_or(Refusal::HOST)?;

@@ -187,6 +187,39 @@ impl Outgoing {
         self.length == 0 && matches!(self.ending, Ending::Last(None) | Ending::Sent)
     }
 
+    /// How many of `wanted` bytes can be handed over now; there will be room for all of them some time.
+    pub fn room(&mut self, wanted: usize) -> usize {
+        let Some(stream) = &mut self.stream else { return 0 };
+        stream.reserve_capacity(wanted);
+        stream.capacity().min(wanted)
+    }
+
+    /// Ready when some of `wanted` bytes can be handed over.
+    pub fn poll_room(&mut self, wanted: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(stream) = &mut self.stream else { return Poll::Pending };
+        stream.reserve_capacity(wanted);
+        while stream.capacity() == 0 {
+            match ready!(stream.poll_capacity(context)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(StreamError::of(&error).into())),
+                None => return Poll::Ready(Err(StreamError::Closed.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands over a piece that there is [`Outgoing::room`] for.
+    ///
+    /// # Errors
+    /// The stream is over.
+    pub fn send(&mut self, piece: Bytes) -> io::Result<()> {
+        let Some(stream) = &mut self.stream else { return Err(StreamError::Closed.into()) };
+        if let Some(account) = &self.account {
+            account.data_sent.set(account.data_sent.get() + 1);
+        }
+        Ok(stream.send_data(piece, false).map_err(|error| StreamError::of(&error))?)
+    }
+
     /// Forgets what waits.
     pub fn clear(&mut self) {
         self.waiting.clear();

@@ -15,6 +15,7 @@ pub mod ping;
 pub mod rebalance;
 mod screen;
 pub mod server;
+pub mod tunnel;
 mod watch;
 
 use std::io;

@@ -13,7 +13,6 @@ use super::lent::Lent;
 use super::{Attempts, Failure};
 use crate::config::cluster::{Discovery, UpstreamProtocol};
 use crate::config::route::HostPredicate;
-use crate::config::tls::ClusterTls;
 use crate::config::{Cluster, HeaderView, Host, Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
@@ -83,7 +82,7 @@ impl Attempts<'_> {
         let tls = self.cluster.cluster.tls.as_ref();
         let announced = self.cluster.cluster.socket.announced.is_some();
         if tls.is_some_and(|tls| tls.auto.is_some()) || ex.info.has_own_upstream() || announced {
-            pool = pool.named(&names(ex, tls.map(|tls| &**tls), announced));
+            pool = pool.named(&names(ex, &self.cluster.cluster, announced));
         }
         if let Some(retries) = &mut self.retries {
             self.tried.push(Arc::as_ptr(&pool.host.shared));
@@ -426,8 +425,9 @@ impl Reading {
 
 /// What sets a request's connection apart: what objects say, and above that what the cluster makes of its head.
 #[cold]
-fn names(ex: &Exchange<'_>, tls: Option<&ClusterTls>, announced: bool) -> Names {
-    let mut names = ex.info.upstream_names(tls.is_some(), announced);
+fn names(ex: &Exchange<'_>, cluster: &Cluster, announced: bool) -> Names {
+    let tls = cluster.tls.as_deref();
+    let mut names = ex.info.upstream_names(cluster, tls.is_some(), announced);
     if let (Some(auto), Some(request)) = (tls.and_then(|tls| tls.auto.as_ref()), &ex.request) {
         let of_head = auto.of(request, &Known::Authority.into());
         names.sni = of_head.sni.or(names.sni);

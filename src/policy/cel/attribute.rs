@@ -323,9 +323,11 @@ impl End {
                 None => subject.connection.remote,
             },
             End::Destination => subject.connection.local,
-            End::Upstream => match subject.stream?.host.as_ref()?.address {
-                crate::config::cluster::Address::Ip(address) => Some(address),
-                crate::config::cluster::Address::Pipe(_) => None,
+            End::Upstream => match &subject.stream?.host.as_ref()?.address {
+                crate::config::cluster::Address::Ip(address) => Some(*address),
+                crate::config::cluster::Address::Pipe(_) | crate::config::cluster::Address::Internal(_) => {
+                    None
+                }
             },
             End::UpstreamLocal => subject.stream?.upstream_local,
         }

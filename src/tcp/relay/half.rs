@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -162,7 +161,7 @@ impl Half {
         let result = if !self.pending.is_empty() {
             target.try_write(&self.pending).inspect(|count| self.pending.advance(*count))
         } else if let Some(pipe) = &mut self.pipe {
-            match target.try_io(Interest::WRITABLE, || pipe.drain(target.as_fd())) {
+            match target.try_io(Interest::WRITABLE, || pipe.drain(target.descriptor()?)) {
                 // This target takes no splices (an odd kind of socket): copy from now on.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.mode = Mode::CopyOnly;
@@ -266,7 +265,7 @@ impl Half {
         // that seems to be at its end, are asked again with a read.
         let mut ask_again = false;
         let filled = source.try_io(Interest::READABLE, || {
-            let filled = pipe.fill(source.as_fd(), limit);
+            let filled = pipe.fill(source.descriptor()?, limit);
             ask_again = match &filled {
                 Ok(count) => *count == 0,
                 Err(error) => would_block(error) && !fresh && source.try_peek(&mut [0]).is_ok(),

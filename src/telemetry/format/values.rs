@@ -103,7 +103,7 @@ pub(super) const ADDRESSES: &[(&str, AddressOf)] = &[
     ("UPSTREAM_REMOTE", |info| match &info.host.as_ref()?.address {
         // Only a connection that came to be has a remote end.
         crate::config::cluster::Address::Ip(address) => info.upstream_local.map(|_| *address),
-        crate::config::cluster::Address::Pipe(_) => None,
+        crate::config::cluster::Address::Pipe(_) | crate::config::cluster::Address::Internal(_) => None,
     }),
 ];
 

@@ -83,5 +83,8 @@ fn address(address: &Address) -> Value {
             "network_namespace_filepath": "",
         }}),
         Address::Pipe(path) => json!({ "pipe": { "path": path.to_string_lossy(), "mode": 0 } }),
+        Address::Internal(internal) => json!({ "envoy_internal_address": {
+            "server_listener_name": &*internal.listener, "endpoint_id": &*internal.endpoint_id,
+        }}),
     }
 }

@@ -128,7 +128,7 @@ impl Prober {
             Stream::Tcp(stream) => Box::new(stream),
             Stream::Unix(stream) => Box::new(stream),
             // Nobody has shaken hands yet.
-            Stream::Tls(_) => return Err(Broken),
+            Stream::Tls(_) | Stream::Virtual(_) => return Err(Broken),
         };
         let own = self.host.template.socket_match.as_deref();
         let metadata = options.socket_match.as_deref().or(own);

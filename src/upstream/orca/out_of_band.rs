@@ -170,7 +170,7 @@ async fn connect(cluster: &Cluster, host: &Arc<Host>, options: &OutOfBand) -> io
         Stream::Tcp(stream) => Box::new(stream),
         Stream::Unix(stream) => Box::new(stream),
         // Nobody has shaken hands yet.
-        Stream::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
+        Stream::Tls(_) | Stream::Virtual(_) => return Err(io::ErrorKind::Unsupported.into()),
     };
     let own = options.socket_match.as_ref().or(host.template.socket_match.as_deref());
     let Some(tls) = cluster.tls.as_ref().and_then(|tls| tls.for_metadata(own)) else { return Ok(io) };

@@ -10,8 +10,9 @@ use bytes::BytesMut;
 
 use super::begun::Begun;
 use super::{is_local, Active, ConnectionPermit, HostPool, Idle, Opening, UpstreamConnection, NEXT_ID};
-use crate::config::cluster::SocketTuning;
+use crate::config::cluster::{Address, SocketTuning};
 use crate::runtime::stream::Stream;
+use crate::runtime::{internal, socket};
 use crate::telemetry::stats::Held;
 use crate::tls::upstream::{Names, Purpose};
 use crate::tls::TlsInfo;
@@ -175,8 +176,16 @@ impl HostPool {
     async fn reach(&self, purpose: Purpose) -> Result<(Stream, Option<Rc<TlsInfo>>), UpstreamError> {
         let own = self.own_socket();
         let tuning = own.as_ref().unwrap_or(&self.cluster.socket);
-        let connect = crate::runtime::socket::connect(&self.host.address, tuning);
-        let stream = connect.await.map_err(|error| UpstreamError::Connect {
+        let connected = match &self.host.address {
+            Address::Internal(internal) => {
+                let passing = self.cluster.passing_to(&self.host);
+                let passed = passing.map(|passing| passing.passed(&self.host, self.names.shared.as_ref()));
+                internal::connect(&internal.listener, passed.unwrap_or_default())
+                    .and_then(|stream| socket::announce(&stream, tuning).map(|()| stream))
+            }
+            address => socket::connect(address, tuning).await,
+        };
+        let stream = connected.map_err(|error| UpstreamError::Connect {
             host: self.host.address_text.clone(),
             local: is_local(&error),
             reason: error.to_string(),

@@ -36,6 +36,7 @@ mod routing;
 mod smuggling;
 mod tcp;
 mod tracing;
+mod tunnels;
 mod udp;
 mod upgrades;
 

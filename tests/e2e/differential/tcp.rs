@@ -13,12 +13,12 @@ use std::time::Duration;
 const LOG: &str = "peer=%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%\\tflags=%RESPONSE_FLAGS%\\tcode=%RESPONSE_CODE%\\tdetails=%RESPONSE_CODE_DETAILS%\\tprotocol=%PROTOCOL%\\treceived=%BYTES_RECEIVED%\\tsent=%BYTES_SENT%\\tcluster=%UPSTREAM_CLUSTER%\\tupstream=%UPSTREAM_HOST%\\tfailure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\\tend=%CONNECTION_TERMINATION_DETAILS%\\tname=%REQUESTED_SERVER_NAME%\\tchain=%FILTER_CHAIN_NAME%\\n";
 
 /// A filter chain with a tcp proxy.
-fn chain(name: &str, matcher: &str, options: &str) -> String {
+pub(crate) fn chain(name: &str, matcher: &str, options: &str) -> String {
     chain_with(name, matcher, "", options)
 }
 
 /// The same, with other filters before it.
-pub(super) fn chain_with(name: &str, matcher: &str, before: &str, options: &str) -> String {
+pub(crate) fn chain_with(name: &str, matcher: &str, before: &str, options: &str) -> String {
     format!(
         r#"    - name: {name}
       filter_chain_match: {{ {matcher} }}
@@ -38,7 +38,7 @@ pub(super) fn chain_with(name: &str, matcher: &str, before: &str, options: &str)
     )
 }
 
-pub(super) fn listener(name: &str, options: &str, chains: &[String]) -> String {
+pub(crate) fn listener(name: &str, options: &str, chains: &[String]) -> String {
     format!(
         "  - name: {name}\n    address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:{name}@ }} }}\n{options}    filter_chains:\n{}",
         chains.concat()
@@ -112,7 +112,7 @@ fn template() -> String {
 }
 
 /// The configuration with these listeners.
-pub(super) fn rendered(listeners: &[String]) -> String {
+pub(crate) fn rendered(listeners: &[String]) -> String {
     format!(
         "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\nstatic_resources:\n  listeners:\n{}  clusters:\n{}",
         listeners.concat(),
@@ -134,7 +134,7 @@ pub(super) fn rendered(listeners: &[String]) -> String {
 
 /// What a client does.
 #[derive(Clone)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Send(Vec<u8>),
     /// Reads this many bytes.
     Read(usize),
@@ -146,28 +146,28 @@ pub(super) enum Act {
     Reset,
 }
 
-pub(super) struct Case {
-    name: &'static str,
-    listener: &'static str,
-    acts: Vec<Act>,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) listener: &'static str,
+    pub(crate) acts: Vec<Act>,
     /// Whether the origin gets a connection.
-    pub reaches: bool,
+    pub(crate) reaches: bool,
     /// Whether a line is logged.
-    logged: bool,
+    pub(crate) logged: bool,
     /// Access-log fields, or `origin` for the end of its connection, that are not compared.
-    pub ignore: &'static [&'static str],
+    pub(crate) ignore: &'static [&'static str],
 }
 
-pub(super) fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
+pub(crate) fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
     Case { name, listener, acts, reaches: true, logged: true, ignore: &[] }
 }
 
-pub(super) fn send(text: &str) -> Act {
+pub(crate) fn send(text: &str) -> Act {
     Act::Send(text.as_bytes().to_vec())
 }
 
 /// A ClientHello with a server name and ALPN protocols, enough for an inspector.
-pub(super) fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
+pub(crate) fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
     let u16 = |n: usize| (n as u16).to_be_bytes().to_vec();
     let sized = |body: Vec<u8>| [u16(body.len()), body].concat();
     let mut extensions = Vec::new();
@@ -273,12 +273,12 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-pub(super) struct Side {
+pub(crate) struct Side {
     pub proxy: Proxy,
     pub origin: TcpOrigin,
 }
 
-pub(super) async fn side(kind: Kind, template: &str) -> Side {
+pub(crate) async fn side(kind: Kind, template: &str) -> Side {
     let origin = TcpOrigin::start().await;
     let values = [("origin", origin.port.to_string())];
     let proxy = Proxy::start(Plan::new(kind, template, &values)).await;
@@ -286,7 +286,7 @@ pub(super) async fn side(kind: Kind, template: &str) -> Side {
 }
 
 /// Runs a case and says what happened.
-pub(super) async fn observe(side: &Side, case: &Case) -> String {
+pub(crate) async fn observe(side: &Side, case: &Case) -> String {
     let before = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len()) as usize;
     let mut text = String::new();
     let mut client = match Client::connect(side.proxy.port(case.listener)).await {

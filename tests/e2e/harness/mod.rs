@@ -10,6 +10,7 @@ pub mod origin;
 pub mod ports;
 pub mod proxy;
 pub mod tcp_origin;
+pub mod tunnel_origin;
 
 use std::future::Future;
 use std::time::Duration;

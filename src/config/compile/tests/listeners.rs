@@ -143,3 +143,26 @@ fn network_filters_come_before_the_terminal_one() {
     let at = ".principals[0].not_id.filter_state.address_match.ranges[0].address_prefix";
     refused(with, &format!("{at}: \"x\" is not an IP address"));
 }
+
+#[test]
+fn an_internal_listener_has_no_socket() {
+    let internal = |mut changes: Value| {
+        changes["internal_listener"] = json!({});
+        changes
+    };
+    let found = listener(internal(json!({"address": null})));
+    assert!(found.is_internal() && !found.bind_to_port);
+    assert_eq!(found.address.to_string(), "envoy://ingress/");
+    refuses_listener(
+        internal(json!({})),
+        "address: is only for a listener with a socket, and this is an internal one",
+    );
+    refuses_listener(
+        internal(json!({"address": null, "transparent": true})),
+        "transparent: is only for a listener with a socket, and this is an internal one",
+    );
+    refuses_listener(
+        json!({"address": {"envoy_internal_address": {"server_listener_name": "x"}}}),
+        "address.envoy_internal_address: a listener has none; use internal_listener",
+    );
+}
