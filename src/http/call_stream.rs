@@ -105,6 +105,11 @@ impl GrpcStream {
         self.out.push(framed.freeze());
     }
 
+    /// Whether all that was sent is on its way.
+    pub fn is_flushed(&self) -> bool {
+        matches!(self.state, State::Open(_)) && self.out.len() == 0
+    }
+
     /// Nothing more is sent.
     pub fn finish(&mut self, context: &mut Context<'_>) {
         self.out.finish(None);

@@ -14,3 +14,4 @@ pub mod metrics;
 pub mod process;
 pub mod stats;
 pub mod stream_info;
+pub mod tag;

@@ -177,7 +177,7 @@ pub fn bootstrap(
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
     let node = node(message.node.as_ref(), options);
-    LocalNode::set(&node.id, &node.locality.zone, &node.metadata);
+    LocalNode::set(&node_of(message.node.clone(), &node), &node.metadata);
     let dump = ConfigDump { node: node_json(&dynamic, &node), bootstrap: dynamic.encode_to_vec() };
     drop(dynamic);
 

@@ -44,7 +44,7 @@ mod ratelimit;
 pub(crate) mod rbac;
 mod rbac_tree;
 pub mod resource;
-mod rooms;
+pub(crate) mod rooms;
 pub mod runtime;
 pub mod scoped;
 mod socket_options;

@@ -18,6 +18,22 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
     // `record` has taken the place of `entry`, which was demanded.
     ("envoy.config.core.v3.KeyValueAppend", &[FieldRule::Field(2, &[Check::DefinedOnly])]),
     ("envoy.extensions.access_loggers.file.v3.FileAccessLog", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
+        &[
+            FieldRule::Field(1, NAMED),
+            FieldRule::Field(2, &[Check::Required]),
+            FieldRule::Field(3, &[Check::Above(0.0)]),
+        ],
+    ),
     ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (

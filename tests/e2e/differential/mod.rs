@@ -31,6 +31,7 @@ mod rbac;
 mod rbac_seeded;
 mod retries;
 mod routing;
+mod service_logs;
 mod smuggling;
 mod tcp;
 mod tracing;
