@@ -98,11 +98,13 @@ async fn tend(worker: Rc<Worker>, service: Weak<Service>, id: u64, queue: Rc<Que
         }
         let Some(batch) = queue.take() else { continue };
         let count = batch.count;
+        queue.set_carried(true);
         let fate = match &service.target {
             Target::Stream(_) => streamed(&worker, &service, &mut stream, batch).await,
             Target::Calls(_) => called(&worker, &service, batch).await,
             Target::Http(target, fields) => posted(&worker, &service, target, fields, batch).await,
         };
+        queue.set_carried(false);
         match fate {
             Fate::Taken => service.taken(count),
             Fate::Refused(refused) => {
@@ -147,16 +149,8 @@ async fn streamed(
     let open = stream.get_or_insert_with(|| GrpcStream::new(worker, target, STREAM));
     open.send(&service.message(&batch.bytes, first));
     drop(batch);
-    let sent = poll_fn(|context| loop {
-        match open.poll_next(context) {
-            Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(_)) => return Poll::Ready(false),
-            Poll::Pending if open.is_flushed() => return Poll::Ready(true),
-            Poll::Pending => return Poll::Pending,
-        }
-    })
-    .await;
-    if sent {
+    // One that takes nothing any more may be none.
+    if tokio::time::timeout(IDLE, open.flushed()).await == Ok(true) {
         return Fate::Taken;
     }
     *stream = None;
@@ -201,7 +195,7 @@ fn fate_of(answer: &ExportLogsServiceResponse) -> Fate {
 }
 
 /// Posts a message of OTLP; the body of the answer, or `None` if it was not taken.
-pub(super) async fn post_protobuf(
+pub async fn post_protobuf(
     worker: &Rc<Worker>,
     target: &HttpTarget,
     fields: &[(HeaderKey, Box<str>)],

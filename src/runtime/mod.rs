@@ -12,6 +12,7 @@ pub mod listeners;
 pub mod process;
 pub mod proxy_protocol;
 pub mod signals;
+pub mod sinks;
 pub mod socket;
 pub mod stream;
 mod tls_records;

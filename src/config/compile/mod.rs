@@ -47,6 +47,7 @@ pub mod resource;
 pub(crate) mod rooms;
 pub mod runtime;
 pub mod scoped;
+mod sinks;
 mod socket_options;
 pub mod spiffe;
 mod tls;

@@ -32,6 +32,7 @@ mod rbac_seeded;
 mod retries;
 mod routing;
 mod service_logs;
+mod sinks;
 mod smuggling;
 mod tcp;
 mod tracing;

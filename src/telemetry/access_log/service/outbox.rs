@@ -3,7 +3,7 @@
 //! Comes in: encoded entries. Goes out: [`Batch`]es, to whoever tends a service's [`Queue`]: a [`Courier`] that the
 //! worker installs, as only it can call clusters. A queue is bounded in bytes; what does not fit is dropped and counted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: RefCell<Waiting>,
+    /// A batch was taken and is on its way.
+    carried: Cell<bool>,
     /// There is something new: the first entry of a batch, or a batch that is full.
     pub news: Notify,
 }
@@ -53,6 +55,11 @@ impl Queue {
     pub fn is_empty(&self) -> bool {
         let waiting = self.waiting.borrow();
         waiting.full.is_empty() && waiting.open.count == 0
+    }
+
+    /// Whether a batch was taken and is on its way.
+    pub fn set_carried(&self, carried: bool) {
+        self.carried.set(carried);
     }
 
     /// Whether a batch need not be full to go.
@@ -131,9 +138,9 @@ pub fn forget(id: u64) {
     OUTBOX.with_borrow_mut(|outbox| drop(outbox.queues.remove(&id)));
 }
 
-/// Whether anything waits on this thread.
+/// Whether nothing waits on this thread, and nothing is on its way.
 pub fn is_empty() -> bool {
-    OUTBOX.with_borrow(|outbox| outbox.queues.values().all(|queue| queue.is_empty()))
+    OUTBOX.with_borrow(|outbox| outbox.queues.values().all(|queue| queue.is_empty() && !queue.carried.get()))
 }
 
 /// From now on batches on this thread do not wait to be full.
