@@ -217,11 +217,13 @@ const ASIDE: [&str; 9] = [
 ];
 
 /// Services and packages kept all the same.
-const KEPT: [&str; 7] = [
+const KEPT: [&str; 9] = [
+    "envoy.service.accesslog.v3",
     "envoy.service.auth.v3",
     "envoy.service.ext_proc.v3",
     "envoy.service.discovery.v3",
     "envoy.service.load_stats.v3",
+    "envoy.service.metrics.v3",
     "envoy.service.ratelimit.v3",
     "envoy.service.runtime.v3",
     "google.protobuf",

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use arc_swap::ArcSwap;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
+use outrigger_control_api::pb::envoy::config::core::v3::Node;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 use outrigger_control_api::pb::google::protobuf::{Struct, Value};
 use prost::Message;
@@ -21,6 +22,10 @@ pub struct LocalNode {
     pub id: Box<str>,
     /// The zone that it is in; empty if it is in none.
     pub zone: Box<str>,
+    /// The cluster that it belongs to; empty if it has none.
+    pub cluster: Box<str>,
+    /// All that services are told of it: a `Node`, encoded.
+    pub told: Box<[u8]>,
     /// What peers are told of its workload: a `Struct` in base64.
     pub workload: Box<str>,
     /// What labels of metrics say of it.
@@ -37,9 +42,15 @@ impl LocalNode {
         CURRENT.load_full()
     }
 
-    /// This process is the node `id` in `zone`, with this metadata.
-    pub fn set(id: &str, zone: &str, metadata: &Json) {
-        CURRENT.store(Arc::new(Self { zone: zone.into(), ..Self::of(id, metadata) }));
+    /// This process is `node`, whose metadata are these.
+    pub fn set(node: &Node, metadata: &Json) {
+        let zone = node.locality.as_ref().map(|locality| locality.zone.as_str());
+        CURRENT.store(Arc::new(Self {
+            zone: zone.unwrap_or_default().into(),
+            cluster: node.cluster.as_str().into(),
+            told: node.encode_to_vec().into(),
+            ..Self::of(&node.id, metadata)
+        }));
     }
 
     /// The node `id` with this metadata.
@@ -47,6 +58,8 @@ impl LocalNode {
         Self {
             id: id.into(),
             zone: Box::default(),
+            cluster: Box::default(),
+            told: Box::default(),
             workload: STANDARD.encode(workload(metadata)).into(),
             own: Workload::of_node(metadata),
             istio_version: metadata.get("ISTIO_VERSION").and_then(Json::as_str).unwrap_or_default().into(),

@@ -70,6 +70,34 @@ impl HttpTarget {
     }
 }
 
+/// Compiles a service over HTTP: where it is, and the fields that are sent with each request. `None` when a problem was
+/// reported.
+pub fn http_service(
+    config: &core::HttpService,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<(HttpTarget, Vec<(HeaderKey, Box<str>)>)> {
+    let Some(uri) = &config.http_uri else {
+        problems.report_at("http_uri", "is required");
+        return None;
+    };
+    let target = problems.at("http_uri", |problems| HttpTarget::compile(uri, clusters, problems))?;
+    let mut fields = Vec::with_capacity(config.request_headers_to_add.len());
+    for (index, option) in config.request_headers_to_add.iter().enumerate() {
+        problems.at_index("request_headers_to_add", index, |problems| {
+            let Some(header) = &option.header else { return };
+            // There is no request here that it could be about.
+            if header.value.contains('%') {
+                problems.report_at("header.value", "fields of requests to services have no formats");
+            }
+            let raw = String::from_utf8_lossy(&header.raw_value);
+            let value = if header.value.is_empty() { &*raw } else { header.value.as_str() };
+            fields.push((HeaderKey::new(&header.key), value.into()));
+        });
+    }
+    Some((target, fields))
+}
+
 impl GrpcTarget {
     /// Compiles `config`. `None` when a problem was reported.
     pub fn compile(

@@ -8,7 +8,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::balancing::Criteria;
 use super::cluster::Cluster;
-use super::compile::{duration, idle, Environment};
+use super::compile::{duration, idle, rooms, Environment};
 use super::problems::Problems;
 use super::slot::Slot;
 use super::tunnel::Tunnel;
@@ -105,14 +105,7 @@ impl TcpProxy {
             // Reported by the field rules.
             None => return None,
         };
-        let runtime = |key: &str| environment.compiler.runtime.load().number(key);
-        let mut access_logs = Vec::with_capacity(config.access_log.len());
-        for (index, log) in config.access_log.iter().enumerate() {
-            access_logs.extend(
-                problems
-                    .at_index("access_log", index, |problems| AccessLog::compile(log, &runtime, problems)),
-            );
-        }
+        let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
         let (hash_source_ip, hash_object) = hashed(config, problems);
         let tunnel = config.tunneling_config.as_ref().and_then(|config| {
             problems.at("tunneling_config", |problems| Tunnel::compile(config, problems)).map(Box::new)

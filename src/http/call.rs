@@ -340,13 +340,25 @@ pub async fn unary<Q: Message, A: Message + Default>(
     path: &'static [u8],
     question: Q,
 ) -> Result<A, GrpcError> {
+    unary_encoded(worker, target, path, &question.encode_to_vec()).await
+}
+
+/// [`unary`] with a question that is encoded.
+///
+/// # Errors
+/// [`GrpcError`].
+pub async fn unary_encoded<A: Message + Default>(
+    worker: Rc<Worker>,
+    target: Arc<GrpcTarget>,
+    path: &'static [u8],
+    question: &[u8],
+) -> Result<A, GrpcError> {
     let request = grpc_head(&worker, &target, path);
-    let length = question.encoded_len();
+    let length = question.len();
     let mut body = BytesMut::with_capacity(length + 5);
     body.put_u8(0);
     body.put_u32(u32::try_from(length).map_err(|_| GrpcError { status: UNKNOWN })?);
-    // A buffer that grows cannot be too short.
-    let _ = question.encode(&mut body);
+    body.extend_from_slice(question);
     let call = Call { request, body: body.freeze(), timeout: target.timeout, most: MAX_MESSAGE };
     let answer = call.send(worker, target.cluster.clone()).await.map_err(|error| GrpcError {
         status: match error {

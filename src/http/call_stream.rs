@@ -3,7 +3,7 @@
 //! Comes in: messages for a service, which wait until there is a stream. Goes out: its messages, one after the other,
 //! and how the call ended. Dropping it ends the stream. The cluster's pools and limits count as for any request.
 
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,6 +103,36 @@ impl GrpcStream {
         framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
         framed.extend_from_slice(message);
         self.out.push(framed.freeze());
+    }
+
+    /// Whether all that was sent is on its way.
+    pub fn is_flushed(&self) -> bool {
+        matches!(self.state, State::Open(_)) && self.out.len() == 0
+    }
+
+    /// Waits until all that was sent is on its way; false if the call has ended before.
+    pub async fn flushed(&mut self) -> bool {
+        poll_fn(|context| loop {
+            match self.poll_next(context) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if self.is_flushed() => return Poll::Ready(true),
+                Poll::Pending => return Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Whether the call has ended, as far as is known now.
+    pub async fn has_ended(&mut self) -> bool {
+        poll_fn(|context| loop {
+            match self.poll_next(context) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(true),
+                Poll::Pending => return Poll::Ready(false),
+            }
+        })
+        .await
     }
 
     /// Nothing more is sent.

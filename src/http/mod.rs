@@ -20,6 +20,7 @@ pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod io;
+pub mod logs;
 pub mod manager;
 mod on_demand;
 mod pace;

@@ -15,6 +15,7 @@ pub mod pipe;
 pub mod process;
 pub mod proxy_protocol;
 pub mod signals;
+pub mod sinks;
 pub mod socket;
 pub mod stream;
 mod tls_records;

@@ -14,6 +14,7 @@ use super::application::Application;
 use super::drain::{Drain, Stop};
 use super::listeners::{DrainPolicy, ListenerError, ListenerManager};
 use super::signals::Signals;
+use super::sinks;
 use super::socket::{self, Bound, ListenError, ListenOptions};
 use super::upgrade::minder::Charge;
 use super::upgrade::succession::{Relief, Upgrades};
@@ -221,6 +222,7 @@ async fn serve(
     if let Some((bound, state, stopped)) = admin_waits {
         serve_admin(bound, state, stopped)?;
     }
+    let flusher = compiled.sinks.map(|sinks| sinks::start(sinks, clusters.clone(), values.clone()));
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -318,6 +320,9 @@ async fn serve(
         }
     }
     access_log::flush_all(Duration::from_secs(1));
+    if let Some(flusher) = flusher.transpose()? {
+        flusher.end();
+    }
     Ok(charge)
 }
 

@@ -18,6 +18,7 @@ use crate::config::compile::runtime::Runtime;
 use crate::config::{Cluster, Directory, Retirement};
 use crate::http::filters::jwt_authn;
 use crate::http::h2::rebalance::{self, Rebalance};
+use crate::http::logs;
 use crate::http::worker::Worker;
 use crate::listener::accept::{self, Census};
 use crate::listener::adopt::{self, Adopted};
@@ -133,6 +134,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
     worker.server = server;
     worker.rebalance = rebalance.map(Rebalance::new);
     let worker = Rc::new(worker);
+    let _courier = logs::install(&worker);
     let census = Rc::new(Census::new(drains_end));
     let (fate, fated) = watch::channel(Fate::Stay);
     let obey = |command: Command| -> io::Result<()> {
@@ -171,6 +173,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
             biased;
             _ = end.wait_for(|end| *end) => {
                 let _ = fate.send(Fate::End);
+                logs::finish().await;
                 return Ok(());
             }
             Some(command) = commands.recv() => {

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use outrigger_control_api::pb::envoy::extensions::filters::common::set_filter_state::v3 as pb;
+use outrigger_control_api::pb::google::protobuf::{Any, StringValue, UInt64Value};
+use prost::{Message as _, Name as _};
 use xxhash_rust::xxh64::xxh64;
 
 use super::access_log::substitution_format;
@@ -85,6 +87,21 @@ impl Object {
     /// The hash of it, where it is made to be hashed.
     pub fn hash(&self) -> Option<u64> {
         (self.kind == Kind::Hashable).then(|| xxh64(self.text.as_bytes(), 0))
+    }
+
+    /// The message that stands for it in logs, if one does.
+    pub(super) fn message(&self) -> Option<Any> {
+        let (name, value) = match self.kind {
+            Kind::Text | Kind::Hashable => {
+                (StringValue::type_url(), StringValue { value: self.text.to_string() }.encode_to_vec())
+            }
+            Kind::Number => {
+                let value = self.text.parse().ok()?;
+                (UInt64Value::type_url(), UInt64Value { value }.encode_to_vec())
+            }
+            Kind::Own | Kind::Address => return None,
+        };
+        Some(Any { type_url: name, value })
     }
 
     /// Whether a message stands for it in logs.

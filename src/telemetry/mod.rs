@@ -12,5 +12,7 @@ pub mod istio;
 pub mod log;
 pub mod metrics;
 pub mod process;
+pub mod sinks;
 pub mod stats;
 pub mod stream_info;
+pub mod tag;

@@ -197,6 +197,15 @@ pub fn dynamic_metadata_are_read() -> bool {
     METADATA_READ.load(Ordering::Relaxed)
 }
 
+/// A place in a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    /// The trace.
+    pub id: u128,
+    /// The stream's span.
+    pub span: u64,
+}
+
 /// The record of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamInfo {
@@ -236,6 +245,8 @@ pub struct StreamInfo {
     pub metadata: Option<Box<DynamicMetadata>>,
     /// What filters have left by name (filter state), beside what the connection has.
     pub objects: Option<Box<Objects>>,
+    /// Its place in a trace, if it has one.
+    pub trace: Option<Trace>,
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.
@@ -286,6 +297,13 @@ pub struct StreamTimes {
     pub end: Option<Instant>,
 }
 
+impl StreamTimes {
+    /// When the last byte went upstream: with the end of the request, which is passed on as it comes.
+    pub fn upstream_tx_end(&self) -> Option<Instant> {
+        self.last_upstream_tx.or_else(|| Some(self.first_upstream_tx?.max(self.request_complete?)))
+    }
+}
+
 impl StreamInfo {
     /// The record of a stream that starts now.
     pub fn new(connection: Rc<ConnectionInfo>, start: Instant, clock: WallClock) -> Self {
@@ -308,6 +326,7 @@ impl StreamInfo {
             health_check: false,
             metadata: None,
             objects: None,
+            trace: None,
             route_name: None,
             cluster: None,
             service: None,

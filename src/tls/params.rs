@@ -125,6 +125,13 @@ pub fn suite_name(suite: CipherSuite) -> &'static str {
     }
 }
 
+/// The number (IANA) of the suite that [`suite_name`] spells so.
+pub fn suite_number(name: &str) -> Option<u16> {
+    let mut suites =
+        TLS13.iter().copied().chain(SUITES.iter().map(|(_, suite)| *suite)).map(|one| one.suite());
+    suites.find(|suite| suite_name(*suite) == name).map(u16::from)
+}
+
 /// A version as BoringSSL spells it.
 pub fn version_name(version: ProtocolVersion) -> &'static str {
     match version {

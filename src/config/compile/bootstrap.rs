@@ -23,7 +23,7 @@ use serde_json::{json, Value};
 use super::control_clusters::{check_support, control_targets, Control};
 use super::resource::{Compiler, Environment, Needs, StaticSecrets};
 use super::runtime::{self, Runtime};
-use super::{check, cluster, control, discovery, dns, endpoints, listener, overload, rooms, tracing};
+use super::{check, cluster, control, discovery, dns, endpoints, listener, overload, rooms, sinks, tracing};
 use crate::config::cluster::{Address, Cluster, Discovery, Locality};
 use crate::config::discovery::{ApiKind, ApiSource, ConfigSource, DiscoveryConfig, RtdsLayer, Source};
 use crate::config::listener::Listener;
@@ -35,6 +35,7 @@ use crate::config::support;
 use crate::listener::limit;
 use crate::telemetry::access_log::{AccessLog, LineFile};
 use crate::telemetry::metrics;
+use crate::telemetry::sinks::Sinks;
 use crate::tls::workload::Workload;
 use crate::upstream::outlier::Registry;
 
@@ -70,6 +71,8 @@ pub struct CompiledBootstrap {
     pub needs: Vec<Needs>,
     /// Where further configuration comes from, if any does.
     pub discovery: Option<DiscoveryConfig>,
+    /// Who is told of statistics, if anybody is.
+    pub sinks: Option<Sinks>,
     /// Runtime values.
     pub runtime: Runtime,
     /// What was accepted without effect, each kind once.
@@ -177,7 +180,7 @@ pub fn bootstrap(
     support::rules::check(&dynamic, "", &mut ruled);
     // Bootstraps can be large: no form of one is kept longer than it is needed.
     let node = node(message.node.as_ref(), options);
-    LocalNode::set(&node.id, &node.locality.zone, &node.metadata);
+    LocalNode::set(&node_of(message.node.clone(), &node), &node.metadata);
     let dump = ConfigDump { node: node_json(&dynamic, &node), bootstrap: dynamic.encode_to_vec() };
     drop(dynamic);
 
@@ -301,6 +304,8 @@ fn compile(
         compiler.lds = discovery.lds.as_ref().map(|lds| lds.source.clone());
         compiler.cds = discovery.cds.as_ref().map(|cds| cds.source.clone());
     }
+    let sinks =
+        sinks::compile(&message.stats_sinks, &message.stats_flush_interval, &compiler.clusters, problems);
     let known = |name: &str| compiler.static_clusters.contains(name);
     let environment = Environment { known: &known, ..Environment::new(&compiler) };
     let (listeners, mut needs) = problems.at("static_resources", |problems| {
@@ -342,6 +347,7 @@ fn compile(
         listeners,
         needs,
         discovery,
+        sinks,
         runtime,
         warnings: Vec::new(),
     })

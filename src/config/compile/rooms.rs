@@ -14,7 +14,7 @@ use crate::config::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
 
 /// The access logs in `field`.
-pub(super) fn access_logs(
+pub(crate) fn access_logs(
     list: &[accesslog::AccessLog],
     field: &str,
     environment: &Environment<'_>,
@@ -22,7 +22,9 @@ pub(super) fn access_logs(
 ) -> Vec<AccessLog> {
     let runtime = |key: &str| environment.compiler.runtime.load().number(key);
     let compile = |(index, config)| {
-        problems.at_index(field, index, |problems| AccessLog::compile(config, &runtime, problems))
+        problems.at_index(field, index, |problems| {
+            AccessLog::compile(config, &runtime, &environment.compiler.clusters, problems)
+        })
     };
     list.iter().enumerate().filter_map(compile).collect()
 }

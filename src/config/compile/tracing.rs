@@ -16,13 +16,13 @@ use outrigger_control_api::type_of;
 use super::{bool_or, extension, u32_or, Environment};
 use crate::config::matcher::Fraction;
 use crate::config::problems::Problems;
-use crate::config::services::GrpcTarget;
+use crate::config::services::{http_service, GrpcTarget};
 use crate::config::{Cluster, Directory};
 use crate::http::trace::context::Propagation;
-use crate::http::trace::export::{Form, Provider, ZipkinTarget, MOST_WAITING};
-use crate::http::trace::tags::{CustomTag, TagValue};
+use crate::http::trace::export::{Form, OtlpTarget, Provider, ZipkinTarget, MOST_WAITING};
 use crate::http::trace::{Decorator, RouteTracing, Shares, Tracing};
 use crate::telemetry::format::{Format, Style};
+use crate::telemetry::tag::{CustomTag, TagValue};
 
 const OTLP: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
 const ZIPKIN: &str = "envoy.config.trace.v3.ZipkinConfig";
@@ -115,17 +115,32 @@ fn otlp(
     clusters: &Directory<Cluster>,
     problems: &mut Problems,
 ) -> Option<Provider> {
-    let Some(service) = &config.grpc_service else {
-        problems.note("http_service", "spans go by gRPC only: none are sent");
-        return None;
+    let target = match (&config.grpc_service, &config.http_service) {
+        (Some(_), Some(_)) => {
+            problems.report_at("http_service", "there is a grpc_service as well: one of them is enough");
+            return None;
+        }
+        (Some(service), None) => {
+            let target =
+                problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))?;
+            OtlpTarget::Grpc(Arc::new(target))
+        }
+        (None, Some(service)) => {
+            let (target, fields) =
+                problems.at("http_service", |problems| http_service(service, clusters, problems))?;
+            OtlpTarget::Http(target, fields)
+        }
+        (None, None) => {
+            problems.note("", "without grpc_service and http_service no spans are sent");
+            return None;
+        }
     };
-    let target = problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))?;
     let name = match config.service_name.as_str() {
         "" => "unknown_service:envoy",
         name => name,
     };
     let most = u32_or(config.max_cache_size, MOST_WAITING as u32) as usize;
-    Some(Provider::new(Propagation::W3c, Form::Otlp(Arc::new(target), name.into()), most))
+    Some(Provider::new(Propagation::W3c, Form::Otlp(target, name.into()), most))
 }
 
 fn zipkin(
@@ -192,7 +207,8 @@ fn operations(own: &str, upstream: &str, problems: &mut Problems) -> Option<[Opt
     Some([format(own, "operation")?, format(upstream, "upstream_operation")?])
 }
 
-fn custom_tags(list: &[tag::CustomTag], problems: &mut Problems) -> Vec<CustomTag> {
+/// The tags in the field `custom_tags`.
+pub(crate) fn custom_tags(list: &[tag::CustomTag], problems: &mut Problems) -> Vec<CustomTag> {
     let each = |(index, config): (usize, &tag::CustomTag)| {
         problems.at_index("custom_tags", index, |problems| {
             Some(CustomTag { name: config.tag.as_str().into(), value: tag_value(config, problems)? })

@@ -2,8 +2,6 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-const NOT_SENT: &str = "logs are not sent to services yet: this one is not written";
-
 /// What is supported of access logs.
 pub const ACCESS_LOG: &[MessageSupport] = &[
     MessageSupport {
@@ -142,20 +140,82 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
-        implemented: &[],
-        observe: &[("*", NOT_SENT)],
+        implemented: &[
+            "common_config",
+            "http_service",
+            "grpc_service",
+            "disable_builtin_labels",
+            "resource_attributes",
+            "body",
+            "attributes",
+            "stat_prefix",
+            "formatters",
+            "log_name",
+            "buffer_flush_interval",
+            "buffer_size_bytes",
+            "filter_state_objects_to_log",
+            "custom_tags",
+        ],
+        observe: &[("resource_detectors", "the resource is what the configuration says")],
         rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
-        implemented: &[],
-        observe: &[("*", NOT_SENT)],
+        implemented: &["*"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
-        implemented: &[],
-        observe: &[("*", NOT_SENT)],
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
+        implemented: &[
+            "log_name",
+            "grpc_service",
+            "transport_api_version",
+            "buffer_flush_interval",
+            "buffer_size_bytes",
+            "filter_state_objects_to_log",
+            "custom_tags",
+        ],
+        observe: &[(
+            "grpc_stream_retry_policy",
+            "a stream that fails is begun anew with the next entries, after a pause",
+        )],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "opentelemetry.proto.common.v1.AnyValue",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "opentelemetry.proto.common.v1.ArrayValue",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "opentelemetry.proto.common.v1.KeyValueList",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "opentelemetry.proto.common.v1.KeyValue",
+        implemented: &["*"],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.core.v3.HttpService",
+        implemented: &["http_uri", "request_headers_to_add"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {

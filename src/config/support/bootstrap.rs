@@ -6,8 +6,8 @@ use super::{observed, refused, whole};
 
 const DISCOVERY: &str = "each resource names its own config source";
 const RESOLVER: &str = "the resolver decides this itself";
-const STATISTICS: &str = "statistics are read from the admin port";
 const NAMES: &str = "statistics keep Envoy's default names, tags and buckets";
+const UNITS: &str = "values of histograms are sent in their own units";
 const NO_WATCHDOG: &str = "there is no watchdog";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -28,15 +28,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stats_config",
             "overload_manager",
             "bootstrap_extensions",
+            "stats_sinks",
+            "stats_flush_interval",
         ],
         observe: &[
             ("node_context_params", "only discovery uses them"),
             ("flags_path", "there are no flag files"),
-            ("stats_sinks", STATISTICS),
             ("deferred_stat_options", "statistics are always made on first use"),
             ("hds_config", "health is not reported to the control plane"),
-            ("stats_flush_interval", STATISTICS),
-            ("stats_flush_on_admin", STATISTICS),
+            ("stats_flush_on_admin", "sinks are told at intervals"),
             ("stats_eviction_interval", "statistics are kept"),
             ("watchdog", NO_WATCHDOG),
             ("watchdogs", NO_WATCHDOG),
@@ -71,6 +71,48 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         rejected: &[],
     },
     whole("envoy.config.metrics.v3.StatsMatcher"),
+    whole("envoy.config.metrics.v3.StatsSink"),
+    MessageSupport {
+        message: "envoy.config.metrics.v3.StatsdSink",
+        implemented: &["address", "tcp_cluster_name", "prefix"],
+        observe: &[("scale_histogram_units_to_milliseconds", UNITS)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.config.metrics.v3.DogStatsdSink",
+        implemented: &["address", "prefix", "max_bytes_per_datagram"],
+        observe: &[("scale_histogram_units_to_milliseconds", UNITS)],
+        rejected: &[],
+    },
+    observed("envoy.config.metrics.v3.HystrixSink", &[("*", "Hystrix dashboards are not served")]),
+    MessageSupport {
+        message: "envoy.config.metrics.v3.MetricsServiceConfig",
+        implemented: &[
+            "grpc_service",
+            "transport_api_version",
+            "report_counters_as_deltas",
+            "emit_tags_as_labels",
+            "histogram_emit_mode",
+            "batch_size",
+        ],
+        observe: &[],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.stat_sinks.open_telemetry.v3.SinkConfig",
+        implemented: &[
+            "grpc_service",
+            "http_service",
+            "report_counters_as_deltas",
+            "report_histograms_as_deltas",
+            "emit_tags_as_attributes",
+            "use_tag_extracted_name",
+            "prefix",
+            "max_data_points_per_request",
+        ],
+        observe: &[("resource_detectors", "the resource says nothing")],
+        rejected: &[("custom_metric_conversions", "statistics keep their names")],
+    },
     whole("envoy.type.matcher.v3.ListStringMatcher"),
     MessageSupport {
         message: "envoy.config.overload.v3.OverloadManager",

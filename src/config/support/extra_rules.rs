@@ -31,6 +31,22 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport.MetadataValueSource",
         &[FieldRule::Field(1, &[Check::Required]), FieldRule::Field(2, NAMED)],
     ),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
+        &[
+            FieldRule::Field(1, NAMED),
+            FieldRule::Field(2, &[Check::Required]),
+            FieldRule::Field(3, &[Check::Above(0.0)]),
+        ],
+    ),
     ("envoy.extensions.filters.http.on_demand.v3.OnDemandCds", &[FieldRule::Field(1, &[Check::Required])]),
     ("envoy.extensions.clusters.dns.v3.DnsCluster.RefreshRate", &[FieldRule::Field(1, &[Check::Required])]),
     (

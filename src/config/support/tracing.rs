@@ -44,10 +44,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.route.v3.Decorator"),
     MessageSupport {
         message: "envoy.config.trace.v3.OpenTelemetryConfig",
-        implemented: &["grpc_service", "service_name", "max_cache_size"],
+        implemented: &["grpc_service", "http_service", "service_name", "max_cache_size"],
         observe: &[
-            ("http_service", "spans go by gRPC only"),
-            ("exporter", "spans go by gRPC only"),
+            ("exporter", "spans go to grpc_service or http_service"),
             ("resource_detectors", "the resource is the service alone"),
             ("sampler", "the connection manager's shares decide"),
             ("set_telemetry_sdk_resource_attributes", "they are always told"),

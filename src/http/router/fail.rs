@@ -220,8 +220,9 @@ impl Attempts<'_> {
                 } else {
                     ("remote_connection_failure", "remote connection failure")
                 };
-                let reason = format!("delayed_connect_error:_{}", connect_reason(&reason));
-                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}|{reason}"), text);
+                let reason = format!("delayed connect error: {}", connect_reason(&reason));
+                let shown = reason.replace(' ', "_");
+                let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}|{shown}"), text);
                 ex.info.upstream_failure = Some(reason.into());
                 told
             }
@@ -324,6 +325,6 @@ fn is_stream(ex: &Exchange<'_>) -> bool {
 }
 
 /// What the kernel said, as Envoy writes it: no number, underscores for blanks.
-fn connect_reason(reason: &str) -> String {
-    reason.split(" (os error").next().unwrap_or(reason).replace(' ', "_")
+fn connect_reason(reason: &str) -> &str {
+    reason.split(" (os error").next().unwrap_or(reason)
 }

@@ -17,8 +17,8 @@ use serde_json::Value as Json;
 
 use super::context::Propagation;
 use super::{otlp, zipkin, Finished};
-use crate::config::services::GrpcTarget;
-use crate::config::{Cluster, Slot};
+use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::{Cluster, HeaderKey, Slot};
 use crate::http::worker::Worker;
 use crate::telemetry::metrics::Scope;
 
@@ -37,10 +37,19 @@ pub struct Provider {
 /// The form of what is sent.
 #[derive(Debug)]
 pub enum Form {
-    /// OTLP over gRPC.
-    Otlp(Arc<GrpcTarget>, Box<str>),
+    /// OTLP, of the service of this name.
+    Otlp(OtlpTarget, Box<str>),
     /// Zipkin's JSON, version 2.
     Zipkin(Arc<ZipkinTarget>),
+}
+
+/// A collector of OpenTelemetry's.
+#[derive(Debug)]
+pub enum OtlpTarget {
+    /// Over gRPC.
+    Grpc(Arc<GrpcTarget>),
+    /// Over HTTP, with these fields.
+    Http(HttpTarget, Vec<(HeaderKey, Box<str>)>),
 }
 
 /// A collector of Zipkin's.

@@ -20,7 +20,6 @@ use smallvec::SmallVec;
 
 use self::context::{Context, Propagation};
 use self::export::Provider;
-use self::tags::CustomTag;
 use super::exchange::Exchange;
 use super::fields::Fields;
 use super::head::{RequestHead, ResponseHead};
@@ -30,6 +29,8 @@ use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::route::Route;
 use crate::config::{HeaderKey, HeaderMutate, HeaderView, Host, Known};
 use crate::telemetry::format::{Format, FormatContext};
+use crate::telemetry::stream_info::Trace;
+use crate::telemetry::tag::CustomTag;
 
 /// `HttpConnectionManager.tracing`, compiled.
 #[derive(Debug)]
@@ -167,6 +168,9 @@ pub(super) fn begin(ex: &mut Exchange<'_>, route: Option<&Route>) {
             decorated = None;
         }
         request.fields.remove_known(Known::XEnvoyDecoratorOperation);
+    }
+    if context.trace != 0 {
+        ex.info.trace = Some(Trace { id: context.trace, span: context.span });
     }
     ex.span = Some(Box::new(Span {
         provider: provider.clone(),

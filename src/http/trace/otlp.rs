@@ -1,9 +1,9 @@
 //! Spans as OpenTelemetry has them.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use outrigger_control_api::pb::opentelemetry::proto::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -14,11 +14,12 @@ use outrigger_control_api::pb::opentelemetry::proto::resource::v1::Resource;
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::span::SpanKind;
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::status::StatusCode;
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
+use prost::Message;
 
+use super::export::OtlpTarget;
 use super::{Finished, Kind};
-use crate::config::services::GrpcTarget;
-use crate::http::call;
 use crate::http::worker::Worker;
+use crate::http::{call, logs};
 
 const PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -65,12 +66,7 @@ pub(super) fn span(finished: &Finished<'_>) -> Span {
 }
 
 /// Sends spans of the service `service`; whether they were taken.
-pub(super) async fn send(
-    worker: &Rc<Worker>,
-    target: &Arc<GrpcTarget>,
-    service: &str,
-    spans: Vec<Span>,
-) -> bool {
+pub(super) async fn send(worker: &Rc<Worker>, target: &OtlpTarget, service: &str, spans: Vec<Span>) -> bool {
     let resource = Resource {
         attributes: vec![
             pair("service.name", service.to_owned()),
@@ -89,7 +85,15 @@ pub(super) async fn send(
     let all =
         ResourceSpans { resource: Some(resource), scope_spans: vec![scope_spans], schema_url: String::new() };
     let question = ExportTraceServiceRequest { resource_spans: vec![all] };
-    let answer: Result<ExportTraceServiceResponse, _> =
-        call::unary(worker.clone(), target.clone(), PATH, question).await;
-    answer.is_ok()
+    match target {
+        OtlpTarget::Grpc(target) => {
+            let answer: Result<ExportTraceServiceResponse, _> =
+                call::unary(worker.clone(), target.clone(), PATH, question).await;
+            answer.is_ok()
+        }
+        OtlpTarget::Http(target, fields) => {
+            let body = Bytes::from(question.encode_to_vec());
+            logs::post_protobuf(worker, target, fields, body).await.is_some()
+        }
+    }
 }

@@ -6,41 +6,8 @@ use super::{RouteTracing, Tracing};
 use crate::config::local_node::LocalNode;
 use crate::config::{HeaderKey, Host, Known};
 use crate::http::head::is_grpc_type;
-use crate::telemetry::format::{told_grpc_status, Format, FormatContext};
+use crate::telemetry::format::{told_grpc_status, FormatContext};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
-
-/// A tag that config adds.
-#[derive(Debug)]
-pub struct CustomTag {
-    /// Its name.
-    pub name: Box<str>,
-    /// Its value.
-    pub value: TagValue,
-}
-
-/// The value of a tag.
-#[derive(Debug)]
-pub enum TagValue {
-    /// This text.
-    Text(Box<str>),
-    /// What a request gives, or else this text; no tag if that is empty.
-    Of(Format, Box<str>),
-}
-
-impl TagValue {
-    fn of(&self, context: &FormatContext<'_>) -> Option<String> {
-        match self {
-            TagValue::Text(text) => Some(text.to_string()),
-            TagValue::Of(format, otherwise) => {
-                let mut out = Vec::new();
-                format.render(&mut out, context);
-                let text = String::from_utf8_lossy(&out);
-                Some(if text.is_empty() { otherwise.to_string() } else { text.into_owned() })
-                    .filter(|text| !text.is_empty())
-            }
-        }
-    }
-}
 
 macro_rules! keys {
     ($($name:ident = $text:literal),* $(,)?) => {

@@ -3,6 +3,7 @@
 use outrigger_control_api::pb::envoy::config::accesslog::v3 as pb;
 use outrigger_control_api::pb::envoy::config::core::v3::{
     data_source::Specifier, substitution_format_string as source, DataSource, SubstitutionFormatString,
+    TypedExtensionConfig,
 };
 use outrigger_control_api::pb::envoy::extensions::access_loggers::file::v3 as file;
 use outrigger_control_api::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
@@ -13,10 +14,11 @@ use outrigger_control_api::{message_to_json, type_of, unpack};
 
 use super::filter::{Comparison, LogFilter};
 use super::sink::{Sink, Target};
-use super::AccessLog;
+use super::{service, AccessLog, Output};
 use crate::config::compile::{cel, rbac};
 use crate::config::matcher::HeaderMatcher;
 use crate::config::problems::Problems;
+use crate::config::{Cluster, Directory};
 use crate::telemetry::format::{Format, FormatError, Style};
 use crate::telemetry::stream_info::{read_dynamic_metadata, ResponseFlags};
 
@@ -30,19 +32,18 @@ const FORMATTERS: &[&str] = &[
     "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
 ];
 const CEL: &str = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
-/// Loggers that send what they log to a service.
-const REMOTE: &[&str] = &[
-    "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
-    "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
-    "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
-];
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
 
 impl AccessLog {
-    /// Compiles a logger and opens its file. `None` when a problem was reported, and for one that logs nothing here.
-    pub fn compile(config: &pb::AccessLog, runtime: Runtime<'_>, problems: &mut Problems) -> Option<Self> {
+    /// Compiles a logger and opens its file. `None` when a problem was reported.
+    pub fn compile(
+        config: &pb::AccessLog,
+        runtime: Runtime<'_>,
+        clusters: &Directory<Cluster>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
         let before = problems.count();
         let filter = config.filter.as_ref().and_then(|filter| {
             problems.at("filter", |problems| LogFilter::compile(filter, runtime, problems))
@@ -51,16 +52,18 @@ impl AccessLog {
             problems.report_at("typed_config", "an access log needs a logger");
             return None;
         };
-        if REMOTE.contains(&type_of(any)) {
-            problems.note("typed_config", "logs are not sent to services: nothing is logged here");
-            return None;
+        if service::compile::is_service(type_of(any)) {
+            let log = problems
+                .at("typed_config", |problems| service::compile::service_log(any, clusters, problems))?;
+            return (problems.count() == before)
+                .then_some(AccessLog { filter, output: Output::Service(log) });
         }
         let (target, format) = problems.at("typed_config", |problems| logger(any, problems))?;
         if problems.count() != before {
             return None;
         }
         match Sink::open(target.clone()) {
-            Ok(sink) => Some(AccessLog { filter, format, sink }),
+            Ok(sink) => Some(AccessLog { filter, output: Output::Lines(format, sink) }),
             Err(error) => {
                 let Target::File(path) = target else { return None };
                 problems.report_at(
@@ -122,7 +125,7 @@ fn logger(any: &Any, problems: &mut Problems) -> Option<(Target, Format)> {
         }
         other => {
             problems.report(format_args!(
-                "access logger {other} is not supported (only file, stdout and stderr)"
+                "access logger {other} is not supported (only file, stdout, stderr, gRPC and OpenTelemetry)"
             ));
             None
         }
@@ -140,15 +143,7 @@ pub fn substitution_format(
     style: Style,
     problems: &mut Problems,
 ) -> Option<Format> {
-    for (index, formatter) in config.formatters.iter().enumerate() {
-        let found = formatter.typed_config.as_ref().map(type_of).unwrap_or_default();
-        if FORMATTERS.contains(&found) {
-            continue;
-        }
-        problems.at_index("formatters", index, |problems| {
-            problems.report(format_args!("formatter extension {:?} is not supported", formatter.name));
-        });
-    }
+    formatters(&config.formatters, problems);
     let text_style = match (style, config.omit_empty_values) {
         (Style::Log, true) => Style::LogOmitEmpty,
         (style, _) => style,
@@ -168,6 +163,19 @@ pub fn substitution_format(
         Some(source::Format::JsonFormat(tree)) => {
             checked(Format::json(&json(tree), config.omit_empty_values), "json_format", problems)
         }
+    }
+}
+
+/// Checks the formatter extensions that a format may use.
+pub(super) fn formatters(list: &[TypedExtensionConfig], problems: &mut Problems) {
+    for (index, formatter) in list.iter().enumerate() {
+        let found = formatter.typed_config.as_ref().map(type_of).unwrap_or_default();
+        if FORMATTERS.contains(&found) {
+            continue;
+        }
+        problems.at_index("formatters", index, |problems| {
+            problems.report(format_args!("formatter extension {:?} is not supported", formatter.name));
+        });
     }
 }
 

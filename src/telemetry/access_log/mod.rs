@@ -1,11 +1,12 @@
-//! Access logs: one line for each finished stream.
+//! Access logs: one line, or one entry for a service, for each finished stream.
 //!
 //! Comes in: a loggers' configuration, and streams as [`FormatContext`]s. Goes out: lines, appended
 //! to the buffer of the file they belong to and written by that file's own thread, so that a worker
-//! never waits for a disk.
+//! never waits for a disk; and entries for [`service`]s, which wait in the worker until they are fetched.
 
 mod compile;
 mod filter;
+pub mod service;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 pub use compile::substitution_format;
 pub use filter::LogFilter;
+use service::ServiceLog;
 use sink::Sink;
 
 use super::format::{Format, FormatContext};
@@ -23,8 +25,14 @@ use super::format::{Format, FormatContext};
 #[derive(Debug)]
 pub struct AccessLog {
     filter: Option<LogFilter>,
-    format: Format,
-    sink: Sink,
+    output: Output,
+}
+
+/// Where logs go.
+#[derive(Debug)]
+enum Output {
+    Lines(Format, Sink),
+    Service(ServiceLog),
 }
 
 /// A file that whole lines are appended to, shared with loggers that name the same one.
@@ -62,18 +70,23 @@ thread_local! {
 const KEPT_LINE: usize = 16 * 1024;
 
 impl AccessLog {
-    /// Writes a line about the stream if the filter lets it through. Never blocks on I/O; when the
-    /// file's buffer is full the line is dropped and counted (`filesystem.write_dropped`).
+    /// Writes about the stream if the filter lets it through. Never blocks on I/O; when the file's buffer
+    /// is full the line is dropped and counted (`filesystem.write_dropped`), and so are entries for a service
+    /// that takes no more (`logs_dropped`).
     pub fn write(&self, ctx: &FormatContext<'_>) {
         if self.filter.as_ref().is_some_and(|filter| !filter.matches(ctx)) {
             return;
         }
+        let (format, sink) = match &self.output {
+            Output::Lines(format, sink) => (format, sink),
+            Output::Service(log) => return log.write(ctx),
+        };
         LINE.with(|line| {
             // Rendering calls nothing that logs, so the line is never borrowed already.
             let Ok(mut line) = line.try_borrow_mut() else { return };
             line.clear();
-            self.format.render(&mut line, ctx);
-            self.sink.append(&line);
+            format.render(&mut line, ctx);
+            sink.append(&line);
             line.shrink_to(KEPT_LINE);
         });
     }
@@ -81,7 +94,10 @@ impl AccessLog {
     /// Writes out what is buffered for this logger's file and waits for it, at most for `patience`.
     /// Not for workers.
     pub fn flush(&self, patience: Duration) -> bool {
-        self.sink.flush(patience)
+        match &self.output {
+            Output::Lines(_, sink) => sink.flush(patience),
+            Output::Service(_) => true,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::problems::Problems;
+use crate::config::Directory;
 use crate::telemetry::fixtures::{failed_stream, stream, Head};
 use crate::telemetry::format::LogType;
 
@@ -24,7 +25,7 @@ fn compile(config: &serde_json::Value) -> (Option<AccessLog>, Problems) {
     let config: pb::AccessLog = parse(config);
     let mut problems = Problems::new();
     let runtime = |key: &str| (key == "known").then_some(404.0);
-    (AccessLog::compile(&config, &runtime, &mut problems), problems)
+    (AccessLog::compile(&config, &runtime, &Directory::default(), &mut problems), problems)
 }
 
 fn errors(config: &serde_json::Value) -> String {
@@ -128,7 +129,7 @@ fn mistakes_are_named() {
     );
     assert_eq!(errors(&json!({"name": "x"})), "typed_config: an access log needs a logger");
 
-    let (log, problems) = compile(&stdout(json!({"text_format": "%TRACE_ID%"})));
+    let (log, problems) = compile(&stdout(json!({"text_format": "%ROUNDTRIP_DURATION%"})));
     assert!(log.is_some());
     assert_eq!(problems.notes()[0].path, "typed_config.log_format.text_format");
 }

@@ -348,7 +348,7 @@ fn between(argument: &str) -> Result<Operator, &'static str> {
         "DS_RX_BEG" => Point::Start,
         "DS_RX_END" => Point::Of(|t| t.request_complete),
         "US_TX_BEG" => Point::Of(|t| t.first_upstream_tx),
-        "US_TX_END" => Point::Of(|t| t.last_upstream_tx),
+        "US_TX_END" => Point::Of(StreamTimes::upstream_tx_end),
         "US_RX_BEG" => Point::Of(|t| t.first_upstream_rx),
         "US_RX_END" => Point::Of(|t| t.last_upstream_rx),
         "DS_TX_BEG" => Point::Of(|t| t.first_downstream_tx),

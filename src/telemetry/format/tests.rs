@@ -53,7 +53,7 @@ fn operators() {
         ("%QUERY_PARAM(a)% %QUERY_PARAM(a):3% %QUERY_PARAM(b)%", "hello x hel -"),
         ("%REQUESTED_SERVER_NAME% %REQUESTED_SERVER_NAME(HOST_FIRST)%", "sni.example shop.example"),
         ("%PROTOCOL% %UPSTREAM_PROTOCOL% %CONNECTION_ID%", "HTTP/1.1 HTTP/2 7"),
-        ("%DOWNSTREAM_PEER_SUBJECT%%DYNAMIC_METADATA(a:b)%%TRACE_ID%", "---"),
+        ("%DOWNSTREAM_PEER_SUBJECT%%DYNAMIC_METADATA(a:b)%%ROUNDTRIP_DURATION%", "---"),
         ("[%CUSTOM_FLAGS%]%RESPONSE_TRAILERS_BYTES%", "[]0"),
         ("%GRPC_STATUS%", "-"),
         ("%START_TIME(%Y/%m/%dT%H:%M:%S.%3f%z %s)%", "2026/11/21T04:28:49.739+0000 1795235329"),
@@ -108,8 +108,10 @@ fn literals_are_known_beforehand() {
         Some(format!("x{}", &path[..3]).as_bytes())
     );
     assert_eq!(render("%ENVIRONMENT(OUTRIGGER_NOT_SET)%"), "-");
-    let format = Format::parse("%TRACE_ID% %PROTOCOL% %UPSTREAM_TLS_VERSION% %SPAN_ID%").unwrap();
-    assert_eq!(format.never_filled(), [Box::from("TRACE_ID"), Box::from("SPAN_ID")]);
+    let format =
+        Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %VIRTUAL_CLUSTER_NAME%")
+            .unwrap();
+    assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("VIRTUAL_CLUSTER_NAME")]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Where the values come from: tables of the operators that take no argument, and how values of
 //! each kind are written.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub(super) const NUMBERS: &[(&str, NumberOf)] = &[
     ("BYTES_SENT", |c| Some(c.info.bytes_sent)),
     ("DURATION", |c| millis_to(c, c.info.times.end)),
     ("REQUEST_DURATION", |c| millis_to(c, c.info.times.request_complete)),
-    ("REQUEST_TX_DURATION", |c| millis_to(c, c.info.times.last_upstream_tx)),
+    ("REQUEST_TX_DURATION", |c| millis_to(c, c.info.times.upstream_tx_end())),
     ("RESPONSE_DURATION", |c| millis_to(c, c.info.times.first_upstream_rx)),
     ("RESPONSE_TX_DURATION", |c| {
         let times = &c.info.times;
@@ -92,6 +93,8 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("CUSTOM_FLAGS", |_, _| true),
     ("STREAM_ID", |c, out| put_bytes(out, c.request.and_then(|r| r.first(&KEYS.request_id)))),
     ("UNIQUE_ID", |_, out| unique_id(out)),
+    ("TRACE_ID", |c, out| c.info.trace.is_some_and(|trace| write!(out, "{:032x}", trace.id).is_ok())),
+    ("SPAN_ID", |c, out| c.info.trace.is_some_and(|trace| write!(out, "{:016x}", trace.span).is_ok())),
 ];
 
 pub(super) const ADDRESSES: &[(&str, AddressOf)] = &[
@@ -125,10 +128,8 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("METADATA", Argument::Required),
     ("PACKETS_RETRANSMITTED", Argument::None),
     ("ROUNDTRIP_DURATION", Argument::None),
-    ("SPAN_ID", Argument::None),
     ("TLS_JA3_FINGERPRINT", Argument::None),
     ("TLS_JA4_FINGERPRINT", Argument::None),
-    ("TRACE_ID", Argument::None),
     ("TYPED_CEL", Argument::Required),
     ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", Argument::None),
     ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Argument::None),

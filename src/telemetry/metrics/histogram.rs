@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use metrics::HistogramFn;
 
-use super::Scope;
+use super::{Scope, Unit};
 
 const BINS: usize = 90;
 /// Lower bounds of the decades. Smaller values count as zero, larger ones in the last bin.
@@ -16,7 +16,7 @@ const DECADES: [f64; 15] = [1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6,
 const SUM_SCALE: f64 = 1000.0;
 
 /// Upper bounds of the buckets that Envoy shows by default.
-pub(super) const BOUNDS: [f64; 19] = [
+pub const BOUNDS: [f64; 19] = [
     0.5,
     1.0,
     5.0,
@@ -39,11 +39,12 @@ pub(super) const BOUNDS: [f64; 19] = [
 ];
 
 /// The quantiles that Envoy shows, and the same in percent.
-pub(super) const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
+pub const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
 pub(super) const PERCENTS: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
 
 pub(super) struct HistogramCell {
     data: OnceLock<Box<Data>>,
+    unit: Unit,
     _scope: Scope,
 }
 
@@ -55,12 +56,13 @@ struct Data {
 }
 
 impl HistogramCell {
-    pub fn new(scope: Scope) -> Self {
-        Self { data: OnceLock::new(), _scope: scope }
+    pub fn new(scope: Scope, unit: Unit) -> Self {
+        Self { data: OnceLock::new(), unit, _scope: scope }
     }
 
     pub fn snapshot(&self) -> HistogramSnapshot {
-        let Some(data) = self.data.get() else { return HistogramSnapshot::default() };
+        let unit = self.unit;
+        let Some(data) = self.data.get() else { return HistogramSnapshot { unit, ..Default::default() } };
         let mut bins = Vec::new();
         let mut add = |lower: f64, width: f64, count: u64| {
             if count != 0 {
@@ -75,7 +77,7 @@ impl HistogramCell {
             }
         }
         let count = bins.iter().map(|bin| bin.count).sum();
-        HistogramSnapshot { bins, count, sum: data.sum.load(Ordering::Relaxed) as f64 / SUM_SCALE }
+        HistogramSnapshot { bins, count, sum: data.sum.load(Ordering::Relaxed) as f64 / SUM_SCALE, unit }
     }
 }
 
@@ -114,6 +116,8 @@ pub struct HistogramSnapshot {
     pub count: u64,
     /// Their sum, to a thousandth.
     pub sum: f64,
+    /// What the values are.
+    pub unit: Unit,
     pub(super) bins: Vec<Bin>,
 }
 
@@ -138,6 +142,28 @@ impl HistogramSnapshot {
             before += bin.count;
         }
         None
+    }
+
+    /// What has come since `before`; all of it, if that is of another histogram.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut old = before.bins.iter().peekable();
+        let mut bins = Vec::new();
+        for bin in &self.bins {
+            while old.next_if(|old| old.lower < bin.lower).is_some() {}
+            let known = old.next_if(|old| old.lower == bin.lower).map_or(0, |old| old.count);
+            match bin.count.checked_sub(known) {
+                Some(0) => {}
+                Some(count) => bins.push(Bin { count, ..*bin }),
+                None => return self.clone(),
+            }
+        }
+        let count = bins.iter().map(|bin| bin.count).sum();
+        Self { bins, count, sum: (self.sum - before.sum).max(0.0), unit: self.unit }
+    }
+
+    /// The middle of each bin, and how many values are in it.
+    pub fn middles(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        self.bins.iter().map(|bin| (bin.lower + bin.width / 2.0, bin.count))
     }
 
     /// How many values are at most `bound`. Exact for whole numbers below 100 and for bounds with

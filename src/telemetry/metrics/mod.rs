@@ -6,6 +6,7 @@
 //! gone from the next scrape, and a scope without series leaves the registry.
 
 mod cell;
+mod extracted;
 mod histogram;
 mod labelled;
 mod prometheus;
@@ -23,8 +24,9 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, Share
 
 use cell::{CounterCell, GaugeCell};
 use histogram::HistogramCell;
-pub use histogram::HistogramSnapshot;
+pub use histogram::{HistogramSnapshot, BOUNDS, QUANTILES};
 pub use prometheus::prometheus;
+pub(super) use render::general;
 pub use render::{json, text, HistogramView, Query};
 pub use shown::{show, Shown};
 
@@ -33,12 +35,13 @@ pub use shown::{show, Shown};
 const MAX_SERIES: usize = 4 << 20;
 
 /// Unit of a histogram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
 pub enum Unit {
     Milliseconds,
     Microseconds,
     Bytes,
+    #[default]
     Unspecified,
 }
 
@@ -281,12 +284,12 @@ impl Scope {
 
     /// The histogram `name` of this scope. Values are recorded in `unit`; as in Envoy the unit does
     /// not change how the series is shown.
-    pub fn histogram(&self, name: &str, _unit: Unit) -> Histogram {
+    pub fn histogram(&self, name: &str, unit: Unit) -> Histogram {
         if full() {
             return Histogram::noop();
         }
         let (cell, _) = self.cell(name, Kind::Histogram, |node| {
-            let cell = Arc::new(HistogramCell::new(node));
+            let cell = Arc::new(HistogramCell::new(node, unit));
             (WeakCell::Histogram(Arc::downgrade(&cell)), AnyCell::Histogram(cell))
         });
         cell.into_histogram()

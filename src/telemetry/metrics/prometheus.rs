@@ -7,6 +7,7 @@
 
 use std::fmt::Write;
 
+use super::extracted::Code;
 use super::histogram::{BOUNDS, QUANTILES};
 use super::render::{HistogramView, Query};
 use super::{Kind, Sample, Snapshot, Value};
@@ -67,7 +68,7 @@ pub fn prometheus(snapshot: &Snapshot, query: &Query) -> String {
 }
 
 struct Labels<'a> {
-    code: Option<(&'static str, &'a str)>,
+    code: Code<'a>,
     sample: &'a Sample,
 }
 
@@ -100,27 +101,16 @@ impl std::fmt::Display for Labels<'_> {
     }
 }
 
-/// The metric's name and labels: response codes and their classes leave the name for a label, as
-/// Envoy's default tag rules have it.
+/// The metric's name and labels.
 fn extracted(sample: &Sample) -> (String, Labels<'_>) {
-    let leaf = &*sample.leaf;
-    if sample.scope.0.labelled {
-        return (leaf.to_owned(), Labels { code: None, sample });
-    }
-    let (stem, ending, code) = match leaf.rsplit_once("_rq_") {
-        Some((_, code)) if code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()) => {
-            (&leaf[..leaf.len() - code.len() - 1], "", Some(("envoy_response_code", code)))
-        }
-        Some((_, class))
-            if class.len() == 3 && class.ends_with("xx") && class.as_bytes()[0].is_ascii_digit() =>
-        {
-            (&leaf[..leaf.len() - class.len()], "xx", Some(("envoy_response_code_class", &class[..1])))
-        }
-        _ => (leaf, "", None),
-    };
+    let (parts, code) = sample.parts();
     let mut name = String::with_capacity(6 + sample.name.len());
-    let _ = name.write_str("envoy_");
-    for part in [&*sample.scope.0.family, stem, ending] {
+    if sample.scope.0.labelled {
+        name.push_str(&parts.concat());
+        return (name, Labels { code, sample });
+    }
+    name.push_str("envoy_");
+    for part in parts {
         let _ = write_name(&mut name, part);
     }
     (name, Labels { code, sample })

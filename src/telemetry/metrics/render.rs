@@ -180,7 +180,7 @@ fn bin_text(bin: &Bin) -> String {
 }
 
 /// C's `%g`: six significant digits, an exponent from a million on.
-pub(super) fn general(value: f64) -> String {
+pub(in crate::telemetry) fn general(value: f64) -> String {
     if !value.is_finite() {
         return "nan".into();
     }

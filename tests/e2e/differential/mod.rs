@@ -33,6 +33,8 @@ mod rbac;
 mod rbac_seeded;
 mod retries;
 mod routing;
+mod service_logs;
+mod sinks;
 mod smuggling;
 mod tcp;
 mod tracing;

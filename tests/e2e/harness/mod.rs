@@ -3,6 +3,7 @@
 //! fixed time; every wait is for a condition and has a deadline.
 
 pub mod client;
+pub mod collector;
 pub mod http1;
 pub mod http2;
 pub mod json;
