@@ -108,8 +108,10 @@ fn literals_are_known_beforehand() {
         Some(format!("x{}", &path[..3]).as_bytes())
     );
     assert_eq!(render("%ENVIRONMENT(OUTRIGGER_NOT_SET)%"), "-");
-    let format = Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %SPAN_ID%").unwrap();
-    assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("SPAN_ID")]);
+    let format =
+        Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %VIRTUAL_CLUSTER_NAME%")
+            .unwrap();
+    assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("VIRTUAL_CLUSTER_NAME")]);
 }
 
 #[test]
