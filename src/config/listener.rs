@@ -11,6 +11,7 @@ use super::retirement::Retirement;
 use super::tcp::TcpProxy;
 use super::udp::UdpProxy;
 use crate::listener::permissive::Permissive;
+use crate::policy::limits::{ConnectionLimit, ConnectionRate};
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::filter_state::Setters;
@@ -101,6 +102,8 @@ pub struct FilterChain {
     pub filters: Arc<[NetworkFilter]>,
     /// One of them is a [`NetworkFilter::SetFilterState`].
     pub sets_objects: bool,
+    /// One of them limits connections.
+    pub limits: bool,
     /// What serves the connection.
     pub terminal: Terminal,
 }
@@ -112,6 +115,10 @@ pub enum NetworkFilter {
     Rbac(Arc<NetworkRbac>),
     /// `envoy.filters.network.set_filter_state`.
     SetFilterState(Arc<NetworkSetFilterState>),
+    /// `envoy.filters.network.connection_limit`.
+    ConnectionLimit(Arc<ConnectionLimit>),
+    /// `envoy.filters.network.local_ratelimit`.
+    ConnectionRate(Arc<ConnectionRate>),
 }
 
 /// `envoy.extensions.filters.network.set_filter_state.v3.Config`.

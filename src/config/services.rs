@@ -24,7 +24,7 @@ pub struct HttpTarget {
 }
 
 /// A gRPC service in a cluster (`GrpcService.envoy_grpc`).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct GrpcTarget {
     /// Its cluster.
     pub cluster: Arc<Slot<Cluster>>,
@@ -121,13 +121,24 @@ impl GrpcTarget {
             return None;
         }
         let authority = if envoy.authority.is_empty() { &envoy.cluster_name } else { &envoy.authority };
-        let pair = |header: &core::HeaderValue| (HeaderKey::new(&header.key), header.value.as_str().into());
         Some(Self {
             cluster: clusters.slot(&envoy.cluster_name),
             authority: authority.as_bytes().into(),
             timeout: timeout.filter(|timeout| !timeout.is_zero()),
-            metadata: config.initial_metadata.iter().map(pair).collect(),
+            metadata: pairs(&config.initial_metadata),
         })
+    }
+
+    /// With `metadata` besides, in place of what has the same name.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: &[(HeaderKey, Box<str>)]) -> Self {
+        for (key, value) in metadata {
+            match self.metadata.iter_mut().find(|(known, _)| known == key) {
+                Some((_, known)) => known.clone_from(value),
+                None => self.metadata.push((key.clone(), value.clone())),
+            }
+        }
+        self
     }
 
     /// With this timeout where config says none.
@@ -136,6 +147,11 @@ impl GrpcTarget {
         self.timeout.get_or_insert(timeout);
         self
     }
+}
+
+/// Headers as config has them.
+pub fn pairs(headers: &[core::HeaderValue]) -> Vec<(HeaderKey, Box<str>)> {
+    headers.iter().map(|header| (HeaderKey::new(&header.key), header.value.as_str().into())).collect()
 }
 
 impl Retries {

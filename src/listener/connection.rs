@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::accept::Census;
@@ -15,12 +16,14 @@ use super::filters::Arrival;
 use super::inspect::{self, InspectError, Inspected};
 use super::race::{self, First};
 use crate::config::chain_match::ConnectionFacts;
+use crate::config::http::HttpConnectionManager;
 use crate::config::listener::{
     Direction, FilterChain, Listener, NetworkFilter, NetworkSetFilterState, Terminal,
 };
 use crate::config::tcp::TcpProxy;
 use crate::http::worker::Worker;
 use crate::policy::gate::Gate;
+use crate::policy::limits::{Full, Room};
 use crate::runtime::tls_stream::TlsStream;
 use crate::runtime::{Counted, Stream};
 use crate::tcp::{Client, Early, Fate};
@@ -141,7 +144,7 @@ impl Entry<'_> {
     fn if_silent(&self, listener: &Listener) -> Option<(Arc<FilterChain>, Arc<TcpProxy>)> {
         let chain = choose(listener, &Inspected::default(), &self.arrival)?;
         match &chain.terminal {
-            Terminal::Tcp(proxy) if chain.tls.is_none() && !chain.sets_objects => {
+            Terminal::Tcp(proxy) if chain.tls.is_none() && !chain.sets_objects && !chain.limits => {
                 let proxy = proxy.clone();
                 Some((chain, proxy))
             }
@@ -229,6 +232,14 @@ pub(super) async fn serve(
     if let Some(chain) = chain.as_ref().filter(|chain| chain.sets_objects) {
         info = with_objects(info, chain, &worker, |filter| &filter.on_new_connection);
     }
+    // Held until the connection is over.
+    let mut rooms = SmallVec::new();
+    if let Some(chain) = chain.as_ref().filter(|chain| chain.limits) {
+        if Box::pin(admit(chain, &worker, &stream, &mut rooms)).await.is_err() {
+            unserved(&chain.terminal, info);
+            return;
+        }
+    }
     if let Some((chain, tls)) = chain.as_ref().and_then(|chain| Some((chain, chain.tls.as_ref()?))) {
         let prefix = std::mem::take(&mut inspected.prefix);
         match Box::pin(handshake(tls, chain.handshake_timeout, stream, (prefix, &inspected.alpn))).await {
@@ -246,10 +257,8 @@ pub(super) async fn serve(
                     stats.downstream_cx_transport_socket_connect_timeout.increment(1);
                 }
                 if let Terminal::Http(manager) = &chain.terminal {
-                    // Envoy's connection manager is there before the handshake.
-                    manager.stats.downstream_cx_total.increment(1);
                     manager.stats.downstream_cx_ssl_total.increment(1);
-                    manager.stats.downstream_cx_destroy.increment(1);
+                    unheard(manager);
                 }
                 let failure = why.unwrap_or_default();
                 log_unserved(&listener, &worker, Rc::new(info), ResponseFlags::NONE, "", failure);
@@ -298,6 +307,50 @@ pub(super) async fn serve(
         let details = "filter_chain_not_found";
         log_unserved(&listener, &worker, info, ResponseFlags::NR, details, String::new());
     }
+}
+
+/// Asks the filters that limit connections, in their order, for `rooms`. The error says that the connection is to be
+/// closed.
+#[cold]
+async fn admit(
+    chain: &FilterChain,
+    worker: &Worker,
+    stream: &Stream,
+    rooms: &mut SmallVec<[Room; 1]>,
+) -> Result<(), Full> {
+    for filter in &*chain.filters {
+        match filter {
+            NetworkFilter::ConnectionLimit(limit) => match limit.take(&worker.runtime) {
+                Ok(room) => rooms.extend(room),
+                Err(full) => {
+                    if let Some(delay) = limit.delay {
+                        let _ = tokio::time::timeout(delay, stream.failed()).await;
+                    }
+                    return Err(full);
+                }
+            },
+            NetworkFilter::ConnectionRate(rate) if !rate.admits(&worker.runtime, Instant::now()) => {
+                return Err(Full);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A connection that the chain's last filter knows of, and has never heard.
+fn unserved(terminal: &Terminal, info: ConnectionInfo) {
+    match terminal {
+        Terminal::Http(manager) => unheard(manager),
+        Terminal::Tcp(proxy) => crate::tcp::unserved(proxy, info),
+        Terminal::Echo | Terminal::DirectResponse(_) => {}
+    }
+}
+
+/// Envoy's connection manager is there before anything is heard.
+fn unheard(manager: &HttpConnectionManager) {
+    manager.stats.downstream_cx_total.increment(1);
+    manager.stats.downstream_cx_destroy.increment(1);
 }
 
 /// The connection with what `set_filter_state` filters leave on it at one point of its life.

@@ -6,5 +6,7 @@
 pub mod cel;
 pub mod gate;
 pub mod jwt;
+pub mod limits;
 pub mod rbac;
 pub mod state;
+pub mod token_bucket;

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use handover::Fate;
-pub use proxy::{early, resume, serve, Client, Early, Resumed};
+pub use proxy::{early, resume, serve, unserved, Client, Early, Resumed};
 
 use crate::config::balancing::Criteria;
 use crate::config::{Cluster, Host, Slot};

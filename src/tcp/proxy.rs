@@ -131,6 +131,12 @@ pub async fn serve<D: Dial>(
     session.carry(ways, prefix.into(), fate).await;
 }
 
+/// A connection that filters before did not let in: it is counted and logged.
+pub fn unserved(proxy: &Arc<TcpProxy>, connection: ConnectionInfo) {
+    proxy.stats.downstream_cx_total.increment(1);
+    drop(Session::new(proxy.clone(), Rc::new(connection)));
+}
+
 /// A connection that another process has relayed so far.
 #[derive(Debug)]
 pub struct Resumed<P> {

@@ -44,16 +44,11 @@ pub(super) fn compile(
     let before = problems.count();
     // Demanded by a field rule.
     let (service, deprecated) = match config.services.as_ref()? {
-        Services::GrpcService(config) => {
-            let target =
-                problems.at("grpc_service", |problems| GrpcTarget::compile(config, clusters, problems));
-            (target.map(|target| Service::Grpc(Arc::new(target.or_timeout(TIMEOUT)))), None)
-        }
+        Services::GrpcService(config) => (grpc(config, clusters, problems), None),
         Services::HttpService(config) => {
-            let service = problems.at("http_service", |problems| http(config, clusters, problems));
             let request = config.authorization_request.as_ref();
             let allowed = request.and_then(|request| request.allowed_headers.as_ref());
-            (service.map(|service| Service::Http(Box::new(service))), Some(allowed))
+            (http_of(config, clusters, problems), Some(allowed))
         }
     };
     let allowed = match (&config.allowed_headers, deprecated) {
@@ -98,6 +93,9 @@ pub(super) fn compile(
         tell_failure: config.failure_mode_allow_header_add,
         status_on_error: u16::try_from(status).unwrap_or(403),
         body: config.with_request_body.as_ref().map(buffering),
+        // As in Envoy, what a route says of it counts for nothing.
+        bytes: config.with_request_body.as_ref().is_some_and(|body| body.pack_as_bytes)
+            || matches!(config.services, Some(Services::HttpService(_))),
         reroute: config.clear_route_cache,
         validate: config.validate_mutations,
         enabled: config.filter_enabled.as_ref().map(RuntimeFraction::of),
@@ -123,7 +121,12 @@ pub(super) fn compile(
 }
 
 /// What a route says; a message without a word, which a field rule forbids, says nothing.
-pub(super) fn per_route(config: &pb::ExtAuthzPerRoute, problems: &mut Problems) -> Option<PerRoute> {
+pub(super) fn per_route(
+    config: &pb::ExtAuthzPerRoute,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<PerRoute> {
+    use pb::check_settings::ServiceOverride;
     use pb::ext_authz_per_route::Override;
     match config.r#override.as_ref()? {
         Override::Disabled(_) => Some(PerRoute::Off),
@@ -133,21 +136,45 @@ pub(super) fn per_route(config: &pb::ExtAuthzPerRoute, problems: &mut Problems) 
                 problems.report_at("check_settings", "has a body and turns it off");
                 return None;
             }
+            let service = settings.service_override.as_ref().map(|service| {
+                problems.at("check_settings", |problems| match service {
+                    ServiceOverride::GrpcService(config) => grpc(config, clusters, problems),
+                    ServiceOverride::HttpService(config) => http_of(config, clusters, problems),
+                })
+            });
+            if matches!(service, Some(None)) {
+                return None;
+            }
             Some(PerRoute::Settings {
                 extensions: settings.context_extensions.clone(),
                 no_body: settings.disable_request_body_buffering,
                 body: body.map(buffering),
+                service: service.flatten(),
             })
         }
     }
 }
 
+fn grpc(
+    config: &core::GrpcService,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Service> {
+    let target = problems.at("grpc_service", |problems| GrpcTarget::compile(config, clusters, problems));
+    target.map(|target| Service::Grpc(Arc::new(target.or_timeout(TIMEOUT))))
+}
+
+fn http_of(
+    config: &pb::HttpService,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Service> {
+    let service = problems.at("http_service", |problems| http(config, clusters, problems));
+    service.map(|service| Service::Http(Box::new(service)))
+}
+
 fn buffering(config: &pb::BufferSettings) -> Buffering {
-    Buffering {
-        most: config.max_request_bytes as usize,
-        partial: config.allow_partial_message,
-        bytes: config.pack_as_bytes,
-    }
+    Buffering { most: config.max_request_bytes as usize, partial: config.allow_partial_message }
 }
 
 fn matchers(list: Option<&ListStringMatcher>, field: &str, problems: &mut Problems) -> Vec<StringMatcher> {

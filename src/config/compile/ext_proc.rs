@@ -10,10 +10,12 @@ use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use super::{cel, duration_or};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
-use crate::config::services::GrpcTarget;
+use crate::config::services::{pairs, GrpcTarget};
 use crate::config::{Cluster, Directory};
 use crate::http::filters::ext_authz::rules::MutationRules;
-use crate::http::filters::ext_proc::{Attributes, Config, Mode, PerRoute, ProcessorStats, RouteCache};
+use crate::http::filters::ext_proc::{
+    Attributes, Config, Mode, Overrides, PerRoute, ProcessorStats, RouteCache,
+};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
@@ -66,11 +68,7 @@ pub(super) fn compile(
     let max_timeout =
         duration_or(&config.max_message_timeout, Duration::ZERO, "max_message_timeout", problems);
     let options = config.metadata_options.clone().unwrap_or_default();
-    let names = |namespaces: Option<pb::metadata_options::MetadataNamespaces>| {
-        let names = namespaces.unwrap_or_default().untyped;
-        names.iter().map(|name| name.as_str().into()).collect::<Box<[Box<str>]>>()
-    };
-    let told = names(options.forwarding_namespaces);
+    let told = names(&options.forwarding_namespaces.unwrap_or_default());
     if config.disable_clear_route_cache && config.route_cache_action() != RouteCacheAction::Default {
         problems.report_at("disable_clear_route_cache", "cannot be set with route_cache_action");
     }
@@ -111,29 +109,57 @@ pub(super) fn compile(
         allowed,
         disallowed: disallowed.into(),
         told,
-        heard: names(options.receiving_namespaces),
+        heard: names(&options.receiving_namespaces.unwrap_or_default()),
         attributes,
         stats: ProcessorStats::new(&stats.sub("ext_proc").sub(config.stat_prefix.trim_end_matches('.'))),
     })
 }
 
 /// What a route says; a message without a word, which a field rule forbids, says nothing.
-pub(super) fn per_route(config: &pb::ExtProcPerRoute, problems: &mut Problems) -> Option<PerRoute> {
+pub(super) fn per_route(
+    config: &pb::ExtProcPerRoute,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<PerRoute> {
     use pb::ext_proc_per_route::Override;
     match config.r#override.as_ref()? {
         Override::Disabled(_) => Some(PerRoute::Off),
-        Override::Overrides(overrides) => {
-            let before = problems.count();
-            let said = overrides.processing_mode.as_ref();
-            let mode = said
-                .and_then(|said| problems.at("overrides.processing_mode", |problems| mode(said, problems)));
-            (problems.count() == before).then(|| PerRoute::Overrides {
-                mode,
-                target: None,
-                fail_open: overrides.failure_mode_allow.map(|value| value.value),
-            })
-        }
+        Override::Overrides(config) => problems
+            .at("overrides", |problems| overrides(config, clusters, problems))
+            .map(|overrides| PerRoute::Overrides(Box::new(overrides))),
     }
+}
+
+fn overrides(
+    config: &pb::ExtProcOverrides,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Overrides> {
+    let before = problems.count();
+    let said = config.processing_mode.as_ref();
+    let mode = said.and_then(|said| problems.at("processing_mode", |problems| mode(said, problems)));
+    let service = config.grpc_service.as_ref();
+    let target = service.and_then(|service| {
+        problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))
+    });
+    let options = config.metadata_options.as_ref();
+    let told = options.and_then(|options| options.forwarding_namespaces.as_ref()).map(names);
+    let heard = options.and_then(|options| options.receiving_namespaces.as_ref()).map(names);
+    if told.as_ref().is_some_and(|told| !told.is_empty()) {
+        read_dynamic_metadata();
+    }
+    (problems.count() == before).then(|| Overrides {
+        mode,
+        target: target.map(Arc::new),
+        metadata: pairs(&config.grpc_initial_metadata),
+        fail_open: config.failure_mode_allow.map(|value| value.value),
+        told,
+        heard,
+    })
+}
+
+fn names(namespaces: &pb::metadata_options::MetadataNamespaces) -> Arc<[Box<str>]> {
+    namespaces.untyped.iter().map(|name| name.as_str().into()).collect()
 }
 
 /// What is looked at. `None` when a problem was reported.

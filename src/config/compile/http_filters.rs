@@ -324,7 +324,12 @@ fn conditional(
 }
 
 /// What a route says to a filter, in `any`. `None` when a problem was reported.
-pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) -> Option<RouteFilter> {
+pub(crate) fn compile_route(
+    any: &Any,
+    optional: bool,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<RouteFilter> {
     match type_of(any) {
         CORS_POLICY => cors::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Cors),
         FAULT => fault::Settings::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Fault),
@@ -351,14 +356,13 @@ pub(crate) fn compile_route(any: &Any, optional: bool, problems: &mut Problems) 
             ratelimit::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::RateLimit)
         }
         ext_proc::PER_ROUTE => {
-            ext_proc::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::ExtProc)
+            ext_proc::per_route(&extension(any, "", problems)?, clusters, problems).map(RouteFilter::ExtProc)
         }
         compression::PER_ROUTE => {
             compression::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Compressor)
         }
-        ext_authz::PER_ROUTE => {
-            ext_authz::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::ExtAuthz)
-        }
+        ext_authz::PER_ROUTE => ext_authz::per_route(&extension(any, "", problems)?, clusters, problems)
+            .map(RouteFilter::ExtAuthz),
         jwt_authn::PER_ROUTE => {
             jwt_authn::per_route(&extension(any, "", problems)?).map(RouteFilter::JwtAuthn)
         }

@@ -9,21 +9,18 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, listener::v3 as pb};
 use outrigger_control_api::pb::envoy::extensions::filters::network::{
     direct_response::v3 as direct_response, http_connection_manager::v3::HttpConnectionManager as Hcm,
-    set_filter_state::v3 as set_filter_state, tcp_proxy::v3::TcpProxy as TcpProxyConfig,
+    tcp_proxy::v3::TcpProxy as TcpProxyConfig,
 };
 use outrigger_control_api::type_of;
 
 use super::{
-    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, istio, listener_filters, port, rbac,
-    rooms, socket_options, tls, u32_or, udp, Environment,
+    bool_or, buffer_limit, canonical, data_source, extension, hcm, idle, istio, listener_filters,
+    network_filters, port, rooms, socket_options, tls, u32_or, udp, Environment,
 };
 use crate::config::cluster::{Address, SocketTuning};
-use crate::config::listener::{
-    Direction, FilterChain, Listener, NetworkFilter, NetworkSetFilterState, Terminal,
-};
+use crate::config::listener::{Direction, FilterChain, Listener, NetworkFilter, Terminal};
 use crate::config::problems::Problems;
 use crate::listener::permissive::Permissive;
-use crate::telemetry::filter_state::Setters;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::ListenerStats;
 use crate::tls::stats::SslStats;
@@ -224,6 +221,9 @@ fn chain(
         retirement: Arc::default(),
         tls,
         handshake_timeout,
+        limits: (filters.iter()).any(|filter| {
+            matches!(filter, NetworkFilter::ConnectionLimit(_) | NetworkFilter::ConnectionRate(_))
+        }),
         sets_objects: filters.iter().any(|filter| matches!(filter, NetworkFilter::SetFilterState(_))),
         filters: filters.into(),
         terminal: terminal?,
@@ -296,7 +296,6 @@ fn filters(
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const ECHO: &str = "envoy.extensions.filters.network.echo.v3.Echo";
-const SET_FILTER_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 const DIRECT_RESPONSE: &str = "envoy.extensions.filters.network.direct_response.v3.Config";
 
 fn is_terminal(filter: &pb::Filter) -> bool {
@@ -345,31 +344,14 @@ fn network_filter(
             };
             Some(Terminal::DirectResponse(response))
         }
-        rbac::NETWORK | SET_FILTER_STATE => None,
+        found if network_filters::TYPES.contains(&found) => None,
         found => {
             problems.report(format!("the network filter {} ({found}) is not supported yet", filter.name));
             None
         }
     });
-    if type_of(any) == rbac::NETWORK {
-        return problems.at("typed_config", |problems| {
-            let compiled = rbac::network(&extension(any, "", problems)?, problems)?;
-            Some(Filter::Before(NetworkFilter::Rbac(Arc::new(compiled))))
-        });
-    }
-    if type_of(any) == SET_FILTER_STATE {
-        return problems.at("typed_config", |problems| {
-            let config: set_filter_state::Config = extension(any, "", problems)?;
-            let compiled = NetworkSetFilterState {
-                on_new_connection: Setters::compile(&config.on_new_connection, "on_new_connection", problems),
-                on_downstream_tls_handshake: Setters::compile(
-                    &config.on_downstream_tls_handshake,
-                    "on_downstream_tls_handshake",
-                    problems,
-                ),
-            };
-            Some(Filter::Before(NetworkFilter::SetFilterState(Arc::new(compiled))))
-        });
+    if let Some(before) = problems.at("typed_config", |problems| network_filters::compile(any, problems)) {
+        return before.map(Filter::Before);
     }
     terminal.map(Filter::Last)
 }

@@ -36,6 +36,7 @@ mod known_clusters;
 pub mod listener;
 mod listener_filters;
 mod local_reply;
+mod network_filters;
 pub(crate) mod on_demand;
 mod orca;
 mod outlier;

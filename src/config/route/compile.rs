@@ -191,7 +191,7 @@ fn scope(
         table_response: response,
         table_mirrors: compile_action::mirrors(&config.request_mirror_policies, clusters, problems),
         on_demand: on_demand::of_route(&config.typed_per_filter_config),
-        level: Level::compile(&config.typed_per_filter_config, problems),
+        level: Level::compile(&config.typed_per_filter_config, clusters, problems),
     }
 }
 
@@ -261,8 +261,8 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
     let (request, response) = header_ops!(config, problems);
     let own_mirrors = compile_action::mirrors(&config.request_mirror_policies, &scope.clusters, problems);
     #[allow(deprecated)] // The field is still sent.
-    let level =
-        Level::compile(&config.typed_per_filter_config, problems).with_cors(config.cors.as_ref(), problems);
+    let level = Level::compile(&config.typed_per_filter_config, &scope.clusters, problems)
+        .with_cors(config.cors.as_ref(), problems);
     let host = HostScope {
         request,
         response,
@@ -307,7 +307,7 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         .r#match
         .as_ref()
         .and_then(|config| problems.at("match", |problems| route_match(config, problems)));
-    let mut level = Level::compile(&config.typed_per_filter_config, problems);
+    let mut level = Level::compile(&config.typed_per_filter_config, &scope.clusters, problems);
     if let Some(Proto::Route(action)) = &config.action {
         #[allow(deprecated)] // As above.
         let with_cors =

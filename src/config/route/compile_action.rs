@@ -168,7 +168,7 @@ fn weighted(
                 return problems.report_at("weight", "is required");
             };
             let metadata_match = Criteria::under(config.metadata_match.as_ref(), outer);
-            let own = Level::compile(&config.typed_per_filter_config, problems);
+            let own = Level::compile(&config.typed_per_filter_config, &scope.clusters, problems);
             let overrides = if own.is_empty() { None } else { merge(&[&own, route, host, table]) };
             let cluster = WeightedCluster {
                 cluster,

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 
 use crate::config::compile::{extension, http_filters, on_demand};
 use crate::config::problems::Problems;
+use crate::config::{Cluster, Directory};
 use crate::http::filters;
 
 /// The name of a filter, as routes and connection managers spell it. Two are compared by a number.
@@ -98,14 +99,18 @@ pub(super) struct Level {
 }
 
 impl Level {
-    /// Compiles `options`.
-    pub(super) fn compile(options: &HashMap<String, Any>, problems: &mut Problems) -> Self {
+    /// Compiles `options`; clusters that they name get a slot in `clusters`.
+    pub(super) fn compile(
+        options: &HashMap<String, Any>,
+        clusters: &Directory<Cluster>,
+        problems: &mut Problems,
+    ) -> Self {
         let mut names: Vec<_> = options.iter().collect();
         names.sort_by_key(|(name, _)| *name);
         let mut filters = Vec::new();
         for (name, any) in names {
             problems.at(format_args!("typed_per_filter_config[{name:?}]"), |problems| {
-                if let Some((disabled, filter)) = entry(any, problems) {
+                if let Some((disabled, filter)) = entry(any, clusters, problems) {
                     filters.push((FilterName::new(name), disabled, filter.map(Arc::new)));
                 }
             });
@@ -129,7 +134,11 @@ impl Level {
 }
 
 /// Whether the filter is off, and what is said to it. `None` if that is nothing, or a problem was reported.
-fn entry(any: &Any, problems: &mut Problems) -> Option<(bool, Option<RouteFilter>)> {
+fn entry(
+    any: &Any,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<(bool, Option<RouteFilter>)> {
     match type_of(any) {
         // It makes requests wait and is no step of its own.
         on_demand::PER_ROUTE => None,
@@ -144,11 +153,12 @@ fn entry(any: &Any, problems: &mut Problems) -> Option<(bool, Option<RouteFilter
                 // On, with nothing more to say.
                 Some(inner) if inner.type_url.is_empty() => Some((false, None)),
                 Some(inner) => problems.at("config", |problems| {
-                    Some((false, Some(http_filters::compile_route(inner, config.is_optional, problems)?)))
+                    let optional = config.is_optional;
+                    Some((false, Some(http_filters::compile_route(inner, optional, clusters, problems)?)))
                 }),
             }
         }
-        _ => Some((false, Some(http_filters::compile_route(any, false, problems)?))),
+        _ => Some((false, Some(http_filters::compile_route(any, false, clusters, problems)?))),
     }
 }
 

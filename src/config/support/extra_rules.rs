@@ -119,6 +119,14 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::AtLeast(1.0)])],
     ),
+    (
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required, Check::AtLeast(1.0)])],
+    ),
+    (
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
+    ),
     ("envoy.extensions.filters.network.rbac.v3.RBAC", &[FieldRule::Field(3, NAMED)]),
     (
         "envoy.extensions.matching.input_matchers.ip.v3.Ip",

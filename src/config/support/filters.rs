@@ -91,7 +91,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         observe: &[
             ("filter_metadata", NO_STATE),
             ("emit_filter_state_stats", NO_STATE),
-            ("emit_client_span", "there is no tracing yet"),
+            ("emit_client_span", "calls of filters have no spans"),
         ],
         rejected: &[
             ("typed_metadata_context_namespaces", TYPED),
@@ -125,7 +125,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         ],
         observe: &[
             ("filter_metadata", NO_STATE),
-            ("emit_client_span", "there is no tracing yet"),
+            ("emit_client_span", "calls of filters have no spans"),
             ("deferred_close_timeout", "only for observability_mode, which is not supported"),
         ],
         rejected: &[
@@ -154,14 +154,17 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"),
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_proc.v3.ExtProcOverrides",
-        implemented: &["processing_mode", "failure_mode_allow"],
+        implemented: &[
+            "processing_mode",
+            "failure_mode_allow",
+            "grpc_service",
+            "grpc_initial_metadata",
+            "metadata_options",
+        ],
         observe: &[("async_mode", "Envoy does not read it either")],
         rejected: &[
             ("request_attributes", "not supported yet"),
             ("response_attributes", "not supported yet"),
-            ("grpc_service", "routes do not name another service yet"),
-            ("metadata_options", "not supported yet"),
-            ("grpc_initial_metadata", "not supported yet"),
             ("processing_request_modifier", "not supported"),
         ],
     },
@@ -183,12 +186,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"),
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_authz.v3.CheckSettings",
-        implemented: &["context_extensions", "disable_request_body_buffering", "with_request_body"],
-        observe: &[("emit_client_span", "there is no tracing yet")],
-        rejected: &[
-            ("grpc_service", "routes cannot name another service yet"),
-            ("http_service", "routes cannot name another service yet"),
+        implemented: &[
+            "context_extensions",
+            "disable_request_body_buffering",
+            "with_request_body",
+            "grpc_service",
+            "http_service",
         ],
+        observe: &[("emit_client_span", "calls of filters have no spans")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.filters.http.ratelimit.v3.RateLimit",

@@ -61,6 +61,14 @@ pub const TCP: &[MessageSupport] = &[
         rejected: &[],
     },
     whole("envoy.type.v3.HashPolicy.FilterState"),
+    whole("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit"),
+    whole("envoy.extensions.filters.network.sni_cluster.v3.SniCluster"),
+    MessageSupport {
+        message: "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+        implemented: &["stat_prefix", "token_bucket", "runtime_enabled"],
+        observe: &[],
+        rejected: &[("share_key", "each filter chain has a bucket of its own")],
+    },
     MessageSupport {
         message: "envoy.extensions.filters.network.set_filter_state.v3.Config",
         implemented: &["on_new_connection", "on_downstream_tls_handshake"],

@@ -5,24 +5,22 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3::{
     VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
 };
 use outrigger_control_api::pb::envoy::extensions::filters::http::local_ratelimit::v3 as pb;
-use outrigger_control_api::pb::envoy::r#type::v3 as pb_type;
 
 use super::chain::{At, Step};
 use super::ratelimit::{self, HostLimits};
-use super::token_bucket::{Level, TokenBucket};
 use super::Encoder;
-use crate::config::compile::{bool_or, duration, u32_or};
+use crate::config::compile::bool_or;
 use crate::config::matcher::RuntimeFraction;
 use crate::config::problems::Problems;
 use crate::config::route::{HeaderOps, RateLimits, RouteFilter};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::ResponseHead;
+use crate::policy::token_bucket::{Level, TokenBucket};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -34,9 +32,6 @@ crate::stats! {
         histograms {}
     }
 }
-
-/// Shortest time in which tokens come.
-const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The filter, or what a route has instead.
 #[derive(Debug)]
@@ -74,7 +69,7 @@ impl Config {
         match &config.token_bucket {
             None if route => problems.report_at("token_bucket", "is required for a route"),
             None => {}
-            Some(config) => bucket = Some(self::bucket(config, problems)),
+            Some(config) => bucket = Some(TokenBucket::compile(config, problems)),
         }
         let mut named = Vec::new();
         for (index, config) in config.descriptors.iter().enumerate() {
@@ -93,7 +88,7 @@ impl Config {
                 }
                 // Demanded by a field rule.
                 if let Some(config) = &config.token_bucket {
-                    named.push((entries, self::bucket(config, problems)));
+                    named.push((entries, TokenBucket::compile(config, problems)));
                 }
             });
         }
@@ -196,17 +191,6 @@ impl Config {
         let reply = reply.grpc_status(self.exhausted.then_some(Cow::Borrowed("8")));
         Step::Reply(reply.changed(self.response_headers.clone()))
     }
-}
-
-fn bucket(config: &pb_type::TokenBucket, problems: &mut Problems) -> TokenBucket {
-    problems.at("token_bucket", |problems| {
-        let interval = duration(&config.fill_interval, "fill_interval", problems).unwrap_or(Duration::ZERO);
-        if interval < MIN_INTERVAL {
-            problems.report_at("fill_interval", "must be at least 0.05s");
-        }
-        let tokens = u32_or(config.tokens_per_fill, 1);
-        TokenBucket::new(config.max_tokens, tokens, interval, Instant::now())
-    })
 }
 
 impl Level {

@@ -35,7 +35,6 @@ pub mod ratelimit;
 mod rbac;
 pub mod set_filter_state;
 pub mod set_metadata;
-mod token_bucket;
 pub mod transforms;
 
 use std::cell::RefCell;
@@ -145,7 +144,7 @@ enum Encoder {
     GrpcHttp1Bridge,
     Cors(cors::Allowed),
     HeaderMutation(header_mutation::Response),
-    LocalRateLimit(token_bucket::Level),
+    LocalRateLimit(crate::policy::token_bucket::Level),
     HeaderToMetadata(header_to_metadata::Response),
     HealthCheck(Arc<health_check::Config>),
     HealthFailing,

@@ -73,7 +73,8 @@ impl Attempts<'_> {
         session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(asked.head)));
         if session.borrow().mode.response_head {
             let ask = config.question_of_head(asked.head, *asked.ends);
-            let answer = Session::ask(session.clone(), ask, config.metadata(ex));
+            let metadata = session.borrow().metadata(ex);
+            let answer = Session::ask(session.clone(), ask, metadata);
             let said = self.hear(ex, asked, answer).await?;
             match config.hear_response(session, said, ex, asked.head, true) {
                 Verdict::Reply(reply) => return Err(Stopped::Reply(reply)),
@@ -116,7 +117,8 @@ impl Attempts<'_> {
         let trailers = collected.trailers.clone().filter(|_| mode.response_trailers);
         if mode.response_body != Body::None {
             let ask = Config::question_of_body(&collected.body, trailers.is_none());
-            let answer = Session::ask(session.clone(), ask, config.metadata(ex));
+            let metadata = session.borrow().metadata(ex);
+            let answer = Session::ask(session.clone(), ask, metadata);
             let said = self.hear(ex, asked, answer).await?;
             match config.hear_response(session, said, ex, asked.head, false) {
                 Verdict::Reply(reply) => return Err(Stopped::Reply(reply)),
@@ -130,8 +132,8 @@ impl Attempts<'_> {
             }
         }
         let Some(mut trailers) = trailers.filter(|_| !session.borrow().is_done()) else { return Ok(()) };
-        let answer =
-            Session::ask(session.clone(), config.question_of_trailers(&trailers), config.metadata(ex));
+        let metadata = session.borrow().metadata(ex);
+        let answer = Session::ask(session.clone(), config.question_of_trailers(&trailers), metadata);
         let said = self.hear(ex, asked, answer).await?;
         config.hear_trailers(session, said, ex, &mut trailers).map_err(Stopped::Reply)?;
         if let Some(collected) = asked.body {

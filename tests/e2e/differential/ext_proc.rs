@@ -17,7 +17,7 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request:
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use outrigger_control_api::pb::google::protobuf::{value::Kind, BoolValue, Duration, Struct, Value};
 use prost::Message as _;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use tokio::net::TcpListener;
 
 /// What the processor does with a message.
@@ -50,6 +50,8 @@ async fn process(
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<bytes::Bytes>,
 ) -> Option<()> {
+    let who = request.headers().iter().filter(|(name, _)| name.as_str().starts_with("x-who"));
+    let who: Vec<String> = who.map(|(name, value)| format!("{name}={value:?}")).collect();
     let mut body = request.into_body();
     let head = http::Response::builder().header("content-type", "application/grpc");
     let mut stream = respond.send_response(head.body(()).ok()?, false).ok()?;
@@ -76,7 +78,13 @@ async fn process(
                     ..Default::default()
                 });
             }
-            let told = question.attributes.get("envoy.filters.http.ext_proc").map(attributes_seen);
+            let mut told = question.attributes.get("envoy.filters.http.ext_proc").map(attributes_seen);
+            if !who.is_empty() && matches!(ask, Ask::RequestHeaders(_)) {
+                let spaces = question.metadata_context.unwrap_or_default().filter_metadata;
+                let spaces: BTreeSet<_> = spaces.into_keys().collect();
+                let attributes = told.unwrap_or_default();
+                told = Some(format!("{} {spaces:?} {attributes}", who.join(" ")));
+            }
             if matches!(&ask, Ask::RequestBody(piece) if piece.body == b"late") {
                 tokio::time::sleep(std::time::Duration::from_millis(700)).await;
             }

@@ -14,11 +14,16 @@ const LOG: &str = "peer=%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%\\tflags=%RESPONSE_FLA
 
 /// A filter chain with a tcp proxy.
 fn chain(name: &str, matcher: &str, options: &str) -> String {
+    chain_with(name, matcher, "", options)
+}
+
+/// The same, with other filters before it.
+pub(super) fn chain_with(name: &str, matcher: &str, before: &str, options: &str) -> String {
     format!(
         r#"    - name: {name}
       filter_chain_match: {{ {matcher} }}
       filters:
-      - name: envoy.filters.network.tcp_proxy
+{before}      - name: envoy.filters.network.tcp_proxy
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
           stat_prefix: {name}
@@ -33,7 +38,7 @@ fn chain(name: &str, matcher: &str, options: &str) -> String {
     )
 }
 
-fn listener(name: &str, options: &str, chains: &[String]) -> String {
+pub(super) fn listener(name: &str, options: &str, chains: &[String]) -> String {
     format!(
         "  - name: {name}\n    address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:{name}@ }} }}\n{options}    filter_chains:\n{}",
         chains.concat()
@@ -103,6 +108,11 @@ fn template() -> String {
             ],
         ),
     ];
+    rendered(&listeners)
+}
+
+/// The configuration with these listeners.
+pub(super) fn rendered(listeners: &[String]) -> String {
     format!(
         "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\nstatic_resources:\n  listeners:\n{}  clusters:\n{}",
         listeners.concat(),
@@ -124,7 +134,7 @@ fn template() -> String {
 
 /// What a client does.
 #[derive(Clone)]
-enum Act {
+pub(super) enum Act {
     Send(Vec<u8>),
     /// Reads this many bytes.
     Read(usize),
@@ -136,28 +146,28 @@ enum Act {
     Reset,
 }
 
-struct Case {
+pub(super) struct Case {
     name: &'static str,
     listener: &'static str,
     acts: Vec<Act>,
     /// Whether the origin gets a connection.
-    reaches: bool,
+    pub reaches: bool,
     /// Whether a line is logged.
     logged: bool,
     /// Access-log fields, or `origin` for the end of its connection, that are not compared.
-    ignore: &'static [&'static str],
+    pub ignore: &'static [&'static str],
 }
 
-fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
+pub(super) fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
     Case { name, listener, acts, reaches: true, logged: true, ignore: &[] }
 }
 
-fn send(text: &str) -> Act {
+pub(super) fn send(text: &str) -> Act {
     Act::Send(text.as_bytes().to_vec())
 }
 
 /// A ClientHello with a server name and ALPN protocols, enough for an inspector.
-fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
+pub(super) fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
     let u16 = |n: usize| (n as u16).to_be_bytes().to_vec();
     let sized = |body: Vec<u8>| [u16(body.len()), body].concat();
     let mut extensions = Vec::new();
@@ -263,12 +273,12 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-struct Side {
-    proxy: Proxy,
-    origin: TcpOrigin,
+pub(super) struct Side {
+    pub proxy: Proxy,
+    pub origin: TcpOrigin,
 }
 
-async fn side(kind: Kind, template: &str) -> Side {
+pub(super) async fn side(kind: Kind, template: &str) -> Side {
     let origin = TcpOrigin::start().await;
     let values = [("origin", origin.port.to_string())];
     let proxy = Proxy::start(Plan::new(kind, template, &values)).await;
@@ -276,7 +286,7 @@ async fn side(kind: Kind, template: &str) -> Side {
 }
 
 /// Runs a case and says what happened.
-async fn observe(side: &Side, case: &Case) -> String {
+pub(super) async fn observe(side: &Side, case: &Case) -> String {
     let before = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len()) as usize;
     let mut text = String::new();
     let mut client = match Client::connect(side.proxy.port(case.listener)).await {

@@ -60,6 +60,8 @@ pub struct Config {
     pub status_on_error: u16,
     /// What of the body the service sees.
     pub body: Option<Buffering>,
+    /// That goes as bytes, not as text.
+    pub bytes: bool,
     /// The route is found anew when the request was changed.
     pub reroute: bool,
     /// What is no header makes an answer invalid.
@@ -137,8 +139,6 @@ pub struct Buffering {
     pub most: usize,
     /// Of a longer body the service sees the beginning; otherwise the request is refused.
     pub partial: bool,
-    /// It goes as bytes, not as text.
-    pub bytes: bool,
 }
 
 /// What a route says (`ExtAuthzPerRoute`).
@@ -154,6 +154,8 @@ pub enum PerRoute {
         no_body: bool,
         /// It sees so much of them, instead of what the filter says.
         body: Option<Buffering>,
+        /// Another one decides.
+        service: Option<Service>,
     },
 }
 
@@ -186,6 +188,14 @@ impl Config {
         Step::Reply(Reply::new(self.status_on_error, "ext_authz_error"))
     }
 
+    /// Who decides; of levels only the most specific has a say, as in Envoy.
+    fn service<'a>(&'a self, at: &'a At<'_>) -> &'a Service {
+        match at.said() {
+            Some(RouteFilter::ExtAuthz(PerRoute::Settings { service: Some(service), .. })) => service,
+            _ => &self.service,
+        }
+    }
+
     /// What the service is to see of the body.
     fn buffering(&self, ex: &Exchange<'_>, at: &At<'_>) -> Option<Buffering> {
         let own = match at.said() {
@@ -200,7 +210,7 @@ impl Config {
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         if at.resumed {
             let awaited = ex.filters.as_mut().and_then(|active| active.awaited.take());
-            return match (awaited, &self.service) {
+            return match (awaited, self.service(at)) {
                 (Some(Awaited::Verdict(verdict)), _) => self.apply(*verdict, ex, at),
                 (Some(Awaited::Answer(answer)), Service::Http(service)) => {
                     self.apply(Verdict::of_http(service, *answer), ex, at)
@@ -236,7 +246,7 @@ impl Config {
 
     fn ask(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let body = self.buffering(ex, at);
-        let pending = match &self.service {
+        let pending = match self.service(at) {
             Service::Grpc(target) => {
                 let question = self.question(ex, at, body);
                 let (worker, target) = (ex.worker.clone(), target.clone());

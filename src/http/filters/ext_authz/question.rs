@@ -139,7 +139,7 @@ impl Config {
             } else {
                 http.headers.insert(PARTIAL.to_owned(), partial.to_owned());
             }
-            if buffering.is_some_and(|buffering| buffering.bytes) {
+            if self.bytes {
                 http.raw_body = body.to_vec();
             } else {
                 http.body = text(&body);

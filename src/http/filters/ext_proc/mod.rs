@@ -20,9 +20,10 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use outrigger_control_api::pb::google::protobuf::Struct;
+use smallvec::SmallVec;
 
 use self::mutation::Refused;
-use self::session::{Said, Session, Side};
+use self::session::{Said, Session, Side, Terms};
 use self::stream::{Look, Processor};
 use super::chain::{active, At, Step, Wait};
 use super::ext_authz::rules::MutationRules;
@@ -30,7 +31,7 @@ use super::{is_over, Awaited, Encoder, Pending};
 use crate::config::matcher::StringMatcher;
 use crate::config::route::RouteFilter;
 use crate::config::services::GrpcTarget;
-use crate::config::Known;
+use crate::config::{HeaderKey, Known};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -81,9 +82,9 @@ pub struct Config {
     /// Those that it does not see.
     pub disallowed: Box<[StringMatcher]>,
     /// Dynamic metadata that it sees, by namespace.
-    pub told: Box<[Box<str>]>,
+    pub told: Arc<[Box<str>]>,
     /// Those that it may set.
-    pub heard: Box<[Box<str>]>,
+    pub heard: Arc<[Box<str>]>,
     /// What it is told of the connection and the stream, with the first message of each side: names, and what they are
     /// the value of.
     pub attributes: [Attributes; 2],
@@ -133,14 +134,24 @@ pub enum PerRoute {
     /// Nothing is looked at.
     Off,
     /// In place of what the filter says.
-    Overrides {
-        /// What is looked at.
-        mode: Option<Mode>,
-        /// Who looks.
-        target: Option<Arc<GrpcTarget>>,
-        /// Without an answer all goes on.
-        fail_open: Option<bool>,
-    },
+    Overrides(Box<Overrides>),
+}
+
+/// What a route says in place of the filter (`ExtProcOverrides`).
+#[derive(Debug)]
+pub struct Overrides {
+    /// What is looked at.
+    pub mode: Option<Mode>,
+    /// Who looks.
+    pub target: Option<Arc<GrpcTarget>>,
+    /// What is sent with the call besides.
+    pub metadata: Vec<(HeaderKey, Box<str>)>,
+    /// Without an answer all goes on.
+    pub fail_open: Option<bool>,
+    /// Dynamic metadata that it sees, by namespace.
+    pub told: Option<Arc<[Box<str>]>>,
+    /// Those that it may set.
+    pub heard: Option<Arc<[Box<str>]>>,
 }
 
 /// Where a request is with the filter.
@@ -186,24 +197,28 @@ impl Config {
     }
 
     fn begin(self: &Arc<Self>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
-        let (mut mode, mut target, mut fail_open) = (None, None, None);
+        let mut said: SmallVec<[&Overrides; 3]> = SmallVec::new();
         for level in at.levels() {
             match &**level {
-                RouteFilter::ExtProc(PerRoute::Off) if mode.is_none() && target.is_none() => {
-                    return Step::Continue
-                }
-                RouteFilter::ExtProc(PerRoute::Overrides { mode: m, target: t, fail_open: f }) => {
-                    mode = mode.or(*m);
-                    target = target.or(t.as_ref());
-                    fail_open = fail_open.or(*f);
-                }
+                RouteFilter::ExtProc(PerRoute::Off) if said.is_empty() => return Step::Continue,
+                RouteFilter::ExtProc(PerRoute::Overrides(overrides)) => said.push(overrides),
                 _ => {}
             }
         }
-        let mode = mode.unwrap_or(self.mode);
-        let target = target.unwrap_or(&self.target).clone();
-        let fail_open = fail_open.unwrap_or(self.fail_open);
-        let session = Session::new(self.clone(), ex.worker.clone(), target, mode, fail_open);
+        let mode = said.iter().find_map(|said| said.mode).unwrap_or(self.mode);
+        let target = said.iter().find_map(|said| said.target.as_ref()).unwrap_or(&self.target);
+        let mut target = target.clone();
+        // The least specific first: the others take the place of what it says.
+        for said in said.iter().rev().filter(|said| !said.metadata.is_empty()) {
+            target = Arc::new(GrpcTarget::clone(&target).with_metadata(&said.metadata));
+        }
+        let terms = Terms {
+            target,
+            fail_open: said.iter().find_map(|said| said.fail_open).unwrap_or(self.fail_open),
+            told: said.iter().find_map(|said| said.told.as_ref()).unwrap_or(&self.told).clone(),
+            heard: said.iter().find_map(|said| said.heard.as_ref()).unwrap_or(&self.heard).clone(),
+        };
+        let session = Session::new(self.clone(), ex.worker.clone(), terms, mode);
         let session = Rc::new(RefCell::new(session));
         session.borrow_mut().tell(self.attributes_of(Side::Request, ex, None));
         at.encode(ex, Encoder::ExtProc(session.clone()));
@@ -328,7 +343,8 @@ impl Config {
         if look == Look::Pieces {
             self.without_length(ex);
         }
-        let processor = Processor::new(&turn.session, Side::Request, look, self.metadata(ex));
+        let processor =
+            Processor::new(&turn.session, Side::Request, look, turn.session.borrow().metadata(ex));
         let taken = active(ex).body.take().unwrap_or_default();
         ex.upload.process(processor, taken);
     }
@@ -336,7 +352,7 @@ impl Config {
     /// Asks, and waits for what the service says.
     fn ask(&self, turn: &Turn, ask: Option<Ask>, ex: &mut Exchange<'_>) -> Step {
         let Some(ask) = ask else { return Step::Continue };
-        let metadata = self.metadata(ex);
+        let metadata = turn.session.borrow().metadata(ex);
         let answer = Session::ask(turn.session.clone(), ask, metadata);
         active(ex).pending = Some(Pending::new(async move { Awaited::Said(Box::new(answer.await)) }));
         Step::Wait(Wait::Answer)
@@ -539,7 +555,7 @@ impl Config {
         };
         let looks = look != Look::Pass || mode.response_trailers;
         (looks && !session.borrow().is_done())
-            .then(|| Processor::new(session, Side::Response, look, self.metadata(ex)))
+            .then(|| Processor::new(session, Side::Response, look, session.borrow().metadata(ex)))
     }
 
     fn reroute(&self, asked: bool, ex: &mut Exchange<'_>) {

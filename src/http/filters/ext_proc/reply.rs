@@ -35,7 +35,8 @@ pub(in crate::http) async fn consult(
     session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(head)));
     if session.borrow().mode.response_head {
         let ask = config.question_of_head(head, ends);
-        let said = hear(ex, Session::ask(session.clone(), ask, config.metadata(ex))).await?;
+        let metadata = session.borrow().metadata(ex);
+        let said = hear(ex, Session::ask(session.clone(), ask, metadata)).await?;
         match config.hear_response(session, said, ex, head, true) {
             Verdict::Reply(reply) => return Err(Stopped::Reply(reply)),
             Verdict::Go(Some(other), true) => {
@@ -50,9 +51,9 @@ pub(in crate::http) async fn consult(
     if !looks || ends {
         return Ok(());
     }
+    let metadata = session.borrow().metadata(ex);
     let said =
-        hear(ex, Session::ask(session.clone(), Config::question_of_body(body, true), config.metadata(ex)))
-            .await?;
+        hear(ex, Session::ask(session.clone(), Config::question_of_body(body, true), metadata)).await?;
     match config.hear_response(session, said, ex, head, false) {
         Verdict::Reply(reply) => Err(Stopped::Reply(reply)),
         Verdict::Go(None, _) => Ok(()),

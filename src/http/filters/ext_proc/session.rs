@@ -37,8 +37,7 @@ pub(in crate::http) struct Session {
     pub(in crate::http) config: Arc<Config>,
     pub(in crate::http) mode: Mode,
     worker: Rc<Worker>,
-    target: Arc<GrpcTarget>,
-    fail_open: bool,
+    terms: Terms,
     stream: Option<GrpcStream>,
     /// What it has said of the other side's parts than the one that read it, by [`Side`].
     kept: [VecDeque<Box<pb::ProcessingResponse>>; 2],
@@ -50,6 +49,19 @@ pub(in crate::http) struct Session {
     pub(super) noted: Vec<(String, Struct)>,
     /// The service is not asked any more.
     done: bool,
+}
+
+/// What the request's route may say in place of the filter.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Who looks.
+    pub target: Arc<GrpcTarget>,
+    /// Without an answer all goes on.
+    pub fail_open: bool,
+    /// Dynamic metadata that the service sees, by namespace.
+    pub told: Arc<[Box<str>]>,
+    /// Those that it may set.
+    pub heard: Arc<[Box<str>]>,
 }
 
 /// Whose parts are looked at.
@@ -88,19 +100,12 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) fn new(
-        config: Arc<Config>,
-        worker: Rc<Worker>,
-        target: Arc<GrpcTarget>,
-        mode: Mode,
-        fail_open: bool,
-    ) -> Self {
+    pub(super) fn new(config: Arc<Config>, worker: Rc<Worker>, terms: Terms, mode: Mode) -> Self {
         Self {
             config,
             mode,
             worker,
-            target,
-            fail_open,
+            terms,
             stream: None,
             kept: [const { VecDeque::new() }; 2],
             asked: [0; 2],
@@ -113,6 +118,19 @@ impl Session {
     /// Whether the service is not asked any more.
     pub(in crate::http) fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// The metadata that the service sees.
+    pub(in crate::http) fn metadata(&self, ex: &Exchange<'_>) -> Metadata {
+        let (mut seen, told) = (Metadata::default(), &self.terms.told);
+        if let Some(all) = ex.info.metadata.as_ref().filter(|_| !told.is_empty()) {
+            for name in told.iter() {
+                if let Some(found) = all.get(&**name) {
+                    seen.filter_metadata.insert(name.to_string(), found.clone());
+                }
+            }
+        }
+        seen
     }
 
     /// The next message has these attributes.
@@ -140,7 +158,7 @@ impl Session {
             ..pb::ProcessingRequest::default()
         };
         let mut bytes = question.encode_to_vec();
-        let (worker, target, mode) = (&self.worker, &self.target, self.mode);
+        let (worker, target, mode) = (&self.worker, &self.terms.target, self.mode);
         let stream = self.stream.get_or_insert_with(|| {
             stats.streams_started.increment(1);
             bytes.extend_from_slice(&protocol(mode));
@@ -288,19 +306,6 @@ pub(in crate::http) fn set_metadata(session: &mut Session, ex: &mut Exchange<'_>
 }
 
 impl Config {
-    /// The metadata that the service sees.
-    pub(in crate::http) fn metadata(&self, ex: &Exchange<'_>) -> Metadata {
-        let mut seen = Metadata::default();
-        if let Some(all) = ex.info.metadata.as_ref().filter(|_| !self.told.is_empty()) {
-            for name in &self.told {
-                if let Some(found) = all.get(&**name) {
-                    seen.filter_metadata.insert(name.to_string(), found.clone());
-                }
-            }
-        }
-        seen
-    }
-
     /// As [`Config::settle_later`], and what has been noted of metadata is set.
     pub(in crate::http) fn settle(
         &self,
@@ -321,7 +326,7 @@ impl Config {
         said: Said,
     ) -> Result<Option<Says>, Box<Reply>> {
         let stats = &self.stats;
-        let fail_open = session.borrow().fail_open;
+        let fail_open = session.borrow().terms.fail_open;
         let answer = match said {
             Said::Nothing | Said::Later(_) => return Ok(None),
             Said::Answer(answer) => answer,
@@ -360,11 +365,13 @@ impl Config {
         };
         let Some(says) = answer.response else { return self.out_of_turn(session, None).map(|()| None) };
         if let Some(metadata) = answer.dynamic_metadata {
+            let mut session = session.borrow_mut();
+            let heard = session.terms.heard.clone();
             for (name, value) in metadata.fields {
                 if let (true, Some(Kind::StructValue(fields))) =
-                    (self.heard.iter().any(|heard| **heard == *name), value.kind)
+                    (heard.iter().any(|heard| **heard == *name), value.kind)
                 {
-                    session.borrow_mut().noted.push((name, fields));
+                    session.noted.push((name, fields));
                 }
             }
         }
@@ -401,7 +408,7 @@ impl Config {
         self.stats.spurious_msgs_received.increment(1);
         let mut session = session.borrow_mut();
         session.close();
-        if session.fail_open {
+        if session.terms.fail_open {
             self.stats.failure_mode_allowed.increment(1);
             return Ok(());
         }

@@ -153,7 +153,7 @@ fn met(prefix: &str) -> String {
     ["0", "1", "2", "3", "yes", "no"].map(|name| format!("{prefix}-{name}: old\r\n")).concat()
 }
 
-fn answer(question: &pb::CheckRequest) -> Said<pb::CheckResponse> {
+pub(super) fn answer(question: &pb::CheckRequest) -> Said<pb::CheckResponse> {
     let http = question.attributes.as_ref().and_then(|all| all.request.as_ref()?.http.as_ref());
     let path = http.map(|http| http.path.split('?').next().unwrap_or_default()).unwrap_or_default();
     let status = |code| Some(Status { code, ..Status::default() });
@@ -235,7 +235,7 @@ fn answer(question: &pb::CheckRequest) -> Said<pb::CheckResponse> {
 }
 
 /// A question without what differs from call to call.
-fn masked(question: &pb::CheckRequest) -> String {
+pub(super) fn masked(question: &pb::CheckRequest) -> String {
     let mut question = question.clone();
     let Some(all) = &mut question.attributes else { return String::new() };
     let ports = |peer: &mut Option<pb::attribute_context::Peer>| {

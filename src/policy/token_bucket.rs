@@ -3,6 +3,14 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use outrigger_control_api::pb::envoy::r#type::v3 as pb;
+
+use crate::config::compile::{duration, u32_or};
+use crate::config::problems::Problems;
+
+/// Shortest time in which tokens come, as in Envoy.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+
 /// A token bucket. It begins full.
 #[derive(Debug)]
 pub struct TokenBucket {
@@ -31,6 +39,19 @@ impl TokenBucket {
         let each = (interval.as_nanos() as f64 / f64::from(tokens.max(1))).max(1.0);
         let full = -(each * f64::from(max)).ceil();
         Self { base: now, max, each, empty_at: AtomicI64::new(full as i64) }
+    }
+
+    /// The bucket in the field `token_bucket`; full.
+    pub fn compile(config: &pb::TokenBucket, problems: &mut Problems) -> Self {
+        problems.at("token_bucket", |problems| {
+            let interval =
+                duration(&config.fill_interval, "fill_interval", problems).unwrap_or(Duration::ZERO);
+            if interval < MIN_INTERVAL {
+                problems.report_at("fill_interval", "must be at least 0.05s");
+            }
+            let tokens = u32_or(config.tokens_per_fill, 1);
+            Self::new(config.max_tokens, tokens, interval, Instant::now())
+        })
     }
 
     /// Nanoseconds after the base. Fits: 292 years do.
