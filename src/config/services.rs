@@ -70,13 +70,16 @@ impl HttpTarget {
     }
 }
 
+/// Fields that are sent with each request, with their values.
+pub type Fields = Vec<(HeaderKey, Box<str>)>;
+
 /// Compiles a service over HTTP: where it is, and the fields that are sent with each request. `None` when a problem was
 /// reported.
 pub fn http_service(
     config: &core::HttpService,
     clusters: &Directory<Cluster>,
     problems: &mut Problems,
-) -> Option<(HttpTarget, Vec<(HeaderKey, Box<str>)>)> {
+) -> Option<(HttpTarget, Fields)> {
     let Some(uri) = &config.http_uri else {
         problems.report_at("http_uri", "is required");
         return None;

@@ -107,7 +107,7 @@ impl GrpcStream {
 
     /// Whether all that was sent is on its way.
     pub fn is_flushed(&self) -> bool {
-        matches!(self.state, State::Open(_)) && self.out.len() == 0
+        matches!(self.state, State::Open(_)) && self.out.is_empty()
     }
 
     /// Waits until all that was sent is on its way; false if the call has ended before.

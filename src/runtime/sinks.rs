@@ -78,7 +78,7 @@ pub fn start(
 enum Line {
     Udp(Option<UdpSocket>),
     Tcp(Option<Box<UpstreamConnection>>),
-    Stream(Option<GrpcStream>),
+    Stream(Option<Box<GrpcStream>>),
     Calls,
 }
 
@@ -214,7 +214,7 @@ async fn stream_metrics(
     worker: &Rc<Worker>,
     target: &GrpcTarget,
     options: &MetricsService,
-    stream: &mut Option<GrpcStream>,
+    stream: &mut Option<Box<GrpcStream>>,
     told: &[Told<'_>],
     now: SystemTime,
 ) -> bool {
@@ -225,8 +225,8 @@ async fn stream_metrics(
         }
     }
     let first = stream.is_none();
-    let open = stream.get_or_insert_with(|| GrpcStream::new(worker, target, STREAM));
-    for message in messages(options, families(options, told, now), first) {
+    let open = stream.get_or_insert_with(|| Box::new(GrpcStream::new(worker, target, STREAM)));
+    for message in messages(options, &families(options, told, now), first) {
         open.send(&message);
     }
     open.flushed().await

@@ -103,7 +103,7 @@ fn histogram(values: &HistogramSnapshot) -> pb::Histogram {
 }
 
 /// The messages for these families; `first` says that the stream begins with them.
-pub fn messages(options: &MetricsService, families: Vec<pb::MetricFamily>, first: bool) -> Vec<Vec<u8>> {
+pub fn messages(options: &MetricsService, families: &[pb::MetricFamily], first: bool) -> Vec<Vec<u8>> {
     let size = if options.batch == 0 { families.len().max(1) } else { options.batch };
     let mut identifier = first.then(|| {
         // It was encoded here.

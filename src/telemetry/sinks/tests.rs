@@ -81,8 +81,8 @@ fn metrics_go_in_batches_and_only_the_first_is_named() {
     let options = MetricsService { deltas: false, labels: true, summaries: true, histograms: true, batch: 2 };
     let families = families(&options, &told, UNIX_EPOCH + Duration::from_secs(1));
     assert_eq!(families.len(), 3, "a counter, and a histogram twice");
-    let sizes: Vec<_> = messages(&options, families.clone(), true).iter().map(Vec::len).collect();
+    let sizes: Vec<_> = messages(&options, &families, true).iter().map(Vec::len).collect();
     assert_eq!(sizes.len(), 2);
-    let unnamed: Vec<_> = messages(&options, families, false).iter().map(Vec::len).collect();
+    let unnamed: Vec<_> = messages(&options, &families, false).iter().map(Vec::len).collect();
     assert!(unnamed[0] < sizes[0] && unnamed[1] == sizes[1], "{unnamed:?} {sizes:?}");
 }

@@ -121,7 +121,7 @@ fn manager(name: &str, logs: &[Value], more: Value) -> Value {
     typed("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", manager)
 }
 
-fn listener(name: &str, filter: Value) -> Value {
+fn listener(name: &str, filter: &Value) -> Value {
     json!({"name": name,
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}},
         "filter_chains": [{"filters": [filter]}]})
@@ -351,7 +351,7 @@ async fn requests(kind: Kind) -> Vec<(String, Vec<String>)> {
     );
     let logs = [http_log("als", 1), otlp_log(json!({}))];
     let traced = manager("http", &logs, json!({"tracing": {"provider": tracer}}));
-    let rig = Rig::start(kind, &[listener("http", traced)]).await;
+    let rig = Rig::start(kind, &[listener("http", &traced)]).await;
     let mut all = Vec::new();
     for request in REQUESTS {
         let mut client = Client::connect(rig.proxy.port("http")).await.expect("connected");
@@ -431,7 +431,7 @@ async fn sessions(kind: Kind) -> Vec<(String, Vec<String>)> {
             "flush_access_log_on_start": true}}),
         );
         filter["name"] = "tcp".into();
-        listener(name, filter)
+        listener(name, &filter)
     };
     let rig = Rig::start(kind, &[proxy("good", "tcp"), proxy("closed", "refused")]).await;
     let mut all = Vec::new();
@@ -470,7 +470,7 @@ async fn sessions_are_logged_to_services_as_by_envoy() {
 /// Entries wait for each other, and the service is told once a stream who tells them.
 async fn batches(kind: Kind) -> Vec<String> {
     let rig =
-        Rig::start(kind, &[listener("http", manager("http", &[http_log("als", 16384)], json!({})))]).await;
+        Rig::start(kind, &[listener("http", &manager("http", &[http_log("als", 16384)], json!({})))]).await;
     let mut seen = Vec::new();
     for _ in 0..2 {
         let mut client = Client::connect(rig.proxy.port("http")).await.expect("connected");
@@ -505,7 +505,7 @@ async fn over_http(kind: Kind) -> Vec<String> {
         json!({"http_service": uri, "common_config": null, "log_name": "posted", "buffer_size_bytes": 1,
         "disable_builtin_labels": true, "stat_prefix": "mine"}),
     );
-    let rig = Rig::start(kind, &[listener("http", manager("http", &[log], json!({})))]).await;
+    let rig = Rig::start(kind, &[listener("http", &manager("http", &[log], json!({})))]).await;
     let mut client = Client::connect(rig.proxy.port("http")).await.expect("connected");
     client.exchange(b"GET /direct HTTP/1.1\r\nhost: t.test\r\n\r\n").await.expect("an answer");
     assert!(rig.web.wait_for(1).await, "{kind:?}");
@@ -538,7 +538,7 @@ async fn opentelemetry_logs_go_over_http() {
 async fn a_log_service_that_is_away_holds_nobody_up() {
     let mut log = http_log("als", 1024);
     log["typed_config"]["common_config"]["grpc_service"] = grpc("refused");
-    let rig = Rig::start(Kind::Outrigger, &[listener("http", manager("http", &[log], json!({})))]).await;
+    let rig = Rig::start(Kind::Outrigger, &[listener("http", &manager("http", &[log], json!({})))]).await;
     let mut client = Client::connect(rig.proxy.port("http")).await.expect("connected");
     let long = "x".repeat(20_000);
     let request = format!("GET /direct HTTP/1.1\r\nhost: t.test\r\nx-one: {long}\r\n\r\n");

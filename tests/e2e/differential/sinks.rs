@@ -143,7 +143,8 @@ async fn told(kind: Kind) -> BTreeSet<String> {
                     if !NAMES.contains(&family.name()) || labels.iter().any(|(_, value)| *value == "admin") {
                         continue;
                     }
-                    let key = format!("metrics {} {} {labels:?}", family.name(), family.r#type);
+                    let key =
+                        format!("metrics {} {} {labels:?}", family.name(), family.r#type.unwrap_or_default());
                     assert!(metric.timestamp_ms() > 1_700_000_000_000);
                     if let Some(counter) = &metric.counter {
                         *sums.entry(key.clone()).or_default() += counter.value();
@@ -217,13 +218,11 @@ async fn told(kind: Kind) -> BTreeSet<String> {
             }
         }
         // Three requests were told of by all.
-        let all = |prefix: &str, texts: &mut dyn Iterator<Item = &String>| {
-            texts.any(|text| text.starts_with(prefix))
-        };
+        let all = |prefix: &str, texts: &BTreeSet<String>| texts.iter().any(|text| text.starts_with(prefix));
         let sums_done =
             sums.iter().filter(|(key, sum)| key.contains("rq_total") && **sum >= 3.0).count() >= 3;
         let done = sums_done
-            && all("otlp http.downstream_rq_total sum 2 true of 3", &mut others.iter())
+            && all("otlp http.downstream_rq_total sum 2 true of 3", &others)
             && others
                 .iter()
                 .any(|text| text.starts_with("metrics http.downstream_rq_time 4") && text.ends_with(" 3"));

@@ -108,8 +108,8 @@ impl Common {
     }
 
     fn objects(&self, info: &StreamInfo) -> std::collections::HashMap<String, wkt::Any> {
-        let each = |name: &Box<str>| Some((name.to_string(), info.object(name)?.message()?));
-        self.objects.iter().filter_map(each).collect()
+        let each = |name: &str| Some((name.to_owned(), info.object(name)?.message()?));
+        self.objects.iter().filter_map(|name| each(name)).collect()
     }
 }
 

@@ -65,7 +65,7 @@ fn entries_of_a_stream_stand_in_its_messages() {
         assert_eq!(common.response_flags, None);
         assert_eq!(common.duration.map(|duration| duration.nanos), Some(12_000_000));
         assert_eq!(common.start_time.map(|time| time.seconds), Some(1_795_235_329));
-        let flags = other.common_properties.as_ref().unwrap().response_flags.clone().unwrap();
+        let flags = other.common_properties.as_ref().unwrap().response_flags.unwrap();
         assert!(flags.upstream_connection_failure && flags.upstream_retry_limit_exceeded);
         assert!(!flags.no_route_found);
     }
