@@ -248,8 +248,8 @@ pub(super) async fn serve(
     // Held until the connection is over.
     let mut rooms = SmallVec::new();
     if let Some(chain) = chain.as_ref().filter(|chain| chain.limits) {
-        if Box::pin(admit(chain, &worker, &stream, &mut rooms)).await.is_err() {
-            unserved(&chain.terminal, info);
+        if let Err(flags) = Box::pin(admit(chain, &worker, &stream, &mut rooms)).await {
+            unserved(&chain.terminal, info, flags);
             return;
         }
     }
@@ -323,27 +323,27 @@ pub(super) async fn serve(
 }
 
 /// Asks the filters that limit connections, in their order, for `rooms`. The error says that the connection is to be
-/// closed.
+/// closed, and with which flags that is logged.
 #[cold]
 async fn admit(
     chain: &FilterChain,
     worker: &Worker,
     stream: &Stream,
     rooms: &mut SmallVec<[Room; 1]>,
-) -> Result<(), Full> {
+) -> Result<(), ResponseFlags> {
     for filter in &*chain.filters {
         match filter {
             NetworkFilter::ConnectionLimit(limit) => match limit.take(&worker.runtime) {
                 Ok(room) => rooms.extend(room),
-                Err(full) => {
+                Err(Full) => {
                     if let Some(delay) = limit.delay {
                         let _ = tokio::time::timeout(delay, stream.failed()).await;
                     }
-                    return Err(full);
+                    return Err(ResponseFlags::NONE);
                 }
             },
             NetworkFilter::ConnectionRate(rate) if !rate.admits(&worker.runtime, Instant::now()) => {
-                return Err(Full);
+                return Err(ResponseFlags::URX);
             }
             _ => {}
         }
@@ -352,10 +352,10 @@ async fn admit(
 }
 
 /// A connection that the chain's last filter knows of, and has never heard.
-fn unserved(terminal: &Terminal, info: ConnectionInfo) {
+fn unserved(terminal: &Terminal, info: ConnectionInfo, flags: ResponseFlags) {
     match terminal {
         Terminal::Http(manager) => unheard(manager),
-        Terminal::Tcp(proxy) => crate::tcp::unserved(proxy, info),
+        Terminal::Tcp(proxy) => crate::tcp::unserved(proxy, info, flags),
         Terminal::Echo | Terminal::DirectResponse(_) => {}
     }
 }

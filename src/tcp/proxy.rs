@@ -141,10 +141,11 @@ pub async fn serve<D: Dial>(
     session.carry(ways, position, fate).await;
 }
 
-/// A connection that filters before did not let in: it is counted and logged.
-pub fn unserved(proxy: &Arc<TcpProxy>, connection: ConnectionInfo) {
+/// A connection that filters before did not let in: it is counted, and logged with `flags`.
+pub fn unserved(proxy: &Arc<TcpProxy>, connection: ConnectionInfo, flags: ResponseFlags) {
     proxy.stats.downstream_cx_total.increment(1);
-    drop(Session::new(proxy.clone(), Rc::new(connection)));
+    let mut session = Session::new(proxy.clone(), Rc::new(connection));
+    session.info.flags.insert(flags);
 }
 
 /// A connection that another process has relayed so far.

@@ -11,6 +11,7 @@ pub mod format;
 pub mod istio;
 pub mod log;
 pub mod metrics;
+pub mod otlp;
 pub mod process;
 pub mod sinks;
 pub mod stats;

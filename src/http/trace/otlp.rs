@@ -7,9 +7,7 @@ use bytes::Bytes;
 use outrigger_control_api::pb::opentelemetry::proto::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use outrigger_control_api::pb::opentelemetry::proto::common::v1::{
-    any_value, AnyValue, InstrumentationScope, KeyValue,
-};
+use outrigger_control_api::pb::opentelemetry::proto::common::v1::InstrumentationScope;
 use outrigger_control_api::pb::opentelemetry::proto::resource::v1::Resource;
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::span::SpanKind;
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::status::StatusCode;
@@ -20,15 +18,9 @@ use super::export::OtlpTarget;
 use super::{Finished, Kind};
 use crate::http::worker::Worker;
 use crate::http::{call, logs};
+use crate::telemetry::otlp::{pair, sdk};
 
 const PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
-fn pair(name: &str, text: String) -> KeyValue {
-    KeyValue {
-        key: name.to_owned(),
-        value: Some(AnyValue { value: Some(any_value::Value::StringValue(text)) }),
-    }
-}
 
 fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -67,15 +59,8 @@ pub(super) fn span(finished: &Finished<'_>) -> Span {
 
 /// Sends spans of the service `service`; whether they were taken.
 pub(super) async fn send(worker: &Rc<Worker>, target: &OtlpTarget, service: &str, spans: Vec<Span>) -> bool {
-    let resource = Resource {
-        attributes: vec![
-            pair("service.name", service.to_owned()),
-            pair("telemetry.sdk.language", "rust".into()),
-            pair("telemetry.sdk.name", "outrigger".into()),
-            pair("telemetry.sdk.version", env!("CARGO_PKG_VERSION").into()),
-        ],
-        dropped_attributes_count: 0,
-    };
+    let attributes = std::iter::once(pair("service.name", service.to_owned())).chain(sdk()).collect();
+    let resource = Resource { attributes, dropped_attributes_count: 0 };
     let scope = InstrumentationScope {
         name: "outrigger".into(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -13,6 +13,7 @@ use prost::Message;
 
 use super::{Before, Since, Told};
 use crate::telemetry::metrics::{HistogramSnapshot, Value, BOUNDS};
+use crate::telemetry::otlp::sdk;
 
 /// How statistics are told.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ pub fn requests(options: &Otlp, all: &[Told<'_>], before: &Before, now: SystemTi
     let request = |metrics: &[pb::Metric]| {
         let scope = pb::ScopeMetrics { metrics: metrics.to_vec(), ..pb::ScopeMetrics::default() };
         let all = pb::ResourceMetrics {
-            resource: Some(Resource::default()),
+            resource: Some(Resource { attributes: sdk().into(), ..Resource::default() }),
             scope_metrics: vec![scope],
             schema_url: String::new(),
         };

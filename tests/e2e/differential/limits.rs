@@ -93,14 +93,12 @@ async fn told(side: &Side) -> String {
         text += &format!("--- {name:?}\n{}", observe(side, &case).await);
     }
     for (name, value) in side.proxy.stats().await {
-        let counted =
-            ["connection_limit.", "local_rate_limit.", "tcp."].iter().any(|room| name.starts_with(room));
+        let counted = name.starts_with("connection_limit.")
+            || name.starts_with("local_rate_limit.")
+            || name.starts_with("tcp.") && name.ends_with(".downstream_cx_total");
         // While its limit is off, Envoy takes connections away that it has not added.
         let odd = name.starts_with("connection_limit.lx.");
-        if counted
-            && !odd
-            && ["total", "limited", "active_connections"].iter().any(|part| name.contains(part))
-        {
+        if counted && !odd {
             text += &format!("{name}: {value}\n");
         }
     }

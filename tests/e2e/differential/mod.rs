@@ -156,6 +156,7 @@ fn differences_are_documented() {
     let elsewhere = logs::DIFFERENCES
         .iter()
         .chain(compression::DIFFERENCES)
+        .chain(per_route::DIFFERENCES)
         .chain(crate::inputs::DIFFERENCES.iter().map(|(_, id)| id));
     let mut used: BTreeSet<&str> = elsewhere.copied().chain(crate::http2::matrix::differences()).collect();
     let mut names = BTreeSet::new();

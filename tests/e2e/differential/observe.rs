@@ -392,7 +392,11 @@ pub async fn log(
         // Ports come again: only what was written since this case began counts.
         let fresh = bytes.get(from as usize..).unwrap_or_default();
         let text = String::from_utf8_lossy(fresh).into_owned();
-        let mine = text.lines().filter(|l| l.starts_with(&peer) && !l.contains("\thost=probe.test\t"));
+        // A line that is still being written is none yet.
+        let mine = text
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'))
+            .filter(|l| l.starts_with(&peer) && !l.contains("\thost=probe.test\t"));
         mine.map(str::to_string).collect()
     };
     eventually(DEADLINE / 3, || async { found().len() >= expected }).await;

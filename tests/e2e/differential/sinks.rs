@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use outrigger_control_api::pb::envoy::service::metrics::v3::StreamMetricsMessage;
+use outrigger_control_api::pb::io::prometheus::client::{Bucket, Quantile};
 use outrigger_control_api::pb::opentelemetry::proto::collector::metrics::v1::ExportMetricsServiceRequest;
 use outrigger_control_api::pb::opentelemetry::proto::common::v1::{any_value, KeyValue};
 use outrigger_control_api::pb::opentelemetry::proto::metrics::v1::{metric, number_data_point};
@@ -153,12 +154,11 @@ async fn told(kind: Kind) -> BTreeSet<String> {
                         others.insert(format!("{key} {}", gauge.value()));
                     }
                     if let Some(histogram) = &metric.histogram {
-                        let bounds: Vec<_> =
-                            histogram.bucket.iter().map(|bucket| bucket.upper_bound()).collect();
+                        let bounds: Vec<_> = histogram.bucket.iter().map(Bucket::upper_bound).collect();
                         others.insert(format!("{key} {bounds:?} {}", histogram.sample_count()));
                     }
                     if let Some(summary) = &metric.summary {
-                        let quantiles: Vec<_> = summary.quantile.iter().map(|one| one.quantile()).collect();
+                        let quantiles: Vec<_> = summary.quantile.iter().map(Quantile::quantile).collect();
                         others.insert(format!("{key} {quantiles:?}"));
                     }
                 }

@@ -15,7 +15,7 @@ use prost::Message;
 
 use super::common::Common;
 use super::entry::Additional;
-use super::otlp::{pair, Record, Template};
+use super::otlp::{Record, Template};
 use super::{field_of, message_of, Frame, Service, ServiceLog, Target, What};
 use crate::config::compile::{duration_or, tracing, u32_or};
 use crate::config::local_node::LocalNode;
@@ -24,6 +24,7 @@ use crate::config::services::{http_service, GrpcTarget};
 use crate::config::{Cluster, Directory, HeaderKey};
 use crate::telemetry::access_log::compile::formatters;
 use crate::telemetry::metrics::Scope;
+use crate::telemetry::otlp::pair;
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
 const HTTP: &str = "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig";

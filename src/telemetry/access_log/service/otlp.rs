@@ -11,6 +11,7 @@ use super::common::Common;
 use super::utf8;
 use crate::config::problems::Problems;
 use crate::telemetry::format::{Format, FormatContext, Style};
+use crate::telemetry::otlp::pair;
 
 /// A value whose texts are formats.
 #[derive(Debug)]
@@ -88,12 +89,6 @@ fn pairs(fields: &[(String, Template)], context: &FormatContext<'_>) -> Vec<KeyV
     let pair =
         |(key, value): &(String, Template)| KeyValue { key: key.clone(), value: Some(value.of(context)) };
     fields.iter().map(pair).collect()
-}
-
-/// A pair of texts.
-pub(super) fn pair(name: &str, text: String) -> KeyValue {
-    let value = AnyValue { value: Some(any_value::Value::StringValue(text)) };
-    KeyValue { key: name.to_owned(), value: Some(value) }
 }
 
 /// How a record is put together.
