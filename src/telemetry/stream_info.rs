@@ -246,7 +246,7 @@ pub struct StreamInfo {
     /// What filters have left by name (filter state), beside what the connection has.
     pub objects: Option<Box<Objects>>,
     /// Its place in a trace, if it has one.
-    pub trace: Option<Trace>,
+    pub trace: Option<Box<Trace>>,
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.

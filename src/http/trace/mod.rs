@@ -170,7 +170,7 @@ pub(super) fn begin(ex: &mut Exchange<'_>, route: Option<&Route>) {
         request.fields.remove_known(Known::XEnvoyDecoratorOperation);
     }
     if context.trace != 0 {
-        ex.info.trace = Some(Trace { id: context.trace, span: context.span });
+        ex.info.trace = Some(Box::new(Trace { id: context.trace, span: context.span }));
     }
     ex.span = Some(Box::new(Span {
         provider: provider.clone(),

@@ -93,8 +93,12 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("CUSTOM_FLAGS", |_, _| true),
     ("STREAM_ID", |c, out| put_bytes(out, c.request.and_then(|r| r.first(&KEYS.request_id)))),
     ("UNIQUE_ID", |_, out| unique_id(out)),
-    ("TRACE_ID", |c, out| c.info.trace.is_some_and(|trace| write!(out, "{:032x}", trace.id).is_ok())),
-    ("SPAN_ID", |c, out| c.info.trace.is_some_and(|trace| write!(out, "{:016x}", trace.span).is_ok())),
+    ("TRACE_ID", |c, out| {
+        c.info.trace.as_ref().is_some_and(|trace| write!(out, "{:032x}", trace.id).is_ok())
+    }),
+    ("SPAN_ID", |c, out| {
+        c.info.trace.as_ref().is_some_and(|trace| write!(out, "{:016x}", trace.span).is_ok())
+    }),
 ];
 
 pub(super) const ADDRESSES: &[(&str, AddressOf)] = &[

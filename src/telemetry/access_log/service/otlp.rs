@@ -112,7 +112,7 @@ impl Record {
             }
         }
         attributes.extend(self.common.tags(context).map(|(name, value)| pair(&name, value)));
-        let (trace_id, span_id) = info.trace.map_or_else(Default::default, |trace| {
+        let (trace_id, span_id) = info.trace.as_ref().map_or_else(Default::default, |trace| {
             (trace.id.to_be_bytes().to_vec(), trace.span.to_be_bytes().to_vec())
         });
         LogRecord {
