@@ -33,7 +33,7 @@ pub struct GrpcTarget {
     /// How long an answer may take; `None` = as long as it takes.
     pub timeout: Option<Duration>,
     /// What is sent with each call.
-    pub metadata: Vec<(HeaderKey, Box<str>)>,
+    pub metadata: Pairs,
 }
 
 /// How often, and when, something is tried again (`envoy.config.core.v3.RetryPolicy`).
@@ -71,7 +71,7 @@ impl HttpTarget {
 }
 
 /// Fields that are sent with each request, with their values.
-pub type Fields = Vec<(HeaderKey, Box<str>)>;
+pub type Pairs = Vec<(HeaderKey, Box<str>)>;
 
 /// Compiles a service over HTTP: where it is, and the fields that are sent with each request. `None` when a problem was
 /// reported.
@@ -79,7 +79,7 @@ pub fn http_service(
     config: &core::HttpService,
     clusters: &Directory<Cluster>,
     problems: &mut Problems,
-) -> Option<(HttpTarget, Fields)> {
+) -> Option<(HttpTarget, Pairs)> {
     let Some(uri) = &config.http_uri else {
         problems.report_at("http_uri", "is required");
         return None;
@@ -150,7 +150,7 @@ impl GrpcTarget {
 }
 
 /// Headers as config has them.
-pub fn pairs(headers: &[core::HeaderValue]) -> Vec<(HeaderKey, Box<str>)> {
+pub fn pairs(headers: &[core::HeaderValue]) -> Pairs {
     headers.iter().map(|header| (HeaderKey::new(&header.key), header.value.as_str().into())).collect()
 }
 

@@ -9,10 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_control_api::client::{load_reports, LoadEvent, Loads};
-use outrigger_control_api::pb::envoy::config::core::v3::{
-    address, envoy_internal_address::AddressNameSpecifier, socket_address::PortSpecifier,
-    Address as PbAddress, EnvoyInternalAddress, Locality as PbLocality, Node, Pipe, SocketAddress,
-};
+use outrigger_control_api::pb::envoy::config::core::v3::{Locality as PbLocality, Node};
 use outrigger_control_api::pb::envoy::config::endpoint::v3::{
     cluster_stats::DroppedRequests, ClusterStats, EndpointLoadMetricStats, UpstreamEndpointStats,
     UpstreamLocalityStats,
@@ -22,13 +19,14 @@ use tokio::task::AbortHandle;
 use super::manager::Manager;
 use super::stats::LoadReporterStats;
 use super::{streams, DiscoveryError};
-use crate::config::cluster::{Address, HostShared, Locality};
+use crate::config::cluster::{HostShared, Locality};
 use crate::config::compile::resource::Compiler;
 use crate::config::discovery::ApiSource;
 use crate::config::drops::Drops;
 use crate::config::slot::Directory;
 use crate::config::{Cluster, Host};
 use crate::telemetry::metrics::Scope;
+use crate::telemetry::told::address;
 use crate::upstream::orca::Sum;
 
 /// Reports until dropped.
@@ -343,26 +341,6 @@ fn add_metrics(all: &mut Vec<EndpointLoadMetricStats>, of_host: &BTreeMap<Box<st
             None => all.push(metric(name, sum)),
         }
     }
-}
-
-fn address(address: &Address) -> PbAddress {
-    let address = match address {
-        Address::Ip(ip) => address::Address::SocketAddress(SocketAddress {
-            address: ip.ip().to_string(),
-            port_specifier: Some(PortSpecifier::PortValue(ip.port().into())),
-            ..Default::default()
-        }),
-        Address::Pipe(path) => {
-            address::Address::Pipe(Pipe { path: path.display().to_string(), ..Default::default() })
-        }
-        Address::Internal(internal) => address::Address::EnvoyInternalAddress(EnvoyInternalAddress {
-            endpoint_id: internal.endpoint_id.to_string(),
-            address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(
-                internal.listener.to_string(),
-            )),
-        }),
-    };
-    PbAddress { address: Some(address) }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What is reported of counters that change as requests change them.
 
 use super::*;
-use crate::config::cluster::{Discovery, HostTemplate};
+use crate::config::cluster::{Address, Discovery, HostTemplate};
 use crate::config::slot::Dormant;
 use crate::config::{fixtures, HostSet};
 

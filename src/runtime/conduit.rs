@@ -5,6 +5,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
+/// Copies as much of `held` into `buffer` as fits. Returns how much that is.
+pub fn copy(held: &[u8], buffer: &mut [u8]) -> usize {
+    let count = held.len().min(buffer.len());
+    if let (Some(held), Some(buffer)) = (held.get(..count), buffer.get_mut(..count)) {
+        buffer.copy_from_slice(held);
+    }
+    count
+}
+
 /// What stands for a socket. Everything works on `&self`, as with [`super::Stream`], whose functions of the same
 /// names say what each of these does.
 pub trait Conduit: Debug {

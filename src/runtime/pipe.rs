@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
 
-use super::conduit::Conduit;
+use super::conduit::{copy, Conduit};
 
 /// One end.
 #[derive(Debug)]
@@ -86,14 +86,10 @@ fn park(place: &mut Option<Waker>, context: &Context<'_>) {
 impl Conduit for Pipe {
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.inward.state.borrow_mut();
-        let count = state.held.len().min(buffer.len());
+        let count = copy(&state.held, buffer);
         if count == 0 {
             return if buffer.is_empty() { Ok(0) } else { state.nothing() };
         }
-        buffer
-            .get_mut(..count)
-            .unwrap_or_default()
-            .copy_from_slice(state.held.get(..count).unwrap_or_default());
         state.held.advance(count);
         if state.held.is_empty() {
             state.held = BytesMut::new();
@@ -106,14 +102,10 @@ impl Conduit for Pipe {
 
     fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let state = self.inward.state.borrow();
-        let count = state.held.len().min(buffer.len());
+        let count = copy(&state.held, buffer);
         if count == 0 {
             return if buffer.is_empty() { Ok(0) } else { state.nothing() };
         }
-        buffer
-            .get_mut(..count)
-            .unwrap_or_default()
-            .copy_from_slice(state.held.get(..count).unwrap_or_default());
         Ok(count)
     }
 

@@ -222,7 +222,8 @@ async fn serve(
     if let Some((bound, state, stopped)) = admin_waits {
         serve_admin(bound, state, stopped)?;
     }
-    let flusher = compiled.sinks.map(|sinks| sinks::start(sinks, clusters.clone(), values.clone()));
+    let flusher =
+        compiled.sinks.map(|sinks| sinks::start(sinks, clusters.clone(), values.clone())).transpose()?;
     server.set_state(ServerState::Live);
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -320,7 +321,7 @@ async fn serve(
         }
     }
     access_log::flush_all(Duration::from_secs(1));
-    if let Some(flusher) = flusher.transpose()? {
+    if let Some(flusher) = flusher {
         flusher.end();
     }
     Ok(charge)

@@ -34,7 +34,7 @@ const STREAM: &[u8] = b"/envoy.service.metrics.v3.MetricsService/StreamMetrics";
 const EXPORT: &[u8] = b"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 /// Longest time that a sink may take, however long the interval is.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The same at the end of the process.
+/// Longest time that all of them may take after the process has been told to end.
 const FAREWELL: Duration = Duration::from_millis(300);
 
 /// The thread.
@@ -98,16 +98,26 @@ async fn run(
             _ = ends.wait_for(|over| *over) => true,
             () = tokio::time::sleep(sinks.interval) => false,
         };
-        let patience = if over { FAREWELL } else { PATIENCE.min(sinks.interval) };
+        let patience = PATIENCE.min(sinks.interval);
         let snapshot = metrics::snapshot();
         let now = SystemTime::now();
         let told = before.advance(&snapshot);
-        for (sink, line) in sinks.list.iter().zip(&mut lines) {
-            let telling = tell(&worker, sink, line, &told, &before, now);
-            if tokio::time::timeout(patience, telling).await.is_err() {
-                // Half of something may have been said.
-                *line = self::line(sink);
+        let round = async {
+            for (sink, line) in sinks.list.iter().zip(&mut lines) {
+                let telling = tell(&worker, sink, line, &told, &before, now);
+                if tokio::time::timeout(patience, telling).await.is_err() {
+                    // Half of something may have been said.
+                    *line = self::line(sink);
+                }
             }
+        };
+        let farewell = async {
+            let _ = ends.wait_for(|over| *over).await;
+            tokio::time::sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = round => {}
+            () = farewell => return,
         }
         before.at = now;
         worker.clock.tick();

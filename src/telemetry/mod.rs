@@ -17,3 +17,4 @@ pub mod sinks;
 pub mod stats;
 pub mod stream_info;
 pub mod tag;
+pub mod told;

@@ -138,10 +138,10 @@ async fn whole(port: u16, bytes: &[u8]) -> Vec<u8> {
 }
 
 async fn lines(proxy: &Proxy, count: usize) -> Vec<String> {
-    let read = || std::fs::read_to_string(proxy.file("access.log")).unwrap_or_default();
-    let all = || std::future::ready(read().lines().count() >= count);
-    assert!(eventually(DEADLINE, all).await, "{count} lines: {}", read());
-    read().lines().map(str::to_owned).collect()
+    let read = || proxy.lines("access.log", 0);
+    let all = || std::future::ready(read().len() >= count);
+    assert!(eventually(DEADLINE, all).await, "{count} lines: {:?}", read());
+    read()
 }
 
 async fn through(client: Kind, server: Kind) {

@@ -32,19 +32,16 @@ pub(super) fn cluster(
         problems.at("transport_socket", |problems| upstream(socket, stat_name, environment, problems))
     };
     // What comes before it, and what it is.
-    let parts = |config: &core::TransportSocket, problems: &mut Problems| match wrapped(config) {
-        _ if internal(config).is_some() => {
-            let inner = internal(config).and_then(|config| {
-                check_passing(&config, problems);
-                config.transport_socket
-            });
-            (inner.as_ref().and_then(|config| socket(config, problems)), None)
-        }
-        Some(around) => {
+    let parts = |config: &core::TransportSocket, problems: &mut Problems| {
+        if let Some(around) = internal(config) {
+            check_passing(&around, problems);
+            (around.transport_socket.and_then(|inner| socket(&inner, problems)), None)
+        } else if let Some(around) = wrapped(config) {
             let inner = around.transport_socket.as_ref();
             (inner.and_then(|config| socket(config, problems)), Some(version(&around)))
+        } else {
+            (socket(config, problems), None)
         }
-        None => (socket(config, problems), None),
     };
     let default = cluster.transport_socket.as_ref().map(|config| parts(config, problems));
     let (default, announced) = default.unwrap_or_default();

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use super::body::{Outgoing, Piece};
 use super::client::ClientStream;
 use super::StreamError;
-use crate::runtime::conduit::Conduit;
+use crate::runtime::conduit::{self, Conduit};
 
 /// Most bytes that one write hands over.
 const WRITE: usize = 64 << 10;
@@ -56,15 +56,10 @@ impl State {
     }
 
     fn copy(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.held.len().min(buffer.len());
-        if count == 0 {
-            return if buffer.is_empty() { Ok(0) } else { self.nothing() };
+        match conduit::copy(&self.held, buffer) {
+            0 if !buffer.is_empty() => self.nothing(),
+            count => Ok(count),
         }
-        buffer
-            .get_mut(..count)
-            .unwrap_or_default()
-            .copy_from_slice(self.held.get(..count).unwrap_or_default());
-        Ok(count)
     }
 }
 

@@ -17,8 +17,8 @@ use serde_json::Value as Json;
 
 use super::context::Propagation;
 use super::{otlp, zipkin, Finished};
-use crate::config::services::{GrpcTarget, HttpTarget};
-use crate::config::{Cluster, HeaderKey, Slot};
+use crate::config::services::{GrpcTarget, HttpTarget, Pairs};
+use crate::config::{Cluster, Slot};
 use crate::http::worker::Worker;
 use crate::telemetry::metrics::Scope;
 
@@ -49,7 +49,7 @@ pub enum OtlpTarget {
     /// Over gRPC.
     Grpc(Arc<GrpcTarget>),
     /// Over HTTP, with these fields.
-    Http(HttpTarget, Vec<(HeaderKey, Box<str>)>),
+    Http(HttpTarget, Pairs),
 }
 
 /// A collector of Zipkin's.

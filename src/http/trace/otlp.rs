@@ -1,7 +1,6 @@
 //! Spans as OpenTelemetry has them.
 
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use outrigger_control_api::pb::opentelemetry::proto::collector::trace::v1::{
@@ -18,14 +17,9 @@ use super::export::OtlpTarget;
 use super::{Finished, Kind};
 use crate::http::worker::Worker;
 use crate::http::{call, logs};
-use crate::telemetry::otlp::{pair, sdk};
+use crate::telemetry::otlp::{nanos, pair, sdk};
 
 const PATH: &[u8] = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
-fn nanos(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// A span.
 pub(super) fn span(finished: &Finished<'_>) -> Span {

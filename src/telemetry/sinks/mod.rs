@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 pub use self::metrics_service::{families, messages, MetricsService};
 pub use self::otlp::{requests, Otlp};
 pub use self::statsd::{datagrams, Statsd};
-use crate::config::services::{GrpcTarget, HttpTarget};
-use crate::config::{Cluster, HeaderKey, Slot};
+use crate::config::services::{GrpcTarget, HttpTarget, Pairs};
+use crate::config::{Cluster, Slot};
 use crate::telemetry::metrics::{HistogramSnapshot, Sample, Snapshot, Value};
 
 /// All sinks.
@@ -41,7 +41,7 @@ pub enum Sink {
     /// OTLP over gRPC.
     OtlpGrpc(Arc<GrpcTarget>, Otlp),
     /// OTLP over HTTP, with these fields.
-    OtlpHttp(HttpTarget, Vec<(HeaderKey, Box<str>)>, Otlp),
+    OtlpHttp(HttpTarget, Pairs, Otlp),
 }
 
 /// A statistic as sinks are told of it.

@@ -1,9 +1,9 @@
 //! OpenTelemetry's metrics.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use outrigger_control_api::pb::opentelemetry::proto::collector::metrics::v1::ExportMetricsServiceRequest;
-use outrigger_control_api::pb::opentelemetry::proto::common::v1::{any_value, AnyValue, KeyValue};
+use outrigger_control_api::pb::opentelemetry::proto::common::v1::KeyValue;
 use outrigger_control_api::pb::opentelemetry::proto::metrics::v1 as pb;
 use outrigger_control_api::pb::opentelemetry::proto::metrics::v1::{
     metric, number_data_point, AggregationTemporality,
@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::{Before, Since, Told};
 use crate::telemetry::metrics::{HistogramSnapshot, Value, BOUNDS};
-use crate::telemetry::otlp::sdk;
+use crate::telemetry::otlp::{nanos, pair, sdk};
 
 /// How statistics are told.
 #[derive(Debug, Clone)]
@@ -30,10 +30,6 @@ pub struct Otlp {
     pub prefix: Box<str>,
     /// Most metrics in a request; 0 = all in one.
     pub most: usize,
-}
-
-fn nanos(time: SystemTime) -> u64 {
-    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The requests that tell of `all` at `now`.
@@ -56,11 +52,8 @@ pub fn requests(options: &Otlp, all: &[Told<'_>], before: &Before, now: SystemTi
 fn metric_of(options: &Otlp, told: &Told<'_>, before: &Before, now: SystemTime) -> Option<pb::Metric> {
     let (extracted, tags) = told.sample.extracted();
     let name = if options.extracted { &extracted } else { &told.sample.name };
-    let pair = |(name, value): (String, &str)| KeyValue {
-        key: name,
-        value: Some(AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) }),
-    };
-    let attributes = if options.attributes { tags.into_iter().map(pair).collect() } else { Vec::new() };
+    let tag = |(name, value): (String, &str)| pair(&name, value.to_owned());
+    let attributes = if options.attributes { tags.into_iter().map(tag).collect() } else { Vec::new() };
     let temporality = |deltas: bool| match deltas {
         true => (AggregationTemporality::Delta.into(), nanos(before.at)),
         false => (AggregationTemporality::Cumulative.into(), nanos(before.start)),
@@ -111,7 +104,7 @@ fn point(
     let mut bucket_counts: Vec<u64> = Vec::with_capacity(BOUNDS.len() + 1);
     for bound in BOUNDS {
         let up_to = values.count_up_to(bound);
-        bucket_counts.push(up_to - below);
+        bucket_counts.push(up_to.saturating_sub(below));
         below = up_to;
     }
     bucket_counts.push(values.count.saturating_sub(below));

@@ -72,10 +72,9 @@ async fn aggregates_fail_over_as_envoys() {
 }
 
 async fn log(proxy: &Proxy) -> Vec<String> {
-    let file = proxy.file("access.log");
-    let read = || std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(eventually(DEADLINE, || std::future::ready(read().lines().count() >= 3_200)).await);
-    read().lines().map(str::to_owned).collect()
+    let read = || proxy.lines("access.log", 0);
+    assert!(eventually(DEADLINE, || std::future::ready(read().len() >= 3_200)).await);
+    read()
 }
 
 /// A host of the first priority that nobody listens on: retries leave its priority, or the host.

@@ -176,7 +176,7 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
         let script = case.script.clone();
         origin.answer(move |request| script(request));
     }
-    let logged = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len());
+    let logged = side.proxy.length("access.log");
     let mut lines = Vec::new();
     let mut heads = String::new();
     let Ok(mut client) = Client::connect(side.proxy.port(case.listener)).await else {
@@ -385,19 +385,10 @@ pub async fn log(
 ) {
     let peer = format!("peer=127.0.0.1:{client}\t");
     let found = || -> Vec<String> {
-        let mut bytes = Vec::new();
-        if let Ok(mut file) = std::fs::File::open(side.proxy.file(file)) {
-            let _ = std::io::Read::read_to_end(&mut file, &mut bytes);
-        }
         // Ports come again: only what was written since this case began counts.
-        let fresh = bytes.get(from as usize..).unwrap_or_default();
-        let text = String::from_utf8_lossy(fresh).into_owned();
-        // A line that is still being written is none yet.
-        let mine = text
-            .split_inclusive('\n')
-            .filter_map(|line| line.strip_suffix('\n'))
-            .filter(|l| l.starts_with(&peer) && !l.contains("\thost=probe.test\t"));
-        mine.map(str::to_string).collect()
+        let mut lines = side.proxy.lines(file, from);
+        lines.retain(|line| line.starts_with(&peer) && !line.contains("\thost=probe.test\t"));
+        lines
     };
     eventually(DEADLINE / 3, || async { found().len() >= expected }).await;
     for (i, line) in found().iter().take(expected).enumerate() {

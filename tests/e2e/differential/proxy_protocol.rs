@@ -1,6 +1,7 @@
 //! The PROXY protocol on both sides, and what a restored destination decides, beside Envoy: which listener and chain a
 //! connection gets, where an ORIGINAL_DST cluster goes, what is logged and counted.
 
+use super::beside::Beside;
 use super::set;
 use crate::harness::client::Client;
 use crate::harness::http1::ReadError;
@@ -302,10 +303,7 @@ async fn observe(side: &Side, listener: &str, bytes: &[u8]) -> String {
     let mut text = format!("got {}, then {end}\n", numbered(&got));
     drop(client);
     let peer = format!("peer=127.0.0.1:{own}\t");
-    let line = || {
-        let log = std::fs::read_to_string(side.proxy.file("access.log")).unwrap_or_default();
-        log.lines().find(|line| line.starts_with(&peer)).map(str::to_string)
-    };
+    let line = || side.proxy.lines("access.log", 0).into_iter().find(|line| line.starts_with(&peer));
     if got.contains("hello") {
         eventually(DEADLINE / 3, || std::future::ready(line().is_some())).await;
     }
@@ -332,17 +330,12 @@ async fn proxy_protocol() {
     let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
     let envoy = side(Kind::Envoy, &template).await;
     let ours = side(Kind::Outrigger, &template).await;
-    let mut wrong = Vec::new();
+    let mut beside = Beside::default();
     for (name, listener, bytes) in cases().iter().filter(|case| case.0.contains(&only)) {
         let (theirs, mine) = tokio::join!(observe(&envoy, listener, bytes), observe(&ours, listener, bytes));
-        if set("OUTRIGGER_E2E_SHOW").is_some() {
-            println!("=== {name}\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}");
-        }
-        if theirs != mine {
-            wrong.push(format!("=== {name} [{listener}]\n--- Envoy\n{theirs}\n--- Outrigger\n{mine}"));
-        }
+        beside.texts(&format!("{name} [{listener}]"), &theirs, &mine);
     }
-    assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
+    beside.end();
     if only.is_empty() {
         let (theirs, mine) = (counted(&envoy).await, counted(&ours).await);
         assert!(theirs.get("proxy_proto.versions.v1.found").is_some_and(|found| *found > 10), "{theirs:?}");

@@ -112,10 +112,7 @@ pub(super) async fn side(kind: Kind, template: &str, certs: &Path) -> Side {
 impl Side {
     /// The access log once it has this many lines, and no more for a while.
     pub(super) async fn lines(&self, count: usize) -> Vec<String> {
-        let read = || {
-            let text = std::fs::read_to_string(self.proxy.file("access.log")).unwrap_or_default();
-            text.lines().map(str::to_owned).collect::<Vec<_>>()
-        };
+        let read = || self.proxy.lines("access.log", 0);
         eventually(DEADLINE, || std::future::ready(read().len() >= count)).await;
         read()
     }

@@ -14,6 +14,7 @@ use prost::Message as _;
 use serde_json::{json, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::beside::Beside;
 use crate::harness::client::Client;
 use crate::harness::collector::Collector;
 use crate::harness::origin::{Answer, Origin};
@@ -322,25 +323,14 @@ const REQUESTS: &[&[u8]] = &[
 ];
 
 /// Panics with what only one of them has told.
+#[track_caller]
 fn same(theirs: &[(String, Vec<String>)], ours: &[(String, Vec<String>)]) {
-    let mut text = String::new();
     assert_eq!(theirs.len(), ours.len(), "{theirs:#?}\n{ours:#?}");
+    let mut beside = Beside::default();
     for ((name, theirs), (_, ours)) in theirs.iter().zip(ours) {
-        if theirs == ours {
-            continue;
-        }
-        text += &format!("{name}\n");
-        for (side, one, other) in [("Envoy", theirs, ours), ("Outrigger", ours, theirs)] {
-            let mut rest = other.clone();
-            for line in one {
-                match rest.iter().position(|there| there == line) {
-                    Some(place) => drop(rest.swap_remove(place)),
-                    None => text += &format!("  only {side}: {line}\n"),
-                }
-            }
-        }
+        beside.lines(name, theirs, ours);
     }
-    assert!(text.is_empty(), "{text}");
+    beside.end();
 }
 
 async fn requests(kind: Kind) -> Vec<(String, Vec<String>)> {

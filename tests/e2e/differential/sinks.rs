@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::service::metrics::v3::StreamMetricsMessage;
 use outrigger_control_api::pb::io::prometheus::client::{Bucket, Quantile};
@@ -9,7 +10,7 @@ use outrigger_control_api::pb::opentelemetry::proto::collector::metrics::v1::Exp
 use outrigger_control_api::pb::opentelemetry::proto::common::v1::{any_value, KeyValue};
 use outrigger_control_api::pb::opentelemetry::proto::metrics::v1::{metric, number_data_point};
 use serde_json::{json, Value};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 
 use crate::harness::client::Client;
 use crate::harness::collector::Collector;
@@ -254,4 +255,28 @@ async fn sinks_are_told_what_envoy_tells_them() {
     let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>();
     let (theirs, ours) = (only(&theirs, &ours), only(&ours, &theirs));
     assert!(theirs.is_empty() && ours.is_empty(), "only Envoy: {theirs:#?}\nonly Outrigger: {ours:#?}");
+}
+
+/// A process that ends does not wait for sinks that take nothing.
+#[tokio::test]
+async fn silent_sinks_do_not_hold_the_end_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let grpc = json!({"envoy_grpc": {"cluster_name": "silent"}});
+    let sink =
+        || typed("envoy.extensions.stat_sinks.open_telemetry.v3.SinkConfig", json!({"grpc_service": grpc}));
+    let address =
+        |port: &str| json!({"socket_address": {"address": "127.0.0.1", "port_value": format!("@{port}@")}});
+    let template = json!({"stats_sinks": [sink(), sink(), sink(), sink()], "stats_flush_interval": "1s",
+        "admin": {"address": address("port:admin")},
+        "static_resources": {"clusters": [
+            {"name": "silent", "type": "STATIC", "connect_timeout": "1s", "http2_protocol_options": {},
+                "load_assignment": {"cluster_name": "silent", "endpoints": [{"lb_endpoints": [{"endpoint": {
+                    "address": address("silent")}}]}]}}]}})
+    .to_string();
+    let values = [("silent", silent.local_addr().expect("an address").port().to_string())];
+    let mut proxy = Proxy::start(Plan::new(Kind::Outrigger, &template, &values)).await;
+    // The first of them is being told: each may take a second.
+    let _told = tokio::time::timeout(DEADLINE, silent.accept()).await.expect("a call").expect("a connection");
+    proxy.signal(libc::SIGTERM);
+    assert!(proxy.exit(Duration::from_secs(2)).await.is_some(), "{}", proxy.output());
 }

@@ -1,6 +1,7 @@
 //! The TCP proxy and the choice of filter chains beside Envoy's: what the client sees, how the origin's connection ends,
 //! what the access log says.
 
+use super::beside::Beside;
 use super::set;
 use crate::harness::client::Client;
 use crate::harness::http1::ReadError;
@@ -158,6 +159,13 @@ pub(crate) struct Case {
     pub(crate) ignore: &'static [&'static str],
 }
 
+impl Case {
+    /// Its name and where it goes.
+    pub(crate) fn title(&self) -> String {
+        format!("{} [{}]", self.name, self.listener)
+    }
+}
+
 pub(crate) fn case(name: &'static str, listener: &'static str, acts: Vec<Act>) -> Case {
     Case { name, listener, acts, reaches: true, logged: true, ignore: &[] }
 }
@@ -287,7 +295,7 @@ pub(crate) async fn side(kind: Kind, template: &str) -> Side {
 
 /// Runs a case and says what happened.
 pub(crate) async fn observe(side: &Side, case: &Case) -> String {
-    let before = std::fs::metadata(side.proxy.file("access.log")).map_or(0, |m| m.len()) as usize;
+    let before = side.proxy.length("access.log");
     let mut text = String::new();
     let mut client = match Client::connect(side.proxy.port(case.listener)).await {
         Ok(client) => client,
@@ -345,11 +353,8 @@ pub(crate) async fn observe(side: &Side, case: &Case) -> String {
     }
     if case.logged {
         let peer = format!("peer=127.0.0.1:{local}\t");
-        let line = || {
-            let bytes = std::fs::read(side.proxy.file("access.log")).unwrap_or_default();
-            let fresh = String::from_utf8_lossy(bytes.get(before..).unwrap_or_default()).into_owned();
-            fresh.lines().find(|l| l.starts_with(&peer)).map(str::to_string)
-        };
+        let fresh = || side.proxy.lines("access.log", before).into_iter();
+        let line = || fresh().find(|line| line.starts_with(&peer));
         eventually(DEADLINE / 3, || std::future::ready(line().is_some())).await;
         let refused = format!(":{}", side.proxy.port("refused-port"));
         for field in line().unwrap_or("\tno access-log line".to_string()).split('\t').skip(1) {
@@ -377,20 +382,14 @@ async fn tcp() {
         Some(_) => None,
         None => Some(side(Kind::Outrigger, &template).await),
     };
-    let mut wrong = Vec::new();
+    let mut beside = Beside::default();
     for case in cases().iter().filter(|c| c.name.contains(&only)) {
         let theirs = observe(&envoy, case).await;
         let Some(ours) = &ours else {
-            println!("=== {} [{}]\n{theirs}", case.name, case.listener);
+            println!("=== {}\n{theirs}", case.title());
             continue;
         };
-        let mine = observe(ours, case).await;
-        if theirs != mine {
-            wrong.push(format!(
-                "=== {} [{}]\n--- Envoy\n{theirs}--- Outrigger\n{mine}",
-                case.name, case.listener
-            ));
-        }
+        beside.texts(&case.title(), &theirs, &observe(ours, case).await);
     }
-    assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
+    beside.end();
 }

@@ -9,6 +9,7 @@ use outrigger_control_api::pb::opentelemetry::proto::common::v1::{any_value, Key
 use outrigger_control_api::pb::opentelemetry::proto::trace::v1::Span;
 use serde_json::{json, Value};
 
+use super::beside::Beside;
 use super::grpc_service::{GrpcService, Said};
 use crate::harness::client::Client;
 use crate::harness::http1::Message;
@@ -320,7 +321,7 @@ async fn observe(kind: Kind) -> Vec<(String, Vec<String>)> {
 #[tokio::test]
 async fn traces_are_those_of_envoy() {
     let (theirs, ours) = tokio::join!(observe(Kind::Envoy), observe(Kind::Outrigger));
-    let mut text = String::new();
+    let mut beside = Beside::default();
     for ((name, theirs), (_, ours)) in theirs.iter().zip(&ours) {
         // Why a try got no answer is not told, but how much of an answer the client had (docs/differences.md).
         let excepted = |line: &&String| {
@@ -329,21 +330,9 @@ async fn traces_are_those_of_envoy() {
         };
         let [theirs, ours] = [theirs, ours]
             .map(|lines| lines.iter().filter(|line| !excepted(line)).cloned().collect::<Vec<_>>());
-        let (theirs, ours) = (&theirs, &ours);
-        if theirs != ours {
-            text += &format!("{name}\n");
-            for (side, one, other) in [("Envoy", theirs, ours), ("Outrigger", ours, theirs)] {
-                let mut rest = other.clone();
-                for line in one {
-                    match rest.iter().position(|there| there == line) {
-                        Some(place) => drop(rest.swap_remove(place)),
-                        None => text += &format!("  only {side}: {line}\n"),
-                    }
-                }
-            }
-        }
+        beside.lines(name, &theirs, &ours);
     }
-    assert!(text.is_empty(), "{text}");
+    beside.end();
 }
 
 /// A collector that never answers costs no request any time, and of the spans only some are kept.

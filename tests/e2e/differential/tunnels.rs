@@ -1,6 +1,7 @@
 //! TCP through HTTP beside Envoy's, and internal listeners on the way: what the client sees, what the host that opens
 //! the tunnel is asked, how the origin's connection ends, what the access log says.
 
+use super::beside::Beside;
 use super::set;
 use super::tcp::{case, chain, listener, observe, send, Act, Case, Side};
 use crate::harness::proxy::{Kind, Plan, Proxy};
@@ -233,18 +234,10 @@ async fn tunnels() {
     let only = set("OUTRIGGER_E2E_CASE").unwrap_or_default();
     let envoy = side(Kind::Envoy, &template).await;
     let ours = side(Kind::Outrigger, &template).await;
-    let mut wrong = Vec::new();
+    let mut beside = Beside::default();
     for case in cases().iter().filter(|c| c.name.contains(&only)) {
         let (theirs, mine) = (told(&envoy, case).await, told(&ours, case).await);
-        if set("OUTRIGGER_E2E_SHOW").is_some() {
-            println!("=== {} [{}]\n{theirs}", case.name, case.listener);
-        }
-        if theirs != mine {
-            wrong.push(format!(
-                "=== {} [{}]\n--- Envoy\n{theirs}--- Outrigger\n{mine}",
-                case.name, case.listener
-            ));
-        }
+        beside.texts(&case.title(), &theirs, &mine);
     }
     // There it would be a body in chunks.
     let mut by_post = case("by POST over HTTP/1.1", "h1-post", vec![send("echo\n"), Act::End]);
@@ -260,10 +253,8 @@ async fn tunnels() {
         assert!(eventually(DEADLINE, idle).await, "a tunnel is left");
         let (theirs, mine) = (envoy.0.proxy.stats().await, ours.0.proxy.stats().await);
         for name in COUNTERS {
-            if theirs.get(*name) != mine.get(*name) {
-                wrong.push(format!("{name}: Envoy {:?}, Outrigger {:?}", theirs.get(*name), mine.get(*name)));
-            }
+            beside.values(name, &theirs.get(*name), &mine.get(*name));
         }
     }
-    assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
+    beside.end();
 }

@@ -203,6 +203,19 @@ impl Proxy {
         self.dir.path().join(name)
     }
 
+    /// The whole lines of a file from this byte on: one that is still being written is none yet.
+    pub fn lines(&self, file: &str, from: u64) -> Vec<String> {
+        let bytes = fs::read(self.file(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(bytes.get(from as usize..).unwrap_or_default()).into_owned();
+        let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        whole.map(str::to_owned).collect()
+    }
+
+    /// How many bytes a file has.
+    pub fn length(&self, file: &str) -> u64 {
+        fs::metadata(self.file(file)).map_or(0, |file| file.len())
+    }
+
     /// Everything it wrote to stdout and stderr so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.file("output.log")).unwrap_or_default()).into_owned()

@@ -82,12 +82,11 @@ struct Failure {
 
 /// The requests that the proxy says have failed.
 fn failures(proxy: &Proxy) -> Vec<Failure> {
-    let text = std::fs::read_to_string(proxy.file("access.log")).unwrap_or_default();
-    let parse = |line: &str| {
+    let parse = |line: String| {
         let mut fields = line.split(' ').map(str::to_owned);
         let mut next = || fields.next();
         let at = next()?.parse().ok()?;
         Some(Failure { at, cluster: next()?, host: next()?, status: next()?, flags: next()? })
     };
-    text.lines().filter_map(parse).collect()
+    proxy.lines("access.log", 0).into_iter().filter_map(parse).collect()
 }

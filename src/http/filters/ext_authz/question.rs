@@ -1,13 +1,11 @@
 //! What the service is asked.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::service::auth::v3 as pb;
 use outrigger_control_api::pb::envoy::service::auth::v3::attribute_context as context;
-use outrigger_control_api::pb::google::protobuf::Timestamp;
 
 use super::{any, Buffering, Config, HttpService, PerRoute};
 use crate::config::discovery::SanKind;
@@ -18,6 +16,7 @@ use crate::http::exchange::Exchange;
 use crate::http::filters::chain::At;
 use crate::http::head::RequestHead;
 use crate::telemetry::stream_info::{ConnectionInfo, Protocol};
+use crate::telemetry::told::{socket, timestamp, utf8};
 use crate::tls::peer::Facts;
 
 /// Says whether what the service sees of a body is not all of it.
@@ -65,8 +64,8 @@ impl Config {
         let service = request.fields.get(Known::XEnvoyDownstreamServiceCluster);
         let peer = tls.and_then(|tls| tls.peer.as_ref());
         let source = context::Peer {
-            address: connection.remote.map(address),
-            service: service.map(text).unwrap_or_default(),
+            address: connection.remote.map(socket),
+            service: service.map(utf8).unwrap_or_default(),
             principal: peer.map(|peer| principal(peer.facts())).unwrap_or_default(),
             certificate: match peer {
                 Some(peer) if self.peer_certificate => peer.pem().to_owned(),
@@ -75,7 +74,7 @@ impl Config {
             ..context::Peer::default()
         };
         let destination = context::Peer {
-            address: connection.local.map(address),
+            address: connection.local.map(socket),
             principal: tls.and_then(|tls| tls.local_facts()).map(principal).unwrap_or_default(),
             ..context::Peer::default()
         };
@@ -108,10 +107,10 @@ impl Config {
     ) -> context::HttpRequest {
         let mut http = context::HttpRequest {
             id: ex.worker.random().to_string(),
-            method: text(request.method()),
-            path: text(request.path()),
-            host: text(request.authority()),
-            scheme: text(request.scheme()),
+            method: utf8(request.method()),
+            path: utf8(request.path()),
+            host: utf8(request.authority()),
+            scheme: utf8(request.scheme()),
             size: i64::try_from(ex.upload.bytes).unwrap_or(i64::MAX),
             protocol: ex.info.protocol.unwrap_or(Protocol::Http11).name().to_owned(),
             ..context::HttpRequest::default()
@@ -127,9 +126,9 @@ impl Config {
                 map.headers.push(raw(name, value));
             } else if let Some(before) = http.headers.get_mut(name) {
                 before.push(',');
-                before.push_str(&text(value));
+                before.push_str(&utf8(value));
             } else {
-                http.headers.insert(name.to_owned(), text(value));
+                http.headers.insert(name.to_owned(), utf8(value));
             }
         });
         if let Some((body, cut)) = self.body(ex, buffering) {
@@ -142,7 +141,7 @@ impl Config {
             if self.bytes {
                 http.raw_body = body.to_vec();
             } else {
-                http.body = text(&body);
+                http.body = utf8(&body);
             }
         }
         http.header_map = self.raw_headers.then_some(map);
@@ -222,41 +221,10 @@ impl Config {
     }
 }
 
-/// As text: what is no UTF-8 is replaced, as in Envoy.
-fn text(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => bytes.utf8_chunks().fold(String::new(), |mut out, chunk| {
-            out.push_str(chunk.valid());
-            out.extend(chunk.invalid().iter().map(|_| '!'));
-            out
-        }),
-    }
-}
-
-fn address(address: std::net::SocketAddr) -> core::Address {
-    core::Address {
-        address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-            address: address.ip().to_string(),
-            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(address.port().into())),
-            ..core::SocketAddress::default()
-        })),
-    }
-}
-
 /// The name of a certificate's owner.
 fn principal(facts: &Facts) -> String {
     let first = |kind| facts.of_kind(kind).next().map(str::to_owned);
     first(SanKind::Uri).or_else(|| first(SanKind::Dns)).unwrap_or_else(|| facts.subject.clone())
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        // Below 10^9.
-        nanos: since.subsec_nanos() as i32,
-    }
 }
 
 fn session(connection: &ConnectionInfo) -> context::TlsSession {

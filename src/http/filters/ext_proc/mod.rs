@@ -30,8 +30,8 @@ use super::ext_authz::rules::MutationRules;
 use super::{is_over, Awaited, Encoder, Pending};
 use crate::config::matcher::StringMatcher;
 use crate::config::route::RouteFilter;
-use crate::config::services::GrpcTarget;
-use crate::config::{HeaderKey, Known};
+use crate::config::services::{GrpcTarget, Pairs};
+use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -145,7 +145,7 @@ pub struct Overrides {
     /// Who looks.
     pub target: Option<Arc<GrpcTarget>>,
     /// What is sent with the call besides.
-    pub metadata: Vec<(HeaderKey, Box<str>)>,
+    pub metadata: Pairs,
     /// Without an answer all goes on.
     pub fail_open: Option<bool>,
     /// Dynamic metadata that it sees, by namespace.

@@ -1,11 +1,8 @@
 //! What entries for HTTP and TCP have in common (`envoy.data.accesslog.v3.AccessLogCommon`).
 
-use std::net::SocketAddr;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
-use outrigger_control_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use outrigger_control_api::pb::envoy::data::accesslog::v3 as pb;
 use outrigger_control_api::pb::envoy::data::accesslog::v3::response_flags::{
     unauthorized::Reason, Unauthorized,
@@ -19,13 +16,12 @@ use outrigger_control_api::pb::envoy::data::accesslog::v3::tls_properties::{
 use outrigger_control_api::pb::google::protobuf as wkt;
 use xxhash_rust::xxh64::xxh64;
 
-use super::utf8;
-use crate::config::cluster::{Address, InternalAddress};
+use super::entry::KEYS;
 use crate::config::discovery::SanKind;
-use crate::config::{HeaderKey, Known};
 use crate::telemetry::format::{FormatContext, LogType};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 use crate::telemetry::tag::CustomTag;
+use crate::telemetry::told::{address, duration, socket, timestamp, utf8};
 use crate::tls::params::suite_number;
 use crate::tls::peer::Facts;
 use crate::tls::TlsInfo;
@@ -51,12 +47,11 @@ impl Common {
             context.log_type,
             LogType::TcpUpstreamConnected | LogType::TcpPeriodic | LogType::TcpConnectionStart
         );
-        let request_id: HeaderKey = Known::XRequestId.into();
-        let stream_id = context.request.and_then(|request| request.first(&request_id));
+        let stream_id = context.request.and_then(|request| request.first(&KEYS.request_id));
         pb::AccessLogCommon {
-            downstream_remote_address: info.remote().map(address),
-            downstream_direct_remote_address: info.connection.direct_remote.map(address),
-            downstream_local_address: info.connection.local.map(address),
+            downstream_remote_address: info.remote().map(socket),
+            downstream_direct_remote_address: info.connection.direct_remote.map(socket),
+            downstream_local_address: info.connection.local.map(socket),
             tls_properties: info.connection.tls.as_ref().map(|tls| tls_properties(tls, info)),
             start_time: Some(timestamp(info.start_time())),
             time_to_last_rx_byte: after(times.request_complete),
@@ -67,12 +62,8 @@ impl Common {
             time_to_first_downstream_tx_byte: after(times.first_downstream_tx),
             time_to_last_downstream_tx_byte: after(times.last_downstream_tx),
             duration: after(times.end.filter(|_| over)),
-            upstream_remote_address: info.host.as_ref().map(|host| match &host.address {
-                Address::Ip(ip) => address(*ip),
-                Address::Pipe(path) => pipe(&path.to_string_lossy()),
-                Address::Internal(internal) => internal_address(internal),
-            }),
-            upstream_local_address: info.upstream_local.map(address),
+            upstream_remote_address: info.host.as_ref().map(|host| address(&host.address)),
+            upstream_local_address: info.upstream_local.map(socket),
             upstream_cluster: info.cluster.as_deref().unwrap_or_default().to_owned(),
             response_flags: flags(info.flags),
             metadata: info.metadata.as_deref().filter(|all| !all.is_empty()).map(|all| core::Metadata {
@@ -125,42 +116,6 @@ fn connection_id(number: u64) -> String {
 
 fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
-}
-
-fn address(address: SocketAddr) -> core::Address {
-    let socket = core::SocketAddress {
-        address: address.ip().to_string(),
-        port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
-        ..core::SocketAddress::default()
-    };
-    core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
-}
-
-fn pipe(path: &str) -> core::Address {
-    let pipe = core::Pipe { path: path.to_owned(), mode: 0 };
-    core::Address { address: Some(core::address::Address::Pipe(pipe)) }
-}
-
-fn internal_address(internal: &InternalAddress) -> core::Address {
-    use core::envoy_internal_address::AddressNameSpecifier;
-    let name = AddressNameSpecifier::ServerListenerName(internal.listener.to_string());
-    let address = core::EnvoyInternalAddress {
-        address_name_specifier: Some(name),
-        endpoint_id: internal.endpoint_id.to_string(),
-    };
-    core::Address { address: Some(core::address::Address::EnvoyInternalAddress(address)) }
-}
-
-fn duration(value: Duration) -> wkt::Duration {
-    wkt::Duration {
-        seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(value.subsec_nanos()).unwrap_or_default(),
-    }
-}
-
-fn timestamp(time: SystemTime) -> wkt::Timestamp {
-    let since = duration(time.duration_since(UNIX_EPOCH).unwrap_or_default());
-    wkt::Timestamp { seconds: since.seconds, nanos: since.nanos }
 }
 
 fn tls_properties(tls: &TlsInfo, info: &StreamInfo) -> pb::TlsProperties {

@@ -9,10 +9,10 @@ use outrigger_control_api::pb::envoy::data::accesslog::v3::http_access_log_entry
 use outrigger_control_api::pb::google::protobuf::UInt32Value;
 
 use super::common::Common;
-use super::utf8;
 use crate::config::{HeaderKey, HeaderView, Known};
 use crate::telemetry::format::FormatContext;
 use crate::telemetry::stream_info::Protocol;
+use crate::telemetry::told::utf8;
 
 /// Fields of heads that are logged beside those that always are.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct Additional {
     pub trailers: Vec<HeaderKey>,
 }
 
-struct Keys {
+pub(super) struct Keys {
     method: HeaderKey,
     scheme: HeaderKey,
     authority: HeaderKey,
@@ -30,11 +30,11 @@ struct Keys {
     user_agent: HeaderKey,
     referer: HeaderKey,
     forwarded_for: HeaderKey,
-    request_id: HeaderKey,
+    pub request_id: HeaderKey,
     original_path: HeaderKey,
 }
 
-static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
+pub(super) static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     method: Known::Method.into(),
     scheme: Known::Scheme.into(),
     authority: Known::Authority.into(),

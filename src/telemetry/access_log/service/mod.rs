@@ -22,8 +22,7 @@ use prost::Message;
 use self::common::Common;
 use self::entry::Additional;
 use self::otlp::Record;
-use crate::config::services::{GrpcTarget, HttpTarget};
-use crate::config::HeaderKey;
+use crate::config::services::{GrpcTarget, HttpTarget, Pairs};
 use crate::telemetry::format::FormatContext;
 use crate::telemetry::metrics::Scope;
 
@@ -56,7 +55,7 @@ pub enum Target {
     /// A call of OTLP's `LogsService` for each batch.
     Calls(Arc<GrpcTarget>),
     /// An OTLP request over HTTP for each batch, with these fields.
-    Http(HttpTarget, Vec<(HeaderKey, Box<str>)>),
+    Http(HttpTarget, Pairs),
 }
 
 /// What stands around entries.
@@ -164,14 +163,4 @@ impl ServiceLog {
             (true, _) => {}
         }
     }
-}
-
-/// Text of bytes that should be UTF-8, with `!` in place of each byte that is not, as Envoy has it.
-fn utf8(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        out.extend(std::iter::repeat_n('!', chunk.invalid().len()));
-    }
-    out
 }

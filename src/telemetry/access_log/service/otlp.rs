@@ -1,17 +1,15 @@
 //! Records of OpenTelemetry's logs.
 
-use std::time::UNIX_EPOCH;
-
 use outrigger_control_api::pb::opentelemetry::proto::common::v1::{
     any_value, AnyValue, ArrayValue, KeyValue, KeyValueList,
 };
 use outrigger_control_api::pb::opentelemetry::proto::logs::v1::LogRecord;
 
 use super::common::Common;
-use super::utf8;
 use crate::config::problems::Problems;
 use crate::telemetry::format::{Format, FormatContext, Style};
-use crate::telemetry::otlp::pair;
+use crate::telemetry::otlp::{nanos, pair};
+use crate::telemetry::told::utf8;
 
 /// A value whose texts are formats.
 #[derive(Debug)]
@@ -103,7 +101,6 @@ impl Record {
     /// The record of a stream.
     pub fn of(&self, context: &FormatContext<'_>) -> LogRecord {
         let info = context.info;
-        let start = info.start_time().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut attributes = pairs(&self.attributes, context);
         for name in &self.common.objects {
             if let Some(object) = info.object(name).filter(|object| object.is_message()) {
@@ -116,7 +113,7 @@ impl Record {
             (trace.id.to_be_bytes().to_vec(), trace.span.to_be_bytes().to_vec())
         });
         LogRecord {
-            time_unix_nano: u64::try_from(start.as_nanos()).unwrap_or(u64::MAX),
+            time_unix_nano: nanos(info.start_time()),
             body: self.body.as_ref().map(|body| body.of(context)),
             attributes,
             trace_id,
