@@ -1,7 +1,7 @@
 //! What all scenarios use: the origin, the certificates, free ports, and those compared as they are started, asked and
 //! put under load.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::certs::Certs;
 use super::configs::{Setup, Wire};
 use super::peer::{Peer, Programs};
-use super::process::Process;
+use super::process::{Memory, Process};
 use super::result::{PeerResult, Status};
 use super::scenario::{Load, Security};
 use super::Error;
@@ -23,6 +25,7 @@ use crate::clock;
 use crate::generate::run::run;
 use crate::generate::task::Stage;
 use crate::result::RunResult;
+use crate::tls::{self, Files};
 
 /// The longest wait for a proxy to answer.
 const READY: Duration = Duration::from_secs(120);
@@ -46,6 +49,8 @@ pub struct Bench {
     programs: Programs,
     cores: Option<(usize, usize)>,
     certs: Certs,
+    /// Of clients that are not `run`'s.
+    tls: Arc<ClientConfig>,
     origin: Vec<SocketAddr>,
     /// It ends before its directory does.
     _origin: Process,
@@ -62,6 +67,8 @@ pub struct Running {
     pub admin: SocketAddr,
     /// Nobody has none.
     pub process: Option<Process>,
+    /// The one between it and the origin, of a pair.
+    pub behind: Option<Process>,
     /// When it was started.
     pub begun: Option<Instant>,
     /// What is found.
@@ -94,11 +101,14 @@ impl Bench {
             std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&dir.0);
         private.map_err(Error::io(&dir.0))?;
         let certs = Certs::make(&dir.0)?;
+        let (cert, key) = certs.client.clone();
+        let files = Files { ca: Some(certs.ca.clone()), cert: Some(cert), key: Some(key) };
+        let tls = tls::client(&files, false, &[b"http/1.1"], false)?;
         if let Some((_, load)) = cores {
             clock::pin(load).map_err(Error::io(Path::new("core")))?;
         }
         let (process, origin) = start_origin(&programs, &certs, &dir.0, cores.map(|(_, load)| load))?;
-        Ok(Self { peers, rounds, seconds, stage, programs, cores, certs, origin, _origin: process, dir })
+        Ok(Self { peers, rounds, seconds, stage, programs, cores, certs, tls, origin, _origin: process, dir })
     }
 
     /// Whether a signal has come.
@@ -127,7 +137,7 @@ impl Bench {
         let endpoint = |nth| SocketAddr::new(loopback(nth), origin.port());
         Ok(Setup {
             wire: load.wire,
-            secure_clients: load.security != Security::Plain,
+            secure_clients: load.security.of_clients(),
             secure_origin,
             listen: free()?,
             admin: free()?,
@@ -136,6 +146,19 @@ impl Bench {
             connections: 4096,
             control: None,
         })
+    }
+
+    /// Connects to `address`, over mTLS if that is wanted.
+    ///
+    /// # Errors
+    /// There is no connection. Without a handshake the first use of it fails.
+    pub fn connect(&self, address: SocketAddr, security: Security) -> io::Result<Box<dyn Speak>> {
+        let stream = connect(address)?;
+        if !security.of_clients() {
+            return Ok(Box::new(stream));
+        }
+        let session = ClientConnection::new(self.tls.clone(), ServerName::from(address.ip()));
+        Ok(Box::new(StreamOwned::new(session.map_err(io::Error::other)?, stream)))
     }
 
     /// The core of load and origin.
@@ -175,6 +198,7 @@ impl Bench {
             address: setup.listen,
             admin: setup.admin,
             process: None,
+            behind: None,
             begun: None,
             result: PeerResult {
                 peer: peer.to_string(),
@@ -188,6 +212,25 @@ impl Bench {
             return Ok(running);
         }
         self.begin(&mut running, self.programs.command(peer, &file, (setup.listen, to)));
+        Ok(running)
+    }
+
+    /// Starts two: what comes to the first goes over mTLS to the second, and from there to the origin.
+    fn launch_pair(&self, peer: Peer, setup: Setup) -> Result<Running, Error> {
+        if !peer.is_proxy() {
+            return self.launch(peer, &setup);
+        }
+        let second = Setup { secure_clients: true, listen: free()?, admin: free()?, ..setup.clone() };
+        let mut behind = self.launch(peer, &second)?;
+        self.wait(&mut behind);
+        if behind.result.status != Status::Measured {
+            return Ok(behind);
+        }
+        let first = Setup { secure_origin: true, endpoints: vec![second.listen], ..setup };
+        let mut running = self.launch(peer, &first)?;
+        running.result.config =
+            format!("{}\n# beside the origin\n{}", running.result.config, behind.result.config);
+        running.behind = behind.process;
         Ok(running)
     }
 
@@ -212,8 +255,15 @@ impl Bench {
         std::fs::write(&file, config).map_err(Error::io(&file))?;
         let result =
             PeerResult { peer: peer.to_string(), config: self.published(config), ..PeerResult::default() };
-        let mut running =
-            Running { peer, address: NOWHERE, admin: NOWHERE, process: None, begun: None, result };
+        let mut running = Running {
+            peer,
+            address: NOWHERE,
+            admin: NOWHERE,
+            process: None,
+            behind: None,
+            begun: None,
+            result,
+        };
         let command = self.programs.command(peer, &file, (NOWHERE, NOWHERE)).map(|inner| {
             let mut command = Command::new("setpriv");
             command
@@ -266,7 +316,7 @@ impl Bench {
         let mut all = Vec::new();
         for &peer in &self.peers {
             let setup = self.setup(load, 0)?;
-            if setup.secure_clients && matches!(peer, Peer::Splice | Peer::Relay) {
+            if load.security != Security::Plain && matches!(peer, Peer::Splice | Peer::Relay) {
                 // Bytes pass through it, but then it is the origin that is measured.
                 let status = Status::NotSupported { reason: "a relay ends no TLS".to_owned() };
                 let result = PeerResult { peer: peer.to_string(), status, ..PeerResult::default() };
@@ -275,12 +325,16 @@ impl Bench {
                     address: NOWHERE,
                     admin: NOWHERE,
                     process: None,
+                    behind: None,
                     begun: None,
                     result,
                 });
                 continue;
             }
-            let mut running = self.launch(peer, &setup)?;
+            let mut running = match load.security {
+                Security::Between => self.launch_pair(peer, setup.clone())?,
+                _ => self.launch(peer, &setup)?,
+            };
             if peer == Peer::None {
                 running.address = self.origin(load, setup.secure_clients);
             }
@@ -321,7 +375,8 @@ impl Bench {
     /// # Errors
     /// The generator cannot run.
     pub fn run(&self, running: &Running, load: &Load, more: &[&str]) -> Result<RunResult, Error> {
-        let scheme = match (load.wire, load.security != Security::Plain) {
+        let secure = load.security.of_clients();
+        let scheme = match (load.wire, secure) {
             (Wire::Http1, false) => "http",
             (Wire::Http1, true) => "https",
             (Wire::Http2, false) => "h2c",
@@ -343,7 +398,7 @@ impl Bench {
         if let Some((_, core)) = self.cores {
             line.extend(["--pin".to_owned(), core.to_string()]);
         }
-        if load.security != Security::Plain {
+        if secure {
             let (cert, key) = &self.certs.client;
             for (flag, path) in [("--ca", &self.certs.ca), ("--cert", cert), ("--key", key)] {
                 line.extend([flag.to_owned(), path.display().to_string()]);
@@ -361,17 +416,51 @@ impl Bench {
 }
 
 impl Running {
+    /// Nanoseconds of CPU that it has used, both of a pair; `None` of nobody.
+    pub fn cpu(&self) -> Option<u64> {
+        let process = self.process.as_ref()?;
+        Some(process.cpu() + self.behind.as_ref().map_or(0, Process::cpu))
+    }
+
+    /// Its memory, that of both of a pair; `None` of nobody.
+    pub fn memory(&self) -> Option<Memory> {
+        let process = self.process.as_ref()?.memory();
+        Some(match self.behind.as_ref().map(Process::memory) {
+            None => process,
+            Some(behind) => Memory {
+                rss: process.rss + behind.rss,
+                pss: process.pss.zip(behind.pss).map(|(one, other)| one + other),
+            },
+        })
+    }
+
     /// It does not do what it should.
     pub fn fail(&mut self, reason: String) {
         self.result.status = Status::Failed { reason };
     }
 }
 
+/// What can be asked.
+pub trait Speak: Read + Write {}
+
+impl<T: Read + Write> Speak for T {}
+
+/// A connection on which nothing takes longer than some seconds.
+///
+/// # Errors
+/// There is none.
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 /// The smallest part of HTTP/1.1: sends a request, and takes the whole answer; its status.
 ///
 /// # Errors
 /// Those of the socket, and an answer that is none.
-pub fn ask(stream: &mut TcpStream, host: &str) -> io::Result<u16> {
+pub fn ask(stream: &mut dyn Speak, host: &str) -> io::Result<u16> {
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut part = [0; 4096];

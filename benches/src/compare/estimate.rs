@@ -10,6 +10,8 @@ use super::special::{FIRST_ANSWERS, LEVELS, STARTS};
 const START: f64 = 0.2;
 /// A new process, its memory settled with none, some and many connections and after them, and those opened.
 const IDLE: f64 = 9.0;
+/// Ten thousand handshakes.
+const HANDSHAKES: f64 = 25.0;
 /// Being ready and settled, and for each cluster.
 const SCALE: (f64, f64) = (1.6, 0.0004);
 
@@ -33,7 +35,8 @@ pub fn of(scenarios: &[Scenario], peers: &[Peer], rounds: u32, seconds: f64) -> 
             let long = seconds * super::special::LONGER;
             2.0 * seconds + everybody * (START + LEVELS.len() as f64 * (seconds + rounds * long))
         }
-        Kind::Idle => processes * starts * IDLE,
+        Kind::Idle(Security::Plain) => processes * starts * IDLE,
+        Kind::Idle(_) => proxies * starts * (IDLE + HANDSHAKES),
         Kind::Start => processes * f64::from(FIRST_ANSWERS) * START,
         Kind::Scale(clusters) => proxies * starts * (SCALE.0 + SCALE.1 * (*clusters as f64) + 0.3 + seconds),
         Kind::Transparent => {

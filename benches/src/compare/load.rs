@@ -42,8 +42,7 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
                 continue;
             }
             add_load(&mut running.result, &run, cpu_us);
-            if let Some(process) = &running.process {
-                let memory = process.memory();
+            if let Some(memory) = running.memory() {
                 running.result.add("rss", memory.rss as f64 / MIB);
                 if let Some(pss) = memory.pss {
                     running.result.add("pss", pss as f64 / MIB);
@@ -84,9 +83,9 @@ pub fn costed(
     load: &Load,
     flags: &[&str],
 ) -> Result<(RunResult, Option<f64>), Error> {
-    let before = running.process.as_ref().map(super::process::Process::cpu);
+    let before = running.cpu();
     let run = bench.run(running, load, flags)?;
-    let after = running.process.as_ref().map(super::process::Process::cpu);
+    let after = running.cpu();
     bench.check(running);
     if let Status::NotSupported { reason } = &running.result.status {
         // It could do it before.

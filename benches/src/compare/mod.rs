@@ -129,6 +129,9 @@ pub enum Error {
     /// No scenario.
     #[error("{0}: no such scenario; --list has them all")]
     Scenario(String),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::Error),
     /// Certificates.
     #[error("certificates: {0}")]
     Certificates(#[from] rcgen::Error),
@@ -223,7 +226,7 @@ impl CompareArgs {
             let results = match &scenario.kind {
                 Kind::Load(load) => vec![load::measure(&mut bench, load, say)?],
                 Kind::Latency => special::latency(&mut bench, say)?,
-                Kind::Idle => vec![special::idle(&mut bench, say)?],
+                Kind::Idle(security) => vec![special::idle(&mut bench, *security, say)?],
                 Kind::Start => vec![special::start(&mut bench, say)?],
                 Kind::Scale(clusters) => vec![scale::scale(&mut bench, *clusters, say)?],
                 Kind::Transparent => transparent::transparent(&bench, say)?,

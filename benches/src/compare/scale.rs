@@ -10,14 +10,14 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::bench::{ask, Bench, Running, ENDPOINTS};
+use super::bench::{ask, connect, Bench, Running, ENDPOINTS};
 use super::configs::{domain, DOMAINS};
 use super::control::{ControlPlane, Elsewhere, Mesh, ELSEWHERE};
 use super::load::{add_load, costed, light, MIB};
 use super::peer::Peer;
 use super::result::{Metric, PeerResult, ScenarioResult, Status};
 use super::scenario::BASE;
-use super::special::{connect, ready, rounds, STARTS};
+use super::special::{ready, rounds, STARTS};
 use super::Error;
 
 /// Changes of an endpoint in a round.
@@ -46,7 +46,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
     let mut results = rounds(
         bench,
         starts,
-        false,
+        None,
         &|bench, peer| {
             let mut setup = bench.setup(&BASE, clusters)?;
             plane.take();

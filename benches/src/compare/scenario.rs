@@ -23,7 +23,7 @@ pub enum Kind {
     /// An open loop at shares of a rate; added latency.
     Latency,
     /// Connections that do nothing; memory.
-    Idle,
+    Idle(Security),
     /// From the start to the first answer.
     Start,
     /// So many clusters.
@@ -62,6 +62,15 @@ pub enum Security {
     Clients,
     /// There, and between proxy and origin.
     Both,
+    /// Between two proxies, one beside the client and one beside the origin.
+    Between,
+}
+
+impl Security {
+    /// Whether clients come with it.
+    pub fn of_clients(self) -> bool {
+        matches!(self, Self::Clients | Self::Both)
+    }
 }
 
 /// HTTP/1.1 over this many kept connections.
@@ -151,6 +160,13 @@ pub fn all() -> Vec<Scenario> {
             scenario(&format!("{name}{suffix}"), group, format!("{about}; {place}"), Kind::Load(load))
         }));
     }
+    for (name, of, load) in [("pair-h1", "HTTP/1.1", BASE), ("pair-tcp", "TCP", tcp.clone())] {
+        let about = format!(
+            "two proxies of a kind, one beside the client and one beside the origin: {of}, mTLS between"
+        );
+        let load = Load { security: Security::Between, ..load };
+        all.push(scenario(name, "pair", about, Kind::Load(load)));
+    }
     for (name, about, flags) in [
         (
             "handshake-full",
@@ -175,7 +191,9 @@ pub fn all() -> Vec<Scenario> {
     ));
     let about =
         "memory with 5,000 and 10,000 idle connections that had a request each, and after they closed";
-    all.push(scenario("idle", "", about.to_owned(), Kind::Idle));
+    all.push(scenario("idle", "", about.to_owned(), Kind::Idle(Security::Plain)));
+    let over = format!("{about}; mTLS from the client");
+    all.push(scenario("idle+mtls", "", over, Kind::Idle(Security::Clients)));
     let about = "from exec to the first request answered with 200";
     all.push(scenario("start", "", about.to_owned(), Kind::Start));
     for clusters in [100, 1_000, 10_000] {
@@ -211,8 +229,11 @@ pub fn chosen(names: &[String]) -> Result<Vec<Scenario>, String> {
     if let Some(name) = names.iter().find(|name| !all.iter().any(|scenario| is(scenario, name))) {
         return Err(name.clone());
     }
-    let plain =
-        |scenario: &Scenario| !matches!(&scenario.kind, Kind::Load(load) if load.security != Security::Plain);
+    let plain = |scenario: &Scenario| match &scenario.kind {
+        Kind::Load(load) => load.security == Security::Plain,
+        Kind::Idle(security) => *security == Security::Plain,
+        _ => true,
+    };
     Ok(all
         .into_iter()
         .filter(|scenario| match names {

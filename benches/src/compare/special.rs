@@ -1,15 +1,14 @@
 //! What is no closed loop: added latency at a rate, memory of idle connections, time to the first answer.
 
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::bench::{ask, Bench, Running};
+use super::bench::{ask, Bench, Running, Speak};
 use super::configs::Setup;
 use super::load::{add_load, costed, light, MIB};
 use super::peer::Peer;
 use super::process::{Memory, Process};
 use super::result::{Metric, PeerResult, ScenarioResult, Status};
-use super::scenario::BASE;
+use super::scenario::{Load, Security, BASE};
 use super::Error;
 
 /// Percent of what the reference can do.
@@ -116,22 +115,26 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
+pub fn idle(
+    bench: &mut Bench,
+    security: Security,
+    say: &mut dyn FnMut(&str),
+) -> Result<ScenarioResult, Error> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let most = IDLE.iter().max().copied().unwrap_or(0);
     let setup = |bench: &Bench, _: Peer| {
         let connections = u32::try_from(most * 6 / 5).unwrap_or(u32::MAX);
-        Ok(Setup { connections, ..bench.setup(&BASE, 0)? })
+        Ok(Setup { connections, ..bench.setup(&Load { security, ..BASE }, 0)? })
     };
     let starts = bench.rounds.min(STARTS);
-    let results = rounds(bench, starts, true, &setup, say, &mut |bench, running, _| {
+    let results = rounds(bench, starts, Some(security), &setup, say, &mut |bench, running, _| {
         let Some(process) = &running.process else { return };
         let (peer, result) = (running.peer, &mut running.result);
         let start = process.settled_memory();
         let files = process.open_files();
         result.add("start", start.rss as f64 / MIB);
-        let mut open = Vec::new();
+        let mut open: Vec<Box<dyn Speak>> = Vec::new();
         for (key, count) in ["some", "many"].into_iter().zip(IDLE) {
             // A relay has a connection to the origin for each from a client.
             let each = if peer.is_proxy() { 1 } else { 2 };
@@ -140,8 +143,9 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
                 break;
             }
             while open.len() < count && !bench.stopped() {
-                let answered = connect(running.address)
-                    .and_then(|mut stream| ask(&mut stream, "localhost").map(|status| (stream, status)));
+                let answered = bench
+                    .connect(running.address, security)
+                    .and_then(|mut stream| ask(&mut *stream, "localhost").map(|status| (stream, status)));
                 match answered {
                     Ok((stream, 200)) => open.push(stream),
                     Ok((_, status)) => {
@@ -195,13 +199,6 @@ pub fn idle(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResu
     Ok(ScenarioResult { metrics, peers: results, ..ScenarioResult::default() })
 }
 
-pub(super) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
 /// From the start to the first answer.
 ///
 /// # Errors
@@ -209,19 +206,13 @@ pub(super) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 pub fn start(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<ScenarioResult, Error> {
     // Quick rounds are for a first look here too.
     let starts = if bench.seconds < 2.0 { 5 } else { FIRST_ANSWERS };
-    let results = rounds(
-        bench,
-        starts,
-        false,
-        &|bench, _| bench.setup(&BASE, 0),
-        say,
-        &mut |bench, running, begin| {
+    let results =
+        rounds(bench, starts, None, &|bench, _| bench.setup(&BASE, 0), say, &mut |bench, running, begin| {
             if ready(bench, running, begin, "localhost").is_some() {
                 let memory = running.process.as_ref().map(Process::memory).unwrap_or_default();
                 running.result.add("rss", memory.rss as f64 / MIB);
             }
-        },
-    )?;
+        })?;
     let metrics = vec![
         Metric::full("ready", "first answer after ms", 1),
         Metric::full("ready-cpu", "CPU ms until then", 1),
@@ -235,11 +226,11 @@ pub(super) type Round<'a> = &'a mut dyn FnMut(&Bench, &mut Running, Instant);
 /// What to start a peer with.
 pub(super) type Prepare<'a> = &'a dyn Fn(&Bench, Peer) -> Result<Setup, Error>;
 
-/// Rounds in which each process is a new one; with `wait` it has answered before the round begins.
+/// Rounds in which each process is a new one; with `wait` it has answered like that before the round begins.
 pub(super) fn rounds(
     bench: &Bench,
     count: u32,
-    wait: bool,
+    wait: Option<Security>,
     setup: Prepare<'_>,
     say: &mut dyn FnMut(&str),
     round: Round<'_>,
@@ -252,7 +243,8 @@ pub(super) fn rounds(
                 continue;
             }
             let setup = setup(bench, peer)?;
-            if setup.clusters > 0 && !peer.is_proxy() {
+            // Others have no clusters, and end no TLS.
+            if (setup.clusters > 0 || setup.secure_clients) && !peer.is_proxy() {
                 continue;
             }
             let mut running = bench.launch(peer, &setup)?;
@@ -263,7 +255,7 @@ pub(super) fn rounds(
             // Writing the configuration is not part of a start.
             let begin = running.begun.unwrap_or_else(Instant::now);
             if running.result.status == Status::Measured
-                && (!wait || answers(bench, &mut running, "localhost"))
+                && wait.is_none_or(|security| answers(bench, &mut running, security, "localhost"))
             {
                 round(bench, &mut running, begin);
             }
@@ -281,7 +273,7 @@ pub(super) fn ready<'a>(
     begin: Instant,
     host: &str,
 ) -> Option<&'a Process> {
-    if !answers(bench, running, host) {
+    if !answers(bench, running, Security::Plain, host) {
         return None;
     }
     running.result.add("ready", begin.elapsed().as_secs_f64() * 1000.0);
@@ -291,12 +283,13 @@ pub(super) fn ready<'a>(
 }
 
 /// Waits until it answers a request with 200; otherwise its status says why not.
-fn answers(bench: &Bench, running: &mut Running, host: &str) -> bool {
+fn answers(bench: &Bench, running: &mut Running, security: Security, host: &str) -> bool {
     let deadline = Instant::now() + PATIENCE;
     let mut looked = Instant::now();
     loop {
-        if connect(running.address)
-            .is_ok_and(|mut stream| ask(&mut stream, host).is_ok_and(|status| status == 200))
+        if bench
+            .connect(running.address, security)
+            .is_ok_and(|mut stream| ask(&mut *stream, host).is_ok_and(|status| status == 200))
         {
             return true;
         }
