@@ -26,6 +26,15 @@ use crate::upstream::health::ClusterHealth;
 use crate::upstream::host_set::SplitOptions;
 use crate::upstream::orca::Wanted;
 
+/// What a cluster is called.
+#[derive(Debug)]
+pub struct ClusterNames {
+    /// See [`Cluster::name`].
+    pub name: Arc<str>,
+    /// See [`Cluster::stat_name`].
+    pub stat_name: Arc<str>,
+}
+
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).
 #[derive(Debug)]
 pub struct Cluster {
@@ -33,6 +42,8 @@ pub struct Cluster {
     pub name: Arc<str>,
     /// The name under which statistics appear (`alt_stat_name`, else `name`).
     pub stat_name: Arc<str>,
+    /// Both, as streams keep them.
+    pub names: Arc<ClusterNames>,
     /// How its hosts are found.
     pub discovery: Discovery,
     /// How a host is chosen.

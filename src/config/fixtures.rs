@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::balancing::Balancing;
 use super::cluster::{
-    Breakers, Cluster, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
+    Breakers, Cluster, ClusterNames, Discovery, LbPolicy, Limit, SocketTuning, UpstreamHttp, UpstreamProtocol,
 };
 
 /// A cluster without hosts, with Envoy's defaults.
@@ -22,6 +22,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
     Cluster {
         name: name.into(),
         stat_name: name.into(),
+        names: names(name),
         discovery,
         balancing: Arc::new(Balancing::new(LbPolicy::RoundRobin)),
         connect_timeout: Duration::from_secs(5),
@@ -56,4 +57,9 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         hosts: Default::default(),
         stats: OnceLock::new(),
     }
+}
+
+/// The names of a cluster.
+pub(crate) fn names(name: &str) -> Arc<ClusterNames> {
+    Arc::new(ClusterNames { name: name.into(), stat_name: name.into() })
 }

@@ -439,9 +439,7 @@ impl<'a> Exchange<'a> {
     ) {
         let protocol = self.request.as_ref().map_or(Protocol::Http11, |request| request.protocol);
         let worker = self.worker;
-        if let Some(span) = &mut self.span {
-            trace::on_response(span, self.manager, &mut head);
-        }
+        trace::on_response(self.span.as_deref_mut(), self.manager, &mut head);
         if !self.upload.is_received() {
             // The rest of the request is not waited for.
             self.close = true;

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use xxhash_rust::xxh64::xxh64;
 
 use super::tunnel::{self, Closed};
-use crate::config::cluster::{Address, Discovery};
+use crate::config::cluster::Discovery;
 use crate::config::{Cluster, Host, Slot};
 use crate::http::worker::Worker;
 use crate::runtime::Stream;
@@ -16,7 +16,7 @@ use crate::telemetry::stream_info::ResponseFlags;
 use crate::tls::upstream::Names;
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
-use crate::upstream::{PickContext, RequestPermit, UpstreamError};
+use crate::upstream::{connect_failure, PickContext, RequestPermit, UpstreamError};
 
 fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
     if let Some(health) = &cluster.health {
@@ -136,16 +136,7 @@ impl Dial for Dialler<'_> {
                     _ => {}
                 }
                 let details: Box<str> = match &error {
-                    UpstreamError::Connect { reason, .. } => {
-                        let reason = reason.split(" (os error").next().unwrap_or(reason);
-                        match &pool.host.address {
-                            Address::Internal(_) => {
-                                let host = &pool.host.address_text;
-                                format!("immediate connect error: {reason}|remote_address:{host}").into()
-                            }
-                            _ => format!("delayed connect error: {reason}").into(),
-                        }
-                    }
+                    UpstreamError::Connect { reason, .. } => connect_failure(Some(&pool.host), reason).into(),
                     UpstreamError::Tls { reason, .. } => reason.as_str().into(),
                     UpstreamError::ConnectTimeout { .. } => "connection timeout".into(),
                     _ => "".into(),

@@ -358,7 +358,7 @@ impl Session {
         let Address::Ip(host) = upstream.host.address else { return false };
         let info = &self.info.connection;
         let passage = Passage {
-            cluster: self.info.cluster.as_deref().unwrap_or_default().to_owned(),
+            cluster: self.info.cluster.as_ref().map_or("", |names| &*names.name).to_owned(),
             host: Some(host),
             remote: info.remote,
             direct_remote: info.direct_remote,
@@ -453,7 +453,7 @@ impl Session {
     }
 
     fn goes_to(&mut self, cluster: &Cluster) {
-        self.info.cluster = Some(cluster.name.clone());
+        self.info.cluster = Some(cluster.names.clone());
         self.info.service.clone_from(&cluster.istio.service);
     }
 

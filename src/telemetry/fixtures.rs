@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo, WallClock};
 use crate::config::cluster::{Address, HostTemplate};
+use crate::config::fixtures::names;
 use crate::config::{HeaderKey, HeaderView, Host};
 
 /// A head as a list of fields.
@@ -69,7 +70,7 @@ pub(crate) fn stream() -> StreamInfo {
     info.bytes_sent = 83;
     info.request_headers_bytes = 100;
     info.details = "via_upstream".into();
-    info.cluster = Some("web".into());
+    info.cluster = Some(names("web"));
     info.upstream_local = "10.0.0.1:5555".parse().ok();
     let template = HostTemplate { hostname: Arc::from("h.example"), weight: 1, ..HostTemplate::default() };
     if let Ok(address) = "10.1.1.1:80".parse() {

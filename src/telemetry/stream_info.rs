@@ -13,6 +13,7 @@ use outrigger_control_api::pb::google::protobuf::Struct;
 
 use super::filter_state::Objects;
 use super::istio::{Peers, Service};
+use crate::config::cluster::ClusterNames;
 use crate::config::{Host, Retirement};
 use crate::runtime::proxy_protocol::Ends;
 use crate::tls::TlsInfo;
@@ -250,7 +251,7 @@ pub struct StreamInfo {
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
     /// Cluster the request went to.
-    pub cluster: Option<Arc<str>>,
+    pub cluster: Option<Arc<ClusterNames>>,
     /// The service that the cluster stands for, where it is known.
     pub service: Option<Arc<Service>>,
     /// Who its peers are, where they have told.

@@ -22,7 +22,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use crate::config::{Cluster, Slot};
+use crate::config::cluster::Address;
+use crate::config::{Cluster, Host, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 
 pub use local::ClusterLocal;
@@ -155,6 +156,18 @@ pub enum UpstreamError {
         /// The host.
         host: Arc<str>,
     },
+}
+
+/// Why there is no connection to `host`, as Envoy writes it: what the kernel said, without its number. That of a socket
+/// of TCP comes later, that of a Unix socket at once.
+pub fn connect_failure(host: Option<&Host>, reason: &str) -> String {
+    let reason = reason.split(" (os error").next().unwrap_or(reason);
+    match host {
+        Some(host) if !matches!(host.address, Address::Ip(_)) => {
+            format!("immediate connect error: {reason}|remote address:{}", host.address_text)
+        }
+        _ => format!("delayed connect error: {reason}"),
+    }
 }
 
 impl UpstreamError {

@@ -29,7 +29,8 @@ use super::{
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
-    Breakers, Discovery, Hosts, Limit, RetryBudget, SocketTuning, UpstreamHttp, UpstreamProtocol,
+    Breakers, ClusterNames, Discovery, Hosts, Limit, RetryBudget, SocketTuning, UpstreamHttp,
+    UpstreamProtocol,
 };
 use crate::config::discovery::Source;
 use crate::config::problems::Problems;
@@ -85,9 +86,11 @@ pub fn compile(
     }
     let (balancing, panic_threshold) = balancing?;
     let policy = assignment.and_then(|assignment| assignment.policy.as_ref());
+    let names = ClusterNames { name: name.clone(), stat_name: stat_name.clone() };
     let mut compiled = Cluster {
         name,
         stat_name,
+        names: names.into(),
         discovery: discovery?,
         balancing: Arc::new(balancing),
         connect_timeout,

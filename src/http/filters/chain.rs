@@ -273,7 +273,7 @@ pub(in crate::http) fn on_request(ex: &mut Exchange<'_>, course: &mut Course) ->
 fn note_cluster(ex: &mut Exchange<'_>, course: &Course) {
     let slot = course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
     if let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) {
-        ex.info.cluster = Some(cluster.cluster.name.clone());
+        ex.info.cluster = Some(cluster.cluster.names.clone());
         ex.info.service.clone_from(&cluster.cluster.istio.service);
     }
 }

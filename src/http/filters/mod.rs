@@ -259,8 +259,8 @@ fn is_over(ex: &Exchange<'_>) -> bool {
 /// The router has chosen a cluster: what counts messages knows where.
 pub(super) fn on_cluster(ex: &mut Exchange<'_>) {
     let call = ex.filters.as_mut().and_then(|active| active.call.as_mut());
-    if let (Some(call), Some(request), Some(cluster)) = (call, &ex.request, &ex.info.cluster) {
-        call.begin(&ex.worker.grpc, cluster, request);
+    if let (Some(call), Some(request), Some(names)) = (call, &ex.request, &ex.info.cluster) {
+        call.begin(&ex.worker.grpc, &names.stat_name, request);
         if let Some(stats) = call.stats() {
             ex.upload.count(Messages::new(stats.request_messages.clone(), call.seen(0)), false);
         }

@@ -14,7 +14,7 @@ use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h2::StreamError;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
-use crate::upstream::UpstreamError;
+use crate::upstream::{connect_failure, UpstreamError};
 
 /// What the client is told.
 struct Told {
@@ -220,7 +220,7 @@ impl Attempts<'_> {
                 } else {
                     ("remote_connection_failure", "remote connection failure")
                 };
-                let reason = format!("delayed connect error: {}", connect_reason(&reason));
+                let reason = connect_failure(ex.info.host.as_deref(), &reason);
                 let shown = reason.replace(' ', "_");
                 let told = Told::reset(ex, 503, ResponseFlags::UF, &format!("{kind}|{shown}"), text);
                 ex.info.upstream_failure = Some(reason.into());
@@ -322,9 +322,4 @@ pub(super) fn timeout_details(expired: Expired) -> &'static str {
 /// Whether the last try was on an HTTP/2 stream.
 fn is_stream(ex: &Exchange<'_>) -> bool {
     ex.info.upstream_protocol == Some(Protocol::Http2)
-}
-
-/// What the kernel said, as Envoy writes it: no number, underscores for blanks.
-fn connect_reason(reason: &str) -> &str {
-    reason.split(" (os error").next().unwrap_or(reason)
 }

@@ -164,7 +164,7 @@ pub(in crate::http) async fn forward(
         ex.info.flags.insert(ResponseFlags::NC);
         return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
     };
-    ex.info.cluster = Some(cluster.cluster.name.clone());
+    ex.info.cluster = Some(cluster.cluster.names.clone());
     ex.info.service.clone_from(&cluster.cluster.istio.service);
     if ex.filters.is_some() {
         filters::on_cluster(ex);

@@ -65,11 +65,10 @@ pub(super) fn prepare(
         rewrite_host(request, &host, forward.append_x_forwarded_host);
     }
     if let Some(path) = forward.rewritten_path(&route.matched, request.path()) {
+        // Also where it stays what it was.
         let original = request.path().to_vec();
-        if original != path {
-            request.fields.set_known(Known::XEnvoyOriginalPath, &original);
-            request.set_path(&path);
-        }
+        request.fields.set_known(Known::XEnvoyOriginalPath, &original);
+        request.set_path(&path);
     }
 }
 

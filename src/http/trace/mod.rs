@@ -51,7 +51,7 @@ pub struct Tracing {
     pub packs_reason: bool,
     /// `x-request-id` decides.
     pub by_request_id: bool,
-    /// Where spans go; without one only `x-request-id` is marked.
+    /// Where spans go; without one only `x-request-id` is marked, and decorators are told.
     pub provider: Option<Arc<Provider>>,
 }
 
@@ -124,7 +124,8 @@ impl Reason {
 /// A request that is traced, or one whose trace passes through here.
 #[derive(Debug)]
 pub struct Span {
-    provider: Arc<Provider>,
+    /// Without one it only knows what the response's head is to say.
+    provider: Option<Arc<Provider>>,
     context: Context,
     /// The name that a decorator or the other side gave it.
     operation: Option<Box<str>>,
@@ -153,8 +154,8 @@ pub(super) fn begin(ex: &mut Exchange<'_>, route: Option<&Route>) {
     let said = route.and_then(|route| route.tracing.as_ref());
     let shares = said.and_then(|said| said.shares.as_ref()).unwrap_or(&tracing.shares);
     let sampled = decide(tracing, shares, request, ex.worker);
-    let Some(provider) = &tracing.provider else { return };
-    let context = provider.propagation.begin(request, sampled, ex.worker).unwrap_or_else(Context::null);
+    let begun = tracing.provider.as_ref().and_then(|it| it.propagation.begin(request, sampled, ex.worker));
+    let context = begun.unwrap_or_else(Context::null);
     let mut decorated = route.and_then(|route| route.decorator.clone());
     let mut operation = decorated.as_ref().map(|decorator| decorator.operation.clone());
     if tracing.egress {
@@ -169,14 +170,18 @@ pub(super) fn begin(ex: &mut Exchange<'_>, route: Option<&Route>) {
         }
         request.fields.remove_known(Known::XEnvoyDecoratorOperation);
     }
+    let decorated = decorated.filter(|decorator| decorator.propagate);
+    if tracing.provider.is_none() && decorated.is_none() {
+        return;
+    }
     if context.trace != 0 {
         ex.info.trace = Some(Box::new(Trace { id: context.trace, span: context.span }));
     }
     ex.span = Some(Box::new(Span {
-        provider: provider.clone(),
+        provider: tracing.provider.clone(),
         context,
         operation,
-        decorated: decorated.filter(|decorator| decorator.propagate),
+        decorated,
         route: said.cloned(),
         start: ex.info.start_time(),
         tries: SmallVec::new(),
@@ -230,15 +235,16 @@ pub(super) fn on_try(ex: &mut Exchange<'_>, host: &Arc<Host>) {
     else {
         return;
     };
+    let Some(propagation) = span.provider.as_ref().map(|provider| provider.propagation) else { return };
     if !tracing.spawn_upstream {
-        return span.context.put(span.provider.propagation, request);
+        return span.context.put(propagation, request);
     }
     let now = Instant::now();
     if let Some(last) = span.tries.last_mut() {
         last.end.get_or_insert(now);
     }
     let context = span.context.child(ex.worker);
-    context.put(span.provider.propagation, request);
+    context.put(propagation, request);
     span.tries.push(Try { context, start: now, end: None, host: Some(host.clone()), status: 0 });
 }
 
@@ -250,17 +256,17 @@ pub(super) fn on_answer(ex: &mut Exchange<'_>, status: u16) {
 }
 
 /// A response's head is about to go out.
-pub(super) fn on_response(span: &mut Span, manager: &HttpConnectionManager, head: &mut ResponseHead) {
-    let egress = manager.tracing.as_ref().is_some_and(|tracing| tracing.egress);
+pub(super) fn on_response(span: Option<&mut Span>, manager: &HttpConnectionManager, head: &mut ResponseHead) {
+    let Some(tracing) = &manager.tracing else { return };
     let fields: &mut Fields = &mut head.fields;
-    if !egress {
-        if let Some(decorator) = &span.decorated {
+    if !tracing.egress {
+        if let Some(decorator) = span.and_then(|span| span.decorated.as_ref()) {
             fields.set_known(Known::XEnvoyDecoratorOperation, decorator.operation.as_bytes());
         }
         return;
     }
     if let Some(told) = fields.get(Known::XEnvoyDecoratorOperation) {
-        if !told.is_empty() {
+        if let Some(span) = span.filter(|_| !told.is_empty()) {
             span.operation = Some(String::from_utf8_lossy(told).into());
         }
         fields.remove_known(Known::XEnvoyDecoratorOperation);
@@ -270,6 +276,7 @@ pub(super) fn on_response(span: &mut Span, manager: &HttpConnectionManager, head
 /// The request is over: its spans are handed over if they are sampled.
 pub(super) fn end(ex: &mut Exchange<'_>) {
     let Some(span) = ex.span.take() else { return };
+    let Some(provider) = &span.provider else { return };
     if !span.context.sampled || ex.info.health_check {
         return;
     }
@@ -280,7 +287,7 @@ pub(super) fn end(ex: &mut Exchange<'_>) {
         (false, true) => Kind::Client,
         _ => Kind::Server,
     };
-    let name = span.name(tracing, &context);
+    let name = span.name(tracing, provider.propagation, &context);
     let finished = Finished {
         context: &span.context,
         name,
@@ -309,11 +316,11 @@ pub(super) fn end(ex: &mut Exchange<'_>) {
         });
     }
     spans.push(finished);
-    export::hand_over(ex.worker, &span.provider, &spans);
+    export::hand_over(ex.worker, provider, &spans);
 }
 
 impl Span {
-    fn name(&self, tracing: &Tracing, context: &FormatContext<'_>) -> String {
+    fn name(&self, tracing: &Tracing, propagation: Propagation, context: &FormatContext<'_>) -> String {
         let format = self.route.as_ref().and_then(|route| route.operations[0].as_ref());
         if let Some(name) = rendered(format.or(tracing.operations[0].as_ref()), context) {
             return name;
@@ -323,7 +330,7 @@ impl Span {
         }
         let host = context.request.and_then(|request| request.first(&tags::AUTHORITY)).unwrap_or_default();
         let host = String::from_utf8_lossy(host);
-        match (self.provider.propagation, tracing.egress) {
+        match (propagation, tracing.egress) {
             // As Envoy has it.
             (Propagation::B3 { .. }, _) => host.into_owned(),
             (Propagation::W3c, true) => format!("egress {host}"),
@@ -334,7 +341,7 @@ impl Span {
     fn name_of_try(&self, tracing: &Tracing, context: &FormatContext<'_>) -> String {
         let format = self.route.as_ref().and_then(|route| route.operations[1].as_ref());
         rendered(format.or(tracing.operations[1].as_ref()), context).unwrap_or_else(|| {
-            format!("router {} egress", context.info.cluster.as_deref().unwrap_or_default())
+            format!("router {} egress", context.info.cluster.as_ref().map_or("", |names| &*names.stat_name))
         })
     }
 }

@@ -128,9 +128,9 @@ fn common<'a>(
         }
     }
     tags.push(("component", "proxy".into()));
-    if let Some(cluster) = &info.cluster {
-        tags.push(("upstream_cluster", cluster.to_string()));
-        tags.push(("upstream_cluster.name", cluster.to_string()));
+    if let Some(names) = &info.cluster {
+        tags.push(("upstream_cluster", names.name.to_string()));
+        tags.push(("upstream_cluster.name", names.stat_name.to_string()));
     }
     tags.push(("http.status_code", status.to_string()));
     tags.push(("response_size", info.bytes_sent.to_string()));

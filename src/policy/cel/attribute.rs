@@ -273,7 +273,7 @@ impl Attribute {
             Attribute::Metadata => subject.dynamic.map(Value::Namespaces),
             Attribute::FilterState => stream.map(Value::State),
             Attribute::RouteName => Some(text(stream?.route_name.as_deref().unwrap_or_default())),
-            Attribute::ClusterName => stream?.cluster.as_deref().map(text),
+            Attribute::ClusterName => stream?.cluster.as_ref().map(|names| text(&names.name)),
             Attribute::FilterChainName => Some(text(&subject.connection.filter_chain)),
             Attribute::Nothing => None,
             // `envoy.config.core.v3.TrafficDirection`.

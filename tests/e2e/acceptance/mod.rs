@@ -2,6 +2,7 @@
 //! taken. Reads the folder that `OUTRIGGER_CORPUS` names; without one there is nothing to do.
 
 mod corpus;
+mod live;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

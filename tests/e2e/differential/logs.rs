@@ -37,6 +37,7 @@ const OPERATORS: &[&str] = &[
     "%RESPONSE_TX_DURATION%",
     "%UPSTREAM_HOST%",
     "%UPSTREAM_CLUSTER%",
+    "%UPSTREAM_CLUSTER_RAW%",
     "%UPSTREAM_REMOTE_ADDRESS%",
     "%UPSTREAM_REMOTE_PORT%",
     "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
@@ -92,14 +93,16 @@ fn bootstrap() -> Bootstrap {
   - { match: { prefix: /direct }, name: straight, direct_response: { status: 200, body: { inline_string: hi } } }
   - { match: { prefix: /refused }, name: closed, route: { cluster: refused } }
   - { match: { prefix: /rewritten }, route: { cluster: a, prefix_rewrite: /new } }
+  - { match: { prefix: /apart }, route: { cluster: a-apart } }
   - { match: { prefix: /a }, name: open, route: { cluster: a } }";
     let with_logs = |base: Bootstrap| base.access_logs("main", &logs);
-    with_logs(Bootstrap::new().listener("main", "", hosts))
+    with_logs(Bootstrap::new().origin("a-apart", "alt_stat_name: counted_apart").listener("main", "", hosts))
 }
 
 /// Runs the requests and returns each log as masked lines.
 async fn lines(side: &Side) -> Vec<(&'static str, Vec<String>)> {
-    let requests: [&[u8]; 9] = [
+    let requests: [&[u8]; 10] = [
+        b"GET /apart HTTP/1.1\r\nHost: t.test\r\n\r\n",
         b"GET /a?a=1&b=2 HTTP/1.1\r\nHost: t.test\r\nUser-Agent: tests/1\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
         b"POST /a HTTP/1.1\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello",
         b"GET /rewritten/x HTTP/1.1\r\nHost: t.test\r\n\r\n",
@@ -127,12 +130,8 @@ async fn lines(side: &Side) -> Vec<(&'static str, Vec<String>)> {
     }
     let mut all = Vec::new();
     for name in ["default", "text", "json", "omit"] {
-        let file = side.proxy.file(&format!("{name}.log"));
-        let read = || {
-            let bytes = std::fs::read(&file).unwrap_or_default();
-            let text: String = String::from_utf8_lossy(&bytes).into_owned();
-            text.lines().map(str::to_string).collect::<Vec<_>>()
-        };
+        let file = format!("{name}.log");
+        let read = || side.proxy.lines(&file, 0);
         eventually(DEADLINE, || async { read().len() >= requests.len() }).await;
         let json = name == "json" || name == "omit";
         let line = |line: &String| if json { masked_json(&mask, line) } else { masked(&mask.text(line)) };

@@ -5,7 +5,7 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
-mod beside;
+pub mod beside;
 pub mod bootstrap;
 mod case;
 mod cel;

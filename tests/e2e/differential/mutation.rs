@@ -11,6 +11,8 @@ const HOSTS: &str = r#"- name: rewrites
   - { match: { prefix: /prefix/ }, route: { cluster: a, prefix_rewrite: / } }
   - { match: { prefix: /slash }, route: { cluster: a, prefix_rewrite: /other } }
   - { match: { path: /exact }, route: { cluster: a, prefix_rewrite: /changed } }
+  - { match: { path: /same }, route: { cluster: a, prefix_rewrite: /same } }
+  - { match: { path: /same-host }, route: { cluster: a, host_rewrite_literal: t.test, append_x_forwarded_host: true } }
   - { match: { prefix: /regex }, route: { cluster: a, regex_rewrite: { pattern: { regex: '/(\w+)/(\w+)' }, substitution: '/\2/\1' } } }
   - { match: { safe_regex: { regex: '/all/.*' } }, route: { cluster: a, regex_rewrite: { pattern: { regex: '.' }, substitution: 'x' } } }
   - { match: { path_separated_prefix: /sep }, route: { cluster: a, prefix_rewrite: /new } }
@@ -134,6 +136,8 @@ fn rewrites() -> Vec<Case> {
         get("prefix rewrite", "/prefix/a/b?x=1"),
         get("prefix rewrite without a slash", "/slashed/a"),
         get("prefix rewrite of an exact path", "/exact?x=1"),
+        get("a rewrite to the same path", "/same"),
+        get("a rewrite to the same host", "/same-host"),
         get("prefix rewrite of a separated prefix", "/sep/a?x=1"),
         get("prefix rewrite of a separated prefix alone", "/sep?x=1"),
         get("prefix rewrite in another case", "/LOOSE/a"),

@@ -19,6 +19,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The file that stands for it.
     pub fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
@@ -162,7 +167,8 @@ impl Mesh {
     }
 }
 
-fn ip(line: &str) {
+/// Runs `ip` with these arguments.
+pub fn ip(line: &str) {
     let output = Command::new("ip").args(line.split(' ')).output().expect("to run ip");
     assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -3,11 +3,11 @@
 
 mod applications;
 mod cases;
-mod mesh;
+pub mod mesh;
 mod plane;
 mod rules;
 mod server;
-mod sidecar;
+pub mod sidecar;
 mod tproxy;
 mod upgrade;
 mod wire;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::mesh::Pod;
+use crate::harness::proxy::Kind;
 use crate::harness::DEADLINE;
 use crate::tls::certs::Certs;
 
@@ -23,11 +24,19 @@ pub struct Plan<'a> {
     pub arguments: &'a [&'a str],
     /// In place of its own configuration.
     pub bootstrap: Option<&'a str>,
+    /// Whose sidecar it is.
+    pub kind: Kind,
 }
 
 impl Plan<'_> {
-    pub const PLAIN: Plan<'static> =
-        Plan { mesh: &[], strict: false, transparent: false, arguments: &[], bootstrap: None };
+    pub const PLAIN: Plan<'static> = Plan {
+        mesh: &[],
+        strict: false,
+        transparent: false,
+        arguments: &[],
+        bootstrap: None,
+        kind: Kind::Outrigger,
+    };
 }
 
 const TYPE: &str = "type.googleapis.com/envoy.extensions";
@@ -173,8 +182,9 @@ impl Sidecar {
         let text = plan.bootstrap.map_or_else(|| bootstrap(plan, certs), str::to_owned);
         fs::write(&file, text).expect("written");
         let output = File::create(dir.path().join("output.log")).expect("the output file");
-        let mut command = pod.program(true, env!("CARGO_BIN_EXE_outrigger"));
-        command.args(["run", "--concurrency", "1", "-c"]).arg(file).args(plan.arguments);
+        let own = plan.kind.command();
+        let mut command = pod.program(true, own.get_program().to_str().expect("UTF-8"));
+        command.args(own.get_args()).args(["--concurrency", "1", "-c"]).arg(file).args(plan.arguments);
         if !plan.arguments.contains(&"--drain-time-s") {
             command.args(["--drain-time-s", "1"]);
         }

@@ -64,7 +64,7 @@ impl Common {
             duration: after(times.end.filter(|_| over)),
             upstream_remote_address: info.host.as_ref().map(|host| address(&host.address)),
             upstream_local_address: info.upstream_local.map(socket),
-            upstream_cluster: info.cluster.as_deref().unwrap_or_default().to_owned(),
+            upstream_cluster: text(info.cluster.as_ref().map(|names| &*names.stat_name)),
             response_flags: flags(info.flags),
             metadata: info.metadata.as_deref().filter(|all| !all.is_empty()).map(|all| core::Metadata {
                 filter_metadata: all.iter().map(|(name, fields)| (name.clone(), fields.clone())).collect(),
