@@ -353,6 +353,8 @@ pub struct UpstreamHttp {
     pub http1: super::http::Http1Options,
     /// HTTP/2 codec options.
     pub http2: crate::http::h2::Options,
+    /// What is hashed instead of what routes say, where hosts are chosen by hashes.
+    pub hash_policies: Option<Arc<[super::route::HashPolicy]>>,
 }
 
 /// Protocol towards an upstream.

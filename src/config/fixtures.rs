@@ -40,6 +40,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
             max_requests_per_connection: 0,
             max_headers_count: 100,
             max_response_headers: 60 << 10,
+            hash_policies: None,
             http1: Default::default(),
             http2: Default::default(),
         },

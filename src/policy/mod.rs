@@ -10,3 +10,4 @@ pub mod limits;
 pub mod rbac;
 pub mod state;
 pub mod token_bucket;
+pub mod token_buckets;

@@ -321,7 +321,13 @@ fn trust(context: &pb::CommonTlsContext, environment: &Environment<'_>, problems
         Some(Kind::CombinedValidationContext(combined)) => {
             problems.at("combined_validation_context", |problems| {
                 let fixed = combined.default_validation_context.as_ref().and_then(|context| {
-                    problems.at("default_validation_context", |problems| validation(context, problems))
+                    // The CA may be the secret's.
+                    let mut context = context.clone();
+                    let allow_expired = std::mem::take(&mut context.allow_expired_certificate);
+                    let mut fixed = problems
+                        .at("default_validation_context", |problems| validation(&context, problems))?;
+                    fixed.allow_expired = allow_expired;
+                    Some(fixed)
                 });
                 let slot = combined.validation_context_sds_secret_config.as_ref().and_then(|config| {
                     problems.at("validation_context_sds_secret_config", |problems| {

@@ -55,6 +55,8 @@ pub enum RouteFilter {
     HeaderMutation(filters::header_mutation::Mutations),
     LocalRateLimit(filters::local_ratelimit::Config),
     Csrf(filters::csrf::Policy),
+    BasicAuth(filters::basic_auth::PerRoute),
+    CustomResponse(filters::custom_response::Config),
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),
     SetFilterState(filters::set_filter_state::Config),

@@ -286,6 +286,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "enable_trailers",
             "allow_chunked_length",
             "allow_custom_methods",
+            "ignore_http_11_upgrade",
         ],
         observe: &[
             ("use_balsa_parser", "there is one HTTP/1 parser"),
@@ -315,6 +316,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "use_downstream_protocol_config",
             "auto_config",
             "upstream_http_protocol_options",
+            "hash_policy",
         ],
         observe: &[],
         rejected: &[

@@ -6,7 +6,7 @@ use super::whole;
 
 const NO_STATE: &str = "there is no filter state";
 const TYPED: &str = "typed metadata is not supported";
-const NO_FORMATS: &str = "formats are not supported in descriptors";
+const NO_FORMATS: &str = "only formats of addresses are rendered";
 const TRAILERS: &str = "trailers are not changed yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -237,22 +237,23 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.RateLimit",
-        implemented: &["stage", "disable_key", "actions", "hits_addend"],
+        implemented: &["stage", "disable_key", "actions", "limit", "hits_addend", "apply_on_stream_done", "x_ratelimit_option"],
         observe: &[],
-        rejected: &[
-            ("limit", "limits of descriptors are the service's"),
-            ("apply_on_stream_done", "requests are counted when they come"),
-            ("x_ratelimit_option", "the filter decides for all its descriptors"),
-        ],
+        rejected: &[],
     },
     MessageSupport {
-        message: "envoy.config.route.v3.RateLimit.HitsAddend",
-        implemented: &["number"],
+        message: "envoy.config.route.v3.RateLimit.Override",
+        implemented: &["dynamic_metadata", "rate_limit"],
         observe: &[],
-        rejected: &[
-            ("format", "formats are not supported in descriptors"),
-            ("is_negative_hits", "hits are never given back"),
-        ],
+        rejected: &[],
+    },
+    whole("envoy.config.route.v3.RateLimit.Override.DynamicMetadata"),
+    whole("envoy.config.route.v3.RateLimit.Override.RateLimitOverride"),
+    MessageSupport {
+        message: "envoy.config.route.v3.RateLimit.HitsAddend",
+        implemented: &["number", "format"],
+        observe: &[],
+        rejected: &[("is_negative_hits", "hits are never given back")],
     },
     MessageSupport {
         message: "envoy.config.route.v3.RateLimit.Action",
@@ -268,13 +269,12 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "metadata",
             "masked_remote_address",
             "query_parameter_value_match",
+            "remote_address_match",
         ],
         observe: &[],
-        rejected: &[
-            ("extension", "descriptor extensions are not supported"),
-            ("remote_address_match", "not supported yet; masked_remote_address is"),
-        ],
+        rejected: &[("extension", "descriptor extensions are not supported")],
     },
+    whole("envoy.config.route.v3.RateLimit.Action.RemoteAddressMatch"),
     whole("envoy.config.route.v3.RateLimit.Action.SourceCluster"),
     whole("envoy.config.route.v3.RateLimit.Action.DestinationCluster"),
     whole("envoy.config.route.v3.RateLimit.Action.RequestHeaders"),
@@ -389,8 +389,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "stage",
             "vh_rate_limits",
             "always_consume_default_token_bucket",
+            "max_dynamic_descriptors",
         ],
-        observe: &[("max_dynamic_descriptors", "descriptors of any value are refused")],
+        observe: &[],
         rejected: &[
             (
                 "local_rate_limit_per_downstream_connection",
@@ -402,9 +403,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor",
-        implemented: &["entries", "token_bucket"],
+        implemented: &["entries", "token_bucket", "shadow_mode"],
         observe: &[],
-        rejected: &[("shadow_mode", "not supported yet")],
+        rejected: &[],
     },
     whole("envoy.extensions.common.ratelimit.v3.RateLimitDescriptor.Entry"),
     whole("envoy.type.v3.TokenBucket"),
@@ -421,6 +422,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole(
         "envoy.extensions.filters.http.adaptive_concurrency.v3.GradientControllerConfig.MinimumRTTCalculationParams",
     ),
+    whole("envoy.extensions.filters.http.custom_response.v3.CustomResponse"),
+    whole("envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy"),
+    whole("envoy.extensions.filters.http.basic_auth.v3.BasicAuth"),
+    whole("envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute"),
     whole("envoy.extensions.filters.http.csrf.v3.CsrfPolicy"),
     whole("envoy.extensions.filters.http.buffer.v3.Buffer"),
     whole("envoy.extensions.filters.http.buffer.v3.BufferPerRoute"),

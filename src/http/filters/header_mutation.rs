@@ -7,6 +7,7 @@ use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::Header
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::config::core::v3::key_value_append::KeyValueAppendAction as Append;
 use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyConfig;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 
 use super::chain::{At, Step};
@@ -72,7 +73,14 @@ impl Mutations {
         })
     }
 
-    fn change_request(&self, request: &mut RequestHead, info: &StreamInfo) {
+    /// Compiles changes of requests alone, `config` of the connection manager's. `None` when a problem was reported.
+    pub fn early(config: &EarlyConfig, problems: &mut Problems) -> Option<Self> {
+        let before = problems.count();
+        let request = changes(&config.mutations, "mutations", problems);
+        (problems.count() == before).then(|| Self { request, ..Self::default() })
+    }
+
+    pub(in crate::http) fn change_request(&self, request: &mut RequestHead, info: &StreamInfo) {
         for change in &self.request {
             match change {
                 Change::Add(ops) => ops.apply_to_request(request, info),

@@ -5,6 +5,7 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
+mod basic_auth;
 pub mod beside;
 pub mod bootstrap;
 mod case;
@@ -12,17 +13,21 @@ mod cel;
 mod clusters;
 mod compression;
 pub mod counters;
+mod custom_response;
+mod descriptors;
 mod ext_authz;
 mod ext_proc;
 mod ext_proc_streams;
 mod filters;
 mod filters_policy;
+mod first_look;
 mod forwarded;
 pub mod grpc_service;
 mod hedging;
 mod jwt;
 mod limits;
 mod logs;
+mod matching;
 mod messages;
 mod mutation;
 pub mod observe;
