@@ -211,6 +211,10 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<filters::local_ratelimit::Config>),
     /// `envoy.filters.http.csrf`.
     Csrf(Arc<filters::csrf::Config>),
+    /// `envoy.filters.http.oauth2`.
+    OAuth2(Arc<filters::oauth2::Config>),
+    /// `envoy.filters.http.api_key_auth`.
+    ApiKeyAuth(Arc<filters::api_key_auth::Config>),
     /// `envoy.filters.http.buffer`.
     Buffer(Arc<filters::buffer::Config>),
     /// `envoy.filters.http.health_check`.

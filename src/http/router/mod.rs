@@ -20,7 +20,7 @@ mod mirror;
 mod report;
 mod request;
 mod respond;
-mod retry;
+pub(super) mod retry;
 mod shadow;
 mod stream;
 mod tunnel;

@@ -5,6 +5,7 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
+mod api_key_auth;
 mod beside;
 pub mod bootstrap;
 mod case;
@@ -25,6 +26,8 @@ mod limits;
 mod logs;
 mod messages;
 mod mutation;
+mod network_authz;
+mod oauth2;
 pub mod observe;
 mod overload;
 mod per_route;
