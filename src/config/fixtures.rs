@@ -40,6 +40,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
             max_headers_count: 100,
             max_response_headers: 60 << 10,
             http1: Default::default(),
+            filters: std::sync::Arc::default(),
             http2: Default::default(),
         },
         socket: SocketTuning::default(),

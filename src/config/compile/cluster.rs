@@ -25,7 +25,7 @@ use super::http_options::{http1_options, http2_options};
 use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
     buffer_limit, cluster_tls, duration_or, extension, health_check, idle, istio, keepalive, orca,
-    socket_options, u32_or, Environment,
+    socket_options, u32_or, upstream_filters, Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -367,11 +367,13 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
     let mut http2 = problems.at("http2_protocol_options", |problems| {
         http2_options(cluster.http2_protocol_options.as_ref(), problems)
     });
+    let mut filters = Arc::default();
     for (key, any) in &cluster.typed_extension_protocol_options {
         problems.at(format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
             HTTP_OPTIONS => {
                 let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
                 common = options.common_http_protocol_options;
+                filters = upstream_filters::compile(&options.http_filters, problems);
                 let (kind, one, two, field) = upstream_protocol(options.upstream_protocol_options);
                 (protocol, http1) = (kind, one);
                 http2 = problems.at(field, |problems| http2_options(two.as_ref(), problems));
@@ -402,6 +404,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
         max_response_headers: 80 * 1024,
         http1: http1_options(http1.as_ref()),
         http2,
+        filters,
     })
 }
 

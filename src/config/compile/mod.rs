@@ -57,6 +57,7 @@ mod tls;
 mod tls_certificate;
 pub(crate) mod tracing;
 mod udp;
+mod upstream_filters;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

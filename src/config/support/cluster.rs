@@ -315,10 +315,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "use_downstream_protocol_config",
             "auto_config",
             "upstream_http_protocol_options",
+            "http_filters",
         ],
         observe: &[],
         rejected: &[
-            ("http_filters", "upstream HTTP filters are not supported yet"),
             ("header_validation_config", "there is one header validator"),
             ("outlier_detection", OUTLIER),
         ],

@@ -45,6 +45,7 @@ mod tracing;
 mod tunnels;
 mod udp;
 mod upgrades;
+mod upstream_filters;
 
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};

@@ -94,3 +94,28 @@ fn services_that_decide_on_connections_are_named() {
         [format!("{path}.grpc_service.google_grpc: filters ask services of clusters: use envoy_grpc")]
     );
 }
+
+#[test]
+fn filters_of_clusters_are_named_and_end_with_the_codec() {
+    let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let with_filters = |filters: Value| {
+        let options = json!({key: {
+            "@type": typed("extensions.upstreams.http.v3.HttpProtocolOptions"),
+            "explicit_http_config": {"http_protocol_options": {}},
+            "http_filters": filters,
+        }});
+        with(&[("/static_resources/clusters/0/typed_extension_protocol_options", options)])
+    };
+    let filter = |kind: &str| json!({"name": kind, "typed_config": {"@type": typed(kind)}});
+    let codec = filter("extensions.filters.http.upstream_codec.v3.UpstreamCodec");
+    let mutation = filter("extensions.filters.http.header_mutation.v3.HeaderMutation");
+    assert!(try_compile(&with_filters(json!([mutation, codec]))).is_ok());
+    let path = format!("static_resources.clusters[0].typed_extension_protocol_options[\"{key}\"]");
+    let found = try_compile(&with_filters(json!([mutation]))).unwrap_err();
+    let why = "must end with the codec (envoy.filters.http.upstream_codec)";
+    assert_eq!(found, [format!("{path}.http_filters: {why}")]);
+    let cors = filter("extensions.filters.http.cors.v3.Cors");
+    let found = try_compile(&with_filters(json!([cors, codec]))).unwrap_err();
+    let why = "envoy.extensions.filters.http.cors.v3.Cors is no filter that a cluster can have yet";
+    assert_eq!(found, [format!("{path}.http_filters[0].typed_config: {why}")]);
+}
