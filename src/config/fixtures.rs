@@ -42,6 +42,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
             max_response_headers: 60 << 10,
             hash_policies: None,
             http1: Default::default(),
+            filters: std::sync::Arc::default(),
             http2: Default::default(),
         },
         socket: SocketTuning::default(),

@@ -150,8 +150,11 @@ pub fn compile_encoded(
             };
             look(bytes, &host, problems);
             add_domains(&host, index, &mut domains, problems);
+            let wanted = problems.wanted();
             let Some(compiled) = virtual_host(&host, &scope, problems) else { return };
-            if hosts.len() <= KEPT || needs_files(&host) || has_state(&host) {
+            // Secrets are asked for only now.
+            let wants = problems.wanted() > wanted;
+            if wants || hosts.len() <= KEPT || needs_files(&host) || has_state(&host) {
                 cells.push(HostCell::awake(compiled));
             } else {
                 for slot in compiled.clusters() {

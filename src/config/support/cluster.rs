@@ -317,10 +317,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "auto_config",
             "upstream_http_protocol_options",
             "hash_policy",
+            "http_filters",
         ],
         observe: &[],
         rejected: &[
-            ("http_filters", "upstream HTTP filters are not supported yet"),
             ("header_validation_config", "there is one header validator"),
             ("outlier_detection", OUTLIER),
         ],

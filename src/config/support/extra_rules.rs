@@ -160,6 +160,7 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
+    ("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz", &[FieldRule::Field(1, NAMED)]),
     ("envoy.extensions.filters.network.rbac.v3.RBAC", &[FieldRule::Field(3, NAMED)]),
     (
         "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",

@@ -129,6 +129,22 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
     ),
     ("envoy.extensions.compression.zstd.decompressor.v3.Zstd", &[FieldRule::Field(2, CHUNK)]),
     (
+        "envoy.extensions.filters.http.oauth2.v3.OAuth2Config",
+        &[
+            FieldRule::Field(2, NAMED),
+            FieldRule::Field(3, &[Check::Required]),
+            FieldRule::Field(4, NAMED),
+            FieldRule::Field(5, &[Check::Required]),
+            FieldRule::Field(6, &[Check::Required]),
+            FieldRule::Field(11, &[Check::DefinedOnly]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.oauth2.v3.OAuth2Credentials",
+        &[FieldRule::Field(1, NAMED), FieldRule::OneOf("token_formation")],
+    ),
+    ("envoy.extensions.filters.http.oauth2.v3.OAuth2TokenForwarding", &[FieldRule::Field(1, NAMED)]),
+    (
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
         &[
             FieldRule::Field(1, NAMED),

@@ -23,7 +23,7 @@ use crate::telemetry::format::{Format, FormatContext};
 use crate::telemetry::stream_info::StreamInfo;
 
 /// The filter.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     mutations: Arc<RouteFilter>,
     most_specific_wins: bool,
@@ -239,10 +239,32 @@ impl Config {
 
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let Some(request) = &mut ex.request else { return Step::Continue };
-        for mutations in self.all(at.levels()).filter_map(of) {
-            mutations.change_request(request, &ex.info);
-        }
+        self.change_request(request, &ex.info, at.levels());
         Step::Continue
+    }
+
+    /// Changes a request's head; `levels` is what its route says.
+    pub(in crate::http) fn change_request(
+        &self,
+        request: &mut RequestHead,
+        info: &StreamInfo,
+        levels: &[Arc<RouteFilter>],
+    ) {
+        for mutations in self.all(levels).filter_map(of) {
+            mutations.change_request(request, info);
+        }
+    }
+
+    /// Changes a response's head.
+    pub(in crate::http) fn change_response(
+        &self,
+        ex: &Exchange<'_>,
+        head: &mut ResponseHead,
+        levels: &[Arc<RouteFilter>],
+    ) {
+        for mutations in self.all(levels).filter_map(of) {
+            mutations.change_response(head, ex);
+        }
     }
 
     /// What changes the response; `None` if nothing does.

@@ -10,6 +10,7 @@
 
 pub mod adaptive_concurrency;
 pub mod admission_control;
+pub mod api_key_auth;
 pub mod basic_auth;
 pub mod buffer;
 pub mod by_cluster;
@@ -33,6 +34,7 @@ pub mod health_check;
 pub mod istio;
 pub mod jwt_authn;
 pub mod local_ratelimit;
+pub mod oauth2;
 pub mod ratelimit;
 mod rbac;
 pub mod set_filter_state;
@@ -117,6 +119,8 @@ enum Awaited {
     Limits(Box<Option<RateLimitResponse>>, SmallVec<[bool; 4]>),
     /// A service has answered, or not.
     Answer(Box<Result<Answer, CallError>>),
+    /// A provider has given tokens, or not.
+    Token(Box<(oauth2::Begun, oauth2::token::Fetched)>),
     /// A processor has said something, or not.
     Said(Box<ext_proc::session::Said>),
 }
@@ -154,6 +158,8 @@ enum Encoder {
     HealthFailing,
     AdmissionControl(Arc<admission_control::Config>),
     ExtAuthz(ext_authz::Changes),
+    /// Cookies that are set.
+    OAuth2(Box<Fields>),
     RateLimit(ratelimit::Told),
     Compressor(Box<compressor::Turn>),
     Decompressor(Arc<decompressor::Config>),
@@ -201,6 +207,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
         HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
+        HttpFilter::ApiKeyAuth(config) => return config.on_request(ex, at),
+        HttpFilter::OAuth2(config) => return config.on_request(ex, at),
         HttpFilter::JwtAuthn(config) => return config.on_request(ex, at),
         HttpFilter::ExtAuthz(config) => return config.on_request(ex, at),
         HttpFilter::RateLimit(config) => return config.on_request(ex, at),
@@ -347,6 +355,7 @@ impl Encoding {
                 Encoder::Cors(allowed) => allowed.on_response(head),
                 Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
                 Encoder::ExtAuthz(changes) => changes.on_response(head),
+                Encoder::OAuth2(cookies) => oauth2::on_response(cookies, head),
                 Encoder::RateLimit(told) => told.on_response(head),
                 Encoder::Compressor(turn) => {
                     turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);

@@ -5,6 +5,7 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
+mod api_key_auth;
 mod basic_auth;
 pub mod beside;
 pub mod bootstrap;
@@ -30,6 +31,8 @@ mod logs;
 mod matching;
 mod messages;
 mod mutation;
+mod network_authz;
+mod oauth2;
 pub mod observe;
 mod overload;
 mod per_route;
@@ -47,6 +50,7 @@ mod tracing;
 mod tunnels;
 mod udp;
 mod upgrades;
+mod upstream_filters;
 
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};
