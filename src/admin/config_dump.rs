@@ -298,6 +298,8 @@ const SENSITIVE: &[&str] = &[
     "access_token",
     "secret_access_key",
     "session_token",
+    // Names and digests of passwords.
+    "users",
 ];
 
 fn redact(value: &mut Value) {

@@ -31,7 +31,8 @@ fn bootstrap() -> serde_json::Value {
         "static_resources": {
             "clusters": [{"name": "foo"}, {"name": "dead", "connect_timeout": "0.500s"}],
             "listeners": [{"name": "web", "filter_chains": [{"filters": [{"typed_config": {
-                "@type": "x", "stat_prefix": "in", "route_config": route}}]}]}],
+                "@type": "x", "stat_prefix": "in", "route_config": route, "http_filters": [{"name": "auth",
+                    "typed_config": {"@type": "y", "users": {"inline_string": "joe:KEY"}}}]}}]}]}],
             "secrets": [{"name": "s", "tls_certificate": {
                 "private_key": {"inline_string": "KEY"}, "certificate_chain": {"inline_string": "CERT"}}}],
         },

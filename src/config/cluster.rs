@@ -353,6 +353,19 @@ pub struct UpstreamHttp {
     pub http1: super::http::Http1Options,
     /// HTTP/2 codec options.
     pub http2: crate::http::h2::Options,
+    /// What is hashed instead of what routes say, where hosts are chosen by hashes.
+    pub hash_policies: Option<Arc<[super::route::HashPolicy]>>,
+    /// HTTP filters, in their order.
+    pub filters: Arc<[UpstreamFilter]>,
+}
+
+/// An HTTP filter of a cluster: it sees the heads of each try.
+#[derive(Clone, Debug)]
+pub struct UpstreamFilter {
+    /// Its name.
+    pub name: super::route::FilterName,
+    /// What it does.
+    pub filter: crate::http::filters::header_mutation::Config,
 }
 
 /// Protocol towards an upstream.

@@ -41,6 +41,10 @@ pub struct HttpConnectionManager {
     pub skip_xff_append: bool,
     /// Trusted proxies in front of us.
     pub xff_num_trusted_hops: u32,
+    /// Other ways to find the client's address than a number of hops.
+    pub detections: Vec<crate::http::detection::Detection>,
+    /// Changes to requests before all else (`early_header_mutation_extensions`).
+    pub early: Vec<filters::header_mutation::Mutations>,
     /// `internal_address_config`: networks whose peers count as internal. Empty = none.
     pub internal_networks: Vec<(std::net::IpAddr, u8)>,
     /// `internal_address_config.unix_sockets`.
@@ -60,6 +64,8 @@ pub struct HttpConnectionManager {
     pub always_set_request_id_in_response: bool,
     /// Replace `x-forwarded-proto`'s meaning: overwrite `:scheme` with this.
     pub scheme_overwrite: Option<Bytes>,
+    /// The scheme becomes that of the upstream's transport (`match_upstream`).
+    pub scheme_follows: bool,
     /// RFC 3986 normalisation of the path.
     pub normalize_path: bool,
     /// Squeeze repeated slashes.
@@ -130,6 +136,8 @@ pub struct RequestLimits {
     pub preserve_case: bool,
     /// What to do with names that contain an underscore.
     pub underscores: Underscores,
+    /// Protocols to which no HTTP/1.1 request is upgraded (`ignore_http_11_upgrade`): it goes on without that wish.
+    pub ignored_upgrades: Vec<super::matcher::StringMatcher>,
 }
 
 impl Default for RequestLimits {
@@ -144,6 +152,7 @@ impl Default for RequestLimits {
             custom_methods: false,
             preserve_case: false,
             underscores: Underscores::Allow,
+            ignored_upgrades: Vec::new(),
         }
     }
 }
@@ -161,6 +170,8 @@ pub struct HcmTimeouts {
     pub request_headers: Option<Duration>,
     /// Age at which a connection is drained.
     pub max_connection_duration: Option<Duration>,
+    /// Over HTTP/1 the next response says so, whenever it comes, instead (`http1_safe_max_connection_duration`).
+    pub http1_safe: bool,
     /// Age at which a stream is reset.
     pub max_stream_duration: Option<Duration>,
 }
@@ -211,6 +222,14 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<filters::local_ratelimit::Config>),
     /// `envoy.filters.http.csrf`.
     Csrf(Arc<filters::csrf::Config>),
+    /// `envoy.filters.http.custom_response`.
+    CustomResponse(Arc<filters::custom_response::Config>),
+    /// `envoy.filters.http.basic_auth`.
+    BasicAuth(Arc<filters::basic_auth::Config>),
+    /// `envoy.filters.http.oauth2`.
+    OAuth2(Arc<filters::oauth2::Config>),
+    /// `envoy.filters.http.api_key_auth`.
+    ApiKeyAuth(Arc<filters::api_key_auth::Config>),
     /// `envoy.filters.http.buffer`.
     Buffer(Arc<filters::buffer::Config>),
     /// `envoy.filters.http.health_check`.

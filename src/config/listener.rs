@@ -11,6 +11,7 @@ use super::retirement::Retirement;
 use super::tcp::TcpProxy;
 use super::udp::UdpProxy;
 use crate::listener::permissive::Permissive;
+use crate::policy::authz::NetworkAuthz;
 use crate::policy::limits::{ConnectionLimit, ConnectionRate};
 use crate::policy::rbac;
 use crate::telemetry::access_log::AccessLog;
@@ -119,6 +120,8 @@ pub enum NetworkFilter {
     ConnectionLimit(Arc<ConnectionLimit>),
     /// `envoy.filters.network.local_ratelimit`.
     ConnectionRate(Arc<ConnectionRate>),
+    /// `envoy.filters.network.ext_authz`.
+    ExtAuthz(Arc<NetworkAuthz>),
 }
 
 /// `envoy.extensions.filters.network.set_filter_state.v3.Config`.

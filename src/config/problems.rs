@@ -4,6 +4,11 @@
 //! like with [`Problems::report`]. It goes on after a problem, so that one pass finds them all.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use outrigger_control_api::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
+
+use crate::tls;
 
 pub use outrigger_control_api::Problem;
 
@@ -14,9 +19,45 @@ pub struct Problems {
     list: Vec<Problem>,
     notes: Vec<Problem>,
     path: String,
+    wants: Vec<Want>,
+}
+
+/// A secret that a part of a resource wants. Only who compiles the whole resource can have it asked for.
+#[derive(Debug)]
+pub struct Want {
+    /// Where it is wanted.
+    pub path: String,
+    /// Which secret.
+    pub config: SdsSecretConfig,
+    /// Where it goes.
+    pub place: Arc<OnceLock<Arc<tls::Slot>>>,
 }
 
 impl Problems {
+    /// A secret is wanted.
+    pub fn want_secret(&mut self, config: &SdsSecretConfig, place: &Arc<OnceLock<Arc<tls::Slot>>>) {
+        let (path, config) = (self.path.clone(), config.clone());
+        self.wants.push(Want { path, config, place: place.clone() });
+    }
+
+    /// How many secrets are wanted so far.
+    pub fn wanted(&self) -> usize {
+        self.wants.len()
+    }
+
+    /// The secrets that are wanted; they are no more afterwards.
+    pub fn take_wants(&mut self) -> Vec<Want> {
+        std::mem::take(&mut self.wants)
+    }
+
+    /// Runs `look` at `path`, wherever that is.
+    pub fn elsewhere<R>(&mut self, path: String, look: impl FnOnce(&mut Self) -> R) -> R {
+        let here = std::mem::replace(&mut self.path, path);
+        let result = look(self);
+        self.path = here;
+        result
+    }
+
     /// No problem, at the root of the resource.
     pub fn new() -> Self {
         Self::default()

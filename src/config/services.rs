@@ -8,6 +8,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::grpc_service::TargetSpec
 
 use super::compile::{duration, u32_or};
 use super::problems::Problems;
+use super::route::RetryOn;
 use super::{Cluster, Directory, HeaderKey, Slot};
 
 /// A resource of an HTTP service (`HttpUri`).
@@ -34,11 +35,15 @@ pub struct GrpcTarget {
     pub timeout: Option<Duration>,
     /// What is sent with each call.
     pub metadata: Pairs,
+    /// When a call of one question and one answer is tried again.
+    pub retries: Option<Retries>,
 }
 
 /// How often, and when, something is tried again (`envoy.config.core.v3.RetryPolicy`).
 #[derive(Debug, Clone, Copy)]
 pub struct Retries {
+    /// After what.
+    pub on: RetryOn,
     /// After the first try.
     pub most: u32,
     /// The longest pause before the second try.
@@ -46,6 +51,10 @@ pub struct Retries {
     /// The longest pause of all.
     pub max: Duration,
 }
+
+/// What calls are tried again after whose policy says nothing of it that counts.
+pub const ANY_FAILURE: &str = "5xx,gateway-error,connect-failure,reset";
+const STREAMS: &str = "a call that lasts is not tried again, in Envoy either";
 
 /// The pause of a policy that says none.
 const BASE: Duration = Duration::from_secs(1);
@@ -116,17 +125,36 @@ impl GrpcTarget {
                 return None;
             }
         };
-        if config.retry_policy.is_some() || envoy.retry_policy.is_some() {
-            problems.report_at("retry_policy", "calls of filters are not tried again");
-            return None;
+        if envoy.retry_policy.is_some() {
+            problems
+                .note("envoy_grpc.retry_policy", "Envoy reads it for control planes only: use retry_policy");
         }
+        let before = problems.count();
+        let retries = problems.at("retry_policy", |problems| {
+            let policy = config.retry_policy.as_ref();
+            Retries::compile(policy, policy.map_or("", |policy| &policy.retry_on), problems)
+        });
+        (problems.count() == before).then_some(())?;
         let authority = if envoy.authority.is_empty() { &envoy.cluster_name } else { &envoy.authority };
         Some(Self {
             cluster: clusters.slot(&envoy.cluster_name),
             authority: authority.as_bytes().into(),
             timeout: timeout.filter(|timeout| !timeout.is_zero()),
             metadata: pairs(&config.initial_metadata),
+            retries,
         })
+    }
+
+    /// As [`GrpcTarget::compile`], for calls that last.
+    pub fn compile_stream(
+        config: &core::GrpcService,
+        clusters: &Directory<Cluster>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        if config.retry_policy.is_some() {
+            problems.note("retry_policy", STREAMS);
+        }
+        Self::compile(config, clusters, problems)
     }
 
     /// With `metadata` besides, in place of what has the same name.
@@ -155,9 +183,10 @@ pub fn pairs(headers: &[core::HeaderValue]) -> Pairs {
 }
 
 impl Retries {
-    /// Compiles `config`; `None` without one, or when a problem was reported.
-    pub fn compile(config: Option<&core::RetryPolicy>, problems: &mut Problems) -> Option<Self> {
+    /// Compiles `config`, whose conditions are those in `on`; `None` without one, or when a problem was reported.
+    pub fn compile(config: Option<&core::RetryPolicy>, on: &str, problems: &mut Problems) -> Option<Self> {
         let config = config?;
+        let count = problems.count();
         let (mut base, mut max) = (BASE, BASE * 10);
         if let Some(backoff) = &config.retry_back_off {
             problems.at("retry_back_off", |problems| {
@@ -168,13 +197,19 @@ impl Retries {
                 }
             });
         }
-        Some(Self { most: u32_or(config.num_retries, 1), base, max })
+        let on = RetryOn::parse_any(on, problems);
+        (problems.count() == count).then_some(Self { on, most: u32_or(config.num_retries, 1), base, max })
     }
 
     /// The longest pause before the try after `tries` ones.
     pub fn pause(&self, tries: u32) -> Duration {
         let doubled = self.base.saturating_mul(1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
         doubled.min(self.max)
+    }
+
+    /// How long one try may take: as in Envoy as long as the longest pause, where all of them may take longer.
+    pub fn per_try(&self, timeout: Option<Duration>) -> Option<Duration> {
+        Some(self.max).filter(|max| !max.is_zero() && timeout.is_none_or(|timeout| *max < timeout))
     }
 }
 
@@ -184,8 +219,16 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let retries = Retries { most: 5, base: Duration::from_millis(10), max: Duration::from_millis(35) };
+        let retries = Retries {
+            on: RetryOn::NONE,
+            most: 5,
+            base: Duration::from_millis(10),
+            max: Duration::from_millis(35),
+        };
         let pauses: Vec<_> = (1..=4).map(|tries| retries.pause(tries).as_millis()).collect();
         assert_eq!(pauses, [10, 20, 35, 35]);
+        let per_try = |millis| retries.per_try(Some(Duration::from_millis(millis)));
+        assert_eq!((per_try(35), per_try(36)), (None, Some(retries.max)), "no longer than all of them");
+        assert_eq!(retries.per_try(None), Some(retries.max));
     }
 }

@@ -158,7 +158,7 @@ impl Manager {
             RDS => {
                 for resource in added {
                     let known = |name: &str| clusters.knows(name);
-                    refused.extend(routes.update(resource, stream, &known, sources, effects).err());
+                    refused.extend(routes.update(resource, stream, &known, sources, pieces, effects).err());
                 }
                 removed.iter().for_each(|name| routes.missing(name, stream));
                 let ground = Ground { scopes, routes, pieces, sources, effects };

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 use outrigger_control_api::client::{Rejection, Resource, Update};
 
 use super::effects::{Effects, RDS, VHDS};
+use super::pieces::{Held, Pieces};
 use super::resource::{Refused, Stored};
 use super::sources::{Sources, StreamId};
 use super::stats::{HostsStats, RdsStats};
@@ -61,6 +62,8 @@ pub(super) struct Table {
     host_stats: Vec<HostsStats>,
     pub(super) refused: Option<Refused>,
     absent: bool,
+    /// Secrets that are asked for. Given back by being dropped.
+    pieces: Box<[Held]>,
     /// The control plane says that there is no such table.
     missing: bool,
     /// When the control plane last said that the table is as it is.
@@ -100,6 +103,7 @@ impl Routes {
                 host_stats: Vec::new(),
                 refused: None,
                 absent: false,
+                pieces: Box::default(),
                 missing: false,
                 confirmed: Instant::now(),
                 stats: Vec::new(),
@@ -193,6 +197,7 @@ impl Routes {
         stream: StreamId,
         known: &dyn Fn(&str) -> bool,
         sources: &mut Sources,
+        pieces: &mut Pieces,
         effects: &mut Effects,
     ) -> Result<(), Rejection> {
         let key = (stream, Arc::from(resource.name.as_str()));
@@ -227,6 +232,7 @@ impl Routes {
             Err(problems) => return refuse(table, &problems),
         };
         effects.warn(&resource.name, compiled.warnings);
+        table.pieces = pieces.ask(&compiled.needs.pieces, Some(stream), sources, effects);
         let fingerprint = |stored: &Stored| canonical::of_encoded(TYPE_NAME, &stored.body);
         // What is the same in another order is as long; to reload a table that is the same costs little.
         let alike =

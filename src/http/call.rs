@@ -1,8 +1,8 @@
 //! Requests of our own to a cluster: what filters ask other services.
 //!
 //! Comes in: a request's head and its whole body, the cluster's slot, and how long and how much the answer may be. Goes
-//! out: the whole answer, or why there is none. The cluster's pools, limits and health count as for any request. Only
-//! what nobody has begun with is sent again.
+//! out: the whole answer, or why there is none. The cluster's pools, limits and health count as for any request. What
+//! nobody has begun with is sent again, and so is what has failed where config says how often.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -20,12 +20,17 @@ use super::h2::{Outgoing, Piece, StreamError};
 use super::head::{RequestHead, ResponseHead};
 use super::io::{poll_read, OutBuf, FIRST_READ};
 use super::manager;
+use super::router::retry::{covers, part};
 use super::worker::Worker;
 use crate::config::cluster::UpstreamProtocol;
-use crate::config::services::GrpcTarget;
+use crate::config::route::{RequestRetries, RetryOn};
+use crate::config::services::{GrpcTarget, Retries};
 use crate::config::{Cluster, HeaderMutate, Known, Slot};
 use crate::telemetry::stream_info::Protocol;
-use crate::upstream::{ClusterLocal, HostPool, PickContext, RequestPermit, UpstreamConnection};
+use crate::upstream::permit::RetryPermit;
+use crate::upstream::{
+    ClusterLocal, HostPool, PickContext, RequestPermit, UpstreamConnection, UpstreamError,
+};
 
 /// A whole answer.
 #[derive(Debug)]
@@ -46,18 +51,47 @@ pub enum CallError {
     /// There is no such cluster.
     #[error("the cluster does not exist")]
     NoCluster,
-    /// No host, no connection, or no room for one more request.
+    /// No host, or no room for one more request.
     #[error("no host of the cluster can be asked")]
     Unavailable,
+    /// No connection to a host.
+    #[error("no host of the cluster can be reached")]
+    Unreached,
     /// It took longer than it may.
     #[error("there was no answer in time")]
     TimedOut,
     /// It is larger than it may be.
     #[error("the answer is too large")]
     TooLarge,
-    /// It broke off, or is no HTTP.
+    /// The connection was lost before there was an answer.
+    #[error("there was no answer")]
+    Lost,
+    /// It broke off.
     #[error("the answer broke off")]
     Broken,
+}
+
+impl CallError {
+    fn of(error: &UpstreamError) -> Self {
+        match error {
+            UpstreamError::NoHealthyHost | UpstreamError::Overflow(_) => CallError::Unavailable,
+            UpstreamError::Connect { .. }
+            | UpstreamError::Tls { .. }
+            | UpstreamError::ConnectTimeout { .. } => CallError::Unreached,
+        }
+    }
+
+    /// Whether these conditions are about it.
+    fn is_retriable(self, on: RetryOn) -> bool {
+        let any = RetryOn::FIVE_XX.with(RetryOn::GATEWAY_ERROR).with(RetryOn::RESET);
+        on.intersects(match self {
+            CallError::NoCluster | CallError::Unavailable | CallError::TooLarge | CallError::Broken => {
+                return false
+            }
+            CallError::Unreached => any.with(RetryOn::CONNECT_FAILURE).with(RetryOn::RESET_BEFORE_REQUEST),
+            CallError::TimedOut | CallError::Lost => any,
+        })
+    }
 }
 
 /// Why one try has no answer.
@@ -87,6 +121,8 @@ pub struct Call {
     pub timeout: Option<Duration>,
     /// Most bytes of an answer's body.
     pub most: usize,
+    /// When it is tried again.
+    pub retries: Option<Retries>,
 }
 
 /// A request's head with only what a request must have.
@@ -109,9 +145,17 @@ pub fn sign(head: &mut RequestHead, worker: &Worker, timeout: Option<Duration>) 
 pub fn sign_only(head: &mut RequestHead, timeout: Option<Duration>) {
     head.fields.push_known(Known::XEnvoyInternal, b"true");
     if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+        head.fields.push_known(Known::XEnvoyExpectedRqTimeoutMs, b"");
+        expect(head, timeout);
+    }
+}
+
+/// Says anew how long the answer may take, where that was said.
+fn expect(head: &mut RequestHead, timeout: Duration) {
+    if head.fields.has(Known::XEnvoyExpectedRqTimeoutMs) {
         let mut digits = itoa::Buffer::new();
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        head.fields.push_known(Known::XEnvoyExpectedRqTimeoutMs, digits.format(millis).as_bytes());
+        head.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, digits.format(millis).as_bytes());
     }
 }
 
@@ -123,16 +167,7 @@ impl Call {
     pub async fn send(self, worker: Rc<Worker>, slot: Arc<Slot<Cluster>>) -> Result<Answer, CallError> {
         let cluster = worker.upstreams.cluster(&slot).ok_or(CallError::NoCluster)?;
         let (timeout, began) = (self.timeout, Instant::now());
-        let exchange = async {
-            for _ in 0..REPLAYS {
-                match self.once(&cluster, began).await {
-                    Err(Lost::Unprocessed) => {}
-                    Err(Lost::For(error)) => return Err(error),
-                    Ok(answer) => return Ok(answer),
-                }
-            }
-            Err(CallError::Broken)
-        };
+        let exchange = self.tries(&worker, &cluster, began);
         let answer = match timeout {
             None => exchange.await,
             Some(timeout) => match tokio::time::timeout(timeout, exchange).await {
@@ -147,7 +182,82 @@ impl Call {
         answer
     }
 
-    async fn once(&self, cluster: &Rc<ClusterLocal>, began: Instant) -> Result<Answer, Lost> {
+    /// As often as its retries allow.
+    async fn tries(
+        mut self,
+        worker: &Worker,
+        cluster: &Rc<ClusterLocal>,
+        began: Instant,
+    ) -> Result<Answer, CallError> {
+        let Some(retries) = self.retries else { return self.begun(cluster, began, None).await };
+        let conditions = RequestRetries::plain(retries.on, retries.most);
+        let stats = cluster.cluster.stats();
+        let per_try = retries.per_try(self.timeout);
+        let (mut tries, mut permit) = (0, None);
+        loop {
+            tries += 1;
+            let more = (tries <= retries.most).then_some(&conditions);
+            let one = self.begun(cluster, began, more);
+            let tried = match per_try {
+                None => one.await,
+                Some(limit) => tokio::time::timeout(limit, one).await.unwrap_or_else(|_| {
+                    stats.upstream_rq_per_try_timeout.increment(1);
+                    Err(CallError::TimedOut)
+                }),
+            };
+            let again = match &tried {
+                Ok(answer) => covers(&conditions, &answer.head),
+                Err(error) => error.is_retriable(retries.on),
+            };
+            // The retry that has just ended makes room for the next.
+            let retried = permit.take().is_some();
+            if !again {
+                if retried && tried.is_ok() {
+                    stats.upstream_rq_retry_success.increment(1);
+                }
+                return tried;
+            }
+            if tries > retries.most {
+                stats.upstream_rq_retry_limit_exceeded.increment(1);
+                return tried;
+            }
+            permit = RetryPermit::take(&cluster.cluster, 0);
+            if permit.is_none() {
+                stats.upstream_rq_retry_overflow.increment(1);
+                return tried;
+            }
+            stats.upstream_rq_retry.increment(1);
+            stats.upstream_rq_retry_backoff_exponential.increment(1);
+            tokio::time::sleep(part(retries.pause(tries), worker.random())).await;
+            if let (None, Some(timeout)) = (per_try, self.timeout) {
+                expect(&mut self.request, timeout.saturating_sub(began.elapsed()));
+            }
+        }
+    }
+
+    /// Until somebody has begun with it. An answer that `retried` is about is not counted.
+    async fn begun(
+        &self,
+        cluster: &Rc<ClusterLocal>,
+        began: Instant,
+        retried: Option<&RequestRetries>,
+    ) -> Result<Answer, CallError> {
+        for _ in 0..REPLAYS {
+            match self.once(cluster, began, retried).await {
+                Err(Lost::Unprocessed) => {}
+                Err(Lost::For(error)) => return Err(error),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        Err(CallError::Lost)
+    }
+
+    async fn once(
+        &self,
+        cluster: &Rc<ClusterLocal>,
+        began: Instant,
+        retried: Option<&RequestRetries>,
+    ) -> Result<Answer, Lost> {
         let pool = cluster.pick(&PickContext::default()).map_err(|_| CallError::Unavailable)?;
         let http2 = match pool.cluster().http.protocol {
             UpstreamProtocol::Http2 => true,
@@ -155,17 +265,22 @@ impl Call {
             UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
         };
         if http2 {
-            self.exchange_stream(&pool, began).await
+            self.exchange_stream(&pool, began, retried).await
         } else {
-            self.exchange(&pool, began).await
+            self.exchange(&pool, began, retried).await
         }
     }
 
-    async fn exchange(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, Lost> {
+    async fn exchange(
+        &self,
+        pool: &Rc<HostPool>,
+        began: Instant,
+        retried: Option<&RequestRetries>,
+    ) -> Result<Answer, Lost> {
         let cluster = pool.cluster().clone();
-        let mut connection = pool.connection(0).await.map_err(|_| CallError::Unavailable)?;
+        let mut connection = pool.connection(0).await.map_err(|error| CallError::of(&error))?;
         // One that was kept may be closed just when it is used: then nobody has read the question.
-        let closed = if connection.reused { Lost::Unprocessed } else { CallError::Broken.into() };
+        let closed = if connection.reused { Lost::Unprocessed } else { CallError::Lost.into() };
         let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
         let mut out = OutBuf::default();
         h1::write::request_head(out.flat(), &self.request, cluster.http.http1.header_case, b"");
@@ -176,7 +291,7 @@ impl Call {
         if flushed.is_err() || !fill(&mut connection).await {
             return Err(closed);
         }
-        let (answer, reusable) = self.answer(&cluster, &mut connection, began).await?;
+        let (answer, reusable) = self.answer(&cluster, &mut connection, began, retried).await?;
         pool.give_back(connection, reusable, Instant::now());
         Ok(answer)
     }
@@ -186,13 +301,14 @@ impl Call {
         cluster: &Arc<Cluster>,
         connection: &mut UpstreamConnection,
         began: Instant,
+        retried: Option<&RequestRetries>,
     ) -> Result<(Answer, bool), CallError> {
         let http = &cluster.http;
         let limits = ResponseLimits::of(http);
         let to_head = self.request.is_method(b"HEAD");
         let parsed = loop {
             let parsed = h1::parse_response(&connection.input, &limits, to_head, false);
-            if let Some(parsed) = parsed.map_err(|_| CallError::Broken)? {
+            if let Some(parsed) = parsed.map_err(|_| CallError::Lost)? {
                 connection.input.advance(parsed.consumed);
                 if parsed.head.status >= 200 {
                     break parsed;
@@ -200,10 +316,10 @@ impl Call {
                 continue;
             }
             if !fill(connection).await {
-                return Err(CallError::Broken);
+                return Err(CallError::Lost);
             }
         };
-        note(cluster, &parsed.head);
+        note(cluster, &parsed.head, retried);
         let took = began.elapsed();
         let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
         let until_close = parsed.framing == Framing::UntilClose;
@@ -238,11 +354,16 @@ impl Call {
     }
 
     /// As [`Call::exchange`], over HTTP/2.
-    async fn exchange_stream(&self, pool: &Rc<HostPool>, began: Instant) -> Result<Answer, Lost> {
+    async fn exchange_stream(
+        &self,
+        pool: &Rc<HostPool>,
+        began: Instant,
+        retried: Option<&RequestRetries>,
+    ) -> Result<Answer, Lost> {
         let cluster = pool.cluster().clone();
         let slot = match pool.reuse_stream() {
             Some(slot) => slot,
-            None => pool.stream(0).await.map_err(|_| CallError::Unavailable)?,
+            None => pool.stream(0).await.map_err(|error| CallError::of(&error))?,
         };
         let _permit = RequestPermit::take(&cluster, 0, &pool.host).ok_or(CallError::Unavailable)?;
         let mut out = Outgoing::default();
@@ -251,7 +372,7 @@ impl Call {
         let reused = slot.reused();
         let mut stream = match ClientStream::send(slot, &self.request, false, &mut out) {
             Ok(stream) => stream,
-            Err(Unsent::Unspeakable) => return Err(CallError::Broken.into()),
+            Err(Unsent::Unspeakable) => return Err(CallError::Lost.into()),
             Err(Unsent::Stream(_)) => return Err(Lost::Unprocessed),
         };
         // What became of it is told with the answer's head.
@@ -263,10 +384,10 @@ impl Call {
                 Ok(Heard::Interim(_)) => {}
                 Err(StreamError::Refused) => return Err(Lost::Unprocessed),
                 Err(StreamError::Closed) if reused => return Err(Lost::Unprocessed),
-                Err(_) => return Err(CallError::Broken.into()),
+                Err(_) => return Err(CallError::Lost.into()),
             }
         };
-        note(&cluster, &parsed.head);
+        note(&cluster, &parsed.head, retried);
         let took = began.elapsed();
         let mut body = BytesMut::new();
         let trailers = loop {
@@ -290,7 +411,10 @@ async fn fill(connection: &mut UpstreamConnection) -> bool {
     matches!(count, Ok(count) if count > 0)
 }
 
-fn note(cluster: &Cluster, head: &ResponseHead) {
+fn note(cluster: &Cluster, head: &ResponseHead, retried: Option<&RequestRetries>) {
+    if retried.is_some_and(|conditions| covers(conditions, head)) {
+        return;
+    }
     let stats = cluster.stats();
     stats.responses.count(head.status);
     stats.upstream_rq_completed.increment(1);
@@ -359,7 +483,13 @@ pub async fn unary_encoded<A: Message + Default>(
     body.put_u8(0);
     body.put_u32(u32::try_from(length).map_err(|_| GrpcError { status: UNKNOWN })?);
     body.extend_from_slice(question);
-    let call = Call { request, body: body.freeze(), timeout: target.timeout, most: MAX_MESSAGE };
+    let call = Call {
+        request,
+        body: body.freeze(),
+        timeout: target.timeout,
+        most: MAX_MESSAGE,
+        retries: target.retries,
+    };
     let answer = call.send(worker, target.cluster.clone()).await.map_err(|error| GrpcError {
         status: match error {
             CallError::TimedOut => DEADLINE_EXCEEDED,

@@ -36,6 +36,8 @@ pub struct Downstream {
     pub requests: u32,
     /// When the last request ended, or the connection began.
     pub idle_since: Instant,
+    /// It has reached its age, and the next response says so (HTTP/1).
+    pub aged: bool,
 }
 
 /// Serves a connection until it ends. `prefix` was read while the filter chain was chosen;
@@ -85,6 +87,7 @@ pub async fn serve(
         buffer_limit,
         requests: 0,
         idle_since: start,
+        aged: false,
     };
     if manager.codec == Codec::Auto && !http1 {
         match detect(&mut down, &manager, &mut ended.remotely).await {
@@ -226,7 +229,7 @@ impl Downstream {
     fn idle_deadline(&self, manager: &HttpConnectionManager) -> Option<Instant> {
         let idle = manager.timeouts.idle.map(|idle| self.idle_since + idle);
         let oldest = manager.timeouts.max_connection_duration.map(|max| self.info.start + max);
-        match (idle, oldest) {
+        match (idle, oldest.filter(|_| !self.aged)) {
             (Some(idle), Some(oldest)) => Some(idle.min(oldest)),
             (one, other) => one.or(other),
         }
@@ -255,9 +258,10 @@ async fn wait_for_request(
             *remote_closed = true;
             false
         }
-        None if oldest.is_some_and(|oldest| Instant::now() >= oldest) => {
+        None if oldest.is_some_and(|oldest| !down.aged && Instant::now() >= oldest) => {
             manager.stats.downstream_cx_max_duration_reached.increment(1);
-            false
+            down.aged = true;
+            manager.timeouts.http1_safe && Box::pin(wait_for_request(down, manager, remote_closed)).await
         }
         None => {
             manager.stats.downstream_cx_idle_timeout.increment(1);

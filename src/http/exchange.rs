@@ -27,8 +27,9 @@ use super::trace;
 use super::worker::Worker;
 use crate::config::http::{HttpConnectionManager, Routes};
 use crate::config::route::{Action, Route, RouteTable, Selection};
-use crate::config::{HeaderView, Known, Slot};
+use crate::config::{HeaderView, Known, RequestView, Slot};
 use crate::runtime::{buffer, Counted};
+use crate::telemetry::format::FormatContext;
 use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
 
@@ -260,7 +261,7 @@ impl<'a> Exchange<'a> {
             self.manager.stats.downstream_cx_max_requests_reached.increment(1);
             self.keep_alive = false;
         }
-        let prepared = manager::prepare_request(self.manager, &mut head, &self.down.info, self.worker);
+        let prepared = manager::prepare_request(self.manager, &mut head, &self.info, self.worker);
         self.info.client = head.client;
         let http1 = &self.manager.http1;
         // The body's framing upstream is decided by what is left of the head.
@@ -416,6 +417,20 @@ impl<'a> Exchange<'a> {
                 self.manager.stats.rq_direct_response.increment(1);
                 let mut reply = Reply::new(direct.status, "direct_response").route(route.clone());
                 reply.body = direct.body.clone();
+                if let Some(format) = &direct.format {
+                    let mut body = Vec::new();
+                    let context =
+                        FormatContext { local_reply_body: &direct.body, ..FormatContext::new(&self.info) };
+                    format.format.render(&mut body, &context.with_request(&*request));
+                    reply.body = body.into();
+                }
+                // That of gRPC is its own.
+                let typed = !request.is_grpc() && !reply.body.is_empty();
+                if let Some(content_type) = direct.content_type.as_ref().filter(|_| typed) {
+                    let mut fields = Fields::default();
+                    fields.push_known(Known::ContentType, content_type);
+                    reply = reply.with_fields(fields);
+                }
                 if direct.status == 201 || (300..400).contains(&direct.status) {
                     reply = reply.location(crate::config::route::own_location(&*request));
                 }
@@ -450,6 +465,15 @@ impl<'a> Exchange<'a> {
             || connection.retirement.announces_close(now, || worker.random());
         match &mut self.down.client {
             Client::Http1(wire) => {
+                let timeouts = &self.manager.timeouts;
+                if timeouts.http1_safe && !self.down.aged {
+                    self.down.aged =
+                        timeouts.max_connection_duration.is_some_and(|max| now >= connection.start + max);
+                    if self.down.aged {
+                        self.manager.stats.downstream_cx_max_duration_reached.increment(1);
+                    }
+                }
+                self.close |= self.down.aged;
                 if leaving && !self.close {
                     self.manager.stats.downstream_cx_drain_close.increment(1);
                 }

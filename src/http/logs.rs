@@ -209,7 +209,8 @@ pub async fn post_protobuf(
         request.append(key, value.as_bytes());
     }
     call::sign(&mut request, worker, None);
-    let call = Call { request, body, timeout: target.timeout.or(Some(TIMEOUT)), most: 64 * 1024 };
+    let call =
+        Call { request, body, timeout: target.timeout.or(Some(TIMEOUT)), most: 64 * 1024, retries: None };
     let answer = call.send(worker.clone(), target.cluster.clone()).await.ok()?;
     (200..300).contains(&answer.head.status).then_some(answer.body)
 }

@@ -3,13 +3,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::detection::{detect, is_list};
 use super::h1::Refusal;
 use super::head::{RequestHead, ResponseHead};
 use super::path::{normalize, Normalized};
 use super::worker::Worker;
 use crate::config::http::{EscapedSlashes, HttpConnectionManager, ServerHeader, StripPort};
 use crate::config::{Known, KnownSet, RequestView};
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
 use std::time::Instant;
 
 /// Why a request goes no further than the connection manager.
@@ -68,15 +69,19 @@ const EDGE: KnownSet = Known::XEnvoyDecoratorOperation.bit()
 pub fn prepare_request(
     manager: &HttpConnectionManager,
     head: &mut RequestHead,
-    connection: &ConnectionInfo,
+    info: &StreamInfo,
     worker: &Worker,
 ) -> Result<(), Stop> {
+    let connection = &*info.connection;
     if head.authority().is_empty() {
         return Err(Stop::Answer { status: 400, details: "missing_host_header", close: true });
     }
     check_path(manager, head)?;
+    for early in &manager.early {
+        early.change_request(head, info);
+    }
     strip_hop_by_hop(head)?;
-    client_address(manager, head, connection, worker);
+    client_address(manager, head, connection, worker)?;
     strip_authority(manager, head, connection);
     if let Some(via) = &manager.via {
         append_list(head, Known::Via, via);
@@ -198,7 +203,7 @@ fn client_address(
     head: &mut RequestHead,
     connection: &ConnectionInfo,
     worker: &Worker,
-) {
+) -> Result<(), Stop> {
     let peer = connection.remote;
     let had_forwarded_for = head.fields.has(Known::XForwardedFor);
     let hops = manager.xff_num_trusted_hops;
@@ -211,19 +216,22 @@ fn client_address(
                 None => manager.internal_unix && connection.direct_local.is_none(),
             };
         if let (Some(peer), false) = (peer, manager.skip_xff_append) {
-            if is_canonical_loopback(peer.ip()) {
-                // Loopback means nothing to who reads this elsewhere: this machine stands for it.
-                append_forwarded_for(head, worker.own_address.as_bytes());
-            } else {
-                let mut text = [0u8; 48];
-                let text = ip_text(peer.ip(), &mut text);
-                append_forwarded_for(head, text);
-            }
+            append_peer(head, peer.ip(), worker);
         }
         (client.map(with_port_0).or(peer), internal)
+    } else if !manager.detections.is_empty() {
+        let found = detect(&manager.detections, head, peer.map(|peer| peer.ip())).map_err(|status| {
+            manager.stats.downstream_rq_rejected_via_ip_detection.increment(1);
+            Stop::Answer { status, details: "rejecting_because_detection_failed", close: false }
+        })?;
+        if let Some(peer) = peer.filter(|_| found.append) {
+            append_peer(head, peer.ip(), worker);
+        }
+        let internal = found.trusted && found.address.is_some_and(|ip| is_internal(manager, ip));
+        (found.address.map(with_port_0).or(peer), internal)
     } else {
         let client = nth_from_right(head, hops as usize);
-        let single = client.is_some() && nth_from_right(head, 1).is_none();
+        let single = client.is_some() && !is_list(head);
         let internal = single && client.is_some_and(|ip| is_internal(manager, ip));
         (client.map(with_port_0).or(peer), internal)
     };
@@ -271,6 +279,19 @@ fn client_address(
         }
     }
     request_id(manager, head, worker, edge);
+    Ok(())
+}
+
+/// Says in `x-forwarded-for` where the request comes from.
+fn append_peer(head: &mut RequestHead, peer: IpAddr, worker: &Worker) {
+    if is_canonical_loopback(peer) {
+        // Loopback means nothing to who reads this elsewhere: this machine stands for it.
+        append_forwarded_for(head, worker.own_address.as_bytes());
+    } else {
+        let mut text = [0u8; 48];
+        let text = ip_text(peer, &mut text);
+        append_forwarded_for(head, text);
+    }
 }
 
 fn request_id(manager: &HttpConnectionManager, head: &mut RequestHead, worker: &Worker, edge: bool) {
@@ -424,7 +445,7 @@ fn in_network(ip: IpAddr, network: IpAddr, bits: u8) -> bool {
 }
 
 /// The `n`th address from the right of `x-forwarded-for`, counting from 0.
-fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
+pub(super) fn nth_from_right(head: &RequestHead, n: usize) -> Option<IpAddr> {
     if !head.fields.has(Known::XForwardedFor) {
         return None;
     }

@@ -1,5 +1,6 @@
 //! What heads look like after the connection manager, by option and by who the client is.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +35,10 @@ fn connection(peer: &str) -> ConnectionInfo {
     crate::telemetry::fixtures::connection(Some(remote), "127.0.0.1:8080".parse().ok())
 }
 
+fn stream(connection: ConnectionInfo) -> StreamInfo {
+    StreamInfo { connection: Rc::new(connection), ..crate::telemetry::fixtures::stream() }
+}
+
 fn head(lines: &str) -> RequestHead {
     let input = format!("GET / HTTP/1.1\r\nHost: t.test\r\n{lines}\r\n");
     parse_request(input.as_bytes(), &RequestLimits::default()).expect("good").expect("complete").head
@@ -48,14 +53,14 @@ fn a_peer_on_a_unix_socket_is_internal_if_config_says_so() {
         let config =
             json!({"use_remote_address": true, "internal_address_config": {"unix_sockets": says_so}});
         let mut head = head("x-envoy-retry-on: 5xx\r\n");
-        assert!(prepare_request(&manager(&config), &mut head, connection, &worker()).is_ok());
+        assert!(prepare_request(&manager(&config), &mut head, &stream(connection.clone()), &worker()).is_ok());
         assert_eq!(head.fields.has(Known::XEnvoyRetryOn), internal, "{connection:?}, {says_so}");
     }
 }
 
 fn prepared(options: &Value, peer: &str, lines: &str) -> Result<RequestHead, Stop> {
     let mut head = head(lines);
-    prepare_request(&manager(options), &mut head, &connection(peer), &worker())?;
+    prepare_request(&manager(options), &mut head, &stream(connection(peer)), &worker())?;
     Ok(head)
 }
 

@@ -12,6 +12,8 @@ pub mod client;
 mod client_cert;
 pub mod coding;
 pub mod connection;
+pub mod cookies;
+pub mod detection;
 pub mod exchange;
 pub mod fields;
 pub mod filters;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::exchange::Exchange;
 use super::fields::Fields;
 use super::filters::ext_proc::{self, reply::Stopped};
+use super::filters::Turn;
 use super::h1::write::{chunk_open, chunked_end};
 use super::h1::Refusal;
 use super::head::ResponseHead;
@@ -45,6 +46,8 @@ pub(super) struct Extra {
     pub(super) changes: HeaderOps,
     /// It is sent as it is: no rules for local replies, no gRPC.
     pub(super) plain: bool,
+    /// No filter sees it.
+    pub(super) direct: bool,
 }
 
 impl Reply {
@@ -116,6 +119,12 @@ impl Reply {
         self
     }
 
+    /// Past all filters.
+    pub(super) fn direct(mut self) -> Self {
+        self.extra.get_or_insert_default().direct = true;
+        self
+    }
+
     pub(super) fn marker(mut self, marker: Option<&'static str>) -> Self {
         self.marker = marker;
         self
@@ -159,6 +168,7 @@ impl Exchange<'_> {
         } = reply;
         let mut fields = Fields::recycled();
         let plain = extra.as_ref().is_some_and(|extra| extra.plain);
+        let direct = extra.as_ref().is_some_and(|extra| extra.direct);
         let grpc = !plain && self.request.as_ref().is_some_and(RequestView::is_grpc);
         if let Some(marker) = marker.filter(|_| !self.manager.router.suppress_envoy_headers) {
             fields.push(marker.as_bytes(), b"true");
@@ -261,9 +271,13 @@ impl Exchange<'_> {
         }
         let mut empty = to_head || body.is_empty();
         let mut coded = None;
-        if !self.manager.filters.is_empty() {
+        if !self.manager.filters.is_empty() && !direct {
             let mut encoding = filters::on_reply(self, empty);
-            while let Some(session) = encoding.next(self, &mut head) {
+            while let Some(turn) = encoding.next(self, &mut head) {
+                let session = match turn {
+                    Turn::Ask(session) => session,
+                    Turn::Reply(reply) => return Box::pin(self.reply(*reply)).await,
+                };
                 let asked = ext_proc::reply::consult(self, &session, &mut head, &mut body, encoding.ends);
                 match Box::pin(asked).await {
                     Ok(()) => {}

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::accept::Census;
+use super::counsel::Services;
 use super::destinations::Destinations;
 use super::dialler::{Dialler, Open};
 use super::filters::Arrival;
@@ -290,7 +291,7 @@ pub(super) async fn serve(
         let limit = listener.per_connection_buffer_limit;
         drop(listener);
         let prefix = inspected.prefix;
-        let gate = Gate::new(&chain.filters, &info);
+        let gate = Gate::new(&chain.filters, &info, || Rc::new(Services(worker.clone())));
         // Boxed apart, so that a connection has the size of what serves it.
         match chain.terminal.clone() {
             Terminal::Http(manager) => {

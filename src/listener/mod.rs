@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod adopt;
 mod connection;
+mod counsel;
 pub mod destinations;
 mod dialler;
 pub mod filters;

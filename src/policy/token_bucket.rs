@@ -41,6 +41,12 @@ impl TokenBucket {
         Self { base: now, max, each, empty_at: AtomicI64::new(full as i64) }
     }
 
+    /// A full bucket like this one.
+    pub fn anew(&self, now: Instant) -> Self {
+        let full = -(self.each * f64::from(self.max)).ceil();
+        Self { base: now, max: self.max, each: self.each, empty_at: AtomicI64::new(full as i64) }
+    }
+
     /// The bucket in the field `token_bucket`; full.
     pub fn compile(config: &pb::TokenBucket, problems: &mut Problems) -> Self {
         problems.at("token_bucket", |problems| {

@@ -17,9 +17,12 @@ const READ: usize = 16 << 10;
 
 /// Sends everything back, `prefix` first, until the client ends its side or the gate refuses.
 pub async fn echo(stream: &Stream, mut prefix: BytesMut, gate: Option<&Gate>) -> io::Result<()> {
-    if let Some(gate) = gate.filter(|gate| !prefix.is_empty() && !gate.admits()) {
-        gate.linger(stream).await;
-        return Ok(());
+    if let Some(gate) = gate.filter(|_| !prefix.is_empty()) {
+        gate.decided().await;
+        if !gate.admits() {
+            gate.linger(stream).await;
+            return Ok(());
+        }
     }
     loop {
         stream.write_all(&prefix).await?;
@@ -31,9 +34,12 @@ pub async fn echo(stream: &Stream, mut prefix: BytesMut, gate: Option<&Gate>) ->
         stream.readable().await?;
         prefix.reserve(READ);
         let count = stream.read_buf(&mut prefix).await?;
-        if let Some(gate) = gate.filter(|gate| !gate.admits()) {
-            gate.linger(stream).await;
-            return Ok(());
+        if let Some(gate) = gate {
+            gate.decided().await;
+            if !gate.admits() {
+                gate.linger(stream).await;
+                return Ok(());
+            }
         }
         if count == 0 {
             return stream.shutdown_write();

@@ -8,6 +8,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -333,8 +334,11 @@ impl Session {
             End::Deadline => self.expired(),
             End::Refused => {
                 let Some(gate) = &gate else { return };
-                self.info.termination_details =
-                    gate.refusal().map_or("".into(), |refusal| refusal.details.into());
+                if let Some(refusal) = gate.refusal() {
+                    self.info.termination_details = refusal.termination.into();
+                    self.info.details = refusal.details.into();
+                    self.info.flags.insert(refusal.flags);
+                }
                 tokio::select! {
                     () = gate.linger(&downstream) => {}
                     () = self::end(&mut fate) => {}
@@ -556,6 +560,14 @@ impl Meter for Counts<'_> {
 
     fn admits(&self) -> bool {
         self.gate.is_none_or(Gate::admits)
+    }
+
+    fn decides(&self) -> bool {
+        self.gate.is_some_and(Gate::decides)
+    }
+
+    fn poll_decided(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.gate.map_or(Poll::Ready(()), |gate| gate.poll_decided(context))
     }
 
     fn watches(&self) -> bool {

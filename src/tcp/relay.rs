@@ -70,6 +70,14 @@ pub trait Meter {
     fn admits(&self) -> bool {
         true
     }
+    /// Whether that has to be waited for ([`Meter::poll_decided`]).
+    fn decides(&self) -> bool {
+        false
+    }
+    /// The client has sent bytes, or its end: ready when it is known whether they may pass.
+    fn poll_decided(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
     /// Whether [`Meter::admits`] is to be asked at every read, not only at the first.
     fn watches(&self) -> bool {
         false
@@ -136,9 +144,12 @@ pub async fn relay(
     if position.fresh {
         let prefix = &position.up.held;
         traffic.from_downstream.set(traffic.from_downstream.get() + prefix.len() as u64);
-        if !prefix.is_empty() && !meter.admits() {
-            meter.moved(traffic);
-            return End::Refused;
+        if !prefix.is_empty() {
+            poll_fn(|cx| meter.poll_decided(cx)).await;
+            if !meter.admits() {
+                meter.moved(traffic);
+                return End::Refused;
+            }
         }
     }
     let splices = downstream.is_plain() && upstream.is_plain() && !meter.watches();
@@ -259,6 +270,9 @@ fn drive(
             if half.is_done() {
                 continue;
             }
+            if from == Side::Downstream && meter.decides() && is_undecided(cx, source, meter) {
+                continue;
+            }
             let held = half.held() > 0;
             let admits = || from == Side::Upstream || meter.admits();
             match half.turn(cx, source, target, (read, wrote), &admits) {
@@ -286,6 +300,12 @@ fn drive(
             return Poll::Pending;
         }
     }
+}
+
+/// Whether it is not known yet if what the client has sent may pass.
+fn is_undecided(cx: &mut Context<'_>, source: &Stream, meter: &impl Meter) -> bool {
+    // Without bytes there is nothing to decide on, and what is wrong with the stream shows when it is read.
+    matches!(source.poll_read_ready(cx), Poll::Ready(Ok(()))) && meter.poll_decided(cx).is_pending()
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ pub(super) fn of_slots<'s>(slots: impl Iterator<Item = &'s Arc<Slot>>, fixed: Op
         match slot.load().as_ref().map(|secret| &secret.content) {
             Some(Content::Certificate(identity)) => held.own.push(identity.clone()),
             Some(Content::Validation(validation)) => held.trusted.push(validation.clone()),
-            Some(Content::TicketKeys(_)) | None => {}
+            Some(Content::TicketKeys(_) | Content::Generic(_)) | None => {}
         }
     }
     // Most say only which names will do, and have no certificates.
@@ -102,7 +102,7 @@ pub(super) fn count<'s>(slots: impl Iterator<Item = &'s Arc<Slot>>, stats: &SslS
                 continue;
             }
             Some(Content::Validation(validation)) => ("unnamed_ca_cert", validation.end()),
-            Some(Content::TicketKeys(_)) | None => continue,
+            Some(Content::TicketKeys(_) | Content::Generic(_)) | None => continue,
         };
         match slot.secret_name() {
             "" => stats.expires(&format!("{kind}_{NAMELESS}"), end),

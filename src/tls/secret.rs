@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwapOption, Guard};
+use zeroize::Zeroizing;
 
 use super::identity::Identity;
 use super::renewal::{Renewal, Validity};
@@ -19,7 +20,7 @@ use super::sessions::TicketKeys;
 use super::validation::Validation;
 
 /// A secret's content.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Content {
     /// `tls_certificate`.
     Certificate(Arc<Identity>),
@@ -27,6 +28,20 @@ pub enum Content {
     Validation(Arc<Validation>),
     /// `session_ticket_keys`.
     TicketKeys(Arc<TicketKeys>),
+    /// `generic_secret`.
+    Generic(Arc<Zeroizing<Vec<u8>>>),
+}
+
+// What is in it is no business of logs.
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Content::Certificate(identity) => f.debug_tuple("Certificate").field(identity).finish(),
+            Content::Validation(validation) => f.debug_tuple("Validation").field(validation).finish(),
+            Content::TicketKeys(keys) => f.debug_tuple("TicketKeys").field(keys).finish(),
+            Content::Generic(_) => f.write_str("Generic"),
+        }
+    }
 }
 
 /// A secret.
@@ -45,7 +60,7 @@ impl Content {
     fn validity(&self) -> Option<Validity> {
         match self {
             Content::Certificate(identity) => identity.validity(),
-            Content::Validation(_) | Content::TicketKeys(_) => None,
+            Content::Validation(_) | Content::TicketKeys(_) | Content::Generic(_) => None,
         }
     }
 }

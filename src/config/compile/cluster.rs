@@ -25,7 +25,7 @@ use super::http_options::{http1_options, http2_options};
 use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
     buffer_limit, cluster_tls, duration_or, extension, health_check, idle, istio, keepalive, orca,
-    socket_options, u32_or, Environment,
+    socket_options, u32_or, upstream_filters, Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -370,11 +370,16 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
     let mut http2 = problems.at("http2_protocol_options", |problems| {
         http2_options(cluster.http2_protocol_options.as_ref(), problems)
     });
+    let mut hash_policies = None;
+    let mut filters = Arc::default();
     for (key, any) in &cluster.typed_extension_protocol_options {
         problems.at(format!("typed_extension_protocol_options[{key:?}]"), |problems| match key.as_str() {
             HTTP_OPTIONS => {
                 let Some(options) = extension::<HttpProtocolOptions>(any, "", problems) else { return };
                 common = options.common_http_protocol_options;
+                let policies = crate::config::route::hash_policies(&options.hash_policy, problems);
+                hash_policies = (!policies.is_empty()).then(|| policies.into());
+                filters = upstream_filters::compile(&options.http_filters, problems);
                 let (kind, one, two, field) = upstream_protocol(options.upstream_protocol_options);
                 (protocol, http1) = (kind, one);
                 http2 = problems.at(field, |problems| http2_options(two.as_ref(), problems));
@@ -405,6 +410,8 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
         max_response_headers: 80 * 1024,
         http1: http1_options(http1.as_ref()),
         http2,
+        hash_policies,
+        filters,
     })
 }
 

@@ -203,6 +203,8 @@ fn cluster_target(
     Some(target)
 }
 
+const AGAIN: &str = "a control plane is asked again with a back-off, whatever failed";
+
 fn grpc_target(
     service: &core::GrpcService,
     compiler: &Compiler,
@@ -211,6 +213,9 @@ fn grpc_target(
     use core::grpc_service::TargetSpecifier;
     let before = problems.count();
     let timeout = duration(&service.timeout, "timeout", problems).filter(|timeout| !timeout.is_zero());
+    if service.retry_policy.is_some() {
+        problems.note("retry_policy", AGAIN);
+    }
     let mut initial_metadata = Vec::with_capacity(service.initial_metadata.len());
     for (index, header) in service.initial_metadata.iter().enumerate() {
         if header.value.contains('%') {
@@ -223,6 +228,9 @@ fn grpc_target(
     }
     let target = match service.target_specifier.as_ref()? {
         TargetSpecifier::EnvoyGrpc(envoy) => problems.at("envoy_grpc", |problems| {
+            if envoy.retry_policy.as_ref().is_some_and(|policy| !policy.retry_on.is_empty()) {
+                problems.note("retry_policy.retry_on", AGAIN);
+            }
             let mut target = problems.at("cluster_name", |problems| {
                 cluster_target(&envoy.cluster_name, &envoy.authority, compiler, problems)
             })?;

@@ -11,7 +11,7 @@ use super::{bool_or, rbac};
 use crate::config::matcher::{RuntimeFraction, StringMatcher};
 use crate::config::problems::Problems;
 use crate::config::route::HeaderOps;
-use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::services::{GrpcTarget, HttpTarget, Retries};
 use crate::config::{Cluster, Directory};
 use crate::http::filters::by_cluster::ByCluster;
 use crate::http::filters::ext_authz::rules::MutationRules;
@@ -200,9 +200,10 @@ fn http(
     if config.server_uri.is_none() {
         problems.report_at("server_uri", "is required");
     }
-    if config.retry_policy.is_some() {
-        problems.report_at("retry_policy", "calls of filters are not tried again");
-    }
+    let retries = problems.at("retry_policy", |problems| {
+        let policy = config.retry_policy.as_ref();
+        Retries::compile(policy, policy.map_or("", |policy| &policy.retry_on), problems)
+    });
     for (field, path) in [("path_prefix", &config.path_prefix), ("path_override", &config.path_override)] {
         if !path.is_empty() && !path.starts_with('/') {
             problems.report_at(field, "must begin with /");
@@ -240,6 +241,7 @@ fn http(
             .then(|| client.into_iter().chain(TOLD.map(StringMatcher::exact)).collect()),
         client_on_success: success.into(),
         metadata: metadata.into(),
+        retries,
     })
 }
 

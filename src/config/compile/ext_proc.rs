@@ -38,7 +38,7 @@ pub(super) fn compile(
     let before = problems.count();
     let target = match &config.grpc_service {
         Some(service) => {
-            problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))
+            problems.at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems))
         }
         None => {
             problems.report_at("grpc_service", "is required");
@@ -140,7 +140,7 @@ fn overrides(
     let mode = said.and_then(|said| problems.at("processing_mode", |problems| mode(said, problems)));
     let service = config.grpc_service.as_ref();
     let target = service.and_then(|service| {
-        problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))
+        problems.at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems))
     });
     let options = config.metadata_options.as_ref();
     let told = options.and_then(|options| options.forwarding_namespaces.as_ref()).map(names);

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
-use outrigger_control_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
 use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
@@ -16,8 +15,8 @@ use super::http_options::{http1_options, http2_options};
 use super::resource::RouteNeed;
 use super::rooms;
 use super::{
-    bool_or, cidr, duration_or, extension, http_filters, idle, local_reply, on_demand, scoped, tracing,
-    u32_or, Environment,
+    bool_or, cidr, duration_or, extension, first_look, http_filters, idle, local_reply, on_demand, scoped,
+    tracing, u32_or, Environment,
 };
 use crate::config::demand::OnDemand;
 use crate::config::http::{
@@ -25,6 +24,7 @@ use crate::config::http::{
     HttpConnectionManager, HttpFilter, InstalledFilter, RequestLimits, RouterOptions, Routes, ServerHeader,
     StripPort, Underscores, Upgrade, MAX_FILTERS,
 };
+use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::route::{FilterName, RouteTable};
 use crate::config::{HeaderKey, Slot};
@@ -50,7 +50,7 @@ pub fn compile(
     let routes = routes(config, owner, environment, problems);
     let access_logs = rooms::access_logs(&config.access_log, "access_log", environment, problems);
     let (internal_networks, internal_unix) = internal(config, problems);
-    let trusted_hops = trusted_hops(config, problems);
+    let (trusted_hops, detections) = first_look::detections(config, problems);
     let tracing = tracing::compile(config, outbound, environment, problems);
     let local_reply = problems.at("local_reply_config", |problems| {
         local_reply::compile(config.local_reply_config.as_ref(), environment, problems)
@@ -96,6 +96,8 @@ pub fn compile(
         use_remote_address: bool_or(config.use_remote_address, false),
         skip_xff_append: config.skip_xff_append,
         xff_num_trusted_hops: trusted_hops,
+        detections,
+        early: first_look::early(config, problems),
         internal_networks,
         internal_unix,
         via: optional(&config.via),
@@ -104,6 +106,10 @@ pub fn compile(
         generate_request_id: bool_or(config.generate_request_id, true),
         preserve_external_request_id: config.preserve_external_request_id,
         always_set_request_id_in_response: config.always_set_request_id_in_response,
+        scheme_follows: config
+            .scheme_header_transformation
+            .as_ref()
+            .is_some_and(|scheme| scheme.match_upstream),
         scheme_overwrite: config.scheme_header_transformation.as_ref().and_then(|scheme| {
             let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) =
                 scheme.transformation.as_ref()?;
@@ -117,7 +123,7 @@ pub fn compile(
         proxy_100_continue: config.proxy_100_continue,
         append_x_forwarded_port: config.append_x_forwarded_port,
         timeouts,
-        limits: request_limits(config, &common, &http1, &http1_options),
+        limits: request_limits(config, &common, &http1, &http1_options, problems),
         max_requests_per_connection: u32_or(common.max_requests_per_connection, 0),
         http1: http1_options,
         http2,
@@ -155,6 +161,7 @@ fn request_limits(
     common: &core::HttpProtocolOptions,
     http1: &core::Http1ProtocolOptions,
     options: &Http1Options,
+    problems: &mut Problems,
 ) -> RequestLimits {
     RequestLimits {
         // The field's rule bounds it to 8192.
@@ -171,6 +178,11 @@ fn request_limits(
             core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
             core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
         },
+        ignored_upgrades: problems.at("http_protocol_options", |problems| {
+            let field = "ignore_http_11_upgrade";
+            let all = StringMatcher::compile_all(&http1.ignore_http_11_upgrade, field, problems);
+            all.map(Vec::from).unwrap_or_default()
+        }),
     }
 }
 
@@ -395,42 +407,6 @@ fn internal(config: &pb::HttpConnectionManager, problems: &mut Problems) -> (Vec
     (networks, internal.unix_sockets)
 }
 
-/// `xff_num_trusted_hops`, from the field or from the extension that stands for it.
-fn trusted_hops(config: &pb::HttpConnectionManager, problems: &mut Problems) -> u32 {
-    const FIELD: &str = "original_ip_detection_extensions";
-    let mut hops = config.xff_num_trusted_hops;
-    if config.original_ip_detection_extensions.is_empty() {
-        return hops;
-    }
-    if bool_or(config.use_remote_address, false) {
-        problems.report_at(FIELD, "cannot be combined with use_remote_address");
-    }
-    if config.xff_num_trusted_hops > 0 {
-        problems.report_at(FIELD, "cannot be combined with xff_num_trusted_hops");
-    }
-    if config.original_ip_detection_extensions.len() > 1 {
-        problems.report_at(FIELD, "only one extension is supported");
-    }
-    for (index, extension_config) in config.original_ip_detection_extensions.iter().enumerate() {
-        problems.at_index(FIELD, index, |problems| {
-            let Some(any) = &extension_config.typed_config else {
-                return problems.report_at("typed_config", "is required");
-            };
-            // Other extensions are refused by the support table.
-            if type_of(any) == "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" {
-                problems.at("typed_config", |problems| {
-                    let Some(xff) = extension::<XffConfig>(any, "", problems) else { return };
-                    hops = xff.xff_num_trusted_hops;
-                    if !bool_or(xff.skip_xff_append, true) {
-                        problems.report_at("skip_xff_append", "appending by this extension is not supported");
-                    }
-                });
-            }
-        });
-    }
-    hops
-}
-
 fn timeouts(
     config: &pb::HttpConnectionManager,
     common: &core::HttpProtocolOptions,
@@ -456,6 +432,7 @@ fn timeouts(
         max_connection_duration: problems.at(COMMON, |problems| {
             idle(&common.max_connection_duration, None, "max_connection_duration", problems)
         }),
+        http1_safe: config.http1_safe_max_connection_duration,
         max_stream_duration: problems
             .at(COMMON, |problems| idle(&common.max_stream_duration, None, "max_stream_duration", problems)),
     }

@@ -15,8 +15,8 @@ use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
 use super::{
-    bool_or, compression, ext_authz, ext_proc, extension, istio, jwt_authn, ratelimit, rbac, rbac_tree,
-    Environment,
+    bool_or, compression, custom_response, ext_authz, ext_proc, extension, istio, jwt_authn, oauth2,
+    ratelimit, rbac, rbac_tree, Environment,
 };
 use crate::config::http::HttpFilter;
 use crate::config::pieces::{DiscoveredFilter, PieceNeed};
@@ -26,8 +26,9 @@ use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 use crate::http::filters::istio::{alpn, peer_metadata};
 use crate::http::filters::{
-    adaptive_concurrency, admission_control, buffer, conditional, cors, csrf, fault, grpc_http1_bridge,
-    header_mutation, header_to_metadata, health_check, local_ratelimit, set_filter_state, set_metadata,
+    adaptive_concurrency, admission_control, api_key_auth, basic_auth, buffer, conditional, cors, csrf,
+    fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check, local_ratelimit,
+    set_filter_state, set_metadata,
 };
 use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
@@ -43,6 +44,10 @@ const HEADER_MUTATION_PER_ROUTE: &str =
     "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const CSRF: &str = "envoy.extensions.filters.http.csrf.v3.CsrfPolicy";
+const BASIC_AUTH: &str = "envoy.extensions.filters.http.basic_auth.v3.BasicAuth";
+const BASIC_AUTH_PER_ROUTE: &str = "envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute";
+const API_KEY: &str = "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth";
+const API_KEY_PER_ROUTE: &str = "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute";
 const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
@@ -139,7 +144,10 @@ pub(super) fn knows(kind: &str) -> bool {
             | HEADER_MUTATION
             | LOCAL_RATE_LIMIT
             | CSRF
+            | BASIC_AUTH
+            | API_KEY
             | BUFFER
+            | custom_response::TYPE
             | HEALTH_CHECK
             | SET_METADATA
             | SET_FILTER_STATE
@@ -153,6 +161,7 @@ pub(super) fn knows(kind: &str) -> bool {
             | istio::STATS
             | istio::WASM
             | jwt_authn::TYPE
+            | oauth2::TYPE
             | ext_authz::TYPE
             | ratelimit::TYPE
             | ext_proc::TYPE
@@ -193,6 +202,18 @@ pub(super) fn compile(
         CSRF => {
             let config = csrf::Config::compile(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::Csrf(Arc::new(config)))
+        }
+        BASIC_AUTH => {
+            let config = basic_auth::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::BasicAuth(Arc::new(config)))
+        }
+        custom_response::TYPE => {
+            let config = custom_response::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::CustomResponse(Arc::new(config)))
+        }
+        API_KEY => {
+            let config = api_key_auth::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::ApiKeyAuth(Arc::new(config)))
         }
         BUFFER => {
             let config = buffer::Config::compile(&extension(any, "", problems)?);
@@ -243,6 +264,10 @@ pub(super) fn compile(
         ext_authz::TYPE => {
             let config = ext_authz::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
             Some(HttpFilter::ExtAuthz(Arc::new(config)))
+        }
+        oauth2::TYPE => {
+            let config = oauth2::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
+            Some(HttpFilter::OAuth2(Arc::new(config)))
         }
         jwt_authn::TYPE => {
             let config = jwt_authn::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
@@ -341,6 +366,12 @@ pub(crate) fn compile_route(
         LOCAL_RATE_LIMIT => local_ratelimit::Config::compile(&extension(any, "", problems)?, true, problems)
             .map(RouteFilter::LocalRateLimit),
         CSRF => csrf::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Csrf),
+        BASIC_AUTH_PER_ROUTE => basic_auth::PerRoute::compile(&extension(any, "", problems)?, problems)
+            .map(RouteFilter::BasicAuth),
+        custom_response::TYPE => custom_response::compile(&extension(any, "", problems)?, problems)
+            .map(RouteFilter::CustomResponse),
+        API_KEY_PER_ROUTE => api_key_auth::PerRoute::compile(&extension(any, "", problems)?, problems)
+            .map(RouteFilter::ApiKeyAuth),
         BUFFER_PER_ROUTE => {
             buffer::PerRoute::compile(&extension(any, "", problems)?).map(RouteFilter::Buffer)
         }
@@ -363,6 +394,10 @@ pub(crate) fn compile_route(
         }
         ext_authz::PER_ROUTE => ext_authz::per_route(&extension(any, "", problems)?, clusters, problems)
             .map(RouteFilter::ExtAuthz),
+        oauth2::PER_ROUTE => {
+            let settings = oauth2::per_route(&extension(any, "", problems)?, clusters, problems)?;
+            Some(RouteFilter::OAuth2(Box::new(settings)))
+        }
         jwt_authn::PER_ROUTE => {
             jwt_authn::per_route(&extension(any, "", problems)?).map(RouteFilter::JwtAuthn)
         }

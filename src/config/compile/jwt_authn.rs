@@ -13,7 +13,7 @@ use super::{data_source, duration, duration_or};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::route::RequestMatch;
-use crate::config::services::{HttpTarget, Retries};
+use crate::config::services::{HttpTarget, Retries, ANY_FAILURE};
 use crate::config::{Cluster, Directory, HeaderKey};
 use crate::http::filters::jwt_authn::{fetch_ahead, ByState, Config, Demand, JwtStats, PerRoute, Rule};
 use crate::policy::jwt::{Audiences, Extractor, KeySet, Keys, Provider, RemoteKeys, Requirement, TokenCache};
@@ -341,7 +341,7 @@ fn remote(config: &pb::RemoteJwks, clusters: &Directory<Cluster>, problems: &mut
             duration_or(&config.failed_refetch_duration, FAILED, "failed_refetch_duration", problems)
         })
     });
-    let retries =
-        problems.at("retry_policy", |problems| Retries::compile(config.retry_policy.as_ref(), problems));
+    let retries = problems
+        .at("retry_policy", |problems| Retries::compile(config.retry_policy.as_ref(), ANY_FAILURE, problems));
     Some(Keys::Remote(Arc::new(RemoteKeys::new(target?, lifetime, ahead, retries))))
 }

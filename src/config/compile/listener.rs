@@ -98,6 +98,7 @@ pub fn compile(
         problems,
     );
     let access_logs = rooms::access_logs(&listener.access_log, "access_log", environment, problems);
+    super::generic_secret::meet_wants(environment, problems);
     if problems.count() > before {
         return None;
     }
@@ -384,7 +385,9 @@ fn network_filter(
             None
         }
     });
-    if let Some(before) = problems.at("typed_config", |problems| network_filters::compile(any, problems)) {
+    if let Some(before) = problems.at("typed_config", |problems| {
+        network_filters::compile(any, &environment.compiler.clusters, problems)
+    }) {
         return before.map(Filter::Before);
     }
     terminal.map(Filter::Last)

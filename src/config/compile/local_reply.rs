@@ -54,9 +54,13 @@ fn body_format(
     field: &str,
     problems: &mut Problems,
 ) -> Option<BodyFormat> {
+    problems.at(field, |problems| of_format(config?, problems))
+}
+
+/// How a body is made. `None` when a problem was reported.
+pub(crate) fn of_format(config: &SubstitutionFormatString, problems: &mut Problems) -> Option<BodyFormat> {
     use outrigger_control_api::pb::envoy::config::core::v3::substitution_format_string::Format;
-    let config = config?;
-    let format = problems.at(field, |problems| substitution_format(config, Style::Body, problems))?;
+    let format = substitution_format(config, Style::Body, problems)?;
     let content_type = match (&config.format, config.content_type.as_str()) {
         (Some(Format::JsonFormat(_)), "") => "application/json",
         (_, "") => "text/plain",

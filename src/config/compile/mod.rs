@@ -21,11 +21,14 @@ mod compression;
 mod control;
 mod control_clusters;
 pub(crate) mod control_tls;
+mod custom_response;
 mod discovery;
 mod dns;
 mod endpoints;
 mod ext_authz;
 mod ext_proc;
+mod first_look;
+mod generic_secret;
 pub mod hcm;
 mod health_check;
 pub(crate) mod http_filters;
@@ -35,8 +38,9 @@ mod jwt_authn;
 mod known_clusters;
 pub mod listener;
 mod listener_filters;
-mod local_reply;
+pub(crate) mod local_reply;
 mod network_filters;
+mod oauth2;
 pub(crate) mod on_demand;
 mod orca;
 mod outlier;
@@ -55,6 +59,7 @@ mod tls;
 mod tls_certificate;
 pub(crate) mod tracing;
 mod udp;
+mod upstream_filters;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -70,6 +75,7 @@ pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed
 
 use super::cluster::Keepalive;
 use super::problems::Problems;
+use crate::policy::rbac::Networks;
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
 pub(crate) fn extension<M: Message + Name + Default>(
@@ -204,6 +210,21 @@ pub(crate) fn cidr(range: &core::CidrRange, problems: &mut Problems) -> Option<(
     // Longer than the address counts as the whole address, as in Envoy.
     let bits = if ip.is_ipv4() { 32 } else { 128 };
     Some((ip, u8::try_from(u32_or(range.prefix_len, 0)).map_or(bits, |length| length.min(bits))))
+}
+
+/// The networks of an `AddressMatcher`, its field `ranges`.
+pub(crate) fn networks(
+    ranges: &[outrigger_control_api::pb::xds::core::v3::CidrRange],
+    problems: &mut Problems,
+) -> Option<Networks> {
+    let mut networks = Networks::default();
+    for (index, range) in ranges.iter().enumerate() {
+        let range =
+            core::CidrRange { address_prefix: range.address_prefix.clone(), prefix_len: range.prefix_len };
+        let (ip, length) = problems.at_index("ranges", index, |problems| cidr(&range, problems))?;
+        networks.extend(Networks::one(ip, length));
+    }
+    Some(networks)
 }
 
 /// The bytes that a data source names, read now.

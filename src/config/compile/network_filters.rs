@@ -1,11 +1,14 @@
 //! Network filters before the terminal one: their messages in, [`NetworkFilter`] out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use outrigger_control_api::pb::envoy::config::core::v3::ApiVersion;
 use outrigger_control_api::pb::envoy::extensions::filters::common::set_filter_state::v3 as state;
 use outrigger_control_api::pb::envoy::extensions::filters::network::set_filter_state::v3 as set_filter_state;
 use outrigger_control_api::pb::envoy::extensions::filters::network::{
-    connection_limit::v3::ConnectionLimit as LimitConfig, local_ratelimit::v3::LocalRateLimit as RateConfig,
+    connection_limit::v3::ConnectionLimit as LimitConfig, ext_authz::v3::ExtAuthz as AuthzConfig,
+    local_ratelimit::v3::LocalRateLimit as RateConfig,
 };
 use outrigger_control_api::pb::google::protobuf::Any;
 use outrigger_control_api::type_of;
@@ -14,28 +17,42 @@ use super::{duration, extension, rbac};
 use crate::config::listener::{NetworkFilter, NetworkSetFilterState};
 use crate::config::problems::Problems;
 use crate::config::runtime_value::RuntimeSwitch;
+use crate::config::services::GrpcTarget;
+use crate::config::{Cluster, Directory};
+use crate::policy::authz::{NetworkAuthz, NetworkAuthzStats};
 use crate::policy::limits::{ConnectionLimit, ConnectionLimitStats, ConnectionRate, ConnectionRateStats};
 use crate::policy::token_bucket::TokenBucket;
 use crate::telemetry::filter_state::{Setters, TCP_CLUSTER};
 use crate::telemetry::metrics::Scope;
+use crate::telemetry::stream_info::read_dynamic_metadata;
 
 const SET_FILTER_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 const CONNECTION_LIMIT: &str = "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit";
 const SNI_CLUSTER: &str = "envoy.extensions.filters.network.sni_cluster.v3.SniCluster";
 
+const EXT_AUTHZ: &str = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
+
+/// How long a service may take where config does not say.
+const AUTHZ_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// The types of these filters.
-pub(super) const TYPES: [&str; 5] =
-    [rbac::NETWORK, SET_FILTER_STATE, CONNECTION_LIMIT, LOCAL_RATE_LIMIT, SNI_CLUSTER];
+pub(super) const TYPES: [&str; 6] =
+    [rbac::NETWORK, SET_FILTER_STATE, CONNECTION_LIMIT, LOCAL_RATE_LIMIT, SNI_CLUSTER, EXT_AUTHZ];
 
 /// The filter in `any`; the inner `None` when a problem was reported, the outer one when it is none of these.
-pub(super) fn compile(any: &Any, problems: &mut Problems) -> Option<Option<NetworkFilter>> {
+pub(super) fn compile(
+    any: &Any,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Option<NetworkFilter>> {
     let compiled = match type_of(any) {
         rbac::NETWORK => rbac(any, problems),
         SET_FILTER_STATE => objects(any, problems),
         CONNECTION_LIMIT => limit(any, problems),
         LOCAL_RATE_LIMIT => rate(any, problems),
         SNI_CLUSTER => sni_cluster(problems),
+        EXT_AUTHZ => ext_authz(any, clusters, problems),
         _ => return None,
     };
     Some(compiled)
@@ -113,6 +130,35 @@ fn rate(any: &Any, problems: &mut Problems) -> Option<NetworkFilter> {
         )),
         bucket,
         enabled: RuntimeSwitch::of(config.runtime_enabled.as_ref()),
+    })))
+}
+
+fn ext_authz(any: &Any, clusters: &Directory<Cluster>, problems: &mut Problems) -> Option<NetworkFilter> {
+    let config: AuthzConfig = extension(any, "", problems)?;
+    let before = problems.count();
+    let Some(service) = &config.grpc_service else {
+        problems.report_at("grpc_service", "is required");
+        return None;
+    };
+    if config.transport_api_version() != ApiVersion::V3 {
+        problems.report_at("transport_api_version", "only V3 is spoken");
+    }
+    let target = problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems));
+    let enabled = config.filter_enabled_metadata.as_ref().and_then(|wanted| {
+        problems.at("filter_enabled_metadata", |problems| rbac::metadata(wanted, problems))
+    });
+    (problems.count() == before).then_some(())?;
+    if enabled.is_some() || !config.metadata_context_namespaces.is_empty() {
+        read_dynamic_metadata();
+    }
+    Some(NetworkFilter::ExtAuthz(Arc::new(NetworkAuthz {
+        target: Arc::new(target?.or_timeout(AUTHZ_TIMEOUT)),
+        fail_open: config.failure_mode_allow,
+        peer_certificate: config.include_peer_certificate,
+        tls_session: config.include_tls_session,
+        enabled,
+        namespaces: config.metadata_context_namespaces.iter().map(|name| name.as_str().into()).collect(),
+        stats: NetworkAuthzStats::new(&scope("ext_authz", "envoy_ext_authz_prefix", &config.stat_prefix)),
     })))
 }
 

@@ -8,7 +8,7 @@ use outrigger_control_api::pb::envoy::extensions::filters::http::ratelimit::v3 a
 use super::duration;
 use crate::config::matcher::{Fraction, RuntimeFraction};
 use crate::config::problems::Problems;
-use crate::config::route::{HeaderOps, RateLimits};
+use crate::config::route::{HeaderOps, LimitsOf, RateLimits};
 use crate::config::services::GrpcTarget;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::by_cluster::ByCluster;
@@ -35,7 +35,7 @@ pub(super) fn compile(
             .at("rate_limit_service.grpc_service", |problems| GrpcTarget::compile(config, clusters, problems))
     });
     let timeout = duration(&config.timeout, "timeout", problems).unwrap_or(TIMEOUT);
-    let limits = RateLimits::compile(&config.rate_limits, "rate_limits", problems);
+    let limits = RateLimits::compile(&config.rate_limits, LimitsOf::Service, problems);
     let response_headers =
         HeaderOps::compile(&config.response_headers_to_add, "response_headers_to_add", &[], "", problems);
     let status = |status: &Option<_>, default: u16| {
@@ -81,7 +81,7 @@ pub(super) fn compile(
 pub(super) fn per_route(config: &pb::RateLimitPerRoute, problems: &mut Problems) -> Option<PerRoute> {
     use pb::rate_limit_per_route::VhRateLimitsOptions;
     let before = problems.count();
-    let limits = RateLimits::compile(&config.rate_limits, "rate_limits", problems);
+    let limits = RateLimits::compile(&config.rate_limits, LimitsOf::Service, problems);
     (problems.count() == before).then(|| PerRoute {
         host: match config.vh_rate_limits() {
             VhRateLimitsOptions::Override => HostLimits::Override,

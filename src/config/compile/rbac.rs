@@ -1,6 +1,6 @@
 //! Role-based access control: both RBAC filters' messages in, [`Filter`]s of [`crate::policy::rbac`] out.
 
-use outrigger_control_api::pb::envoy::config::core::v3::{CidrRange, TypedExtensionConfig};
+use outrigger_control_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use outrigger_control_api::pb::envoy::config::rbac::v3 as pb;
 use outrigger_control_api::pb::envoy::config::route::v3 as route;
 use outrigger_control_api::pb::envoy::extensions::filters::http::rbac::v3 as http;
@@ -11,7 +11,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::Int32Range;
 use outrigger_control_api::pb::xds::r#type::matcher::v3::Matcher as Tree;
 use outrigger_control_api::type_of;
 
-use super::{cel, cidr, extension, rbac_tree, tls};
+use super::{cel, cidr, extension, networks, rbac_tree, tls};
 use crate::config::listener::NetworkRbac;
 use crate::config::matcher::{HeaderMatcher, StringMatcher};
 use crate::config::problems::Problems;
@@ -400,14 +400,7 @@ pub(crate) fn state(config: &matcher::FilterStateMatcher, problems: &mut Problem
             Wanted::Text(problems.at("string_match", |problems| StringMatcher::compile(config, problems))?)
         }
         Some(Matcher::AddressMatch(config)) => problems.at("address_match", |problems| {
-            let mut networks = Networks::default();
-            for (index, range) in config.ranges.iter().enumerate() {
-                let range =
-                    CidrRange { address_prefix: range.address_prefix.clone(), prefix_len: range.prefix_len };
-                let (ip, length) = problems.at_index("ranges", index, |problems| cidr(&range, problems))?;
-                networks.extend(Networks::one(ip, length));
-            }
-            Some(Wanted::Address(networks, config.invert_match))
+            Some(Wanted::Address(networks(&config.ranges, problems)?, config.invert_match))
         })?,
         None => {
             problems.report("needs string_match or address_match");
@@ -432,7 +425,8 @@ pub(crate) fn metadata(
     Some(MetadataMatcher { filter: config.filter.as_str().into(), path: path?, value, invert: config.invert })
 }
 
-fn value(config: &matcher::ValueMatcher, problems: &mut Problems) -> Option<ValueMatcher> {
+/// A test of a value.
+pub(super) fn value(config: &matcher::ValueMatcher, problems: &mut Problems) -> Option<ValueMatcher> {
     use matcher::double_matcher::MatchPattern as Double;
     use matcher::value_matcher::MatchPattern;
     // What is missing breaks field rules.

@@ -1,24 +1,31 @@
 //! The unified matcher of RBAC: `xds.type.matcher.v3.Matcher` in, a [`Tree`] out.
 
 use outrigger_control_api::pb::envoy::config::rbac::v3::Action as ActionConfig;
+use outrigger_control_api::pb::envoy::extensions::matching::common_inputs::network::v3::{
+    dynamic_metadata_input::path_segment::Segment, DynamicMetadataInput,
+};
 use outrigger_control_api::pb::envoy::extensions::matching::input_matchers::ip::v3::Ip;
+use outrigger_control_api::pb::envoy::extensions::matching::input_matchers::metadata::v3::Metadata;
 use outrigger_control_api::pb::envoy::r#type::matcher::v3 as envoy;
 use outrigger_control_api::pb::xds::core::v3::TypedExtensionConfig;
 use outrigger_control_api::pb::xds::r#type::matcher::v3 as pb;
 use outrigger_control_api::type_of;
 
 use super::rbac::{action, Layer};
-use super::{cel, cidr, extension};
+use super::{cel, cidr, extension, rbac};
 use crate::config::discovery::SanKind;
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::HeaderKey;
 use crate::policy::rbac::tree::{Input, Node, OnMatch, Predicate, Search, Then, Tree};
-use crate::policy::rbac::{Action, Networks, Whose};
+use crate::policy::rbac::{Action, MetadataMatcher, Networks, Whose};
+use crate::telemetry::stream_info::read_dynamic_metadata;
 
 const ACTION: &str = "envoy.config.rbac.v3.Action";
 const SKIP: &str = "envoy.extensions.filters.common.matcher.action.v3.SkipFilter";
 const IP: &str = "envoy.extensions.matching.input_matchers.ip.v3.Ip";
+const METADATA: &str = "envoy.extensions.matching.input_matchers.metadata.v3.Metadata";
+const METADATA_INPUT: &str = "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput";
 const CEL: &str = "xds.type.matcher.v3.CelMatcher";
 const ATTRIBUTES: &str = "xds.type.matcher.v3.HttpAttributesCelMatchInput";
 const HEADER: &str = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput";
@@ -183,7 +190,12 @@ impl Compiler {
         // What is missing breaks field rules.
         let input = config.input.as_ref().and_then(|config| config.typed_config.as_ref());
         let attributes = input.is_some_and(|any| type_of(any) == ATTRIBUTES);
+        let metadata = input.filter(|any| type_of(any) == METADATA_INPUT);
         match config.matcher.as_ref()? {
+            matcher if metadata.is_some() => {
+                let input = problems.at("input.typed_config", |problems| extension(metadata?, "", problems));
+                return self.metadata(&input?, matcher, problems);
+            }
             Matcher::CustomMatch(config) if attributes => {
                 let any = config.typed_config.as_ref()?;
                 return problems.at("custom_match.typed_config", |problems| {
@@ -230,6 +242,45 @@ impl Compiler {
         }
     }
 
+    /// A test of what filters have left.
+    fn metadata(
+        &self,
+        input: &DynamicMetadataInput,
+        matcher: &pb::matcher::matcher_list::predicate::single_predicate::Matcher,
+        problems: &mut Problems,
+    ) -> Option<Predicate> {
+        use pb::matcher::matcher_list::predicate::single_predicate::Matcher;
+        if self.layer != Layer::Http {
+            problems.report_at("input", "metadata are looked at for requests only");
+            return None;
+        }
+        let Matcher::CustomMatch(config) = matcher else {
+            problems.report_at("value_match", format!("of metadata the matcher {METADATA} is wanted"));
+            return None;
+        };
+        // Demanded by a field rule.
+        let any = config.typed_config.as_ref()?;
+        problems.at("custom_match.typed_config", |problems| {
+            if type_of(any) != METADATA {
+                problems.report(format_args!("is of type {}, must be of {METADATA}", type_of(any)));
+                return None;
+            }
+            let config: Metadata = extension(any, "", problems)?;
+            let value = problems.at("value", |problems| rbac::value(config.value.as_ref()?, problems))?;
+            read_dynamic_metadata();
+            // What is missing breaks field rules.
+            let path = input.path.iter().map(|segment| match segment.segment.as_ref()? {
+                Segment::Key(key) => Some(key.as_str().into()),
+            });
+            Some(Predicate::Metadata(Box::new(MetadataMatcher {
+                filter: input.filter.as_str().into(),
+                path: path.collect::<Option<_>>()?,
+                value,
+                invert: config.invert,
+            })))
+        })
+    }
+
     fn input(&self, config: &TypedExtensionConfig, problems: &mut Problems) -> Option<Input> {
         // Demanded by a field rule.
         let any = config.typed_config.as_ref()?;
@@ -262,7 +313,7 @@ impl Compiler {
 }
 
 /// The same matcher in Envoy's own message.
-fn of_xds(config: &pb::StringMatcher, problems: &mut Problems) -> Option<envoy::StringMatcher> {
+pub(super) fn of_xds(config: &pb::StringMatcher, problems: &mut Problems) -> Option<envoy::StringMatcher> {
     use envoy::string_matcher::MatchPattern as To;
     use pb::string_matcher::MatchPattern as From;
     // A missing pattern breaks a field rule.

@@ -340,6 +340,7 @@ impl Compiler {
             on_demand::check_host(host, self, problems);
         };
         let table = route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
+        super::generic_secret::meet_wants(&environment, &mut problems);
         found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)
     }
 
@@ -485,8 +486,11 @@ impl Found {
         self,
         compiled: Option<(Arc<str>, T)>,
         needs: Needs,
-        problems: Problems,
+        mut problems: Problems,
     ) -> Result<Compiled<T>, Vec<Problem>> {
+        for want in problems.take_wants() {
+            problems.elsewhere(want.path, |problems| problems.report("no secret can be had here"));
+        }
         let (found, notes) = problems.into_parts();
         let all = merge(self.rejected, self.ruled.into_iter().chain(found));
         match compiled {

@@ -93,7 +93,8 @@ fn metrics_service(
     }
     // Demanded by a field rule.
     let service = config.grpc_service.as_ref()?;
-    let target = problems.at("grpc_service", |problems| GrpcTarget::compile(service, clusters, problems))?;
+    let target =
+        problems.at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems))?;
     let mode = config.histogram_emit_mode();
     let options = MetricsService {
         deltas: bool_or(config.report_counters_as_deltas, false),

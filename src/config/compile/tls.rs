@@ -19,7 +19,7 @@ use outrigger_control_api::type_of;
 use super::discovery::config_source;
 use super::istio::PEER_EXCHANGE;
 use super::tls_certificate::certificate_secret;
-use super::{bool_or, data_source, duration, extension, spiffe, Environment};
+use super::{bool_or, data_source, duration, extension, generic_secret, spiffe, Environment};
 use crate::config::discovery::{Material, SanKind};
 use crate::config::matcher::StringMatcher;
 use crate::config::pieces::{PieceNeed, SecretPlace};
@@ -265,7 +265,7 @@ pub(super) fn versions(params: Option<&pb::TlsParameters>, problems: &mut Proble
 }
 
 /// The slot of a secret that has a name: one of the bootstrap's, or one that a control plane is asked for.
-fn secret(
+pub(super) fn secret(
     config: &pb::SdsSecretConfig,
     environment: &Environment<'_>,
     problems: &mut Problems,
@@ -321,7 +321,13 @@ fn trust(context: &pb::CommonTlsContext, environment: &Environment<'_>, problems
         Some(Kind::CombinedValidationContext(combined)) => {
             problems.at("combined_validation_context", |problems| {
                 let fixed = combined.default_validation_context.as_ref().and_then(|context| {
-                    problems.at("default_validation_context", |problems| validation(context, problems))
+                    // The CA may be the secret's.
+                    let mut context = context.clone();
+                    let allow_expired = std::mem::take(&mut context.allow_expired_certificate);
+                    let mut fixed = problems
+                        .at("default_validation_context", |problems| validation(&context, problems))?;
+                    fixed.allow_expired = allow_expired;
+                    Some(fixed)
                 });
                 let slot = combined.validation_context_sds_secret_config.as_ref().and_then(|config| {
                     problems.at("validation_context_sds_secret_config", |problems| {
@@ -356,10 +362,13 @@ pub fn secret_content(secret: &pb::Secret, problems: &mut Problems) -> Option<Ar
         Some(Type::SessionTicketKeys(keys)) => {
             problems.at("session_ticket_keys", |problems| ticket_keys(keys, problems))
         }
-        // Refused by the support table.
-        Some(Type::GenericSecret(_)) => None,
+        Some(Type::GenericSecret(config)) => {
+            problems.at("generic_secret", |problems| generic_secret::compile(config, problems))
+        }
         None => {
-            problems.report("has neither a certificate nor a validation context nor ticket keys");
+            problems.report(
+                "has neither a certificate nor a validation context nor ticket keys nor a generic secret",
+            );
             None
         }
     }

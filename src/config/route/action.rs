@@ -14,7 +14,7 @@ use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
 use crate::config::balancing::Criteria;
 use crate::config::headers::{HeaderKey, HeaderView, RequestView};
-use crate::config::http::Upgrade;
+use crate::config::http::{BodyFormat, Upgrade};
 use crate::config::matcher::{number, Fraction};
 use crate::config::regex::Substitution;
 use crate::config::slot::Slot;
@@ -40,6 +40,10 @@ pub struct DirectResponse {
     pub status: u16,
     /// Its body, possibly empty.
     pub body: Bytes,
+    /// What the body is made by, where it is not the same for all requests.
+    pub format: Option<Arc<BodyFormat>>,
+    /// The content type, unless that is `text/plain`.
+    pub content_type: Option<Bytes>,
 }
 
 /// How a request is forwarded (`RouteAction`).

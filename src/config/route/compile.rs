@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::core::v3::data_source::Specifier;
+use outrigger_control_api::pb::envoy::config::core::v3::substitution_format_string::Format as Source;
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 use outrigger_control_api::pb::google::protobuf::Any;
 use prost::Message;
@@ -17,7 +18,7 @@ use super::action::{DirectResponse, Mirror};
 use super::beyond::Beyond;
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
-use super::limits::{RateLimits, RouteLimits};
+use super::limits::{LimitsOf, RateLimits, RouteLimits};
 use super::overrides::{merge, Level, Overrides};
 use super::path::{Conditions, PathMatch, PathText};
 use super::redirect::{Redirect, RedirectPath};
@@ -25,6 +26,7 @@ use super::retry::RetryPolicy;
 use super::rewrite::PathRewrite;
 use super::sleeping::{HostCell, Sleeping};
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
+use crate::config::compile::local_reply::of_format;
 use crate::config::compile::{bool_or, data_source, on_demand, tracing, u32_or};
 use crate::config::demand::RouteOnDemand;
 use crate::config::headers::{HeaderKey, Known};
@@ -148,8 +150,11 @@ pub fn compile_encoded(
             };
             look(bytes, &host, problems);
             add_domains(&host, index, &mut domains, problems);
+            let wanted = problems.wanted();
             let Some(compiled) = virtual_host(&host, &scope, problems) else { return };
-            if hosts.len() <= KEPT || needs_files(&host) || has_state(&host) {
+            // Secrets are asked for only now.
+            let wants = problems.wanted() > wanted;
+            if wants || hosts.len() <= KEPT || needs_files(&host) || has_state(&host) {
                 cells.push(HostCell::awake(compiled));
             } else {
                 for slot in compiled.clusters() {
@@ -278,7 +283,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         include_request_attempt_count: config.include_request_attempt_count,
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
-        limits: RateLimits::compile_of_route(&config.rate_limits, problems),
+        limits: RateLimits::compile(&config.rate_limits, LimitsOf::Route, problems),
     };
     let routes = (config.routes.iter().enumerate())
         .filter_map(|(index, config)| {
@@ -335,8 +340,8 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
     };
     let limits = match config.action.as_ref() {
         Some(Proto::Route(action)) => {
-            let own =
-                problems.at("route", |problems| RateLimits::compile_of_route(&action.rate_limits, problems));
+            let own = problems
+                .at("route", |problems| RateLimits::compile(&action.rate_limits, LimitsOf::Route, problems));
             #[allow(deprecated)] // As above.
             let both = bool_or(action.include_vh_rate_limits, false);
             let host = host.limits.clone();
@@ -486,5 +491,21 @@ fn direct_response(
     }
     // Bounded by a field rule.
     let status = u16::try_from(config.status).ok()?;
-    Some(DirectResponse { status, body })
+    let Some(formatted) = &config.body_format else {
+        return Some(DirectResponse { status, body, format: None, content_type: None });
+    };
+    problems.at("body_format", |problems| {
+        let content_type = Some(formatted.content_type.as_str()).filter(|kind| !kind.is_empty());
+        let content_type = content_type.map(|kind| bytes::Bytes::copy_from_slice(kind.as_bytes()));
+        if let Some(Source::TextFormatSource(source)) = &formatted.format {
+            // Bytes of any kind, as long as they are no format.
+            let body = problems.at("text_format_source", |problems| data_source(source, problems))?;
+            if !body.contains(&b'%') {
+                return Some(DirectResponse { status, body, format: None, content_type });
+            }
+        }
+        let format = of_format(formatted, problems)?;
+        let content_type = Some(format.content_type.clone());
+        Some(DirectResponse { status, body, format: Some(Arc::new(format)), content_type })
+    })
 }

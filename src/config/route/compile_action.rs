@@ -62,7 +62,7 @@ pub(super) fn forward(
         upgrades: upgrades(config, problems),
         mirrors: if own_mirrors.is_empty() { host.mirrors.clone() } else { own_mirrors },
         metadata_match: Criteria::under(config.metadata_match.as_ref(), None),
-        hash_policies: hash_policies(config, problems),
+        hash_policies: hash_policies(&config.hash_policy, problems),
         path_rewrite: path_rewrite(config, problems),
         host_rewrite: host_rewrite(config, problems).unwrap_or_default(),
         append_x_forwarded_host: config.append_x_forwarded_host,
@@ -273,7 +273,11 @@ fn upgrades(config: &pb::RouteAction, problems: &mut Problems) -> Box<[Upgrade]>
     upgrades.into()
 }
 
-fn hash_policies(config: &pb::RouteAction, problems: &mut Problems) -> Box<[HashPolicy]> {
+/// The list in `hash_policy`, of a route or a cluster.
+pub(crate) fn hash_policies(
+    list: &[pb::route_action::HashPolicy],
+    problems: &mut Problems,
+) -> Box<[HashPolicy]> {
     use pb::route_action::hash_policy::PolicySpecifier;
 
     let compile = |policy: &pb::route_action::HashPolicy, problems: &mut Problems| {
@@ -308,7 +312,7 @@ fn hash_policies(config: &pb::RouteAction, problems: &mut Problems) -> Box<[Hash
         };
         Some(HashPolicy { input, terminal: policy.terminal })
     };
-    (config.hash_policy.iter().enumerate())
+    (list.iter().enumerate())
         .filter_map(|(index, policy)| {
             problems.at_index("hash_policy", index, |problems| compile(policy, problems))
         })

@@ -37,8 +37,9 @@ pub use action::{
     HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
 };
 pub use compile::{compile, compile_encoded, Look};
+pub(crate) use compile_action::hash_policies;
 pub use header_ops::HeaderOps;
-pub use limits::{Descriptor, LimitFacts, RateLimits, RouteLimits};
+pub use limits::{Descriptor, DescriptorEntries, LimitFacts, LimitsOf, RateLimits, RouteLimits};
 pub use overrides::{FilterName, Override, Overrides, RouteFilter};
 pub use path::{PathMatch, PathText, RequestMatch};
 pub use redirect::{own_location, tls_location, Redirect, RedirectPath};

@@ -67,6 +67,18 @@ impl RetryOn {
         Self::parse_kinds(list, &[Kind::Grpc])
     }
 
+    /// Reads a list of conditions of either kind; those that there are not are told of.
+    pub fn parse_any(list: &str, problems: &mut Problems) -> Self {
+        let list = list.as_bytes();
+        for token in tokens(list) {
+            if Self::parse_kinds(token, &[Kind::Http, Kind::Grpc]).0.is_empty() {
+                let token = String::from_utf8_lossy(token);
+                problems.note("retry_on", format_args!("there is no retry condition {token:?}"));
+            }
+        }
+        Self::parse_kinds(list, &[Kind::Http, Kind::Grpc]).0
+    }
+
     fn parse_kinds(list: &[u8], kinds: &[Kind]) -> (Self, bool) {
         let mut all_known = true;
         let mut on = Self::NONE;
@@ -193,14 +205,7 @@ impl RetryPolicy {
     /// Compiles `config`.
     pub fn compile(config: &pb::RetryPolicy, problems: &mut Problems) -> Option<Self> {
         let before = problems.count();
-        let list = config.retry_on.as_bytes();
-        let (on, _) = RetryOn::parse_kinds(list, &[Kind::Http, Kind::Grpc]);
-        for token in tokens(list) {
-            if RetryOn::parse_kinds(token, &[Kind::Http, Kind::Grpc]).0.is_empty() {
-                let token = String::from_utf8_lossy(token);
-                problems.note("retry_on", format_args!("there is no retry condition {token:?}"));
-            }
-        }
+        let on = RetryOn::parse_any(&config.retry_on, problems);
         let host_predicates = (config.retry_host_predicate.iter().enumerate())
             .filter_map(|(index, predicate)| {
                 problems
@@ -379,6 +384,11 @@ pub struct RequestRetries {
 }
 
 impl RequestRetries {
+    /// Those of a request of our own.
+    pub fn plain(on: RetryOn, num_retries: u32) -> Self {
+        Self { policy: None, on, num_retries, status_codes: SmallVec::new(), headers: Vec::new() }
+    }
+
     /// `None` when nothing is ever to be retried.
     pub fn of<V: HeaderView>(policy: Option<&Arc<RetryPolicy>>, request: &V) -> Option<Self> {
         let value = |key: &HeaderKey| request.first(key);

@@ -286,6 +286,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "enable_trailers",
             "allow_chunked_length",
             "allow_custom_methods",
+            "ignore_http_11_upgrade",
         ],
         observe: &[
             ("use_balsa_parser", "there is one HTTP/1 parser"),
@@ -315,10 +316,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "use_downstream_protocol_config",
             "auto_config",
             "upstream_http_protocol_options",
+            "hash_policy",
+            "http_filters",
         ],
         observe: &[],
         rejected: &[
-            ("http_filters", "upstream HTTP filters are not supported yet"),
             ("header_validation_config", "there is one header validator"),
             ("outlier_detection", OUTLIER),
         ],

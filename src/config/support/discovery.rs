@@ -7,7 +7,7 @@ use super::{observed, whole};
 const CREDENTIALS: &str = "only ssl_credentials and local_credentials are supported";
 const CONNECTION: &str = "the connection to a control plane has fixed limits";
 const ENDPOINTS: &str = "all addresses are tried in an order of this process, and one that works is kept";
-const FIRST: &str = "a control plane is asked again with a back-off, whatever failed";
+const HOSTS: &str = "the host of each try is chosen alike";
 const CHANNEL: &str = "there is no gRPC library to tune";
 const TLS: &str = "it is not supported towards a control plane";
 const SECRETS: &str =
@@ -76,8 +76,8 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.config.core.v3.RateLimitSettings"),
     MessageSupport {
         message: "envoy.config.core.v3.GrpcService",
-        implemented: &["envoy_grpc", "google_grpc", "initial_metadata", "timeout"],
-        observe: &[("retry_policy", FIRST)],
+        implemented: &["envoy_grpc", "google_grpc", "initial_metadata", "timeout", "retry_policy"],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {
@@ -88,14 +88,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.core.v3.RetryPolicy",
-        implemented: &["retry_back_off", "num_retries"],
-        observe: &[
-            ("retry_on", FIRST),
-            ("retry_priority", FIRST),
-            ("retry_host_predicate", FIRST),
-            ("host_selection_retry_max_attempts", FIRST),
-        ],
-        rejected: &[],
+        implemented: &["retry_back_off", "num_retries", "retry_on"],
+        observe: &[("host_selection_retry_max_attempts", HOSTS)],
+        rejected: &[("retry_priority", HOSTS), ("retry_host_predicate", HOSTS)],
     },
     whole("envoy.config.core.v3.BackoffStrategy"),
     MessageSupport {

@@ -53,7 +53,27 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.http.fault.v3.FaultAbort",
         &[FieldRule::OneOf("error_type"), FieldRule::Field(2, &[Check::AtLeast(200.0), Check::Below(600.0)])],
     ),
-    ("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(18, &[Check::AtLeast(1.0)])],
+    ),
+    (
+        "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig",
+        &[FieldRule::Field(1, &[Check::MinChars(1), Check::HeaderName { strict: true }])],
+    ),
+    // A value may be left open.
+    ("envoy.extensions.common.ratelimit.v3.RateLimitDescriptor.Entry", &[FieldRule::Field(1, NAMED)]),
+    (
+        "envoy.config.route.v3.RateLimit.HitsAddend",
+        &[
+            FieldRule::Field(1, &[Check::AtMost(1_000_000_000.0)]),
+            FieldRule::Field(2, &[Check::UnlessEmpty(&[Check::Prefix("%"), Check::Suffix("%")])]),
+        ],
+    ),
+    (
+        "envoy.config.route.v3.RateLimit.Action.RemoteAddressMatch",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(4, &[Check::Required])],
+    ),
     (
         "envoy.extensions.filters.http.admission_control.v3.AdmissionControl",
         &[FieldRule::OneOf("evaluation_criteria")],
@@ -140,7 +160,20 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
         &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::Required])],
     ),
+    ("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz", &[FieldRule::Field(1, NAMED)]),
     ("envoy.extensions.filters.network.rbac.v3.RBAC", &[FieldRule::Field(3, NAMED)]),
+    (
+        "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
+        &[FieldRule::Field(1, NAMED), FieldRule::Field(2, &[Check::MinItems(1)])],
+    ),
+    (
+        "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput.PathSegment",
+        &[FieldRule::OneOf("segment"), FieldRule::Field(1, NAMED)],
+    ),
+    (
+        "envoy.extensions.matching.input_matchers.metadata.v3.Metadata",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
     (
         "envoy.extensions.matching.input_matchers.ip.v3.Ip",
         &[FieldRule::Field(1, &[Check::MinItems(1)]), FieldRule::Field(2, NAMED)],

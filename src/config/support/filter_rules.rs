@@ -3,11 +3,30 @@
 use super::rules::{Check, FieldRule};
 
 const NAMED: &[Check] = &[Check::MinChars(1)];
+/// Names of headers that are looked up or written.
+const HEADER: &[Check] = &[Check::UnlessEmpty(&[Check::HeaderName { strict: true }])];
+const NO_CONTROL: &str = r"^[^\x00-\x1f\x7f]*$";
 /// Room for what comes out of a coding, in bytes.
 const CHUNK: &[Check] = &[Check::AtLeast(4096.0), Check::AtMost(65536.0)];
 
 /// As [`super::rules`] has them.
 pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
+    (
+        "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy",
+        &[FieldRule::Field(3, &[Check::AtLeast(200.0), Check::Below(600.0)])],
+    ),
+    (
+        "envoy.extensions.filters.http.basic_auth.v3.BasicAuth",
+        &[
+            FieldRule::Field(2, HEADER),
+            FieldRule::Field(3, HEADER),
+            FieldRule::Field(6, &[Check::Pattern(NO_CONTROL)]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute",
+        &[FieldRule::Field(1, &[Check::Required]), FieldRule::Field(2, &[Check::Pattern(NO_CONTROL)])],
+    ),
     ("envoy.extensions.filters.http.jwt_authn.v3.JwtProvider", &[FieldRule::OneOf("jwks_source_specifier")]),
     ("envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks", &[FieldRule::Field(1, &[Check::Required])]),
     (
@@ -109,6 +128,22 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
         &[FieldRule::Field(3, &[Check::DefinedOnly]), FieldRule::Field(5, CHUNK)],
     ),
     ("envoy.extensions.compression.zstd.decompressor.v3.Zstd", &[FieldRule::Field(2, CHUNK)]),
+    (
+        "envoy.extensions.filters.http.oauth2.v3.OAuth2Config",
+        &[
+            FieldRule::Field(2, NAMED),
+            FieldRule::Field(3, &[Check::Required]),
+            FieldRule::Field(4, NAMED),
+            FieldRule::Field(5, &[Check::Required]),
+            FieldRule::Field(6, &[Check::Required]),
+            FieldRule::Field(11, &[Check::DefinedOnly]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.oauth2.v3.OAuth2Credentials",
+        &[FieldRule::Field(1, NAMED), FieldRule::OneOf("token_formation")],
+    ),
+    ("envoy.extensions.filters.http.oauth2.v3.OAuth2TokenForwarding", &[FieldRule::Field(1, NAMED)]),
     (
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
         &[

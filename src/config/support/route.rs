@@ -320,9 +320,9 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.DirectResponseAction",
-        implemented: &["status", "body"],
+        implemented: &["status", "body", "body_format"],
         observe: &[],
-        rejected: &[("body_format", "not supported yet; local_reply_config formats bodies")],
+        rejected: &[],
     },
     all("envoy.config.route.v3.NonForwardingAction"),
 ];

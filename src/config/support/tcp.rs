@@ -78,6 +78,26 @@ pub const TCP: &[MessageSupport] = &[
     },
     whole("envoy.type.v3.HashPolicy.FilterState"),
     whole("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit"),
+    MessageSupport {
+        message: "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+        implemented: &[
+            "stat_prefix",
+            "grpc_service",
+            "failure_mode_allow",
+            "include_peer_certificate",
+            "transport_api_version",
+            "filter_enabled_metadata",
+            "include_tls_session",
+            "metadata_context_namespaces",
+        ],
+        observe: &[],
+        rejected: &[
+            ("bootstrap_metadata_labels_key", "not supported yet"),
+            ("send_tls_alert_on_denial", "a refused connection is closed"),
+            ("typed_metadata_context_namespaces", "typed metadata is not supported"),
+            ("shadow_mode", "not supported yet"),
+        ],
+    },
     whole("envoy.extensions.filters.network.sni_cluster.v3.SniCluster"),
     MessageSupport {
         message: "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",

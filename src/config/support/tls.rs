@@ -148,9 +148,21 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig"),
     MessageSupport {
         message: "envoy.extensions.transport_sockets.tls.v3.Secret",
-        implemented: &["name", "tls_certificate", "session_ticket_keys", "validation_context"],
+        implemented: &[
+            "name",
+            "tls_certificate",
+            "session_ticket_keys",
+            "validation_context",
+            "generic_secret",
+        ],
         observe: &[],
-        rejected: &[("generic_secret", "nothing uses generic secrets yet")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.transport_sockets.tls.v3.GenericSecret",
+        implemented: &["secret"],
+        observe: &[],
+        rejected: &[("secrets", "nothing uses secrets with several values yet")],
     },
     refused(
         "envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{header_to_metadata, Active, Encoder};
+use super::{custom_response, header_to_metadata, Active, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
 use crate::config::{Cluster, Known};
@@ -212,6 +212,10 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
             HttpFilter::HeaderMutation(config) => config.encoder(over).map(Encoder::HeaderMutation),
             HttpFilter::HeaderToMetadata(config) => {
                 header_to_metadata::Config::encoder(config, over).map(Encoder::HeaderToMetadata)
+            }
+            HttpFilter::CustomResponse(config) => {
+                let route = course.route().filter(|_| course.forwards()).cloned();
+                Some(Encoder::CustomResponse(custom_response::Config::encoder(config, over, route)))
             }
             HttpFilter::AdmissionControl(config) => Some(Encoder::AdmissionControl(config.clone())),
             HttpFilter::StandardMetrics(_) => {

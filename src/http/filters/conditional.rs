@@ -22,6 +22,7 @@ pub fn sees_all(filter: &HttpFilter) -> bool {
         HttpFilter::HeaderMutation(_)
             | HttpFilter::HeaderToMetadata(_)
             | HttpFilter::AdmissionControl(_)
+            | HttpFilter::CustomResponse(_)
             | HttpFilter::Discovered(_)
             | HttpFilter::Conditional(_)
     )

@@ -7,6 +7,7 @@ use outrigger_control_api::pb::envoy::config::common::mutation_rules::v3::Header
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::config::core::v3::key_value_append::KeyValueAppendAction as Append;
 use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3 as pb;
+use outrigger_control_api::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyConfig;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 
 use super::chain::{At, Step};
@@ -22,7 +23,7 @@ use crate::telemetry::format::{Format, FormatContext};
 use crate::telemetry::stream_info::StreamInfo;
 
 /// The filter.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     mutations: Arc<RouteFilter>,
     most_specific_wins: bool,
@@ -72,7 +73,14 @@ impl Mutations {
         })
     }
 
-    fn change_request(&self, request: &mut RequestHead, info: &StreamInfo) {
+    /// Compiles changes of requests alone, `config` of the connection manager's. `None` when a problem was reported.
+    pub fn early(config: &EarlyConfig, problems: &mut Problems) -> Option<Self> {
+        let before = problems.count();
+        let request = changes(&config.mutations, "mutations", problems);
+        (problems.count() == before).then(|| Self { request, ..Self::default() })
+    }
+
+    pub(in crate::http) fn change_request(&self, request: &mut RequestHead, info: &StreamInfo) {
         for change in &self.request {
             match change {
                 Change::Add(ops) => ops.apply_to_request(request, info),
@@ -231,10 +239,32 @@ impl Config {
 
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let Some(request) = &mut ex.request else { return Step::Continue };
-        for mutations in self.all(at.levels()).filter_map(of) {
-            mutations.change_request(request, &ex.info);
-        }
+        self.change_request(request, &ex.info, at.levels());
         Step::Continue
+    }
+
+    /// Changes a request's head; `levels` is what its route says.
+    pub(in crate::http) fn change_request(
+        &self,
+        request: &mut RequestHead,
+        info: &StreamInfo,
+        levels: &[Arc<RouteFilter>],
+    ) {
+        for mutations in self.all(levels).filter_map(of) {
+            mutations.change_request(request, info);
+        }
+    }
+
+    /// Changes a response's head.
+    pub(in crate::http) fn change_response(
+        &self,
+        ex: &Exchange<'_>,
+        head: &mut ResponseHead,
+        levels: &[Arc<RouteFilter>],
+    ) {
+        for mutations in self.all(levels).filter_map(of) {
+            mutations.change_response(head, ex);
+        }
     }
 
     /// What changes the response; `None` if nothing does.

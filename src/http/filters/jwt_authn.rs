@@ -250,30 +250,16 @@ fn realm(request: &RequestHead) -> Vec<u8> {
 
 /// Fetches keys; says whether they came. They are in their place then.
 async fn fetch(worker: &Rc<Worker>, remote: &RemoteKeys, stats: &JwtStats) -> bool {
-    let mut tries = 0;
-    let keys = loop {
-        tries += 1;
-        let target = &remote.target;
-        // As in Envoy the longest pause bounds each try, too.
-        let timeout = match (target.timeout, remote.retries) {
-            (Some(timeout), Some(retries)) => Some(timeout.min(retries.max)),
-            (timeout, _) => timeout,
-        };
-        let mut request = call::head(b"GET", &target.authority, &target.path, b"http");
-        request.fields.push_known(Known::UserAgent, USER_AGENT);
-        call::sign(&mut request, worker, timeout);
-        let call = Call { request, body: bytes::Bytes::new(), timeout, most: MAX_KEYS };
-        let answer = call.send(worker.clone(), target.cluster.clone()).await;
-        let retries = match &answer {
-            Ok(answer) if answer.head.status == 200 => break KeySet::parse(&answer.body),
-            // What is wrong with the question stays wrong.
-            Ok(answer) if answer.head.status < 500 => None,
-            _ => remote.retries.filter(|retries| tries <= retries.most),
-        };
-        let Some(retries) = retries else { break None };
-        let pause = retries.pause(tries);
-        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).max(1);
-        tokio::time::sleep(std::time::Duration::from_millis(worker.random() % millis)).await;
+    let target = &remote.target;
+    let timeout = target.timeout;
+    let per_try = remote.retries.and_then(|retries| retries.per_try(timeout));
+    let mut request = call::head(b"GET", &target.authority, &target.path, b"http");
+    request.fields.push_known(Known::UserAgent, USER_AGENT);
+    call::sign(&mut request, worker, per_try.or(timeout));
+    let call = Call { request, body: bytes::Bytes::new(), timeout, most: MAX_KEYS, retries: remote.retries };
+    let keys = match call.send(worker.clone(), target.cluster.clone()).await {
+        Ok(answer) if answer.head.status == 200 => KeySet::parse(&answer.body),
+        _ => None,
     };
     match keys {
         Some(keys) => {

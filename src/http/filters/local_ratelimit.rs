@@ -1,26 +1,30 @@
 //! A limit of requests for this process (`envoy.filters.http.local_ratelimit`): for each configuration, that of the filter
-//! or of a route, one token bucket for all requests, and one for each descriptor that it names.
+//! or of a route, one token bucket for all requests, and one for each descriptor that it names, or for each value that comes
+//! where it leaves a value open.
 //!
 //! Comes in: a request. Goes out: nothing while there are tokens, else 429, or only a number that is counted.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_control_api::pb::envoy::extensions::common::ratelimit::v3::{
     VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
 };
 use outrigger_control_api::pb::envoy::extensions::filters::http::local_ratelimit::v3 as pb;
+use smallvec::SmallVec;
 
 use super::chain::{At, Step};
 use super::ratelimit::{self, HostLimits};
 use super::Encoder;
-use crate::config::compile::bool_or;
+use crate::config::compile::{bool_or, u32_or};
 use crate::config::matcher::RuntimeFraction;
 use crate::config::problems::Problems;
-use crate::config::route::{HeaderOps, RateLimits, RouteFilter};
+use crate::config::route::{Descriptor, DescriptorEntries, HeaderOps, LimitsOf, RateLimits, RouteFilter};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::ResponseHead;
 use crate::policy::token_bucket::{Level, TokenBucket};
+use crate::policy::token_buckets::TokenBuckets;
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -48,8 +52,8 @@ pub struct Config {
     response_headers: HeaderOps,
     tell: bool,
     exhausted: bool,
-    /// Buckets by descriptor, the slowest first.
-    named: Box<[(Entries, TokenBucket)]>,
+    /// Buckets by descriptor.
+    named: Box<[Named]>,
     /// Requests of a descriptor take from the bucket for all, too.
     always: bool,
     /// What descriptors are made of, unless the route says it.
@@ -61,6 +65,66 @@ pub struct Config {
 /// The keys and values of a descriptor.
 type Entries = Box<[(Box<str>, Box<str>)]>;
 
+/// Limits of requests with a descriptor.
+#[derive(Debug)]
+struct Named {
+    /// An empty value stands for any.
+    entries: Entries,
+    buckets: Buckets,
+    /// Requests beyond are only counted.
+    shadow: bool,
+}
+
+/// The buckets of a descriptor.
+#[derive(Debug)]
+enum Buckets {
+    One(TokenBucket),
+    /// One for each value that comes.
+    Each(TokenBuckets<DescriptorEntries>),
+}
+
+/// A bucket that a request takes from.
+enum Found<'a> {
+    Named(&'a TokenBucket),
+    Shared(Arc<TokenBucket>),
+}
+
+impl std::ops::Deref for Found<'_> {
+    type Target = TokenBucket;
+
+    fn deref(&self) -> &TokenBucket {
+        match self {
+            Found::Named(bucket) => bucket,
+            Found::Shared(bucket) => bucket,
+        }
+    }
+}
+
+/// What came of taking tokens.
+struct Taken<'a> {
+    allowed: bool,
+    /// A limit that is only counted had none.
+    shadow: bool,
+    /// The bucket that tells of itself, and whether clients are told.
+    bucket: Option<(Found<'a>, bool)>,
+}
+
+impl Named {
+    /// The bucket of a request's descriptor, if it is one of these.
+    fn bucket(&self, descriptor: &Descriptor, now: Instant) -> Option<Found<'_>> {
+        let same =
+            self.entries.len() == descriptor.entries.len()
+                && self.entries.iter().zip(&descriptor.entries).all(|((key, value), (found, given))| {
+                    key == found && (value.is_empty() || value == given)
+                });
+        match &self.buckets {
+            _ if !same => None,
+            Buckets::One(bucket) => Some(Found::Named(bucket)),
+            Buckets::Each(buckets) => Some(Found::Shared(buckets.of(&descriptor.entries, now))),
+        }
+    }
+}
+
 impl Config {
     /// Compiles `config`, which is of a route if `route`. `None` when a problem was reported.
     pub fn compile(config: &pb::LocalRateLimit, route: bool, problems: &mut Problems) -> Option<Self> {
@@ -71,29 +135,31 @@ impl Config {
             None => {}
             Some(config) => bucket = Some(TokenBucket::compile(config, problems)),
         }
-        let mut named = Vec::new();
+        let mut named: Vec<Named> = Vec::new();
+        // Its field rule: at least 1.
+        let most = u32_or(config.max_dynamic_descriptors, 20) as usize;
         for (index, config) in config.descriptors.iter().enumerate() {
             problems.at_index("descriptors", index, |problems| {
-                if config.shadow_mode {
-                    problems.report_at("shadow_mode", "not supported yet");
-                }
                 let entries: Entries = (config.entries.iter())
                     .map(|entry| (entry.key.as_str().into(), entry.value.as_str().into()))
                     .collect();
-                if entries.iter().any(|(_, value)| value.is_empty()) {
-                    problems.report_at("entries", "each needs a value: there are no buckets for any value");
-                }
-                if named.iter().any(|(known, _)| *known == entries) {
+                if named.iter().any(|known: &Named| known.entries == entries) {
                     problems.report_at("entries", "another descriptor has the same");
                 }
                 // Demanded by a field rule.
-                if let Some(config) = &config.token_bucket {
-                    named.push((entries, TokenBucket::compile(config, problems)));
-                }
+                let Some(bucket) = &config.token_bucket else { return };
+                let bucket = TokenBucket::compile(bucket, problems);
+                let buckets = if entries.iter().any(|(_, value)| value.is_empty()) {
+                    Buckets::Each(TokenBuckets::new(bucket, most))
+                } else {
+                    Buckets::One(bucket)
+                };
+                named.push(Named { entries, buckets, shadow: config.shadow_mode });
             });
         }
-        named.sort_by(|(_, one), (_, other)| other.each().total_cmp(&one.each()));
-        let limits = RateLimits::compile(&config.rate_limits, "rate_limits", problems);
+        // Those of a whole descriptor come first.
+        named.sort_by_key(|named| matches!(named.buckets, Buckets::Each(..)));
+        let limits = RateLimits::compile(&config.rate_limits, LimitsOf::Process, problems);
         let mut ops = |list, field| HeaderOps::compile(list, field, &[], "", problems).unwrap_or_default();
         let request_headers =
             ops(&config.request_headers_to_add_when_not_enforced, "request_headers_to_add_when_not_enforced");
@@ -134,28 +200,39 @@ impl Config {
         }
     }
 
-    /// Takes tokens for a request; says whether there were, and what bucket tells of it.
-    fn take(&self, ex: &Exchange<'_>, at: &At<'_>) -> (bool, Option<&TokenBucket>) {
-        let mut first = None;
+    /// Takes tokens for a request.
+    fn take(&self, ex: &Exchange<'_>, at: &At<'_>) -> Taken<'_> {
+        let mut taken = Taken { allowed: true, shadow: false, bucket: None };
         if !self.named.is_empty() {
-            let found = ratelimit::descriptors(ex, at, self.stage, self.limits.as_ref(), self.host);
-            for (entries, bucket) in &self.named {
-                let Some(descriptor) = found.iter().find(|found| *found.entries == **entries) else {
-                    continue;
-                };
-                if !bucket.take_many(descriptor.hits.unwrap_or(1), ex.now) {
-                    return (false, Some(bucket));
+            let policies = ratelimit::policies(at, self.limits.as_ref(), self.host);
+            let mut found: SmallVec<[_; 2]> = SmallVec::new();
+            for descriptor in ratelimit::descriptors(ex, at, self.stage, &policies) {
+                let (hits, tell) = (descriptor.hits.unwrap_or(1), descriptor.tell.unwrap_or(self.tell));
+                for named in &self.named {
+                    if let Some(bucket) = named.bucket(&descriptor, ex.now) {
+                        found.push((bucket, hits, tell, named.shadow));
+                        break;
+                    }
                 }
-                first = first.or(Some(bucket));
+            }
+            // The slowest first.
+            found.sort_by(|(one, ..), (other, ..)| other.each().total_cmp(&one.each()));
+            for (bucket, hits, tell, shadow) in found {
+                let enough = bucket.take_many(hits, ex.now);
+                if !enough && !shadow {
+                    return Taken { allowed: false, bucket: Some((bucket, tell)), ..taken };
+                }
+                taken.shadow |= !enough;
+                taken.bucket.get_or_insert((bucket, tell));
             }
         }
-        match &self.bucket {
-            Some(bucket) if first.is_none() || self.always => {
-                let taken = bucket.take(ex.now);
-                (taken, if taken { first.or(Some(bucket)) } else { Some(bucket) })
+        if let Some(bucket) = self.bucket.as_ref().filter(|_| taken.bucket.is_none() || self.always) {
+            if !bucket.take(ex.now) {
+                return Taken { allowed: false, bucket: Some((Found::Named(bucket), self.tell)), ..taken };
             }
-            _ => (true, first),
+            taken.bucket.get_or_insert((Found::Named(bucket), self.tell));
         }
+        taken
     }
 
     fn limit(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
@@ -165,20 +242,24 @@ impl Config {
             return Step::Continue;
         }
         self.stats.enabled.increment(1);
-        let (taken, bucket) = self.take(ex, at);
-        let Some(bucket) = bucket else {
+        let Taken { allowed, shadow, bucket } = self.take(ex, at);
+        let Some((bucket, tell)) = bucket else {
             self.stats.ok.increment(1);
             return Step::Continue;
         };
-        let enforced = !taken && drawn(&self.enforced);
-        if self.tell {
+        let enforced = !allowed && drawn(&self.enforced);
+        if tell {
             at.encode(ex, Encoder::LocalRateLimit(bucket.level(ex.now)));
         }
-        if taken {
+        if allowed && !shadow {
             self.stats.ok.increment(1);
             return Step::Continue;
         }
         self.stats.rate_limited.increment(1);
+        if allowed {
+            self.stats.shadow_mode.increment(1);
+            return Step::Continue;
+        }
         if !enforced {
             if let Some(request) = &mut ex.request {
                 self.request_headers.apply_to_request(request, &ex.info);

@@ -10,6 +10,8 @@
 
 pub mod adaptive_concurrency;
 pub mod admission_control;
+pub mod api_key_auth;
+pub mod basic_auth;
 pub mod buffer;
 pub mod by_cluster;
 pub(super) mod chain;
@@ -17,6 +19,7 @@ pub mod compressor;
 pub mod conditional;
 pub mod cors;
 pub mod csrf;
+pub mod custom_response;
 pub mod decompressor;
 pub mod ext_authz;
 pub mod ext_proc;
@@ -31,6 +34,7 @@ pub mod health_check;
 pub mod istio;
 pub mod jwt_authn;
 pub mod local_ratelimit;
+pub mod oauth2;
 pub mod ratelimit;
 mod rbac;
 pub mod set_filter_state;
@@ -87,6 +91,8 @@ pub struct Active {
     admissions: SmallVec<[Arc<admission_control::Config>; 1]>,
     /// Limits that it counts against.
     turns: SmallVec<[adaptive_concurrency::Turn; 1]>,
+    /// Limits that count it when it is over.
+    later: SmallVec<[ratelimit::Later; 1]>,
     /// The route is to be found anew.
     reroute: bool,
     /// What a filter waits for.
@@ -109,10 +115,12 @@ enum Awaited {
     Keys(Arc<RemoteKeys>, bool),
     /// A service has decided.
     Verdict(Box<ext_authz::Verdict>),
-    /// A service has told about limits, or not.
-    Limits(Box<Option<RateLimitResponse>>),
+    /// A service has told about limits, or not; and of which of them the client is told.
+    Limits(Box<Option<RateLimitResponse>>, SmallVec<[bool; 4]>),
     /// A service has answered, or not.
     Answer(Box<Result<Answer, CallError>>),
+    /// A provider has given tokens, or not.
+    Token(Box<(oauth2::Begun, oauth2::token::Fetched)>),
     /// A processor has said something, or not.
     Said(Box<ext_proc::session::Said>),
 }
@@ -150,10 +158,13 @@ enum Encoder {
     HealthFailing,
     AdmissionControl(Arc<admission_control::Config>),
     ExtAuthz(ext_authz::Changes),
+    /// Cookies that are set.
+    OAuth2(Box<Fields>),
     RateLimit(ratelimit::Told),
     Compressor(Box<compressor::Turn>),
     Decompressor(Arc<decompressor::Config>),
     ExtProc(Rc<RefCell<Session>>),
+    CustomResponse(custom_response::Answers),
     /// Whether the client is told the id and the workload.
     PeerMetadata(Arc<istio::peer_metadata::Config>, [bool; 2]),
 }
@@ -184,6 +195,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::HeaderMutation(config) => return config.on_request(ex, at),
         HttpFilter::LocalRateLimit(config) => return config.on_request(ex, at),
         HttpFilter::Csrf(config) => return config.on_request(ex, at),
+        HttpFilter::BasicAuth(config) => return config.on_request(ex, at),
         HttpFilter::Buffer(config) => return config.on_request(ex, at),
         HttpFilter::HealthCheck(config) => return config.on_request(ex, at),
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
@@ -195,6 +207,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::Rbac(filter) => return rbac::on_request(filter, ex, at),
         HttpFilter::AdmissionControl(config) => return config.on_request(ex, at),
         HttpFilter::AdaptiveConcurrency(config) => return config.on_request(ex),
+        HttpFilter::ApiKeyAuth(config) => return config.on_request(ex, at),
+        HttpFilter::OAuth2(config) => return config.on_request(ex, at),
         HttpFilter::JwtAuthn(config) => return config.on_request(ex, at),
         HttpFilter::ExtAuthz(config) => return config.on_request(ex, at),
         HttpFilter::RateLimit(config) => return config.on_request(ex, at),
@@ -208,6 +222,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
             ex.reported = true;
             return Step::Continue;
         }
+        // It sees responses alone.
+        HttpFilter::CustomResponse(_) => return Step::Continue,
         HttpFilter::GrpcStats(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcHttp1Bridge(_) => {}
     }
     let (bridged, web) = match &ex.filters {
@@ -299,6 +315,14 @@ pub(super) struct Encoding {
     own: bool,
 }
 
+/// Whose turn it is with a response.
+pub(super) enum Turn {
+    /// A service is asked, and the others go on with its answer.
+    Ask(Rc<RefCell<Session>>),
+    /// No filter sees it any more: this is the answer.
+    Reply(Box<Reply>),
+}
+
 /// Filters are to see a response's head. `ends` says that nothing follows it.
 pub(super) fn on_response(ex: &mut Exchange<'_>, ends: bool) -> Encoding {
     Encoding::new(ex, ends, false)
@@ -321,12 +345,8 @@ impl Encoding {
         Self { left: encoders.len(), encoders, choice: None, ends, own }
     }
 
-    /// The next filters see it, up to one that has to ask a service: that one goes on with its answer.
-    pub(super) fn next(
-        &mut self,
-        ex: &mut Exchange<'_>,
-        head: &mut ResponseHead,
-    ) -> Option<Rc<RefCell<Session>>> {
+    /// The next filters see it, up to one that has to ask a service, or has another answer.
+    pub(super) fn next(&mut self, ex: &mut Exchange<'_>, head: &mut ResponseHead) -> Option<Turn> {
         let ends = self.ends;
         while self.left > 0 {
             self.left -= 1;
@@ -335,6 +355,7 @@ impl Encoding {
                 Encoder::Cors(allowed) => allowed.on_response(head),
                 Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
                 Encoder::ExtAuthz(changes) => changes.on_response(head),
+                Encoder::OAuth2(cookies) => oauth2::on_response(cookies, head),
                 Encoder::RateLimit(told) => told.on_response(head),
                 Encoder::Compressor(turn) => {
                     turn.on_response(ex, head, ends, &self.encoders, &mut self.choice);
@@ -343,13 +364,18 @@ impl Encoding {
                 Encoder::PeerMetadata(config, told) => config.on_response(*told, &mut ex.info.peers, head),
                 Encoder::LocalRateLimit(level) => level.on_response(head),
                 Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+                Encoder::CustomResponse(answers) => {
+                    if let Some(reply) = answers.on_response(ex, head, self.own) {
+                        return Some(Turn::Reply(Box::new(reply)));
+                    }
+                }
                 Encoder::HealthCheck(config) => config.on_response(ex, head),
                 Encoder::HealthFailing => {
                     head.fields.set_known(Known::XEnvoyImmediateHealthCheckFail, b"true");
                 }
                 Encoder::ExtProc(session) => {
                     if !session.borrow().is_done() {
-                        return Some(session.clone());
+                        return Some(Turn::Ask(session.clone()));
                     }
                 }
                 Encoder::AdmissionControl(config) => {
@@ -493,6 +519,9 @@ pub(super) fn note(ex: &mut Exchange<'_>) {
 /// The request is over; its exchange has the trailers of its response. `complete` says that the client has it all.
 pub(super) fn on_end(ex: &mut Exchange<'_>, complete: bool) {
     let Some(active) = ex.filters.take() else { return };
+    for later in active.later {
+        later.count(ex);
+    }
     if let Some(trailers) = &ex.trailers {
         for config in &active.admissions {
             config.on_trailers(trailers.get(Known::GrpcStatus), ex.now);

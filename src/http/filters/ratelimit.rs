@@ -2,7 +2,7 @@
 //!
 //! Comes in: a request whose route has descriptors. Goes out: 429 where the service says that one of them is over its
 //! limit; otherwise the request, with headers that the service wants added. Without an answer it passes unless config
-//! says otherwise.
+//! says otherwise. Some descriptors only count, when the request is over.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -15,12 +15,13 @@ use outrigger_control_api::pb::envoy::service::ratelimit::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
 use outrigger_control_api::pb::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
 use outrigger_control_api::pb::google::protobuf::UInt64Value;
+use smallvec::SmallVec;
 
 use super::by_cluster::{charge, ByCluster};
 use super::chain::{active, At, Step, Wait};
 use super::{Awaited, Encoder, Pending};
 use crate::config::matcher::{Fraction, RuntimeFraction};
-use crate::config::route::{Descriptor, HeaderOps, LimitFacts, RateLimits, RouteFilter};
+use crate::config::route::{Descriptor, HeaderOps, LimitFacts, RateLimits, Route, RouteFilter};
 use crate::config::services::GrpcTarget;
 use crate::config::token::{is_field_name, is_field_value};
 use crate::config::Known;
@@ -98,13 +99,24 @@ pub enum HostLimits {
     Ignore,
 }
 
+/// A request that is counted when it is over.
+#[derive(Debug)]
+pub(super) struct Later {
+    service: Arc<GrpcTarget>,
+    domain: Box<str>,
+    stage: u32,
+    policies: SmallVec<[Arc<RateLimits>; 2]>,
+    route: Arc<Route>,
+    destination: Box<str>,
+}
+
 /// What is done to a response.
 #[derive(Debug, Clone)]
 pub(super) struct Told(Vec<(Box<str>, Box<str>)>);
 
 impl Config {
     /// By what the request is counted.
-    fn descriptors(&self, ex: &Exchange<'_>, at: &At<'_>) -> Vec<Descriptor> {
+    fn descriptors(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Vec<Descriptor> {
         let Some(request) = &ex.request else { return Vec::new() };
         let internal = request.fields.get(Known::XEnvoyInternal) == Some(b"true");
         if self.internal.is_some_and(|wanted| wanted != internal) {
@@ -115,14 +127,43 @@ impl Config {
             _ => None,
         };
         let own = said.and_then(|said| said.limits.as_ref()).or(self.limits.as_ref());
-        descriptors(ex, at, self.stage, own, said.map_or(HostLimits::Override, |said| said.host))
+        let policies = policies(at, own, said.map_or(HostLimits::Override, |said| said.host));
+        if policies.iter().any(|limits| limits.count_later(self.stage)) {
+            self.note(ex, at, &policies);
+        }
+        descriptors(ex, at, self.stage, &policies)
+    }
+
+    fn domain<'x>(&'x self, at: &'x At<'_>) -> &'x str {
+        match at.said() {
+            Some(RouteFilter::RateLimit(said)) if !said.domain.is_empty() => &said.domain,
+            _ => &self.domain,
+        }
+    }
+
+    /// Some of its policies count the request when it is over.
+    fn note(&self, ex: &mut Exchange<'_>, at: &At<'_>, policies: &[&Arc<RateLimits>]) {
+        let (Some(route), Some(destination)) =
+            (at.course.route(), at.course.with_cluster(ex, |name| Box::from(name)))
+        else {
+            return;
+        };
+        let later = Later {
+            service: self.service.clone(),
+            domain: self.domain(at).into(),
+            stage: self.stage,
+            policies: policies.iter().map(|limits| Arc::clone(limits)).collect(),
+            route: route.clone(),
+            destination,
+        };
+        active(ex).later.push(later);
     }
 
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         if at.resumed {
             let awaited = ex.filters.as_mut().and_then(|active| active.awaited.take());
             return match awaited {
-                Some(Awaited::Limits(answer)) => self.apply(*answer, ex, at),
+                Some(Awaited::Limits(answer, told)) => self.apply(*answer, &told, ex, at),
                 _ => Step::Continue,
             };
         }
@@ -133,23 +174,23 @@ impl Config {
         if descriptors.is_empty() {
             return Step::Continue;
         }
-        let domain = match at.said() {
-            Some(RouteFilter::RateLimit(said)) if !said.domain.is_empty() => &said.domain,
-            _ => &self.domain,
-        };
-        let question = pb::RateLimitRequest {
-            domain: domain.to_string(),
-            descriptors: descriptors.into_iter().map(message).collect(),
-            hits_addend: 0,
-        };
+        let told = descriptors.iter().map(|descriptor| descriptor.tell.unwrap_or(self.tell)).collect();
+        let question = question(self.domain(at), descriptors);
         let (worker, service) = (ex.worker.clone(), self.service.clone());
         active(ex).pending = Some(Pending::new(async move {
-            Awaited::Limits(Box::new(call::unary(worker, service, PATH, question).await.ok()))
+            Awaited::Limits(Box::new(call::unary(worker, service, PATH, question).await.ok()), told)
         }));
         Step::Wait(Wait::Answer)
     }
 
-    fn apply(&self, answer: Option<pb::RateLimitResponse>, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
+    /// `tells` says of each descriptor whether its limit is told.
+    fn apply(
+        &self,
+        answer: Option<pb::RateLimitResponse>,
+        tells: &[bool],
+        ex: &mut Exchange<'_>,
+        at: &At<'_>,
+    ) -> Step {
         let stats = self.by_cluster.of(ex, at);
         let count = |which: fn(&LimitStats) -> &metrics::Counter| {
             if let Some(stats) = &stats {
@@ -170,9 +211,9 @@ impl Config {
             all.entry(NAMESPACE.to_owned()).or_default().fields.extend(metadata.fields);
         }
         let mut told = Told(Vec::new());
-        if self.tell {
-            told.limits(&answer.statuses);
-        }
+        // The service may tell of more than it was asked.
+        let tells = tells.iter().copied().chain(std::iter::repeat(self.tell));
+        told.limits(answer.statuses.iter().zip(tells));
         told.0.extend(answer.response_headers_to_add.iter().filter_map(pair));
         if answer.overall_code() != Code::OverLimit {
             count(|stats| &stats.ok);
@@ -210,54 +251,94 @@ impl Config {
     }
 }
 
-/// By what the policies of `stage` count a request: `own` if there are any, else those of its route and, as `host` says,
-/// of its virtual host.
+impl Later {
+    /// The request is over. Nobody waits for what the service says to it.
+    pub(super) fn count(self, ex: &Exchange<'_>) {
+        let mut found = Vec::new();
+        for limits in &self.policies {
+            describe(ex, limits, (self.stage, true), &self.route, &self.destination, &mut found);
+        }
+        if found.is_empty() {
+            return;
+        }
+        let question = question(&self.domain, found);
+        let (worker, service) = (ex.worker.clone(), self.service);
+        tokio::task::spawn_local(async move {
+            let _: Result<pb::RateLimitResponse, _> = call::unary(worker, service, PATH, question).await;
+        });
+    }
+}
+
+/// The policies that count a request: `own` if there are any, else those of its route and, as `host` says, of its virtual
+/// host.
+pub(super) fn policies<'a>(
+    at: &'a At<'_>,
+    own: Option<&'a Arc<RateLimits>>,
+    host: HostLimits,
+) -> SmallVec<[&'a Arc<RateLimits>; 2]> {
+    if let Some(own) = own {
+        return SmallVec::from_elem(own, 1);
+    }
+    let Some(limits) = at.course.route().and_then(|route| route.limits.as_ref()) else {
+        return SmallVec::new();
+    };
+    let included = limits.both
+        || match host {
+            HostLimits::Include => true,
+            HostLimits::Override => limits.own.is_none(),
+            HostLimits::Ignore => false,
+        };
+    limits.own.iter().chain(limits.host.as_ref().filter(|_| included)).collect()
+}
+
+/// By what those `policies` that are of `stage` count a request as it comes.
 pub(super) fn descriptors(
     ex: &Exchange<'_>,
     at: &At<'_>,
     stage: u32,
-    own: Option<&Arc<RateLimits>>,
-    host: HostLimits,
+    policies: &[&Arc<RateLimits>],
 ) -> Vec<Descriptor> {
     let mut out = Vec::new();
-    let (Some(route), Some(request)) = (at.course.route(), &ex.request) else { return out };
-    if own.is_none() && route.limits.is_none() {
-        return out;
-    }
+    let Some(route) = at.course.route().filter(|_| !policies.is_empty()) else { return out };
     at.course.with_cluster(ex, |destination| {
-        let facts = LimitFacts {
-            request,
-            remote: ex.info.remote(),
-            source: &ex.manager.service.0,
-            destination,
-            dynamic: ex.info.metadata.as_deref(),
-            route: route.metadata.as_deref(),
-        };
-        let on = |key: &str| {
-            let share = ex.worker.runtime.load().fraction(key);
-            share.is_none_or(|share: Fraction| ex.worker.draws(share))
-        };
-        let mut add = |limits: &RateLimits| limits.describe(stage, &facts, on, &mut out);
-        match (own, &route.limits) {
-            (Some(own), _) => add(own),
-            (None, Some(limits)) => {
-                if let Some(own) = &limits.own {
-                    add(own);
-                }
-                let included = limits.both
-                    || match host {
-                        HostLimits::Include => true,
-                        HostLimits::Override => limits.own.is_none(),
-                        HostLimits::Ignore => false,
-                    };
-                if let Some(host) = limits.host.as_ref().filter(|_| included) {
-                    add(host);
-                }
-            }
-            (None, None) => {}
+        for limits in policies {
+            describe(ex, limits, (stage, false), route, destination, &mut out);
         }
     });
     out
+}
+
+fn describe(
+    ex: &Exchange<'_>,
+    limits: &RateLimits,
+    which: (u32, bool),
+    route: &Route,
+    destination: &str,
+    out: &mut Vec<Descriptor>,
+) {
+    let Some(request) = &ex.request else { return };
+    let facts = LimitFacts {
+        request,
+        info: &ex.info,
+        remote: ex.info.remote(),
+        source: &ex.manager.service.0,
+        destination,
+        dynamic: ex.info.metadata.as_deref(),
+        route: route.metadata.as_deref(),
+    };
+    let on = |key: &str| {
+        let share = ex.worker.runtime.load().fraction(key);
+        share.is_none_or(|share: Fraction| ex.worker.draws(share))
+    };
+    limits.describe(which, &facts, on, out);
+}
+
+fn question(domain: &str, descriptors: Vec<Descriptor>) -> pb::RateLimitRequest {
+    pb::RateLimitRequest {
+        domain: domain.to_owned(),
+        descriptors: descriptors.into_iter().map(message).collect(),
+        hits_addend: 0,
+    }
 }
 
 fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
@@ -268,6 +349,13 @@ fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
     common::RateLimitDescriptor {
         entries: descriptor.entries.into_iter().map(entry).collect(),
         hits_addend: descriptor.hits.map(|value| UInt64Value { value }),
+        limit: descriptor.limit.map(|(requests_per_unit, unit)| {
+            common::rate_limit_descriptor::RateLimitOverride {
+                requests_per_unit,
+                unit: unit.into(),
+                ..common::rate_limit_descriptor::RateLimitOverride::default()
+            }
+        }),
         ..common::RateLimitDescriptor::default()
     }
 }
@@ -286,10 +374,13 @@ fn pair(header: &HeaderValue) -> Option<(Box<str>, Box<str>)> {
 
 impl Told {
     /// What is left of the limit that is nearest (draft-ietf-httpapi-ratelimit-headers-03).
-    fn limits(&mut self, statuses: &[DescriptorStatus]) {
-        let known = statuses.iter().filter_map(|status| Some((status, status.current_limit.as_ref()?)));
+    fn limits<'s>(&mut self, statuses: impl Iterator<Item = (&'s DescriptorStatus, bool)> + Clone) {
+        let known =
+            statuses.filter_map(|(status, told)| Some((status, status.current_limit.as_ref()?, told)));
+        let nearest = known.clone().min_by_key(|(status, ..)| status.limit_remaining);
+        let Some((status, limit, true)) = nearest else { return };
         let mut policies = String::new();
-        for (_, limit) in known.clone() {
+        for (_, limit, _) in known.filter(|(.., told)| *told) {
             let window = match limit.unit() {
                 Unit::Second => 1,
                 Unit::Minute => 60,
@@ -307,7 +398,6 @@ impl Told {
                 let _ = write!(policies, ";name=\"{name}\"");
             }
         }
-        let Some((status, limit)) = known.min_by_key(|(status, _)| status.limit_remaining) else { return };
         let reset = status.duration_until_reset.map_or(0, |left| left.seconds);
         let mut tell = |name: &str, value: String| self.0.push((name.into(), value.into()));
         tell("x-ratelimit-limit", format!("{}{policies}", limit.requests_per_unit));

@@ -7,6 +7,7 @@ use super::target::{check_authority, known_method, shaped_like_target, Target};
 use super::{Framing, Refusal};
 use crate::config::cluster::UpstreamHttp;
 use crate::config::http::{RequestLimits, Underscores};
+use crate::config::matcher::StringMatcher;
 use crate::config::token::is_token;
 use crate::config::Known;
 use crate::http::fields::Fields;
@@ -161,6 +162,9 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         head.set_scheme(scheme);
     }
     if connection.upgrade && protocol == Protocol::Http11 {
+        if !limits.ignored_upgrades.is_empty() {
+            drop_upgrades(&mut head, &limits.ignored_upgrades);
+        }
         let kind = head.fields.get(Known::Upgrade).map(<[u8]>::to_ascii_lowercase);
         if let Some(kind) = kind.filter(|kind| !kind.is_empty()) {
             head.set_upgrade(&kind);
@@ -169,6 +173,21 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
         head.set_upgrade(b"connect");
     }
     Ok(Some(ParsedRequest { head, consumed, framing, keep_alive, expects_continue }))
+}
+
+/// Takes away the protocols that nobody is upgraded to; those that are left may still be spoken.
+#[cold]
+fn drop_upgrades(head: &mut RequestHead, ignored: &[StringMatcher]) {
+    let Some(wishes) = head.fields.get(Known::Upgrade) else { return };
+    let kept: Vec<&[u8]> = (wishes.split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
+        .filter(|wish| !wish.is_empty() && !ignored.iter().any(|matcher| matcher.matches(wish)))
+        .collect();
+    let kept = kept.join(&b","[..]);
+    if kept.is_empty() {
+        head.fields.remove_known(Known::Upgrade);
+    } else {
+        head.fields.set_known(Known::Upgrade, &kept);
+    }
 }
 
 /// Reads a response head from the front of `input`. `to_head` says that the request was HEAD,

@@ -92,6 +92,12 @@ impl Attempts<'_> {
             self.member = Some(pool.cluster().clone());
         }
         ex.info.host = Some(pool.host.clone());
+        if ex.manager.scheme_follows {
+            let tls = tls.is_some_and(|tls| tls.for_host(&pool.host).is_some());
+            if let Some(request) = &mut ex.request {
+                request.set_scheme(if tls { b"https" } else { b"http" });
+            }
+        }
         // Who cannot be taken opens no connection, and costs little.
         if RequestPermit::is_refused(self.upstream(), self.forward.priority) {
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
@@ -284,9 +290,10 @@ impl Attempts<'_> {
             },
             ..PickContext::default()
         };
-        if !self.forward.hash_policies.is_empty() && self.cluster.hashes() {
-            let hashed =
-                self.hashed.get_or_insert_with(|| Box::new(Hashed::of(&self.forward.hash_policies, ex)));
+        let own = self.cluster.cluster.http.hash_policies.as_deref();
+        let policies = own.unwrap_or(&self.forward.hash_policies);
+        if !policies.is_empty() && self.cluster.hashes() {
+            let hashed = self.hashed.get_or_insert_with(|| Box::new(Hashed::of(policies, ex)));
             context.hash = hashed.hash;
         }
         if let Some(options) = self.cluster.override_host() {

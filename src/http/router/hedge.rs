@@ -137,7 +137,8 @@ impl Attempts<'_> {
                     index += 1;
                     continue;
                 }
-                Poll::Ready(Ok(parsed)) => {
+                Poll::Ready(Ok(mut parsed)) => {
+                    self.filter_response(ex, &mut parsed.head);
                     self.heard(ex, &parsed.head);
                     self.note_load(ex.info.host.as_ref(), &parsed.head.fields);
                     if !late.retried {

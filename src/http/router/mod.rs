@@ -20,11 +20,12 @@ mod mirror;
 mod report;
 mod request;
 mod respond;
-mod retry;
+pub(super) mod retry;
 mod shadow;
 mod stream;
 mod tunnel;
 mod upload;
+mod upstream_filters;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -287,7 +288,8 @@ impl Attempts<'_> {
         loop {
             ex.info.attempts += 1;
             match self.attempt(ex, was_timeout).await {
-                Ok(answered) => {
+                Ok(mut answered) => {
+                    self.filter_response(ex, &mut answered.parsed.head);
                     self.heard(ex, &answered.parsed.head);
                     trace::on_answer(ex, answered.parsed.head.status);
                     self.note_load(ex.info.host.as_ref(), &answered.parsed.head.fields);

@@ -116,6 +116,9 @@ impl Attempts<'_> {
                 request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
             }
         }
+        if !self.upstream().http.filters.is_empty() {
+            self.filter_request(ex);
+        }
     }
 
     /// Writes the request's head for an HTTP/1 connection.

@@ -13,7 +13,7 @@ use super::lent::Lent;
 use super::{tunnel, Attempts, End, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
-use crate::http::filters;
+use crate::http::filters::{self, Turn};
 use crate::http::h1::{Framing, ParsedResponse};
 use crate::http::h2::StreamError;
 use crate::http::head::ResponseHead;
@@ -85,7 +85,11 @@ impl Attempts<'_> {
         let mut collected = None;
         if ex.filters.is_some() {
             let mut encoding = filters::on_response(ex, empty);
-            while let Some(session) = encoding.next(ex, &mut head) {
+            while let Some(turn) = encoding.next(ex, &mut head) {
+                let session = match turn {
+                    Turn::Ask(session) => session,
+                    Turn::Reply(reply) => return ex.reply(*reply).await,
+                };
                 let mut asked = Consulted {
                     head: &mut head,
                     framing,

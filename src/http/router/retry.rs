@@ -96,27 +96,7 @@ impl Retries {
 
     /// Whether this response is one to try again for.
     fn wants_after_response(&self, head: &ResponseHead) -> bool {
-        let on = self.conditions.on;
-        if head.fields.has(Known::XEnvoyRatelimited) {
-            return on.contains(RetryOn::ENVOY_RATELIMITED);
-        }
-        let status = head.status;
-        (status >= 500 && on.contains(RetryOn::FIVE_XX))
-            || (matches!(status, 502..=504) && on.contains(RetryOn::GATEWAY_ERROR))
-            || (status == 409 && on.contains(RetryOn::RETRIABLE_4XX))
-            || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && self.conditions.is_retriable_status(status))
-            || (on.contains(RetryOn::RETRIABLE_HEADERS) && self.conditions.has_retriable_header(head))
-            || head.fields.get(Known::GrpcStatus).is_some_and(|code| {
-                let condition = match code {
-                    b"1" => RetryOn::GRPC_CANCELLED,
-                    b"4" => RetryOn::GRPC_DEADLINE_EXCEEDED,
-                    b"8" => RetryOn::GRPC_RESOURCE_EXHAUSTED,
-                    b"13" => RetryOn::GRPC_INTERNAL,
-                    b"14" => RetryOn::GRPC_UNAVAILABLE,
-                    _ => return false,
-                };
-                on.contains(condition)
-            })
+        covers(&self.conditions, head)
     }
 
     /// Whether this failure is one to try again after; `started` says that the request had a connection.
@@ -151,8 +131,33 @@ impl Retries {
     }
 }
 
+/// Whether these conditions are about this response.
+pub(in crate::http) fn covers(conditions: &RequestRetries, head: &ResponseHead) -> bool {
+    let on = conditions.on;
+    if head.fields.has(Known::XEnvoyRatelimited) {
+        return on.contains(RetryOn::ENVOY_RATELIMITED);
+    }
+    let status = head.status;
+    (status >= 500 && on.contains(RetryOn::FIVE_XX))
+        || (matches!(status, 502..=504) && on.contains(RetryOn::GATEWAY_ERROR))
+        || (status == 409 && on.contains(RetryOn::RETRIABLE_4XX))
+        || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && conditions.is_retriable_status(status))
+        || (on.contains(RetryOn::RETRIABLE_HEADERS) && conditions.has_retriable_header(head))
+        || head.fields.get(Known::GrpcStatus).is_some_and(|code| {
+            let condition = match code {
+                b"1" => RetryOn::GRPC_CANCELLED,
+                b"4" => RetryOn::GRPC_DEADLINE_EXCEEDED,
+                b"8" => RetryOn::GRPC_RESOURCE_EXHAUSTED,
+                b"13" => RetryOn::GRPC_INTERNAL,
+                b"14" => RetryOn::GRPC_UNAVAILABLE,
+                _ => return false,
+            };
+            on.contains(condition)
+        })
+}
+
 /// A random part of `whole`, never all of it.
-fn part(whole: Duration, random: u64) -> Duration {
+pub(in crate::http) fn part(whole: Duration, random: u64) -> Duration {
     let micros = u64::try_from(whole.as_micros()).unwrap_or(u64::MAX).max(1);
     Duration::from_micros(random % micros)
 }

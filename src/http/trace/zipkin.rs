@@ -50,7 +50,7 @@ pub(super) async fn send(worker: &Rc<Worker>, target: &Arc<ZipkinTarget>, spans:
     let mut digits = itoa::Buffer::new();
     request.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
     call::sign(&mut request, worker, None);
-    let call = Call { request, body, timeout: Some(TIMEOUT), most: 64 * 1024 };
+    let call = Call { request, body, timeout: Some(TIMEOUT), most: 64 * 1024, retries: None };
     let answer = call.send(worker.clone(), target.cluster.clone()).await;
     answer.is_ok_and(|answer| (200..300).contains(&answer.head.status))
 }

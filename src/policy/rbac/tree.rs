@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::facts::{Facts, Whose};
+use super::metadata::MetadataMatcher;
 use super::ranges::Networks;
 use super::{Action, Decision};
 use crate::config::discovery::SanKind;
@@ -72,6 +73,8 @@ pub enum Predicate {
     Text(Input, StringMatcher),
     /// The input is an address in one of the networks.
     Ip(Input, Networks),
+    /// What a filter has left passes.
+    Metadata(Box<MetadataMatcher>),
     /// An expression is true.
     Expression(Box<Expression>),
     /// All of them.
@@ -182,6 +185,9 @@ impl Predicate {
                     ip.is_some_and(|ip| networks.contains(ip))
                 };
                 input.look(facts, is_inside)?.unwrap_or(false)
+            }
+            Predicate::Metadata(matcher) => {
+                matcher.matches(facts.dynamic.and_then(|all| all.get(&*matcher.filter)))
             }
             Predicate::Expression(expression) => expression.is_true(&Subject::from(facts)),
             Predicate::All(list) => {

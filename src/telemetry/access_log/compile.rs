@@ -146,6 +146,7 @@ pub fn substitution_format(
     formatters(&config.formatters, problems);
     let text_style = match (style, config.omit_empty_values) {
         (Style::Log, true) => Style::LogOmitEmpty,
+        (Style::Body, true) => Style::BodyOmitEmpty,
         (style, _) => style,
     };
     match &config.format {

@@ -69,6 +69,8 @@ pub enum Style {
     Header,
     /// A local reply's body: a missing value is `-`, and line breaks stay as they are.
     Body,
+    /// The same with `omit_empty_values`: a missing value is nothing.
+    BodyOmitEmpty,
 }
 
 /// Why a format was refused.
@@ -248,6 +250,11 @@ impl Format {
         }
     }
 
+    /// Whether it is one operator and no other text.
+    pub fn is_one_operator(&self) -> bool {
+        matches!(&self.0.body, Body::Text(parts) if matches!(parts.as_slice(), [Part::Operator { .. }]))
+    }
+
     /// Operators that are accepted but have no value in this proxy, for a warning when config is
     /// compiled.
     pub fn never_filled(&self) -> &[Box<str>] {
@@ -281,7 +288,7 @@ impl Style {
     fn look(self) -> Look {
         Look {
             dash: matches!(self, Style::Log | Style::Body),
-            escape: self != Style::Body,
+            escape: !matches!(self, Style::Body | Style::BodyOmitEmpty),
             quotes: matches!(self, Style::Log | Style::LogOmitEmpty),
         }
     }

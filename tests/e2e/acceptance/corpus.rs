@@ -78,13 +78,25 @@ impl Corpus {
                 continue;
             }
             let of_kind = |file: &String| SENT.contains(&file.split('/').nth(1).unwrap_or_default());
-            let files: Vec<String> = files.into_iter().filter(of_kind).collect();
+            let mut files: Vec<String> = files.into_iter().filter(of_kind).collect();
+            let named: Vec<bool> = files.iter().map(|file| self.is_asked_for(file, &files)).collect();
+            let mut named = named.into_iter();
+            files.retain(|_| named.next().unwrap_or_default());
             if !files.is_empty() {
                 let bundle = Bundle { name: row["bundle"].clone(), role: row["role"].clone(), files };
                 sources.entry(row["source"].clone()).or_default().push(bundle);
             }
         }
         sources
+    }
+
+    /// Whether a proxy would ask for it: secrets are those that other resources name, and nobody ever sees others.
+    fn is_asked_for(&self, file: &str, bundle: &[String]) -> bool {
+        let is_secret = |file: &str| file.contains("/secrets/");
+        let name = &self.value(file)["name"];
+        bundle.iter().all(|file| is_secret(file))
+            || !is_secret(file)
+            || bundle.iter().any(|other| !is_secret(other) && holds(self.value(other), name))
     }
 
     pub fn value(&self, file: &str) -> &Value {
@@ -156,6 +168,10 @@ impl Corpus {
 /// What Envoy 1.40 refuses for the same reason (`envoy --mode validate`).
 const OF_ENVOY: &[&str] = &[
     "an ORIGINAL_DST cluster takes no endpoints",
+    "an ORIGINAL_DST cluster needs CLUSTER_PROVIDED",
+    "multiple filter chains with overlapping matching rules are defined",
+    "repetition operator missing expression",
+    "ipv4_compat: is only for the address :: or an IPv4-mapped one",
     "is not an IP address",
     "typed_config: is required",
     "is required for an EDS cluster",
@@ -166,6 +182,15 @@ const OF_ENVOY: &[&str] = &[
 /// Whether Envoy refuses it too.
 pub fn is_of_envoy(reason: &str) -> bool {
     OF_ENVOY.iter().any(|said| reason.contains(said))
+}
+
+/// Whether `wanted` stands somewhere in `value`.
+fn holds(value: &Value, wanted: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.values().any(|value| holds(value, wanted)),
+        Value::Array(list) => list.iter().any(|value| holds(value, wanted)),
+        value => value == wanted,
+    }
 }
 
 /// The clusters that inline routes name.

@@ -24,7 +24,7 @@ const FLOORS: &[(&str, usize)] = &[
     ("istiod-1.30", 60),
     ("kuma-golden", 80),
     ("osm", 100),
-    ("envoy-gateway", 65),
+    ("envoy-gateway", 85),
     ("kgateway", 90),
 ];
 

@@ -55,6 +55,7 @@ fn addresses() -> Vec<Case> {
         get("internal", "internal by a single address", "X-Forwarded-For: 10.1.1.1\r\n"),
         get("internal", "external by two addresses", "X-Forwarded-For: 10.1.1.1, 10.1.1.2\r\n"),
         get("internal", "nothing to be internal by", ""),
+        get("internal", "external by two, one of them none", "X-Forwarded-For: unknown, 10.1.1.1\r\n"),
         get("internal", "address that is none", "X-Forwarded-For: unknown\r\n"),
         get("skip-append", "claims at the edge without append", CLAIMS),
         get("port", "x-forwarded-port", ""),

@@ -56,6 +56,11 @@ impl<Q: Message + Default + Clone + 'static> GrpcService<Q> {
         self.port
     }
 
+    /// All questions so far; they are kept.
+    pub fn questions(&self) -> Vec<Q> {
+        self.questions.lock().expect("no panic").clone()
+    }
+
     /// All questions so far.
     pub fn take(&self) -> Vec<Q> {
         std::mem::take(&mut self.questions.lock().expect("no panic"))

@@ -5,6 +5,8 @@
 //! For working on it: `OUTRIGGER_E2E_SHOW=1` prints what each side did, `OUTRIGGER_E2E_CASE=text` runs only the cases
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
+mod api_key_auth;
+mod basic_auth;
 pub mod beside;
 pub mod bootstrap;
 mod case;
@@ -12,19 +14,25 @@ mod cel;
 mod clusters;
 mod compression;
 pub mod counters;
+mod custom_response;
+mod descriptors;
 mod ext_authz;
 mod ext_proc;
 mod ext_proc_streams;
 mod filters;
 mod filters_policy;
+mod first_look;
 mod forwarded;
 pub mod grpc_service;
 mod hedging;
 mod jwt;
 mod limits;
 mod logs;
+mod matching;
 mod messages;
 mod mutation;
+mod network_authz;
+mod oauth2;
 pub mod observe;
 mod overload;
 mod per_route;
@@ -42,6 +50,7 @@ mod tracing;
 mod tunnels;
 mod udp;
 mod upgrades;
+mod upstream_filters;
 
 use crate::harness::origin::{Answer, Origin};
 use crate::harness::proxy::{Kind, Plan, Proxy};

@@ -6,6 +6,7 @@ mod calls;
 mod churn;
 pub mod clients;
 mod extensions;
+mod generic;
 mod groups;
 mod health;
 mod loads;

@@ -82,6 +82,18 @@ fn wrong_connection_managers_are_refused() {
          "original_ip_detection_extensions: cannot be combined with use_remote_address"),
         (json!({"xff_num_trusted_hops": 1, "original_ip_detection_extensions": xff}),
          "original_ip_detection_extensions: cannot be combined with xff_num_trusted_hops"),
+        (json!({"original_ip_detection_extensions": [{"name": "x", "typed_config": {
+            "@type": typed("extensions.http.original_ip_detection.xff.v3.XffConfig"), "xff_num_trusted_hops": 1,
+            "xff_trusted_cidrs": {"cidrs": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]}}}]}),
+         "original_ip_detection_extensions[0].typed_config.xff_trusted_cidrs: cannot be combined with \
+          xff_num_trusted_hops"),
+        (json!({"original_ip_detection_extensions": [{"name": "h", "typed_config": {
+            "@type": typed("extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig")}}]}),
+         "original_ip_detection_extensions[0].typed_config.header_name: is empty"),
+        (json!({"early_header_mutation_extensions": [{"name": "e", "typed_config": {
+            "@type": typed("extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"),
+            "mutations": [{"remove": ":path"}]}}]}),
+         "early_header_mutation_extensions[0].typed_config.mutations[0].remove: \":path\": pseudo headers and host cannot be removed"),
         (json!({"scheme_header_transformation": {"scheme_to_overwrite": "ftp"}}),
          "scheme_header_transformation.scheme_to_overwrite: is \"ftp\", must be one of [\"http\", \"https\"]"),
         (json!({"stream_idle_timeout": "-1s"}), "stream_idle_timeout: must not be negative"),

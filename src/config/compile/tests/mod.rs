@@ -7,6 +7,7 @@ mod bootstrap;
 mod clusters;
 mod connection_managers;
 mod discovery;
+mod filters;
 mod listeners;
 mod overload;
 mod resources;

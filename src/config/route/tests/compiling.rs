@@ -158,3 +158,68 @@ fn hash_policies_are_read() {
     assert!(matches!(&policies[2].input, HashInput::SourceIp));
     assert!(matches!(&policies[3].input, HashInput::QueryParameter(name) if &**name == "q"));
 }
+
+#[test]
+fn rate_limits_are_refused_with_their_paths() {
+    let address = |options: Value| json!({"actions": [{"remote_address_match": options}]});
+    let near = json!({"ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]});
+    let fixed = json!([{"generic_key": {"descriptor_value": "100%"}}]);
+    let local = |options: Value| {
+        let mut config = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "s", "token_bucket": {"max_tokens": 1, "fill_interval": "1s"}});
+        config.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        json!({"limit": config})
+    };
+    let service = |limits: Value| {
+        json!({"limit": {"@type": "type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute",
+            "rate_limits": limits}})
+    };
+    let any = json!({"entries": [{"key": "user"}], "token_bucket": {"max_tokens": 1, "fill_interval": "1s"}});
+    let fast =
+        json!({"entries": [{"key": "user"}], "token_bucket": {"max_tokens": 1, "fill_interval": "0.01s"}});
+    let per = |said: Value| json!({"route": {"cluster": "a"}, "typed_per_filter_config": said});
+    let of_route = |limits: Value| json!({"route": {"cluster": "a", "rate_limits": limits}});
+    const SAID: &str = "typed_per_filter_config[\"limit\"]";
+    for (route, wanted) in [
+        (of_route(json!([address(json!({"descriptor_value": "%NOPE%", "address_matcher": near}))])),
+         "route.rate_limits[0].actions[0].remote_address_match.descriptor_value: unknown operator %NOPE%".to_owned()),
+        (of_route(json!([address(json!({"descriptor_value": "x",
+            "address_matcher": {"ranges": [{"address_prefix": "x", "prefix_len": 8}]}}))])),
+         "route.rate_limits[0].actions[0].remote_address_match.address_matcher.ranges[0].address_prefix: \"x\" is not an IP address".into()),
+        (of_route(json!([{"actions": fixed, "hits_addend": {"number": 3}}])),
+         "route.rate_limits[0].hits_addend: only policies of filters have it, in Envoy too".into()),
+        (per(service(json!([{"actions": fixed, "hits_addend": {"format": "%PROTOCOL%%PROTOCOL%"}}]))),
+         format!("{SAID}.rate_limits[0].hits_addend.format: \"%PROTOCOL%%PROTOCOL%\" is not a single operator")),
+        (per(service(json!([{"actions": fixed, "hits_addend": {"number": 1, "format": "%PROTOCOL%"}}]))),
+         format!("{SAID}.rate_limits[0].hits_addend.format: number is set, too: one of them is allowed")),
+        (per(local(json!({"rate_limits": [{"actions": fixed, "apply_on_stream_done": true}]}))),
+         format!("{SAID}.rate_limits[0].apply_on_stream_done: a filter that keeps limits itself counts requests as they come")),
+        (per(local(json!({"rate_limits": [{"actions": fixed, "limit": {"rate_limit": {"requests_per_unit": 1, "unit": "HOUR"}}}]}))),
+         format!("{SAID}.rate_limits[0].limit: limits are those of the filter's descriptors, in Envoy too")),
+        (per(local(json!({"descriptors": [any, any]}))),
+         format!("{SAID}.descriptors[1].entries: another descriptor has the same")),
+        (per(local(json!({"descriptors": [fast]}))),
+         format!("{SAID}.descriptors[0].token_bucket.fill_interval: must be at least 0.05s")),
+    ] {
+        let mut route = route;
+        route["match"] = json!({"prefix": "/"});
+        let (table, problems, _) = try_table(json!({"virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [route]}]}));
+        assert!(table.is_none());
+        assert_eq!(problems, [format!("virtual_hosts[0].routes[0].{wanted}")]);
+    }
+}
+
+#[test]
+fn basic_auth_is_refused_with_its_line() {
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute";
+    let said = json!({"auth": {"@type": kind, "users": {"inline_string": "joe:secret"}}});
+    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "a"}, "typed_per_filter_config": said});
+    let (table, problems, _) =
+        try_table(json!({"virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [route]}]}));
+    assert!(table.is_none());
+    assert_eq!(
+        problems,
+        ["virtual_hosts[0].routes[0].typed_per_filter_config[\"auth\"].users: line 1: the password is to be a digest \
+          that begins with {SHA}"]
+    );
+}

@@ -4,7 +4,7 @@
 //! the request as the service changed it. [`question`] makes what it is asked, [`verdict`] applies what it says; without
 //! an answer the request is denied unless config says otherwise.
 
-mod question;
+pub mod question;
 pub mod rules;
 mod verdict;
 
@@ -18,7 +18,7 @@ use super::chain::{active, At, Step, Wait};
 use super::{Awaited, Pending};
 use crate::config::matcher::{RuntimeFraction, StringMatcher};
 use crate::config::route::{HeaderOps, RouteFilter};
-use crate::config::services::{GrpcTarget, HttpTarget};
+use crate::config::services::{GrpcTarget, HttpTarget, Retries};
 use crate::config::token::{is_field_name, is_field_value};
 use crate::config::{HeaderKey, RequestView};
 use crate::http::call::{self, Call};
@@ -130,6 +130,8 @@ pub struct HttpService {
     pub client_on_success: Box<[StringMatcher]>,
     /// Headers of a yes that become metadata.
     pub metadata: Box<[StringMatcher]>,
+    /// When it is asked again.
+    pub retries: Option<Retries>,
 }
 
 /// What of a body the service sees.
@@ -261,7 +263,8 @@ impl Config {
                     return Step::Continue;
                 };
                 let slot = service.target.cluster.clone();
-                let call = Call { request, body, timeout: service.target.timeout, most: MAX_BODY };
+                let timeout = service.target.timeout;
+                let call = Call { request, body, timeout, most: MAX_BODY, retries: service.retries };
                 let worker = ex.worker.clone();
                 Pending::new(async move { Awaited::Answer(Box::new(call.send(worker, slot).await)) })
             }

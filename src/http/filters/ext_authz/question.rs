@@ -60,24 +60,9 @@ impl Config {
     ) -> pb::CheckRequest {
         let Some(request) = &ex.request else { return pb::CheckRequest::default() };
         let connection = &ex.info.connection;
-        let tls = connection.tls.as_ref();
         let service = request.fields.get(Known::XEnvoyDownstreamServiceCluster);
-        let peer = tls.and_then(|tls| tls.peer.as_ref());
-        let source = context::Peer {
-            address: connection.remote.map(socket),
-            service: service.map(utf8).unwrap_or_default(),
-            principal: peer.map(|peer| principal(peer.facts())).unwrap_or_default(),
-            certificate: match peer {
-                Some(peer) if self.peer_certificate => peer.pem().to_owned(),
-                _ => String::new(),
-            },
-            ..context::Peer::default()
-        };
-        let destination = context::Peer {
-            address: connection.local.map(socket),
-            principal: tls.and_then(|tls| tls.local_facts()).map(principal).unwrap_or_default(),
-            ..context::Peer::default()
-        };
+        let (mut source, destination) = peers(connection, self.peer_certificate);
+        source.service = service.map(utf8).unwrap_or_default();
         let mut extensions = HashMap::new();
         for level in at.levels().iter().rev() {
             if let RouteFilter::ExtAuthz(PerRoute::Settings { extensions: own, .. }) = &**level {
@@ -216,9 +201,32 @@ impl Config {
             head.fields.push(PARTIAL.as_bytes(), if *cut { b"true" } else { b"false" });
         }
         service.headers.apply_to_request(&mut head, &ex.info);
-        call::sign_only(&mut head, service.target.timeout);
+        let timeout = service.target.timeout;
+        let per_try = service.retries.and_then(|retries| retries.per_try(timeout));
+        call::sign_only(&mut head, per_try.or(timeout));
         Some((head, body.map(|(body, _)| body).unwrap_or_default()))
     }
+}
+
+/// The client and this end of its connection; the client with its certificate where that is wanted.
+pub fn peers(connection: &ConnectionInfo, certificate: bool) -> (context::Peer, context::Peer) {
+    let tls = connection.tls.as_ref();
+    let peer = tls.and_then(|tls| tls.peer.as_ref());
+    let source = context::Peer {
+        address: connection.remote.map(socket),
+        principal: peer.map(|peer| principal(peer.facts())).unwrap_or_default(),
+        certificate: match peer {
+            Some(peer) if certificate => peer.pem().to_owned(),
+            _ => String::new(),
+        },
+        ..context::Peer::default()
+    };
+    let destination = context::Peer {
+        address: connection.local.map(socket),
+        principal: tls.and_then(|tls| tls.local_facts()).map(principal).unwrap_or_default(),
+        ..context::Peer::default()
+    };
+    (source, destination)
 }
 
 /// The name of a certificate's owner.
@@ -227,6 +235,7 @@ fn principal(facts: &Facts) -> String {
     first(SanKind::Uri).or_else(|| first(SanKind::Dns)).unwrap_or_else(|| facts.subject.clone())
 }
 
-fn session(connection: &ConnectionInfo) -> context::TlsSession {
+/// The name that the client asked for.
+pub fn session(connection: &ConnectionInfo) -> context::TlsSession {
     context::TlsSession { sni: connection.server_name.as_deref().unwrap_or_default().to_owned() }
 }

@@ -213,6 +213,7 @@ pub(super) async fn serve(
         buffer_limit,
         requests,
         idle_since: start,
+        aged: false,
     };
     let next = {
         let mut exchange = Exchange::new(&worker, &manager, &mut down);

@@ -91,7 +91,7 @@ fn streamed(
         let interval =
             duration_or(&config.buffer_flush_interval, INTERVAL, "buffer_flush_interval", problems);
         let target = problems.at("grpc_service", |problems| {
-            GrpcTarget::compile(config.grpc_service.as_ref()?, clusters, problems)
+            GrpcTarget::compile_stream(config.grpc_service.as_ref()?, clusters, problems)
         });
         (problems.count() == before).then_some(())?;
         // The stream lasts, whatever a call may take.

@@ -1,6 +1,7 @@
 //! `envoy.filters.http.ext_authz`: the same service, asked by both, as in [`super::filters`].
 
 mod lost;
+mod retried;
 
 use super::bootstrap::{endpoints, Bootstrap};
 use super::case::{case, Case};

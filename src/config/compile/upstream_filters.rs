@@ -1,0 +1,51 @@
+//! HTTP filters of a cluster (`HttpProtocolOptions.http_filters`): their messages in, [`UpstreamFilter`]s out.
+
+use std::sync::Arc;
+
+use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use outrigger_control_api::type_of;
+
+use super::extension;
+use crate::config::cluster::UpstreamFilter;
+use crate::config::problems::Problems;
+use crate::config::route::FilterName;
+use crate::http::filters::header_mutation;
+
+const CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
+const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+
+/// The filters before the codec, which is the last one.
+pub(super) fn compile(list: &[pb::HttpFilter], problems: &mut Problems) -> Arc<[UpstreamFilter]> {
+    let mut filters = Vec::new();
+    let mut ends = list.is_empty();
+    for (index, config) in list.iter().enumerate() {
+        problems.at_index("http_filters", index, |problems| {
+            let Some(pb::http_filter::ConfigType::TypedConfig(any)) = &config.config_type else {
+                return problems
+                    .report_at("typed_config", "is required: filters of clusters are not discovered");
+            };
+            if config.disabled {
+                return problems.report_at("disabled", "filters of clusters are on");
+            }
+            let last = index + 1 == list.len();
+            match type_of(any) {
+                CODEC if last => ends = true,
+                CODEC => problems.report_at("typed_config", "the codec must be the last filter"),
+                HEADER_MUTATION => problems.at("typed_config", |problems| {
+                    let Some(config_of) = extension(any, "", problems) else { return };
+                    if let Some(filter) = header_mutation::Config::compile(&config_of, problems) {
+                        filters.push(UpstreamFilter { name: FilterName::new(&config.name), filter });
+                    }
+                }),
+                found => {
+                    let why = format!("{found} is no filter that a cluster can have yet");
+                    problems.report_at("typed_config", why);
+                }
+            }
+        });
+    }
+    if !ends {
+        problems.report_at("http_filters", "must end with the codec (envoy.filters.http.upstream_codec)");
+    }
+    filters.into()
+}

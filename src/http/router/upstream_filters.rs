@@ -1,0 +1,34 @@
+//! HTTP filters of a cluster: they see the heads of each try, after everything that routes do to them.
+
+use super::Attempts;
+use crate::config::cluster::UpstreamFilter;
+use crate::config::route::RouteFilter;
+use crate::http::exchange::Exchange;
+use crate::http::head::ResponseHead;
+use std::sync::Arc;
+
+impl Attempts<'_> {
+    /// What the request's route says to a filter.
+    fn said(&self, filter: &UpstreamFilter) -> &[Arc<RouteFilter>] {
+        let own = self.weighted.and_then(|weighted| weighted.overrides.as_ref());
+        let all = own.or(self.route.overrides.as_ref());
+        all.and_then(|all| all.find(&filter.name)).map(|over| &*over.levels).unwrap_or_default()
+    }
+
+    /// The head of a try goes through the filters. As in Envoy what they add is there in the next try too.
+    pub(super) fn filter_request(&self, ex: &mut Exchange<'_>) {
+        let filters = self.upstream().http.filters.clone();
+        for filter in &*filters {
+            if let Some(request) = &mut ex.request {
+                filter.filter.change_request(request, &ex.info, self.said(filter));
+            }
+        }
+    }
+
+    /// The head of its answer does, the other way round.
+    pub(super) fn filter_response(&self, ex: &Exchange<'_>, head: &mut ResponseHead) {
+        for filter in self.upstream().http.filters.iter().rev() {
+            filter.filter.change_response(ex, head, self.said(filter));
+        }
+    }
+}
