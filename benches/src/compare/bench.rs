@@ -216,9 +216,9 @@ impl Bench {
     }
 
     /// Starts two: what comes to the first goes over mTLS to the second, and from there to the origin.
-    fn launch_pair(&self, peer: Peer, setup: Setup) -> Result<Running, Error> {
+    fn launch_pair(&self, peer: Peer, setup: &Setup) -> Result<Running, Error> {
         if !peer.is_proxy() {
-            return self.launch(peer, &setup);
+            return self.launch(peer, setup);
         }
         let second = Setup { secure_clients: true, listen: free()?, admin: free()?, ..setup.clone() };
         let mut behind = self.launch(peer, &second)?;
@@ -226,7 +226,7 @@ impl Bench {
         if behind.result.status != Status::Measured {
             return Ok(behind);
         }
-        let first = Setup { secure_origin: true, endpoints: vec![second.listen], ..setup };
+        let first = Setup { secure_origin: true, endpoints: vec![second.listen], ..setup.clone() };
         let mut running = self.launch(peer, &first)?;
         running.result.config =
             format!("{}\n# beside the origin\n{}", running.result.config, behind.result.config);
@@ -332,7 +332,7 @@ impl Bench {
                 continue;
             }
             let mut running = match load.security {
-                Security::Between => self.launch_pair(peer, setup.clone())?,
+                Security::Between => self.launch_pair(peer, &setup)?,
                 _ => self.launch(peer, &setup)?,
             };
             if peer == Peer::None {

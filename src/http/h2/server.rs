@@ -30,6 +30,8 @@ pub use stream::ServerStream;
 
 /// A connection's first frames, and its last ones, may take so long.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most bytes of a stream's task: what is larger than a page costs each request a tenth more, to be copied.
+const LARGEST_TASK: usize = 4096;
 
 /// What comes next on a connection.
 #[allow(clippy::large_enum_variant)] // Most are requests.
@@ -171,6 +173,11 @@ pub async fn serve(
                 if let Some(arrived) = stream::arrive(&worker, &manager, &shared, request, respond) {
                     let serving =
                         stream::serve(worker.clone(), manager.clone(), arrived, buffer_limit, requests);
+                    debug_assert!(
+                        size_of_val(&serving) <= LARGEST_TASK,
+                        "a stream's task has {} bytes",
+                        size_of_val(&serving)
+                    );
                     // Boxed, because the runtime moves a task's future about when it begins and when it ends.
                     tokio::task::spawn_local(Box::pin(serving));
                 }

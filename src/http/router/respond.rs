@@ -88,7 +88,8 @@ impl Attempts<'_> {
             while let Some(turn) = encoding.next(ex, &mut head) {
                 let session = match turn {
                     Turn::Ask(session) => session,
-                    Turn::Reply(reply) => return ex.reply(*reply).await,
+                    // Apart: what is rare shall not make the task of every request larger.
+                    Turn::Reply(reply) => return Box::pin(ex.reply(*reply)).await,
                 };
                 let mut asked = Consulted {
                     head: &mut head,

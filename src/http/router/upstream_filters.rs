@@ -17,6 +17,9 @@ impl Attempts<'_> {
 
     /// The head of a try goes through the filters. As in Envoy what they add is there in the next try too.
     pub(super) fn filter_request(&self, ex: &mut Exchange<'_>) {
+        if self.upstream().http.filters.is_empty() {
+            return;
+        }
         let filters = self.upstream().http.filters.clone();
         for filter in &*filters {
             if let Some(request) = &mut ex.request {

@@ -39,6 +39,9 @@ pub struct Ask {
     pub bytes: Vec<u8>,
 }
 
+/// Names and values.
+type Fields = Vec<(String, String)>;
+
 /// What is asked of whom, by group: of each some are taken.
 type Groups = BTreeMap<String, Vec<Ask>>;
 
@@ -215,7 +218,7 @@ fn requests(prepared: &Prepared, manager: &Value, outside: bool) -> Vec<(String,
 }
 
 /// A method, a path and fields that a route's match is for.
-fn matching(matcher: &Value) -> Option<(String, String, Vec<(String, String)>)> {
+fn matching(matcher: &Value) -> Option<(String, String, Fields)> {
     let text = |name: &str| matcher[name].as_str().map(str::to_owned);
     let mut path = text("path")
         .or_else(|| text("pathSeparatedPrefix"))
