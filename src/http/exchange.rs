@@ -144,23 +144,28 @@ impl<'a> Exchange<'a> {
         let _counted = Counted::new(&worker.active_requests);
         self.down.requests += 1;
         self.open = true;
-        let end = self.serve(parsed).await;
+        let stopped = self.take(parsed);
+        let end = self.serve(stopped).await;
         self.open = false;
         self.finish(end)
     }
 
-    /// Serves the request of an HTTP/2 stream.
-    pub async fn run_stream(&mut self, head: RequestHead, framing: Framing, expects_continue: bool) -> Next {
+    /// Takes the request of an HTTP/2 stream, and says why it goes no further, if it does not.
+    pub fn arrive(&mut self, head: RequestHead, framing: Framing, expects_continue: bool) -> Option<Stop> {
         let stats = &self.manager.stats;
         stats.downstream_rq_total.increment(1);
         stats.downstream_rq_http2_total.increment(1);
-        let _active = Held::new(&stats.downstream_rq_active);
-        let worker = self.worker;
-        let _counted = Counted::new(&worker.active_requests);
         self.info.protocol = Some(Protocol::Http2);
         self.open = true;
-        let parsed = ParsedRequest { head, consumed: 0, framing, keep_alive: true, expects_continue };
-        let end = self.serve(parsed).await;
+        self.take(ParsedRequest { head, consumed: 0, framing, keep_alive: true, expects_continue })
+    }
+
+    /// Serves what has arrived.
+    pub async fn run_stream(&mut self, stopped: Option<Stop>) -> Next {
+        let _active = Held::new(&self.manager.stats.downstream_rq_active);
+        let worker = self.worker;
+        let _counted = Counted::new(&worker.active_requests);
+        let end = self.serve(stopped).await;
         self.open = false;
         self.finish(end)
     }
@@ -250,7 +255,8 @@ impl<'a> Exchange<'a> {
         self.down.requests += 1;
     }
 
-    async fn serve(&mut self, parsed: ParsedRequest) -> End {
+    /// Not where something is waited for: a head that is handed on there has a place in the task for each hand.
+    fn take(&mut self, parsed: ParsedRequest) -> Option<Stop> {
         let ParsedRequest { mut head, framing, keep_alive, expects_continue, consumed } = parsed;
         self.keep_alive = keep_alive;
         // Over HTTP/2 a head is counted as it is without compression.
@@ -282,18 +288,22 @@ impl<'a> Exchange<'a> {
         if self.upload.is_received() {
             self.info.times.request_complete = Some(self.info.start);
         }
-        match prepared {
-            Ok(()) => {}
-            Err(Stop::Refuse(refusal)) => {
+        prepared.err()
+    }
+
+    async fn serve(&mut self, stopped: Option<Stop>) -> End {
+        match stopped {
+            None => {}
+            Some(Stop::Refuse(refusal)) => {
                 // Like any other message that is no good: nothing of it is logged.
                 self.request = None;
                 return self.refuse(refusal).await;
             }
-            Err(Stop::Answer { status, details, close }) => {
+            Some(Stop::Answer { status, details, close }) => {
                 self.close |= close;
                 return self.reply(Reply::new(status, details)).await;
             }
-            Err(Stop::Redirect(path)) => {
+            Some(Stop::Redirect(path)) => {
                 let reply = Reply::new(307, "path_normalization_failed").location(path);
                 return self.reply(reply).await;
             }

@@ -30,8 +30,9 @@ pub use stream::ServerStream;
 
 /// A connection's first frames, and its last ones, may take so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of a stream's task: what is larger than a page costs each request a tenth more, to be copied.
-const LARGEST_TASK: usize = 4096;
+/// Most bytes of a stream's task: what is larger is no small object to the allocator, which costs each request a tenth
+/// more.
+const LARGEST_TASK: usize = 8192;
 
 /// What comes next on a connection.
 #[allow(clippy::large_enum_variant)] // Most are requests.

@@ -217,7 +217,8 @@ pub(super) async fn serve(
     };
     let next = {
         let mut exchange = Exchange::new(&worker, &manager, &mut down);
-        exchange.run_stream(head, framing, expects_continue).await
+        let stopped = exchange.arrive(head, framing, expects_continue);
+        exchange.run_stream(stopped).await
     };
     let Downstream { client, timer, idle_since: end, .. } = down;
     let mut reset = false;
