@@ -20,11 +20,11 @@ use crate::harness::DEADLINE;
 /// The share of bundles that are accepted at least, in percent: who gets worse fails.
 const FLOORS: &[(&str, usize)] = &[
     ("istio", 60),
-    ("istiod-1.14", 45),
-    ("istiod-1.30", 60),
-    ("kuma-golden", 80),
+    ("istiod-1.14", 94),
+    ("istiod-1.30", 100),
+    ("kuma-golden", 95),
     ("osm", 100),
-    ("envoy-gateway", 85),
+    ("envoy-gateway", 90),
     ("kgateway", 90),
 ];
 
