@@ -256,6 +256,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Not where something is waited for: a head that is handed on there has a place in the task for each hand.
+    #[inline(always)]
     fn take(&mut self, parsed: ParsedRequest) -> Option<Stop> {
         let ParsedRequest { mut head, framing, keep_alive, expects_continue, consumed } = parsed;
         self.keep_alive = keep_alive;
@@ -435,8 +436,8 @@ impl<'a> Exchange<'a> {
                     reply.body = body.into();
                 }
                 // That of gRPC is its own.
-                let typed = !request.is_grpc() && !reply.body.is_empty();
-                if let Some(content_type) = direct.content_type.as_ref().filter(|_| typed) {
+                let typed = |_: &&Bytes| !request.is_grpc() && !reply.body.is_empty();
+                if let Some(content_type) = direct.content_type.as_ref().filter(typed) {
                     let mut fields = Fields::default();
                     fields.push_known(Known::ContentType, content_type);
                     reply = reply.with_fields(fields);
@@ -464,7 +465,9 @@ impl<'a> Exchange<'a> {
     ) {
         let protocol = self.request.as_ref().map_or(Protocol::Http11, |request| request.protocol);
         let worker = self.worker;
-        trace::on_response(self.span.as_deref_mut(), self.manager, &mut head);
+        if self.manager.tracing.is_some() {
+            trace::on_response(self.span.as_deref_mut(), self.manager, &mut head);
+        }
         if !self.upload.is_received() {
             // The rest of the request is not waited for.
             self.close = true;

@@ -65,7 +65,9 @@ impl Exchange<'_> {
         if self.upload.received_trailers.is_some() && self.down.client.is_http2() {
             self.manager.http2_stats.trailers.increment(1);
         }
-        filters::note(self);
+        if self.filters.is_some() {
+            filters::note(self);
+        }
         if self.span.is_some() {
             trace::end(self);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_control_api::pb::envoy::config::core::v3::address::Address;
 use outrigger_control_api::pb::envoy::data::accesslog::v3 as data;
 use outrigger_control_api::pb::envoy::service::accesslog::v3::stream_access_logs_message::{
     Identifier, LogEntries,
@@ -237,6 +238,11 @@ fn shown(mut common: data::AccessLogCommon, names: &BTreeMap<u32, String>) -> Ve
     }
     let start = common.start_time.take().expect("a start");
     assert!(start.seconds > 1_700_000_000, "{start:?}");
+    // That port may be the client's too: they are of different connections.
+    let local = common.upstream_local_address.as_mut().and_then(|address| address.address.as_mut());
+    if let Some(Address::SocketAddress(socket)) = local {
+        socket.port_specifier = None;
+    }
     // Framing is not counted (docs/differences.md).
     for bytes in [
         &mut common.downstream_wire_bytes_sent,
