@@ -307,7 +307,9 @@ fn redact(value: &mut Value) {
         Value::Object(fields) => {
             for (name, value) in fields {
                 // The dump's own `secret` is a typed resource with such fields in it.
-                if SENSITIVE.contains(&name.as_str()) && value.get("@type").is_none() {
+                // Those of OAuth2 have secrets in them, those of `api_key_auth` are a list of keys.
+                let keys = name == "credentials" && value.is_array();
+                if keys || SENSITIVE.contains(&name.as_str()) && value.get("@type").is_none() {
                     blank(value);
                 } else {
                     redact(value);

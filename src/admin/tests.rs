@@ -32,7 +32,8 @@ fn bootstrap() -> serde_json::Value {
             "clusters": [{"name": "foo"}, {"name": "dead", "connect_timeout": "0.500s"}],
             "listeners": [{"name": "web", "filter_chains": [{"filters": [{"typed_config": {
                 "@type": "x", "stat_prefix": "in", "route_config": route, "http_filters": [{"name": "auth",
-                    "typed_config": {"@type": "y", "users": {"inline_string": "joe:KEY"}}}]}}]}]}],
+                    "typed_config": {"@type": "y", "users": {"inline_string": "joe:KEY"},
+                        "credentials": [{"key": "KEY", "client": "joe"}]}}]}}]}]}],
             "secrets": [{"name": "s", "tls_certificate": {
                 "private_key": {"inline_string": "KEY"}, "certificate_chain": {"inline_string": "CERT"}}}],
         },

@@ -193,19 +193,8 @@ impl Bench {
     /// A file cannot be written.
     pub fn launch(&self, peer: Peer, setup: &Setup) -> Result<Running, Error> {
         let (file, text) = setup.write(peer, &self.dir.0, &self.certs)?;
-        let mut running = Running {
-            peer,
-            address: setup.listen,
-            admin: setup.admin,
-            process: None,
-            behind: None,
-            begun: None,
-            result: PeerResult {
-                peer: peer.to_string(),
-                config: self.published(&text),
-                ..PeerResult::default()
-            },
-        };
+        let config = self.published(&text);
+        let mut running = Running { address: setup.listen, admin: setup.admin, ..Running::new(peer, config) };
         let to = setup.endpoints.first().copied().unwrap_or(NOWHERE);
         if peer == Peer::None {
             running.address = to;
@@ -253,17 +242,7 @@ impl Bench {
     pub fn launch_as(&self, peer: Peer, config: &str, group: &str) -> Result<Running, Error> {
         let file = self.dir.0.join(format!("{peer}.json"));
         std::fs::write(&file, config).map_err(Error::io(&file))?;
-        let result =
-            PeerResult { peer: peer.to_string(), config: self.published(config), ..PeerResult::default() };
-        let mut running = Running {
-            peer,
-            address: NOWHERE,
-            admin: NOWHERE,
-            process: None,
-            behind: None,
-            begun: None,
-            result,
-        };
+        let mut running = Running::new(peer, self.published(config));
         let command = self.programs.command(peer, &file, (NOWHERE, NOWHERE)).map(|inner| {
             let mut command = Command::new("setpriv");
             command
@@ -318,17 +297,9 @@ impl Bench {
             let setup = self.setup(load, 0)?;
             if load.security != Security::Plain && matches!(peer, Peer::Splice | Peer::Relay) {
                 // Bytes pass through it, but then it is the origin that is measured.
-                let status = Status::NotSupported { reason: "a relay ends no TLS".to_owned() };
-                let result = PeerResult { peer: peer.to_string(), status, ..PeerResult::default() };
-                all.push(Running {
-                    peer,
-                    address: NOWHERE,
-                    admin: NOWHERE,
-                    process: None,
-                    behind: None,
-                    begun: None,
-                    result,
-                });
+                let mut running = Running::new(peer, String::new());
+                running.result.status = Status::NotSupported { reason: "a relay ends no TLS".to_owned() };
+                all.push(running);
                 continue;
             }
             let mut running = match load.security {
@@ -416,6 +387,12 @@ impl Bench {
 }
 
 impl Running {
+    /// One that is not started, with this configuration.
+    fn new(peer: Peer, config: String) -> Self {
+        let result = PeerResult { peer: peer.to_string(), config, ..PeerResult::default() };
+        Self { peer, address: NOWHERE, admin: NOWHERE, process: None, behind: None, begun: None, result }
+    }
+
     /// Nanoseconds of CPU that it has used, both of a pair; `None` of nobody.
     pub fn cpu(&self) -> Option<u64> {
         let process = self.process.as_ref()?;

@@ -29,12 +29,11 @@ pub enum Callback {
     },
 }
 
-/// 32 random octets (RFC 7636 §7.1), as text.
-pub fn verifier() -> String {
+/// 32 random octets (RFC 7636 §7.1), as text; `None` where nothing is random.
+pub fn verifier() -> Option<String> {
     let mut octets = [0; 32];
-    // Without randomness nothing of TLS works either; an octet of 0 is guessed by nobody who has not seen that.
-    let _ = aws_lc_rs::rand::fill(&mut octets);
-    BASE64_URL_SAFE_NO_PAD.encode(octets)
+    aws_lc_rs::rand::fill(&mut octets).ok()?;
+    Some(BASE64_URL_SAFE_NO_PAD.encode(octets))
 }
 
 /// What the provider gives back as it is.
@@ -118,8 +117,11 @@ fn check(
     Ok((url.into_bytes(), flow))
 }
 
-/// The host and port of an absolute URL, and what follows.
+/// The host and port of an absolute URL, and what follows. It may stand in a header: nothing in it ends one.
 fn host_of(url: &[u8]) -> Option<(&[u8], &[u8])> {
+    if !url.iter().all(u8::is_ascii_graphic) {
+        return None;
+    }
     let at = memchr::memmem::find(url, b"://")?;
     let scheme = url.get(..at)?.to_ascii_lowercase();
     if !matches!(&*scheme, b"http" | b"https") {
@@ -141,15 +143,26 @@ pub fn is_allowed(url: &[u8], domains: &[Box<str>]) -> bool {
     if domains.is_empty() {
         return true;
     }
-    let Some((host, _)) = host_of(url) else { return false };
-    let host = match host.strip_prefix(b"[") {
-        Some(literal) => literal.split(|byte| *byte == b']').next().unwrap_or_default(),
-        None => host.split(|byte| *byte == b':').next().unwrap_or_default(),
-    };
+    let Some(host) = host_of(url).and_then(|(host, _)| bare_host(host)) else { return false };
     domains.iter().any(|domain| match domain.strip_prefix('*').filter(|rest| rest.starts_with('.')) {
-        Some(suffix) => host.ends_with(suffix.as_bytes()) && host.len() > suffix.len(),
+        Some(suffix) => host
+            .split_at_checked(host.len().saturating_sub(suffix.len()))
+            .is_some_and(|(name, end)| !name.is_empty() && end.eq_ignore_ascii_case(suffix.as_bytes())),
         None => host.eq_ignore_ascii_case(domain.as_bytes()),
     })
+}
+
+/// A host without its port and brackets. None where browsers could read it as another one: names before an `@`, and `\`,
+/// which they take for `/`.
+fn bare_host(host: &[u8]) -> Option<&[u8]> {
+    let (host, port) = match host.strip_prefix(b"[") {
+        Some(literal) => literal.split_at_checked(memchr::memchr(b']', literal)?)?,
+        None => host.split_at_checked(memchr::memchr(b':', host).unwrap_or(host.len()))?,
+    };
+    let port = port.strip_prefix(b"]").unwrap_or(port);
+    let is_port = port.is_empty() || port.strip_prefix(b":")?.iter().all(u8::is_ascii_digit);
+    let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:".contains(byte);
+    (is_port && host.iter().all(is_host)).then_some(host)
 }
 
 #[cfg(test)]
@@ -167,10 +180,18 @@ mod tests {
             ("https://evil.test/?a.test", false),
             ("https://[::1]:80/", true),
             ("a.test", false),
+            ("https://X.B.TEST/", true),
+            // What browsers take for another host.
+            ("https://a.test@evil.test/", false),
+            ("https://a.test:x@evil.test/", false),
+            ("https://[::1]@evil.test/", false),
+            ("https://evil.test\\.b.test/", false),
+            ("https://a.test\r\nset-cookie: x=y/", false),
         ] {
             assert_eq!(is_allowed(url.as_bytes(), &domains), wanted, "{url}");
         }
         assert!(is_allowed(b"anything", &[]));
+        assert!(host_of(b"https://a.test/\r\nset-cookie: x=y").is_none(), "it would end a header");
     }
 
     #[test]

@@ -349,7 +349,9 @@ impl Settings {
         }
         let flow = format!("{:016x}", ex.worker.random());
         let csrf = session::csrf_token(&keys.hmac, &flow);
-        let verifier = flow::verifier();
+        let Some(verifier) = flow::verifier() else {
+            return self.unauthorized("there is no randomness for a code verifier", "");
+        };
         let mut fields = Fields::default();
         let mut both = |cookie: &Cookie, value: &[u8], age: Duration| {
             for name in [format!("{}.{flow}", cookie.name), cookie.name.to_string()] {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::session::Tokens;
 use super::{ClientAuth, Keys, Settings};
 use crate::config::query::encode;
+use crate::config::token::is_field_value;
 use crate::config::Known;
 use crate::http::call::{self, Answer, Call, CallError};
 use crate::http::worker::Worker;
@@ -141,7 +142,8 @@ pub fn read(answer: Result<Answer, CallError>, renews: bool, expires: Duration) 
     };
     let text = |name: &str| match all.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
+        // They go into headers as they are.
+        Some(Value::String(text)) if is_field_value(text.as_bytes()) => Ok(Some(text.clone().into_bytes())),
         Some(_) => Err(()),
     };
     let seconds = match all.get("expires_in") {
@@ -170,4 +172,27 @@ pub fn read(answer: Result<Answer, CallError>, renews: bool, expires: Duration) 
         ..Tokens::default()
     };
     Fetched::Tokens(tokens, lives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fields::Fields;
+    use crate::http::head::ResponseHead;
+    use crate::telemetry::stream_info::Protocol;
+
+    fn told(body: &str) -> Fetched {
+        let head = ResponseHead::new(Fields::default(), 200, Protocol::Http11);
+        let answer = Answer { head, body: body.to_owned().into(), trailers: None, took: Duration::ZERO };
+        read(Ok(answer), false, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn tokens_that_would_end_a_header_are_none() {
+        assert!(matches!(told(r#"{"access_token": "a.b.c"}"#), Fetched::Tokens(..)));
+        for name in ["access_token", "id_token", "refresh_token"] {
+            let body = format!(r#"{{"access_token": "a", "{name}": "a\r\nx-user: root"}}"#);
+            assert!(matches!(told(&body), Fetched::Failed { .. }), "{name}");
+        }
+    }
 }

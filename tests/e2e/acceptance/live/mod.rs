@@ -103,7 +103,7 @@ async fn bundles_work_as_with_envoy() {
                 asked.push((ask, theirs, mine));
             }
             sides.iter().for_each(|side| capture(side, false));
-            let (their_log, our_log) = (envoy.end(), ours.end());
+            let (their_log, our_log) = (envoy.end().await, ours.end().await);
             for (ask, theirs, mine) in asked {
                 let kind = theirs.1.lines().next().unwrap_or_default().to_owned();
                 *statuses.entry(kind).or_default() += 1;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
 
 use outrigger::bootstrap::xds_dir;
 use serde_json::{json, Value};
@@ -23,7 +22,7 @@ use super::world::{Both, World};
 use crate::discovery::mesh::{snapshot_of, ControlPlane, NODE};
 use crate::harness::http1::Reader;
 use crate::harness::proxy::Kind;
-use crate::harness::DEADLINE;
+use crate::harness::{eventually, DEADLINE};
 use crate::pods::mesh::{ip, Mesh, Pod};
 use crate::pods::sidecar::{Plan, Sidecar};
 use crate::tls::certs::Certs;
@@ -96,11 +95,8 @@ impl Side {
             ..Plan::PLAIN
         };
         let sidecar = Sidecar::start(self.pod(), &plan, certs);
-        let end = tokio::time::Instant::now() + DEADLINE;
-        while control.refused().is_empty() && !self.has_marker() {
-            assert!(tokio::time::Instant::now() < end, "{:?}: the listeners do not come", self.kind);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let settled = || async { !control.refused().is_empty() || self.has_marker() };
+        assert!(eventually(DEADLINE, settled).await, "{:?}: the listeners do not come", self.kind);
         match control.refused() {
             refused if refused.is_empty() => Ok(Live { side: self, sidecar, control, _world: world }),
             refused => Err(refused),
@@ -196,13 +192,10 @@ impl Side {
 
 impl Live<'_> {
     /// Ends the proxy, and returns what it has logged.
-    pub fn end(mut self) -> Vec<String> {
+    pub async fn end(mut self) -> Vec<String> {
         assert!(self.control.refused().is_empty(), "{:?}", self.control.refused());
         // Each is logged when it has ended.
-        let end = std::time::Instant::now() + DEADLINE;
-        while self.side.open() > 0 && std::time::Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually(DEADLINE, || async { self.side.open() == 0 }).await;
         self.sidecar.signal(libc::SIGTERM);
         self.sidecar.wait();
         let text = std::fs::read_to_string(self.side.log()).unwrap_or_default();
