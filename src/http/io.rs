@@ -61,6 +61,22 @@ impl OutBuf {
         }
     }
 
+    /// Everything that waits behind the first `head` bytes, of which nothing has been written.
+    pub fn without_head(mut self, head: usize) -> Self {
+        self.written = head.min(self.flat.len());
+        self
+    }
+
+    /// Appends all that waits in another.
+    pub fn append(&mut self, other: Self) {
+        let start = self.flat().len();
+        self.flat.extend_from_slice(other.flat.get(other.written..).unwrap_or_default());
+        self.shared_len += other.shared_len;
+        // A piece stands behind what is unwritten, or at its very start.
+        let pieces = other.shared.into_iter();
+        self.shared.extend(pieces.map(|(at, piece)| (start + at.saturating_sub(other.written), piece)));
+    }
+
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.flat.len() - self.written + self.shared_len

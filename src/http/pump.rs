@@ -49,6 +49,15 @@ pub enum Source<'a> {
     Frames(&'a mut Incoming),
 }
 
+impl Source<'_> {
+    /// There is no room for what it has: as [`Incoming::gather`].
+    fn gather(&mut self, context: &mut Context<'_>) {
+        if let Source::Frames(incoming) = self {
+            incoming.gather(context);
+        }
+    }
+}
+
 /// Where a body goes.
 pub enum Sink<'a> {
     /// An HTTP/1 connection, and what waits to be written to it.
@@ -291,6 +300,9 @@ impl Pump {
             let before = shelf.length();
             let flushed = flush(shelf, context);
             self.progress |= shelf.length() != before;
+            if (waits || flushed.is_pending()) && filled.is_ready() && !self.received {
+                source.gather(context);
+            }
             ready!(flushed).map_err(PumpError::SinkIo)?;
             if waits {
                 return Poll::Pending;
@@ -471,6 +483,9 @@ impl Pump {
             // What was held has made room for more.
             let full = shelf.length() + self.held() >= self.high_water();
             if self.received || filled || full || self.stages.is_none() {
+                if full && !self.received {
+                    source.gather(context);
+                }
                 return Ok(released);
             }
         }

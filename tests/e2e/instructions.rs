@@ -47,6 +47,8 @@ const MEASURED: usize = 4_000;
 const RUNS: usize = 2;
 /// A GET with every means of resilience switched on may cost so many percent more than one with none.
 const RESILIENCE: f64 = 10.0;
+/// A breaker is open.
+const REFUSED: &str = "http1_get_refused";
 const RESILIENT: &str = "http1_get_resilient";
 /// The proxy under callgrind has this long to stop.
 const STOP: Duration = Duration::from_secs(60);
@@ -76,6 +78,7 @@ fn scenarios() -> Vec<Scenario> {
         scenario("http1_post_1k", "plain", &post),
         scenario("http1_get_logged_and_edited", "full", &get),
         scenario("http1_direct_response", "direct", &get),
+        scenario(REFUSED, "open", &get),
         scenario(RESILIENT, "resilient", &get),
         Scenario { name: "http2_get", listener: "plain", request: header_block(), http2: true },
         Scenario {
@@ -249,6 +252,12 @@ const MEANS: &str = r#"  - name: resilient
 "#;
 
 const CLUSTERS: &str = r#"  clusters:
+  - name: open
+    type: STATIC
+    circuit_breakers: { thresholds: [{ max_requests: 0 }] }
+    load_assignment:
+      cluster_name: open
+      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin@ } } } }] }]
   - name: origin
     type: STATIC
     connect_timeout: 1s
@@ -261,10 +270,11 @@ fn template() -> String {
     let listener = |name: &str, more: &str| format!("{}{more}", MANAGER.replace("@name@", name));
     format!(
         "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\n\
-         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{}{CLUSTERS}{MEANS}{}",
+         node: {{ id: instructions, cluster: tests }}\nstatic_resources:\n  listeners:\n{}{}{}{}{}{}{CLUSTERS}{MEANS}{}",
         listener("plain", PLAIN),
         listener("full", FULL),
         listener("direct", DIRECT),
+        listener("open", &PLAIN.replace("cluster: origin", "cluster: open")),
         listener("resilient", RETRIED),
         listener("multiplexed", &PLAIN.replace("cluster: origin", "cluster: multiplexed")),
         http2::cluster("multiplexed", "@multiplexed@")
@@ -325,7 +335,8 @@ async fn count(program: &Path, scenarios: &[Scenario], more: Option<&str>) -> u6
         for _ in 0..requests {
             wait_for_sleep(proxy.pid());
             let answer = client.exchange(&scenario.request).await.expect("an answer");
-            assert_eq!(answer.status(), 200, "{}", scenario.name);
+            let wanted = if scenario.name == REFUSED { 503 } else { 200 };
+            assert_eq!(answer.status(), wanted, "{}", scenario.name);
         }
     }
     proxy.signal(libc::SIGTERM);

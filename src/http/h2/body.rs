@@ -29,17 +29,53 @@ pub struct Incoming {
     stream: Option<RecvStream>,
     /// The peer ended it before its time.
     failed: bool,
+    /// What was gathered while nobody could take it.
+    gathered: Option<Box<Gathered>>,
+}
+
+/// Pieces in order, small ones joined.
+#[derive(Debug, Default)]
+struct Gathered {
+    pieces: VecDeque<Bytes>,
+    tail: BytesMut,
+}
+
+impl Gathered {
+    fn push(&mut self, piece: Bytes) {
+        if piece.len() < JOINED_BELOW {
+            self.tail.extend_from_slice(&piece);
+            if self.tail.len() >= JOINED {
+                self.close_tail();
+            }
+            return;
+        }
+        self.close_tail();
+        self.pieces.push_back(piece);
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.pieces.push_back(self.tail.split().freeze());
+        }
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        if self.pieces.is_empty() {
+            self.close_tail();
+        }
+        self.pieces.pop_front()
+    }
 }
 
 impl Incoming {
     /// The body behind a head.
     pub fn new(stream: RecvStream) -> Self {
-        Self { stream: Some(stream), failed: false }
+        Self { stream: Some(stream), failed: false, gathered: None }
     }
 
     /// Whether the peer has sent all of it and all of it was taken.
     pub fn is_end(&self) -> bool {
-        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+        self.gathered.is_none() && self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     /// Whether nothing more will come, for whatever reason.
@@ -47,10 +83,35 @@ impl Incoming {
         self.failed || self.is_end()
     }
 
+    /// Takes what has come out of the crate's hands, while there is no room to pass it on: the crate keeps each frame
+    /// for itself, at a cost that is held against the whole connection, and ends that when it has become too much. The
+    /// peer is not told that it may send more, so that no more is kept than the stream's window. Asks to be woken when
+    /// more comes.
+    pub fn gather(&mut self, context: &mut Context<'_>) {
+        let Some(stream) = &mut self.stream else { return };
+        // Ends and failures are said again to who takes the rest.
+        while !stream.is_end_stream() {
+            let Poll::Ready(Some(Ok(piece))) = stream.poll_data(context) else { return };
+            if !piece.is_empty() {
+                self.gathered.get_or_insert_default().push(piece);
+            }
+        }
+    }
+
     /// The next piece. The peer may send as much again as soon as it is taken: whoever takes it bounds
     /// what it keeps.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Piece, StreamError>> {
         let Some(stream) = &mut self.stream else { return Poll::Pending };
+        if let Some(gathered) = &mut self.gathered {
+            let piece = gathered.pop();
+            if gathered.pieces.is_empty() && gathered.tail.is_empty() {
+                self.gathered = None;
+            }
+            if let Some(piece) = piece {
+                let _ = stream.flow_control().release_capacity(piece.len());
+                return Poll::Ready(Ok(Piece::Data(piece)));
+            }
+        }
         loop {
             if stream.is_end_stream() {
                 return Poll::Ready(Ok(Piece::End(None)));
@@ -93,6 +154,8 @@ enum Ending {
 
 /// Pieces below this size are joined where several wait.
 const JOINED_BELOW: usize = 1024;
+/// They become pieces of about this size.
+const JOINED: usize = 16 * 1024;
 /// So much of a body is handed over without asking for room first: most bodies are smaller, and asking takes two
 /// more locks. It waits in the crate, where there is no room for it.
 const UNASKED: usize = 16 * 1024;

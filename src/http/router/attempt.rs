@@ -121,15 +121,22 @@ impl Attempts<'_> {
             self.write_head(ex, &mut wire);
             ex.info.upstream_wire_sent += wire.len() as u64;
         }
+        let head = wire.len();
         let mut out = Out::Wire(wire);
         if !self.terminate {
-            self.copies.replay(&ex.upload, &mut out);
+            self.replay(ex, &mut out);
         }
         let reused = if self.terminate { None } else { pool.reuse() };
         let waited = reused.is_none() || ex.info.attempts > 1;
         let connection = match reused {
             Some(connection) => connection,
-            None => Box::pin(self.connect(ex, &pool, &mut out)).await?,
+            None => match Box::pin(self.connect(ex, &pool, &mut out)).await {
+                Ok(connection) => connection,
+                Err(failure) => {
+                    self.carry(ex, out, head);
+                    return Err(failure.into());
+                }
+            },
         };
         let Some(request_permit) = RequestPermit::take(self.upstream(), self.forward.priority, &pool.host)
         else {

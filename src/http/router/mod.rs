@@ -41,7 +41,7 @@ use self::hedge::{Late, Won};
 use self::mirror::mirror;
 use self::request::prepare;
 use self::retry::Retries;
-use self::upload::Copies;
+use self::upload::{Carried, Copies};
 use super::exchange::{Exchange, Reply};
 use super::filters;
 use super::h1::{Framing, Refusal};
@@ -108,6 +108,8 @@ struct Attempts<'r> {
     retries: Option<Retries>,
     deadlines: Deadlines,
     copies: Copies,
+    /// What came of the body while a host could not be reached.
+    carried: Option<Box<Carried>>,
     /// Hosts of earlier tries, where there may be more than one try.
     tried: SmallVec<[*const HostShared; 2]>,
     /// A load report has come.
@@ -196,9 +198,9 @@ pub(in crate::http) async fn forward(
     ex.upload.limit(upstream_limit);
     let limit = route.buffer_limit.map_or(upstream_limit, |limit| limit as usize);
     let protocol = cluster.cluster.http.protocol;
-    // Any member of an aggregate may be asked.
+    // Any member of an aggregate may be asked, and hosts may say themselves what they speak.
     let http2 = cluster.is_aggregate()
-        || protocol == UpstreamProtocol::Http2
+        || matches!(protocol, UpstreamProtocol::Http2 | UpstreamProtocol::Auto)
         || (protocol == UpstreamProtocol::Downstream && ex.down.client.is_http2());
     ex.upload.keep_trailers(http2 || cluster.cluster.http.http1.enable_trailers);
     // Without retries, for what an HTTP/2 upstream says it did not begin with.
@@ -221,6 +223,7 @@ pub(in crate::http) async fn forward(
         retries,
         deadlines,
         copies,
+        carried: None,
         tried: SmallVec::new(),
         reported: false,
         late: Vec::new(),

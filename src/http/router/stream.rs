@@ -26,7 +26,7 @@ impl Attempts<'_> {
         let mut out = Out::Frames(Outgoing::default());
         // What follows an upgrade is no body, and its end is not that of the head.
         if !self.upgrade {
-            self.copies.replay(&ex.upload, &mut out);
+            self.replay(ex, &mut out);
         }
         if ex.upload.is_passed() && !self.upgrade {
             // The end of the stream goes with the head where there is no body.
@@ -38,7 +38,13 @@ impl Attempts<'_> {
         let waited = reused.is_none() || ex.info.attempts > 1;
         let slot = match reused {
             Some(slot) => slot,
-            None => self.receive_until(ex, &mut out, pool.stream(self.forward.priority)).await?,
+            None => match self.receive_until(ex, &mut out, pool.stream(self.forward.priority)).await {
+                Ok(slot) => slot,
+                Err(failure) => {
+                    self.carry(ex, out, 0);
+                    return Err(failure.into());
+                }
+            },
         };
         let Some(request_permit) = RequestPermit::take(self.upstream(), self.forward.priority, &pool.host)
         else {

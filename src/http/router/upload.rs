@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::lent::Lent;
 use super::shadow::Feed;
 use super::{Attempts, Failure};
+use crate::config::cluster::UpstreamProtocol;
 use crate::http::exchange::Exchange;
 use crate::http::pump::{Out, Pump, PumpError, Seen};
 
@@ -99,6 +100,14 @@ impl Copies {
     }
 }
 
+/// A body, as far as it had come when there was no connection for it: nothing of it has been sent.
+pub(super) struct Carried {
+    out: Out,
+    /// How much had come then. Where more has since, this is not all of it.
+    bytes: u64,
+    complete: bool,
+}
+
 impl Drop for Copies {
     /// The request ended before its body did.
     fn drop(&mut self) {
@@ -110,7 +119,35 @@ impl Drop for Copies {
 
 impl Attempts<'_> {
     pub(super) fn can_replay(&self, ex: &Exchange<'_>) -> bool {
-        ex.upload.bytes == 0 || self.copies.is_kept()
+        let is_whole =
+            |carried: &Carried| carried.bytes == ex.upload.bytes && carried.complete == ex.upload.is_passed();
+        ex.upload.bytes == 0 || self.copies.is_kept() || self.carried.as_deref().is_some_and(is_whole)
+    }
+
+    /// Keeps what has come of the body while there was no connection, behind the `head` bytes of its head, if no copy
+    /// of it is kept: a host that cannot be reached loses no request, however large, as long as it fits the buffers.
+    pub(super) fn carry(&mut self, ex: &Exchange<'_>, out: Out, head: usize) {
+        let protocol = self.cluster.cluster.http.protocol;
+        // Framed for one protocol it is of no use to the other.
+        let may_change = self.cluster.is_aggregate() || protocol == UpstreamProtocol::Auto;
+        if self.copies.is_kept() || ex.upload.bytes == 0 || may_change || self.terminate {
+            return;
+        }
+        let out = match out {
+            Out::Wire(wire) => Out::Wire(wire.without_head(head)),
+            frames @ Out::Frames(_) => frames,
+        };
+        let complete = ex.upload.is_passed();
+        self.carried = Some(Box::new(Carried { out, bytes: ex.upload.bytes, complete }));
+    }
+
+    /// Puts into `out` what an earlier try had of the body.
+    pub(super) fn replay(&mut self, ex: &Exchange<'_>, out: &mut Out) {
+        match (self.carried.take().map(|carried| carried.out), out) {
+            (Some(Out::Wire(carried)), Out::Wire(out)) => out.append(carried),
+            (Some(carried @ Out::Frames(_)), out @ Out::Frames(_)) => *out = carried,
+            (_, out) => self.copies.replay(&ex.upload, out),
+        }
     }
 
     /// Takes the request's body in while there is no connection for it.

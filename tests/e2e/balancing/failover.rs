@@ -1,9 +1,13 @@
 //! Aggregate clusters, retries to other priorities and hosts, hosts that refuse connections.
 
 use super::{assert_alike, Answered, Origins, Setup, Side};
+use crate::harness::client::Client;
+use crate::harness::http2;
+use crate::harness::origin::Origin;
 use crate::harness::ports::{free_port, Silent};
 use crate::harness::proxy::Proxy;
 use crate::harness::{eventually, DEADLINE};
+use http::Response;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 
@@ -166,7 +170,7 @@ async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     setup.cluster("pair", vec![json!({"lb_endpoints": [origins.endpoint(0, json!({})), gone]})], json!({}));
     setup.route("pair", json!({"cluster": "pair"}));
     let proxy = Proxy::outrigger(&setup.render(), &[]).await;
-    let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
+    let client = Client::connect(proxy.port("main")).await.expect("a connection");
     let mut side = Side { proxy, client };
     let shares = side.shares("pair", 40).await;
     assert_eq!(shares.get(&Answered::By(0)), Some(&40), "{shares:?}");
@@ -200,6 +204,62 @@ async fn a_host_that_refuses_is_passed_over_and_comes_back() {
     assert!(!flags(side.proxy.admin("/clusters").await));
 }
 
+/// What has come of a body while a host refused the connection goes to the next one: nothing of it was sent.
+#[tokio::test]
+async fn a_host_that_refuses_costs_no_body() {
+    let origin = Origin::start().await;
+    let echo2 = http2::serve(|request, mut respond| async move {
+        let (mut body, mut back) = (request.into_body(), Vec::new());
+        while let Some(Ok(piece)) = body.data().await {
+            let _ = body.flow_control().release_capacity(piece.len());
+            back.extend_from_slice(&piece);
+        }
+        let head = Response::builder().header("content-length", back.len()).body(()).expect("a head");
+        let mut stream = respond.send_response(head, false).expect("a stream");
+        let _ = stream.send_data(back.into(), true);
+    });
+    let of = |port: u16| json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
+    let kind = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let speaks = json!({"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":
+        {"@type": kind, "explicit_http_config": {"http2_protocol_options": {}}}}});
+    let mut setup = Setup::default();
+    let mut names = Vec::new();
+    for (protocol, port, options) in [("h1", origin.port(), json!({})), ("h2", echo2.await, speaks)] {
+        for shape in ["length", "chunked"] {
+            for size in [5, 150_000] {
+                let name = format!("{protocol}-{shape}-{size}");
+                let hosts = json!({"lb_endpoints": [of(port), of(free_port())]});
+                setup.cluster(&name, vec![hosts], options.clone());
+                setup.route(&name, json!({"cluster": name}));
+                names.push((name, shape, size));
+            }
+        }
+    }
+    let proxy = Proxy::outrigger(&setup.render(), &[]).await;
+    let mut client = Client::connect(proxy.port("main")).await.expect("a connection");
+    for (name, shape, size) in names {
+        let body: String = (0..size).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
+        let (framing, sent) = match shape {
+            "length" => (format!("content-length: {size}"), body.clone()),
+            _ => {
+                let (one, two) = body.split_at(size / 2);
+                let chunk = |part: &str| format!("{:x}\r\n{part}\r\n", part.len());
+                ("transfer-encoding: chunked".to_owned(), format!("{}{}0\r\n\r\n", chunk(one), chunk(two)))
+            }
+        };
+        let request = format!("POST /{name}/ HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n{sent}");
+        for _ in 0..4 {
+            let answer = client.exchange(request.as_bytes()).await.expect("an answer");
+            assert_eq!(answer.status(), 200, "{name}: {}", answer.text());
+            // Over HTTP/1 the origin has it, over HTTP/2 it was sent back.
+            let came = origin.take().pop().map_or(answer.text(), |request| request.text());
+            assert!(came == body, "{name}: another body came: {} bytes", came.len());
+        }
+        let failed = proxy.stats().await.get(&format!("cluster.{name}.upstream_cx_connect_fail")).copied();
+        assert_eq!(failed, Some(1), "{name}: a host refused a connection, once");
+    }
+}
+
 /// A host that never answers, and requests that are more impatient than `connect_timeout`: it costs one of them, and
 /// the attempt to reach it goes on without it.
 #[tokio::test]
@@ -223,7 +283,7 @@ async fn a_host_that_never_answers_is_passed_over() {
     setup.cluster("alone", vec![json!({"lb_endpoints": [gone]})], json!({}));
     setup.route("alone", json!({"cluster": "alone", "timeout": "0.1s"}));
     let proxy = Proxy::outrigger(&setup.render(), &[]).await;
-    let client = crate::harness::client::Client::connect(proxy.port("main")).await.expect("a connection");
+    let client = Client::connect(proxy.port("main")).await.expect("a connection");
     let mut side = Side { proxy, client };
     for path in ["impatient", "retries"] {
         let shares = side.shares(path, 40).await;

@@ -11,6 +11,7 @@
 //! - [`frames`]: wrong frames and malformed requests, beside Envoy; [`table`] and [`requests`] are its tables, [`raw`]
 //!   its two ends. [`fuzz`]: random ones.
 //! - [`floods`], [`abuse`]: clients that cost much; [`liars`]: origins that break the protocol.
+//! - [`stalled`]: very many small messages for who does not read.
 //! - [`drains`]: connections that are told to leave.
 //! - [`hedged`]: tries that go on beside the next.
 //! - [`h2_client`]: the `h2` package for Python as client.
@@ -35,5 +36,6 @@ pub mod matrix;
 mod origin;
 mod raw;
 mod requests;
+mod stalled;
 mod table;
 mod websocket;
