@@ -22,7 +22,7 @@ use super::manager::{self, Stop};
 use super::on_demand::Found;
 use super::pump::Pump;
 pub(super) use super::reply::Reply;
-use super::router::{self, End};
+use super::router::{self, End, Ended};
 use super::trace;
 use super::worker::Worker;
 use crate::config::http::{HttpConnectionManager, Routes};
@@ -416,7 +416,10 @@ impl<'a> Exchange<'a> {
     async fn act(&mut self, route: &Arc<Route>, random: u64) -> End {
         let Some(request) = &mut self.request else { return End::Gone };
         match &route.action {
-            Action::Forward(forward) => router::forward(self, route, forward, random).await,
+            Action::Forward(forward) => match router::forward(self, route, forward, random).await {
+                Ended::Over(end) => end,
+                Ended::Reply(reply) => self.reply(*reply).await,
+            },
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matched, &*request);
                 self.manager.stats.rq_direct_response.increment(1);

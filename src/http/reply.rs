@@ -134,6 +134,12 @@ impl Reply {
 impl Exchange<'_> {
     /// Answers a message that is not acceptable HTTP, and closes.
     pub(super) async fn refuse(&mut self, refusal: Refusal) -> End {
+        let reply = self.refusal(refusal);
+        self.reply(reply).await
+    }
+
+    /// The answer to a message that is not acceptable HTTP, after which the connection is closed.
+    pub(super) fn refusal(&mut self, refusal: Refusal) -> Reply {
         self.manager.stats.downstream_cx_protocol_error.increment(1);
         if refusal.status == 431 {
             self.manager.stats.downstream_rq_too_large.increment(1);
@@ -146,7 +152,7 @@ impl Exchange<'_> {
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
         let body = super::head::reason(refusal.status).as_bytes();
-        self.reply(Reply::new(refusal.status, refusal.details).body(body)).await
+        Reply::new(refusal.status, refusal.details).body(body)
     }
 
     /// Sends an answer of our own.

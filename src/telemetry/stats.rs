@@ -138,6 +138,7 @@ pub struct ClusterStats {
     http2: OnceLock<Box<Http2Stats>>,
     balancing: OnceLock<Box<BalancingStats>>,
     suspected: OnceLock<Counter>,
+    replays: [OnceLock<Counter>; 2],
     duplicates: OnceLock<Gauge>,
     table: OnceLock<Box<TableGauges>>,
 }
@@ -164,6 +165,7 @@ impl ClusterStats {
             http2: OnceLock::new(),
             balancing: OnceLock::new(),
             suspected: OnceLock::new(),
+            replays: Default::default(),
             duplicates: OnceLock::new(),
             table: OnceLock::new(),
             scope,
@@ -178,6 +180,16 @@ impl ClusterStats {
     /// Counts a host that became suspect.
     pub fn count_suspect(&self) {
         self.suspected.get_or_init(|| self.scope.counter("upstream_host_suspected")).increment(1);
+    }
+
+    /// Counts a request that is sent again without a retry policy, or is not for want of budget.
+    pub fn count_replay(&self, sent: bool) {
+        let [replays, overflow] = &self.replays;
+        let (counter, name) = match sent {
+            true => (replays, "upstream_rq_replay"),
+            false => (overflow, "upstream_rq_replay_overflow"),
+        };
+        counter.get_or_init(|| self.scope.counter(name)).increment(1);
     }
 
     /// How many subsets there are, how many hosts have no place in one that has room for one, and how many subsets

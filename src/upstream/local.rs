@@ -16,6 +16,7 @@ use super::balancing::{clock, suspect};
 use super::pick::{Ground, PickContext, Picker};
 use super::pool::leaving::Leavers;
 use super::pool::HostPool;
+use super::replay::ReplayBudget;
 use super::{Places, UpstreamError};
 use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
 use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate};
@@ -33,6 +34,8 @@ pub struct ClusterLocal {
     /// Whether anybody asked for it since the last sweep, and when a sweep last found so.
     used: Cell<bool>,
     last_used: Cell<Instant>,
+    /// What may be sent again.
+    replays: ReplayBudget,
     /// A pick needs more than the hosts and a policy.
     special: bool,
     /// The other clusters whose hosts it has.
@@ -111,15 +114,25 @@ impl ClusterLocal {
             dynamic: RefCell::default(),
             used: Cell::new(true),
             last_used: Cell::new(Instant::now()),
+            replays: ReplayBudget::default(),
             special,
             aggregate,
             cluster,
         }
     }
 
-    /// Notes that it is in use.
+    /// Notes that it is in use, for a request.
     pub(super) fn touch(&self) {
         self.used.set(true);
+        self.replays.earn();
+    }
+
+    /// Whether a request that no upstream has begun with may be sent again beside what retries allow; counted either way.
+    #[cold]
+    pub fn may_replay(&self) -> bool {
+        let may = self.replays.spend();
+        self.cluster.stats().count_replay(may);
+        may
     }
 
     /// Whether nobody asked for it for long and it has no connections. Only [`ClusterLocal::sweep`]

@@ -17,6 +17,7 @@ pub mod outlier;
 pub mod permit;
 pub mod pick;
 pub mod pool;
+pub mod replay;
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::attempt::Failed;
 use super::deadlines::Expired;
-use super::{Attempts, End, Failure};
+use super::{Attempts, End, Ended, Failure};
 use crate::config::drops::{DropOverload, Refusal};
 use crate::config::route::Route;
 use crate::config::Cluster;
@@ -79,12 +79,12 @@ impl Told {
 }
 
 /// The answer to a request that runtime or the control plane wants refused before a host is asked.
-pub(super) async fn refuse(
+pub(super) fn refuse(
     ex: &mut Exchange<'_>,
     route: &Arc<Route>,
     cluster: &Cluster,
     refusal: Refusal,
-) -> End {
+) -> Reply {
     let stats = cluster.stats();
     let (flag, details, body, marker) = match refusal {
         Refusal::Maintenance => {
@@ -106,8 +106,7 @@ pub(super) async fn refuse(
     stats.responses.count(503);
     stats.upstream_rq_completed.increment(1);
     ex.info.flags.insert(flag);
-    let reply = Reply::new(503, details).body(body).marker(Some(marker)).route(route.clone());
-    ex.reply(reply).await
+    Reply::new(503, details).body(body).marker(Some(marker)).route(route.clone())
 }
 
 impl Attempts<'_> {
@@ -197,16 +196,16 @@ impl Attempts<'_> {
         }
     }
 
-    /// Tells the client that there is no answer.
-    pub(super) async fn fail(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> End {
+    /// What the client is told when there is no answer.
+    pub(super) fn fail(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> Ended {
         // Envoy refuses who would have to wait before it looks at a host.
         let reached_host =
             !matches!(failure, Failure::Upstream(UpstreamError::Overflow("max_pending_requests")));
         let told = match failure {
             // The last two are never the end of a request.
-            Failure::Gone | Failure::Late | Failure::Overtaken => return End::Gone,
-            Failure::Refused(refusal) => return ex.refuse(refusal).await,
-            Failure::Answer(reply) => return ex.reply(*reply).await,
+            Failure::Gone | Failure::Late | Failure::Overtaken => return End::Gone.into(),
+            Failure::Refused(refusal) => return ex.refusal(refusal).into(),
+            Failure::Answer(reply) => return Ended::Reply(reply),
             Failure::Upstream(UpstreamError::NoHealthyHost) => {
                 Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
@@ -278,7 +277,7 @@ impl Attempts<'_> {
             let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
             reply = reply.attempts(attempts).route(self.route.clone());
         }
-        ex.reply(reply).await
+        reply.into()
     }
 
     fn late(&self, ex: &Exchange<'_>, expired: Expired) -> Told {

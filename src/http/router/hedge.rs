@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::attempt::{Answered, Failed, Reading, Sent};
 use super::deadlines::Expired;
 use super::lent::Lent;
-use super::{Attempts, End, Failure};
+use super::{Attempts, End, Ended, Failure};
 use crate::config::{Cluster, Host};
 use crate::http::exchange::Exchange;
 use crate::http::h1::ParsedResponse;
@@ -188,13 +188,13 @@ impl Attempts<'_> {
     }
 
     /// A late try has decided the request. `began` says that there is another, which had a connection.
-    pub(super) async fn overtaken(&mut self, ex: &mut Exchange<'_>, began: bool) -> End {
+    pub(super) async fn overtaken(&mut self, ex: &mut Exchange<'_>, began: bool) -> Ended {
         if began {
             self.count_given_up(ex);
         }
         self.give_up_late(ex);
         self.end_retries();
-        let Some(won) = self.won.take() else { return End::Gone };
+        let Some(won) = self.won.take() else { return End::Gone.into() };
         let Won { mut late, outcome } = *won;
         self.swap(ex, &mut late);
         match outcome {
@@ -202,25 +202,25 @@ impl Attempts<'_> {
                 let Late { connection, sent, request_permit, .. } = late;
                 self.respond(ex, Answered { parsed, connection, request_permit, sent }).await
             }
-            Err(failure) => Box::pin(self.fail(ex, failure)).await,
+            Err(failure) => self.fail(ex, failure),
         }
     }
 
     /// No other try will follow: waits for one of the late ones.
-    pub(super) async fn wait_for_late(&mut self, ex: &mut Exchange<'_>) -> End {
+    pub(super) async fn wait_for_late(&mut self, ex: &mut Exchange<'_>) -> Ended {
         self.alone = true;
         self.deadlines.try_ended();
         let waited: Result<(), Failure> = poll_fn(|context| self.poll_client(ex, context)).await;
         match waited {
             Err(Failure::Overtaken) => self.overtaken(ex, false).await,
-            Err(failure) => self.fail_late(ex, failure).await,
+            Err(failure) => self.fail_late(ex, failure),
             // There is nothing else to be ready for.
-            Ok(()) => End::Gone,
+            Ok(()) => End::Gone.into(),
         }
     }
 
     /// The request ends like this while nothing but late tries goes on.
-    pub(super) async fn fail_late(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> End {
+    pub(super) fn fail_late(&mut self, ex: &mut Exchange<'_>, failure: Failure) -> Ended {
         let failed = started(failure);
         if let Some(mut late) = self.late.pop() {
             self.swap(ex, &mut late);
@@ -228,7 +228,7 @@ impl Attempts<'_> {
         self.count(ex, &failed);
         self.end_late(ex, &failed.failure);
         self.end_retries();
-        Box::pin(self.fail(ex, failed.failure)).await
+        self.fail(ex, failed.failure)
     }
 
     /// The request ends like this: late tries end with it.

@@ -69,6 +69,28 @@ pub enum End {
     Broken,
 }
 
+/// What is left to do for a request. An answer of our own is sent in one place, for which what the attempts took is
+/// given back: many of those at a time are the answer to an overload.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nothing.
+    Over(End),
+    /// To send this. Boxed, since it passes through many hands, and most requests end otherwise.
+    Reply(Box<Reply>),
+}
+
+impl From<End> for Ended {
+    fn from(end: End) -> Self {
+        Self::Over(end)
+    }
+}
+
+impl From<Reply> for Ended {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
 /// Why an attempt failed before a response head was there, or while one was being passed on.
 #[derive(Debug)]
 enum Failure {
@@ -136,12 +158,12 @@ pub(in crate::http) async fn forward(
     route: &Arc<Route>,
     forward: &Forward,
     random: u64,
-) -> End {
+) -> Ended {
     if let Some(reply) = strict_check(ex) {
         ex.info.flags.insert(ResponseFlags::IH);
-        return ex.reply(reply).await;
+        return reply.into();
     }
-    let Some(request) = &ex.request else { return End::Gone };
+    let Some(request) = &ex.request else { return End::Gone.into() };
     let (chosen, weighted) = forward.target.choose(request, random);
     let slot: Option<Arc<Slot<Cluster>>> = match &chosen {
         Chosen::Slot(slot) => Some((*slot).clone()),
@@ -157,7 +179,7 @@ pub(in crate::http) async fn forward(
             };
             match Box::pin(ex.find_cluster(route, name)).await {
                 Ok(cluster) => cluster,
-                Err(Gone) => return End::Gone,
+                Err(Gone) => return End::Gone.into(),
             }
         }
         found => found,
@@ -165,7 +187,7 @@ pub(in crate::http) async fn forward(
     let Some(cluster) = cluster else {
         ex.manager.stats.no_cluster.increment(1);
         ex.info.flags.insert(ResponseFlags::NC);
-        return ex.reply(Reply::new(forward.cluster_not_found_code, "cluster_not_found")).await;
+        return Reply::new(forward.cluster_not_found_code, "cluster_not_found").into();
     };
     ex.info.cluster = Some(cluster.cluster.names.clone());
     ex.info.service.clone_from(&cluster.cluster.istio.service);
@@ -173,10 +195,9 @@ pub(in crate::http) async fn forward(
         filters::on_cluster(ex);
     }
     if let Some(refusal) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
-        // Boxed, so that the futures of all other requests are no larger for it.
-        return Box::pin(fail::refuse(ex, route, &cluster.cluster, refusal)).await;
+        return fail::refuse(ex, route, &cluster.cluster, refusal).into();
     }
-    let Some(request) = &ex.request else { return End::Gone };
+    let Some(request) = &ex.request else { return End::Gone.into() };
     let mut terminate = false;
     let upgrade = match request.upgrade() {
         None => false,
@@ -184,14 +205,14 @@ pub(in crate::http) async fn forward(
             let Some(enabled) = find_upgrade(ex, forward, kind).filter(|upgrade| upgrade.enabled) else {
                 ex.manager.stats.downstream_rq_ws_on_non_ws_route.increment(1);
                 ex.close = true;
-                return ex.reply(Reply::new(403, "upgrade_failed")).await;
+                return Reply::new(403, "upgrade_failed").into();
             };
             terminate = enabled.terminate;
             true
         }
     };
     let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
-    let Some(request) = &mut ex.request else { return End::Gone };
+    let Some(request) = &mut ex.request else { return End::Gone.into() };
     let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
     prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
     let upstream_limit = cluster.cluster.per_connection_buffer_limit;
@@ -232,9 +253,9 @@ pub(in crate::http) async fn forward(
         upgrade,
         terminate,
     };
-    let end = attempts.run(ex).await;
+    let ended = attempts.run(ex).await;
     attempts.count_bytes(ex);
-    end
+    ended
 }
 
 /// The upgrade as the route has it, else as the connection manager has it.
@@ -284,7 +305,7 @@ impl Attempts<'_> {
         stats.upstream_cx_rx_bytes_total.increment(ex.info.upstream_wire_received);
     }
 
-    async fn run(&mut self, ex: &mut Exchange<'_>) -> End {
+    async fn run(&mut self, ex: &mut Exchange<'_>) -> Ended {
         let mut replays = 0;
         let mut was_timeout = false;
         let mut hedged = false;
@@ -335,7 +356,8 @@ impl Attempts<'_> {
                     let most = if unseen { MAX_REPLAYS } else { 1 };
                     let by_policy = unseen && self.policy_covers(ex, &failed);
                     let unprocessed = failed.unprocessed || unsent;
-                    if unprocessed && !by_policy && replays < most && self.can_replay(ex) {
+                    let possible = unprocessed && !by_policy && replays < most && self.can_replay(ex);
+                    if possible && self.cluster.may_replay() {
                         if unsent {
                             // It says as much of its host as if the client had seen it.
                             self.failed(ex, &failed);
@@ -353,7 +375,7 @@ impl Attempts<'_> {
                             return Box::pin(self.wait_for_late(ex)).await;
                         }
                         self.end_late(ex, &failed.failure);
-                        return Box::pin(self.fail(ex, failed.failure)).await;
+                        return self.fail(ex, failed.failure);
                     }
                     was_timeout =
                         matches!(failed.failure, Failure::Timeout(Expired::PerTry | Expired::PerTryIdle));
@@ -367,11 +389,11 @@ impl Attempts<'_> {
                     return Box::pin(self.overtaken(ex, false)).await;
                 }
                 if !self.late.is_empty() {
-                    return Box::pin(self.fail_late(ex, failure)).await;
+                    return self.fail_late(ex, failure);
                 }
                 let failed = Failed::from(failure);
                 self.count(ex, &failed);
-                return Box::pin(self.fail(ex, failed.failure)).await;
+                return self.fail(ex, failed.failure);
             }
         }
     }

@@ -10,7 +10,7 @@ use super::consult::{send_collected, Consulted, Stopped};
 use super::deadlines::{whole_millis, Expired};
 use super::fail::timeout_details;
 use super::lent::Lent;
-use super::{tunnel, Attempts, End, Failure};
+use super::{tunnel, Attempts, End, Ended, Failure};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::filters::{self, Turn};
@@ -24,7 +24,7 @@ use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 impl Attempts<'_> {
     /// Passes the response on.
-    pub(super) async fn respond(&mut self, ex: &mut Exchange<'_>, answered: Answered) -> End {
+    pub(super) async fn respond(&mut self, ex: &mut Exchange<'_>, answered: Answered) -> Ended {
         let Answered { parsed, mut connection, request_permit, mut sent } = answered;
         let now = Instant::now();
         ex.now = now;
@@ -48,7 +48,7 @@ impl Attempts<'_> {
             // Neither accepted nor refused: the client could not tell where the other protocol begins.
             ex.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
             ex.close = true;
-            return ex.reply(Reply::new(head.status, "websocket_handshake_unsuccessful")).await;
+            return Reply::new(head.status, "websocket_handshake_unsuccessful").into();
         }
         let suppress = ex.manager.router.suppress_envoy_headers;
         if !suppress && !self.upgrade && ex.upload.is_passed() {
@@ -88,8 +88,7 @@ impl Attempts<'_> {
             while let Some(turn) = encoding.next(ex, &mut head) {
                 let session = match turn {
                     Turn::Ask(session) => session,
-                    // Apart: what is rare shall not make the task of every request larger.
-                    Turn::Reply(reply) => return Box::pin(ex.reply(*reply)).await,
+                    Turn::Reply(reply) => return Ended::Reply(reply),
                 };
                 let mut asked = Consulted {
                     head: &mut head,
@@ -101,10 +100,10 @@ impl Attempts<'_> {
                 };
                 match Box::pin(self.consult(ex, &session, &mut asked)).await {
                     Ok(()) => {}
-                    Err(Stopped::Reply(reply)) => return ex.reply(*reply).await,
+                    Err(Stopped::Reply(reply)) => return Ended::Reply(reply),
                     Err(Stopped::Failed(failure)) => {
                         self.broke_off(ex, &failure);
-                        return Box::pin(self.fail(ex, failure)).await;
+                        return self.fail(ex, failure);
                     }
                 }
             }
@@ -113,7 +112,7 @@ impl Attempts<'_> {
                 let idle = ex.upload.is_passed() && sent.out.is_empty();
                 let end = Box::pin(send_collected(ex, head, collected)).await;
                 connection.give_back(keep_alive && idle && end == End::Done, ex.now);
-                return end;
+                return end.into();
             }
             if !empty && filters::collects_response(ex) {
                 return self.bridge(ex, head, framing, connection, sent).await;
@@ -128,7 +127,7 @@ impl Attempts<'_> {
         manager::finish_response(ex.manager, &mut head, ex.request.as_ref(), true, ex.worker, now);
         if framing == Framing::Tunnel {
             ex.start_response(head, None, false, now);
-            return Box::pin(tunnel::run(ex, self, connection, sent.out)).await;
+            return Box::pin(tunnel::run(ex, self, connection, sent.out)).await.into();
         }
         let http_10 = ex.request.as_ref().is_some_and(|request| request.protocol == Protocol::Http10);
         let chunked = match framing {
@@ -172,7 +171,7 @@ impl Attempts<'_> {
         if let Err(failure) = &result {
             self.broke_off(ex, failure);
         }
-        match result {
+        let end = match result {
             Ok(()) => {
                 let end = ex.now;
                 ex.info.times.last_upstream_rx = Some(end);
@@ -230,7 +229,8 @@ impl Attempts<'_> {
                 ex.info.details = Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
                 cut_off(ex, self_delimiting).await
             }
-        }
+        };
+        end.into()
     }
 
     /// Collects the response and puts gRPC's status into its head, for a client of HTTP/1.
@@ -241,7 +241,7 @@ impl Attempts<'_> {
         framing: Framing,
         mut connection: Lent,
         mut sent: Sent,
-    ) -> End {
+    ) -> Ended {
         let cluster = self.upstream().clone();
         let limit = ex.down.buffer_limit.min(cluster.per_connection_buffer_limit);
         let mut body = match self.take_whole(ex, framing, &mut connection, &mut sent, limit).await {
@@ -249,7 +249,7 @@ impl Attempts<'_> {
             failed => {
                 let failure = failed.err().unwrap_or(Failure::Protocol);
                 self.broke_off(ex, &failure);
-                return self.fail(ex, failure).await;
+                return self.fail(ex, failure);
             }
         };
         let bridged = filters::bridged(ex);
@@ -263,8 +263,8 @@ impl Attempts<'_> {
         ex.info.bytes_sent += body.len() as u64;
         ex.down.client.push_all(body.into());
         match ex.flush().await {
-            Ok(()) => End::Done,
-            Err(()) => End::Gone,
+            Ok(()) => End::Done.into(),
+            Err(()) => End::Gone.into(),
         }
     }
 

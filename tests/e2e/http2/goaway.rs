@@ -5,9 +5,11 @@
 use super::matrix::{hosts, speaks};
 use crate::differential::bootstrap::Bootstrap;
 use crate::harness::client::Client;
+use crate::harness::http2;
 use crate::harness::proxy::Proxy;
 use crate::harness::{eventually, DEADLINE};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -178,4 +180,34 @@ async fn bodies_too() {
     for closes in [false, true] {
         no_request_is_lost(Farewell { begun: 4, closes, answers_first: false }, POST).await;
     }
+}
+
+/// An upstream that begins with nothing is sent everything again only as far as the budget reaches.
+#[tokio::test]
+async fn who_refuses_everything_is_not_asked_everything_again() {
+    const REQUESTS: usize = 1_500;
+    let streams = Arc::new(AtomicUsize::new(0));
+    let counted = streams.clone();
+    let port = http2::serve(move |_, mut respond| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move { respond.send_reset(h2::Reason::REFUSED_STREAM) }
+    })
+    .await;
+    let template = Bootstrap::new()
+        .cluster("h1", &speaks("h1"))
+        .cluster("h2", &speaks("h2"))
+        .listener("main", "", &hosts("h2"))
+        .render();
+    let values = ["h1", "h2", "origin:a", "origin:b"].map(|name| (name, port.to_string()));
+    let proxy = Proxy::outrigger(&template, &values).await;
+    let mut client = Client::connect(proxy.port("main")).await.expect("a connection");
+    for _ in 0..REQUESTS {
+        assert_eq!(client.exchange(GET.as_bytes()).await.expect("an answer").status(), 503);
+    }
+    let stats = proxy.stats().await;
+    let replays = stats["cluster.h2.upstream_rq_replay"] as usize;
+    // Three for each as long as there are some: what was saved, and a fifth of the requests.
+    assert!((1_000..=1_000 + REQUESTS / 5).contains(&replays), "{replays} replays");
+    assert!(stats["cluster.h2.upstream_rq_replay_overflow"] > 0);
+    assert_eq!(streams.load(Ordering::Relaxed), REQUESTS + replays);
 }

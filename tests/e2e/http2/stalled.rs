@@ -125,6 +125,8 @@ async fn small_messages_that_nobody_takes_stall_one_request() {
     let origin = Origin::start().await;
     let proxy = start(&origin).await;
     let mut client = Raw::open(proxy.port("main")).await;
+    // The connection's window opens wide only with this.
+    while client.next(DEADLINE).await.expect("a frame").kind != WINDOW_UPDATE {}
     client.send(&[post(1, "/"), messages(1), ping()].concat()).await.expect("sent");
     loop {
         let frame = client.next(DEADLINE).await.expect("the proxy takes everything");
