@@ -96,7 +96,7 @@ impl Extractor {
     pub(super) fn find<R: RequestView>(&self, request: &R) -> SmallVec<[Found<'_>; 2]> {
         let mut found = SmallVec::new();
         for (key, prefix, issuers) in self.headers.values() {
-            request.values(key, &mut |value| {
+            let mut each = |value: &[u8]| {
                 let token = if prefix.is_empty() {
                     value
                 } else {
@@ -108,7 +108,13 @@ impl Extractor {
                     }
                 };
                 found.push(Found { token: token.to_vec(), place: Place::Header(key), issuers });
-            });
+            };
+            if key.known() == Known::Authorization {
+                // As in Envoy several are one list.
+                joined(request, key, &mut each);
+            } else {
+                request.values(key, &mut each);
+            }
         }
         if !self.parameters.is_empty() && memchr::memchr(b'?', request.path()).is_some() {
             let query = Query::decoded(request.path());
@@ -132,6 +138,25 @@ impl Extractor {
             }
         }
         found
+    }
+}
+
+/// Calls `each` with the values of a header as one, if there are any.
+fn joined<R: RequestView>(request: &R, key: &HeaderKey, each: &mut dyn FnMut(&[u8])) {
+    let (mut count, mut all) = (0, Vec::new());
+    request.values(key, &mut |value| {
+        if count == 1 {
+            all.push(b',');
+        }
+        count += 1;
+        if count > 1 {
+            all.extend_from_slice(value);
+        }
+    });
+    match (count, request.first(key)) {
+        (_, None) => {}
+        (1, Some(only)) => each(only),
+        (_, Some(first)) => each(&[first, &all].concat()),
     }
 }
 
