@@ -12,6 +12,7 @@ use super::exchange::Reply;
 use super::fields::Fields;
 use super::filters::ext_proc::stream::Processor;
 use super::filters::framing::Messages;
+use super::filters::header_mutation::TrailerChanges;
 use super::filters::transforms::{Transform, Transforms};
 use super::h1::{BodyDecoder, BodyEvent, Framing, Refusal};
 use super::h2::{Incoming, Outgoing, Piece, StreamError};
@@ -180,6 +181,15 @@ impl Pump {
         match &mut self.stages {
             Some(stages) => stages.transform(transform),
             None => self.filter.get_or_insert_default().add(transform),
+        }
+    }
+
+    /// Its trailers are changed as they pass, or now where they have come.
+    pub(super) fn change_trailers(&mut self, changes: TrailerChanges) {
+        match &mut self.received_trailers {
+            Some(trailers) if self.received && self.stages.is_none() => changes.apply(trailers),
+            None if self.received && self.stages.is_none() => {}
+            _ => self.then(Transform::Trailers(Box::new(changes))),
         }
     }
 
@@ -397,8 +407,8 @@ impl Pump {
                 Some(stages) => stages.hold_end(trailers.cloned()),
                 None => shelf.put_end(self.chunked, trailers.filter(|_| self.gives_trailers)),
             }
-            drop(left);
-            self.received_trailers = end;
+            // What has been made of them is told and sent again; gRPC-Web's are in the body and told as they were.
+            self.received_trailers = left.or(end);
         }
         Ok(Poll::Ready(()))
     }
@@ -447,8 +457,8 @@ impl Pump {
                     shelf.put(piece, self.chunked);
                 }
                 Ok(Passes::End(trailers)) => {
-                    let given = trailers.filter(|_| self.gives_trailers);
-                    shelf.put_end(self.chunked, given.as_ref());
+                    shelf.put_end(self.chunked, trailers.as_ref().filter(|_| self.gives_trailers));
+                    self.received_trailers = trailers.or(self.received_trailers.take());
                 }
                 Ok(Passes::Nothing) => return Poll::Ready(Ok(())),
                 Err(Stop::Reply(reply)) => return Poll::Ready(Err(PumpError::Answer(reply))),

@@ -293,7 +293,7 @@ impl Exchange<'_> {
                 encoding.ends = to_head || body.is_empty();
             }
             empty = encoding.ends;
-            coded = filters::on_reply_body(self, &body);
+            coded = filters::on_reply_body(self, &body, &mut None);
             if !empty && coded.is_none() && !head.fields.has(Known::ContentLength) {
                 // Another body has taken the place of ours.
                 coded = Some(body.clone());

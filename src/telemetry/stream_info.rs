@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use outrigger_control_api::pb::google::protobuf::Struct;
+use outrigger_control_api::pb::google::protobuf::{Any, Struct};
 
 use super::filter_state::Objects;
 use super::istio::{Peers, Service};
@@ -184,6 +184,9 @@ impl WallClock {
 /// Dynamic metadata: a structure for each namespace.
 pub type DynamicMetadata = BTreeMap<String, Struct>;
 
+/// Dynamic metadata of its other kind: a message of any type for each namespace.
+pub type TypedMetadata = BTreeMap<String, Any>;
+
 /// Something that was configured reads dynamic metadata.
 static METADATA_READ: AtomicBool = AtomicBool::new(false);
 
@@ -244,6 +247,8 @@ pub struct StreamInfo {
     pub health_check: bool,
     /// What filters noted (dynamic metadata), by namespace.
     pub metadata: Option<Box<DynamicMetadata>>,
+    /// Messages that they noted, by namespace.
+    pub typed_metadata: Option<Box<TypedMetadata>>,
     /// What filters have left by name (filter state), beside what the connection has.
     pub objects: Option<Box<Objects>>,
     /// Its place in a trace, if it has one.
@@ -326,6 +331,7 @@ impl StreamInfo {
             upstream_wire_received: 0,
             health_check: false,
             metadata: None,
+            typed_metadata: None,
             objects: None,
             trace: None,
             route_name: None,

@@ -110,6 +110,7 @@ pub(super) fn compile(
         peer_certificate: config.include_peer_certificate,
         tls_session: config.include_tls_session,
         namespaces: names(&config.metadata_context_namespaces),
+        typed_namespaces: names(&config.typed_metadata_context_namespaces),
         route_namespaces: names(&config.route_metadata_context_namespaces),
         rules,
         ingest: bool_or(config.enable_dynamic_metadata_ingestion, true),

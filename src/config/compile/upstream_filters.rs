@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation::v3::HeaderMutation;
 use outrigger_control_api::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use outrigger_control_api::type_of;
 
@@ -32,7 +33,17 @@ pub(super) fn compile(list: &[pb::HttpFilter], problems: &mut Problems) -> Arc<[
                 CODEC if last => ends = true,
                 CODEC => problems.report_at("typed_config", "the codec must be the last filter"),
                 HEADER_MUTATION => problems.at("typed_config", |problems| {
-                    let Some(config_of) = extension(any, "", problems) else { return };
+                    let Some(config_of) = extension::<HeaderMutation>(any, "", problems) else { return };
+                    let mutations = config_of.mutations.clone().unwrap_or_default();
+                    for (field, list) in [
+                        ("request_trailers_mutations", &mutations.request_trailers_mutations),
+                        ("response_trailers_mutations", &mutations.response_trailers_mutations),
+                    ] {
+                        if !list.is_empty() {
+                            let why = "filters of clusters see no trailers; those of a connection manager do";
+                            problems.report_at(format_args!("mutations.{field}"), why);
+                        }
+                    }
                     if let Some(filter) = header_mutation::Config::compile(&config_of, problems) {
                         filters.push(UpstreamFilter { name: FilterName::new(&config.name), filter });
                     }

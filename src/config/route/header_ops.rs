@@ -134,7 +134,39 @@ impl HeaderOps {
     }
 }
 
+impl HeaderOps {
+    /// The same with every value worked out now, by `render`.
+    pub fn rendered(&self, render: impl Fn(&Format, &mut Vec<u8>)) -> Self {
+        Self { stages: self.stages.iter().map(|stage| stage.rendered(&render)).collect() }
+    }
+
+    /// Applies changes whose values have been worked out.
+    pub fn apply_rendered<H: HeaderMutate>(&self, head: &mut H) {
+        for stage in &self.stages {
+            stage.apply(head, |_, _, _| {});
+        }
+    }
+}
+
 impl Stage {
+    fn rendered(self: &Arc<Self>, render: &impl Fn(&Format, &mut Vec<u8>)) -> Arc<Self> {
+        if self.add.iter().all(|addition| matches!(addition.value, Value::Literal(_))) {
+            return self.clone();
+        }
+        let add = self.add.iter().map(|addition| {
+            let value = match &addition.value {
+                Value::Literal(literal) => literal.clone(),
+                Value::Format(format) => {
+                    let mut value = Vec::new();
+                    render(format, &mut value);
+                    value.into()
+                }
+            };
+            Addition { key: addition.key.clone(), value: Value::Literal(value), ..*addition }
+        });
+        Arc::new(Self { remove: self.remove.clone(), add: add.collect() })
+    }
+
     fn apply<H: HeaderMutate>(&self, head: &mut H, render: impl Fn(&H, &Format, &mut Vec<u8>)) {
         for key in &self.remove {
             head.remove(key);

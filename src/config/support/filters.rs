@@ -7,7 +7,6 @@ use super::whole;
 const NO_STATE: &str = "there is no filter state";
 const TYPED: &str = "typed metadata is not supported";
 const NO_FORMATS: &str = "only formats of addresses are rendered";
-const TRAILERS: &str = "trailers are not changed yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -73,6 +72,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "status_on_error",
             "validate_mutations",
             "metadata_context_namespaces",
+            "typed_metadata_context_namespaces",
             "route_metadata_context_namespaces",
             "filter_enabled",
             "filter_enabled_metadata",
@@ -94,7 +94,6 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("emit_client_span", "calls of filters have no spans"),
         ],
         rejected: &[
-            ("typed_metadata_context_namespaces", TYPED),
             ("route_typed_metadata_context_namespaces", TYPED),
             ("bootstrap_metadata_labels_key", "not supported yet"),
             ("enforce_response_header_limits", "not supported yet"),
@@ -338,13 +337,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"),
     MessageSupport {
         message: "envoy.extensions.filters.http.header_mutation.v3.Mutations",
-        implemented: &["request_mutations", "response_mutations", "query_parameter_mutations"],
-        observe: &[],
-        rejected: &[
-            ("response_trailers_mutations", TRAILERS),
-            ("request_trailers_mutations", TRAILERS),
-            ("formatters", "formatter extensions are not supported"),
+        implemented: &[
+            "request_mutations",
+            "response_mutations",
+            "query_parameter_mutations",
+            "response_trailers_mutations",
+            "request_trailers_mutations",
         ],
+        observe: &[],
+        rejected: &[("formatters", "formatter extensions are not supported")],
     },
     MessageSupport {
         message: "envoy.config.common.mutation_rules.v3.HeaderMutation",
@@ -484,9 +485,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.http.set_metadata.v3.Metadata",
-        implemented: &["metadata_namespace", "allow_overwrite", "value"],
+        implemented: &["metadata_namespace", "allow_overwrite", "value", "typed_value"],
         observe: &[],
-        rejected: &[("typed_value", "typed metadata is not supported")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.filters.http.header_to_metadata.v3.Config",

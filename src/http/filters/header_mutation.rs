@@ -1,4 +1,4 @@
-//! Changes of heads and query parameters (`envoy.filters.http.header_mutation`).
+//! Changes of heads, trailers and query parameters (`envoy.filters.http.header_mutation`).
 
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use outrigger_control_api::pb::envoy::extensions::filters::http::header_mutation
 use outrigger_control_api::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyConfig;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 
-use super::chain::{At, Step};
+use super::chain::{active, At, Step};
+use super::transforms::Transform;
+use super::Download;
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::query;
@@ -34,6 +36,8 @@ pub struct Config {
 pub struct Mutations {
     request: Box<[Change]>,
     response: Box<[Change]>,
+    request_trailers: Box<[Change]>,
+    response_trailers: Box<[Change]>,
     query: Box<[QueryChange]>,
 }
 
@@ -50,6 +54,17 @@ enum QueryChange {
     Add(Box<str>, Format, Append),
 }
 
+/// Changes of one message's trailers, in order. Their values are worked out with the head: trailers pass where nothing
+/// else of the request is at hand.
+#[derive(Debug)]
+pub struct TrailerChanges(Vec<(Arc<RouteFilter>, Vec<HeaderOps>)>, Side);
+
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Request,
+    Response,
+}
+
 /// Changes of one response, in order.
 #[derive(Debug)]
 pub(super) struct Response(Vec<Arc<RouteFilter>>);
@@ -62,6 +77,10 @@ impl Mutations {
             let before = problems.count();
             let request = changes(&config.request_mutations, "request_mutations", problems);
             let response = changes(&config.response_mutations, "response_mutations", problems);
+            let request_trailers =
+                changes(&config.request_trailers_mutations, "request_trailers_mutations", problems);
+            let response_trailers =
+                changes(&config.response_trailers_mutations, "response_trailers_mutations", problems);
             let query = (config.query_parameter_mutations.iter().enumerate())
                 .filter_map(|(index, mutation)| {
                     problems.at_index("query_parameter_mutations", index, |problems| {
@@ -69,7 +88,13 @@ impl Mutations {
                     })
                 })
                 .collect();
-            (problems.count() == before).then_some(Self { request, response, query })
+            (problems.count() == before).then_some(Self {
+                request,
+                response,
+                request_trailers,
+                response_trailers,
+                query,
+            })
         })
     }
 
@@ -92,6 +117,13 @@ impl Mutations {
         }
         let path = changed_path(&self.query, request, info);
         request.set_path(&path);
+    }
+
+    fn of_trailers(&self, side: Side) -> &[Change] {
+        match side {
+            Side::Request => &self.request_trailers,
+            Side::Response => &self.response_trailers,
+        }
     }
 
     fn change_response(&self, head: &mut ResponseHead, ex: &Exchange<'_>) {
@@ -240,6 +272,12 @@ impl Config {
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>, at: &At<'_>) -> Step {
         let Some(request) = &mut ex.request else { return Step::Continue };
         self.change_request(request, &ex.info, at.levels());
+        let changes = TrailerChanges::of(self.all(at.levels()), Side::Request, |format, out| {
+            format.render(out, &FormatContext::new(&ex.info).with_request(request));
+        });
+        if let Some(changes) = changes {
+            ex.upload.change_trailers(changes);
+        }
         Step::Continue
     }
 
@@ -270,8 +308,11 @@ impl Config {
     /// What changes the response; `None` if nothing does.
     pub(super) fn encoder(&self, over: Option<&Override>) -> Option<Response> {
         let levels = over.map(|over| &*over.levels).unwrap_or_default();
-        let changing =
-            |said: &&Arc<RouteFilter>| of(said).is_some_and(|mutations| !mutations.response.is_empty());
+        let changing = |said: &&Arc<RouteFilter>| {
+            of(said).is_some_and(|mutations| {
+                !mutations.response.is_empty() || !mutations.response_trailers.is_empty()
+            })
+        };
         let all: Vec<_> = self.all(levels).filter(changing).cloned().collect();
         (!all.is_empty()).then_some(Response(all))
     }
@@ -285,9 +326,61 @@ fn of(said: &Arc<RouteFilter>) -> Option<&Mutations> {
 }
 
 impl Response {
-    pub(super) fn on_response(&self, ex: &Exchange<'_>, head: &mut ResponseHead) {
+    /// `trailers` says that trailers may follow.
+    pub(super) fn on_response(&self, ex: &mut Exchange<'_>, head: &mut ResponseHead, trailers: bool) {
         for mutations in self.0.iter().filter_map(of) {
             mutations.change_response(head, ex);
+        }
+        if !trailers {
+            return;
+        }
+        let request = ex.request.as_ref().map(|request| request as _);
+        let changes = TrailerChanges::of(self.0.iter(), Side::Response, |format, out| {
+            format
+                .render(out, &FormatContext { request, ..FormatContext::new(&ex.info).with_response(head) });
+        });
+        if let Some(changes) = changes {
+            active(ex).downloads.push(Download::Transform(Transform::Trailers(Box::new(changes))));
+        }
+    }
+}
+
+impl TrailerChanges {
+    /// Those of `all`, with values from `render`; `None` if nothing changes.
+    fn of<'m>(
+        all: impl Iterator<Item = &'m Arc<RouteFilter>>,
+        side: Side,
+        render: impl Fn(&Format, &mut Vec<u8>),
+    ) -> Option<Self> {
+        let mut list = Vec::new();
+        for said in all {
+            let changes = of(said).map(|mutations| mutations.of_trailers(side)).unwrap_or_default();
+            if changes.is_empty() {
+                continue;
+            }
+            let additions = changes.iter().filter_map(|change| match change {
+                Change::Add(ops) => Some(ops.rendered(&render)),
+                _ => None,
+            });
+            list.push((said.clone(), additions.collect()));
+        }
+        (!list.is_empty()).then_some(Self(list, side))
+    }
+
+    /// Makes the changes.
+    pub(in crate::http) fn apply(&self, trailers: &mut Fields) {
+        for (said, additions) in &self.0 {
+            let mut additions = additions.iter();
+            for change in of(said).map(|mutations| mutations.of_trailers(self.1)).unwrap_or_default() {
+                match change {
+                    Change::Add(_) => {
+                        if let Some(ops) = additions.next() {
+                            ops.apply_rendered(trailers);
+                        }
+                    }
+                    change => change.remove(trailers),
+                }
+            }
         }
     }
 }

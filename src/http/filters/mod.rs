@@ -353,7 +353,7 @@ impl Encoding {
             let Some((_, encoder)) = self.encoders.get(self.left) else { break };
             match encoder {
                 Encoder::Cors(allowed) => allowed.on_response(head),
-                Encoder::HeaderMutation(changes) => changes.on_response(ex, head),
+                Encoder::HeaderMutation(changes) => changes.on_response(ex, head, !self.own && !ends),
                 Encoder::ExtAuthz(changes) => changes.on_response(head),
                 Encoder::OAuth2(cookies) => oauth2::on_response(cookies, head),
                 Encoder::RateLimit(told) => told.on_response(head),
@@ -462,8 +462,13 @@ fn transform_request(ex: &mut Exchange<'_>, transform: Transform) -> Step {
     Step::Continue
 }
 
-/// The body of an answer of our own, after what filters do to it. `None` where they leave it alone.
-pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes> {
+/// The body of an answer of our own, or of one that was taken in, with its trailers after what filters do to it. `None`
+/// where they leave it alone.
+pub(super) fn on_reply_body(
+    ex: &mut Exchange<'_>,
+    body: &Bytes,
+    trailers: &mut Option<Fields>,
+) -> Option<Bytes> {
     let active = ex.filters.as_mut().filter(|active| !active.downloads.is_empty())?;
     let mut transforms = transforms::Transforms::default();
     for change in active.downloads.drain(..) {
@@ -473,7 +478,8 @@ pub(super) fn on_reply_body(ex: &mut Exchange<'_>, body: &Bytes) -> Option<Bytes
         }
     }
     let piece = transforms.piece(body.clone())?;
-    let (last, _) = transforms.end(None)?;
+    let (last, left) = transforms.end(trailers.take())?;
+    *trailers = left;
     Some([piece, last].concat().into())
 }
 

@@ -2,7 +2,7 @@
 
 use outrigger_control_api::pb::envoy::extensions::filters::http::set_metadata::v3 as pb;
 use outrigger_control_api::pb::google::protobuf::value::Kind;
-use outrigger_control_api::pb::google::protobuf::{Struct, Value};
+use outrigger_control_api::pb::google::protobuf::{Any, Struct, Value};
 
 use super::chain::Step;
 use crate::http::exchange::Exchange;
@@ -22,12 +22,20 @@ crate::stats! {
 pub struct Config {
     stats: SetMetadataStats,
     notes: Box<[Note]>,
+    typed: Box<[TypedNote]>,
 }
 
 #[derive(Debug)]
 struct Note {
     namespace: String,
     value: Struct,
+    overwrite: bool,
+}
+
+#[derive(Debug)]
+struct TypedNote {
+    namespace: String,
+    value: Any,
     overwrite: bool,
 }
 
@@ -39,12 +47,20 @@ impl Config {
             let namespace = config.metadata_namespace.clone();
             notes.push(Note { namespace, value: value.clone(), overwrite: true });
         }
-        // Those that are typed are refused by the support table.
         notes.extend(config.metadata.iter().filter_map(|entry| {
             let namespace = entry.metadata_namespace.clone();
             Some(Note { namespace, value: entry.value.clone()?, overwrite: entry.allow_overwrite })
         }));
-        Self { stats: SetMetadataStats::new(&stats.sub("set_metadata")), notes: notes.into() }
+        // One with both kinds of value has the first.
+        let typed = config.metadata.iter().filter(|entry| entry.value.is_none()).filter_map(|entry| {
+            let namespace = entry.metadata_namespace.clone();
+            Some(TypedNote { namespace, value: entry.typed_value.clone()?, overwrite: entry.allow_overwrite })
+        });
+        Self {
+            stats: SetMetadataStats::new(&stats.sub("set_metadata")),
+            notes: notes.into(),
+            typed: typed.collect(),
+        }
     }
 
     pub(super) fn on_request(&self, ex: &mut Exchange<'_>) -> Step {
@@ -58,7 +74,23 @@ impl Config {
                 Some(_) => self.stats.overwrite_denied.increment(1),
             }
         }
+        self.note_typed(ex);
         Step::Continue
+    }
+
+    /// A message takes the place of another as a whole.
+    fn note_typed(&self, ex: &mut Exchange<'_>) {
+        if self.typed.is_empty() {
+            return;
+        }
+        let all = ex.info.typed_metadata.get_or_insert_default();
+        for note in &self.typed {
+            if all.contains_key(&note.namespace) && !note.overwrite {
+                self.stats.overwrite_denied.increment(1);
+            } else {
+                all.insert(note.namespace.clone(), note.value.clone());
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::compressor::Coder;
 use super::decompressor::Reader;
 use super::framing::Messages;
 use super::grpc_web;
+use super::header_mutation::TrailerChanges;
 use crate::http::fields::Fields;
 
 /// What one filter does to a body.
@@ -18,6 +19,8 @@ pub enum Transform {
     Compress(Box<Coder>),
     /// It is decoded.
     Decompress(Box<Reader>),
+    /// Its trailers change.
+    Trailers(Box<TrailerChanges>),
 }
 
 impl From<grpc_web::Transform> for Transform {
@@ -28,11 +31,12 @@ impl From<grpc_web::Transform> for Transform {
 
 impl Transform {
     /// The next piece. `None` where it is not what it should be.
-    fn piece(&mut self, piece: &[u8]) -> Option<Bytes> {
+    fn piece(&mut self, piece: Bytes) -> Option<Bytes> {
         match self {
-            Transform::Grpc(transform) => transform.piece(piece),
-            Transform::Compress(coder) => coder.piece(piece),
-            Transform::Decompress(reader) => reader.piece(piece),
+            Transform::Grpc(transform) => transform.piece(&piece),
+            Transform::Compress(coder) => coder.piece(&piece),
+            Transform::Decompress(reader) => reader.piece(&piece),
+            Transform::Trailers(_) => Some(piece),
         }
     }
 
@@ -40,7 +44,7 @@ impl Transform {
     fn pause(&mut self) -> Option<Bytes> {
         match self {
             Transform::Compress(coder) => coder.pause(),
-            Transform::Grpc(_) | Transform::Decompress(_) => Some(Bytes::new()),
+            Transform::Grpc(_) | Transform::Decompress(_) | Transform::Trailers(_) => Some(Bytes::new()),
         }
     }
 
@@ -50,6 +54,13 @@ impl Transform {
             Transform::Grpc(transform) => transform.end(trailers),
             Transform::Compress(coder) => Some((coder.end()?, trailers)),
             Transform::Decompress(reader) => Some((Bytes::new(), Some(reader.end(trailers)))),
+            Transform::Trailers(changes) => {
+                let mut trailers = trailers;
+                if let Some(trailers) = &mut trailers {
+                    changes.apply(trailers);
+                }
+                Some((Bytes::new(), trailers))
+            }
         }
     }
 }
@@ -90,7 +101,7 @@ impl Transforms {
             if piece.is_empty() {
                 break;
             }
-            piece = transform.piece(&piece)?;
+            piece = transform.piece(piece)?;
         }
         self.pass(piece)
     }
@@ -99,7 +110,7 @@ impl Transforms {
     pub fn pause(&mut self) -> Option<Bytes> {
         let mut held = Bytes::new();
         for transform in &mut self.list {
-            let next = if held.is_empty() { held } else { transform.piece(&held)? };
+            let next = if held.is_empty() { held } else { transform.piece(held)? };
             held = joined(next, transform.pause()?);
         }
         self.pass(held)
@@ -109,7 +120,7 @@ impl Transforms {
     pub fn end(&mut self, trailers: Option<Fields>) -> Option<(Bytes, Option<Fields>)> {
         let (mut held, mut trailers) = (Bytes::new(), trailers);
         for transform in &mut self.list {
-            let next = if held.is_empty() { held } else { transform.piece(&held)? };
+            let next = if held.is_empty() { held } else { transform.piece(held)? };
             let (last, left) = transform.end(trailers)?;
             (held, trailers) = (joined(next, last), left);
         }

@@ -169,12 +169,12 @@ pub(super) async fn send_collected(
     mut head: ResponseHead,
     collected: Collected,
 ) -> End {
-    let Collected { mut body, trailers, .. } = collected;
+    let Collected { mut body, mut trailers, .. } = collected;
     let now = Instant::now();
     ex.now = now;
     ex.info.times.last_upstream_rx = Some(now);
     // Filters nearer to the client have their turn with it.
-    if let Some(coded) = filters::on_reply_body(ex, &body) {
+    if let Some(coded) = filters::on_reply_body(ex, &body, &mut trailers) {
         body = coded;
     }
     let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));

@@ -9,8 +9,8 @@ use super::grpc_service::HTTP2;
 use crate::harness::http1::Message;
 use crate::harness::origin::Answer;
 
-const TRAILERS: &str = "http_protocol_options: { enable_trailers: true }";
-const TRAILERS_UPSTREAM: &str = r#"typed_extension_protocol_options:
+pub(super) const TRAILERS: &str = "http_protocol_options: { enable_trailers: true }";
+pub(super) const TRAILERS_UPSTREAM: &str = r#"typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     explicit_http_config:

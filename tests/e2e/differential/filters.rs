@@ -3,6 +3,7 @@
 use super::bootstrap::Bootstrap;
 use super::case::{case, Case};
 use super::{differing, run_side, set, Side};
+use crate::harness::http1::Message;
 use crate::harness::origin::Answer;
 use crate::harness::proxy::Kind;
 use crate::peers;
@@ -291,6 +292,91 @@ async fn header_mutation() {
         case("main", "no host").raw("GET / HTTP/1.1\r\n\r\n"),
     ];
     check(bootstrap, cases, &["cluster.a.upstream_rq_2"]).await;
+}
+
+#[tokio::test]
+async fn trailer_mutation() {
+    const PER_ROUTE: &str = "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+    let append = |key: &str, value: &str, action: &str| {
+        format!("{{ append: {{ header: {{ key: {key}, value: '{value}' }}, append_action: {action} }} }}")
+    };
+    let changes = |level: &str| {
+        let list = [
+            "{ remove: x-gone }".to_string(),
+            "{ remove_on_match: { key_matcher: { prefix: x-drop- } } }".to_string(),
+            append("x-level", level, "APPEND_IF_EXISTS_OR_ADD"),
+            append("x-t", "over", "OVERWRITE_IF_EXISTS"),
+            append("x-none", "over", "OVERWRITE_IF_EXISTS"),
+            append("x-absent", level, "ADD_IF_ABSENT"),
+            append("x-last", level, "OVERWRITE_IF_EXISTS_OR_ADD"),
+            append("x-of-request", "%REQ(x-sent)% %REQ(:path)% %PROTOCOL%", "APPEND_IF_EXISTS_OR_ADD"),
+        ];
+        list.join(", ")
+    };
+    let both = |level: &str| {
+        let list = changes(level);
+        let code = append("x-code", "%RESPONSE_CODE% %RESP(x-head)%", "APPEND_IF_EXISTS_OR_ADD");
+        format!("mutations: {{ request_trailers_mutations: [ {list} ], response_trailers_mutations: [ {list}, {code} ] }}")
+    };
+    let to = |said: &str, path: &str| {
+        format!("- {{ match: {{ prefix: {path} }}, route: {{ cluster: a-t }}, typed_per_filter_config: {{ {said} }} }}\n")
+    };
+    let routes = [
+        to(&says("hm", PER_ROUTE, &both("route")), "/route"),
+        to(&says("hm", "config.route.v3.FilterConfig", "disabled: true"), "/off"),
+        "- { match: { prefix: /direct }, direct_response: { status: 200, body: { inline_string: hi } } }\n"
+            .to_string(),
+        to("", "/"),
+    ]
+    .concat();
+    let options = format!(
+        "  include_request_attempt_count: true\n  retry_policy: {{ retry_on: 5xx }}\n  typed_per_filter_config: {{ {} }}\n",
+        says("hm", PER_ROUTE, &both("host"))
+    );
+    let hosts = host(&options, &routes);
+    const KIND: &str = "header_mutation.v3.HeaderMutation";
+    let mut bootstrap = Bootstrap::new().origin("a-t", super::ext_proc_streams::TRAILERS_UPSTREAM);
+    for (name, filters) in [
+        ("main", filter("hm", KIND, &both("filter"))),
+        ("specific", filter("hm", KIND, "most_specific_header_mutations_wins: true")),
+        ("two", filter("one", KIND, &both("one")) + &filter("two", KIND, &both("two"))),
+    ] {
+        bootstrap =
+            bootstrap.listener(name, super::ext_proc_streams::TRAILERS, &hosts).filters(name, &filters);
+    }
+    let origin = |request: &Message| {
+        match request.target() {
+        "/again" if request.header("x-envoy-attempt-count") == Some("1") => {
+            Answer::status(503, "Service Unavailable", "not yet")
+        }
+        "/plain" => Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"),
+        _ => Answer::raw(
+            "HTTP/1.1 200 OK\r\nx-head: yes\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-t: old\r\nx-gone: 1\r\nx-drop-1: 1\r\nx-kept: 1\r\n\r\n",
+        ),
+    }
+    };
+    let post = |listener: &'static str, name: &'static str, path: &str, trailers: &str| {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: t.test\r\nTE: trailers\r\nX-Sent: sent\r\nTransfer-Encoding: chunked\r\n\r\n");
+        case(listener, name).raw(format!("{head}3\r\nabc\r\n0\r\n{trailers}\r\n")).script(origin)
+    };
+    let sent = "x-t: old\r\nX-Gone: 1\r\nx-drop-1: 1\r\nx-kept: 1\r\n";
+    let mut cases: Vec<Case> = Vec::new();
+    for listener in ["main", "specific", "two"] {
+        for (name, path) in [
+            ("trailers", "/x"),
+            ("of a route", "/route"),
+            ("off", "/off"),
+            ("none back", "/plain"),
+            ("sent again", "/again"),
+        ] {
+            cases.push(post(listener, name, path, sent));
+        }
+        cases.push(post(listener, "none sent", "/x", ""));
+        cases.push(case(listener, "a length").send("POST", "/plain", "", "abc").script(origin));
+        cases.push(case(listener, "no body").get("/x", "").script(origin));
+        cases.push(case(listener, "direct").get("/direct", ""));
+    }
+    check(bootstrap, cases, &["cluster.a-t.upstream_rq_2"]).await;
 }
 
 #[tokio::test]

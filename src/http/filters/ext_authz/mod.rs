@@ -84,6 +84,8 @@ pub struct Config {
     pub tls_session: bool,
     /// Dynamic metadata that the service sees, by namespace.
     pub namespaces: Box<[Box<str>]>,
+    /// Messages among them that it sees, by namespace.
+    pub typed_namespaces: Box<[Box<str>]>,
     /// Metadata of routes that the service sees.
     pub route_namespaces: Box<[Box<str>]>,
     /// What the service may change in the request.

@@ -142,6 +142,10 @@ impl Config {
                 }
             }
         }
+        if let Some(all) = ex.info.typed_metadata.as_ref() {
+            let found = self.typed_namespaces.iter().filter_map(|name| all.get_key_value(&**name));
+            seen.typed_filter_metadata.extend(found.map(|(name, value)| (name.clone(), value.clone())));
+        }
         seen
     }
 

@@ -66,10 +66,7 @@ impl Common {
             upstream_local_address: info.upstream_local.map(socket),
             upstream_cluster: text(info.cluster.as_ref().map(|names| &*names.stat_name)),
             response_flags: flags(info.flags),
-            metadata: info.metadata.as_deref().filter(|all| !all.is_empty()).map(|all| core::Metadata {
-                filter_metadata: all.iter().map(|(name, fields)| (name.clone(), fields.clone())).collect(),
-                ..core::Metadata::default()
-            }),
+            metadata: metadata(info),
             upstream_transport_failure_reason: text(info.upstream_failure.as_deref()),
             downstream_transport_failure_reason: text(info.downstream_failure.as_deref()),
             route_name: text(info.route_name.as_deref()),
@@ -105,6 +102,15 @@ impl Common {
 }
 
 /// What tells a connection apart from all others, in the form of a UUID: all entries of one have the same.
+/// What filters noted, if anything.
+fn metadata(info: &StreamInfo) -> Option<core::Metadata> {
+    let (noted, typed) = (info.metadata.as_deref(), info.typed_metadata.as_deref());
+    let noted = noted.into_iter().flatten().map(|(name, fields)| (name.clone(), fields.clone()));
+    let typed = typed.into_iter().flatten().map(|(name, message)| (name.clone(), message.clone()));
+    let all = core::Metadata { filter_metadata: noted.collect(), typed_filter_metadata: typed.collect() };
+    (!all.filter_metadata.is_empty() || !all.typed_filter_metadata.is_empty()).then_some(all)
+}
+
 fn connection_id(number: u64) -> String {
     static PROCESS: LazyLock<[u64; 2]> = LazyLock::new(|| [fastrand::u64(..), fastrand::u64(..)]);
     let [high, low] = PROCESS.map(|seed| u128::from(xxh64(&number.to_be_bytes(), seed)));
