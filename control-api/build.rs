@@ -15,7 +15,7 @@ use std::{env, fs};
 
 use prost::Message as _;
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
 
 /// The folder of messages that are recognised, but have no Rust type.
@@ -200,7 +200,21 @@ fn merge_message(target: &mut DescriptorProto, newer: DescriptorProto, scope: &s
             None => target.nested_type.push(nested),
         }
     }
-    target.enum_type.extend(newer.enum_type);
+    for newer in newer.enum_type {
+        match target.enum_type.iter_mut().find(|known| known.name() == newer.name()) {
+            Some(known) => merge_enum(known, newer),
+            None => target.enum_type.push(newer),
+        }
+    }
+}
+
+/// Adds the values that are new.
+fn merge_enum(target: &mut EnumDescriptorProto, newer: EnumDescriptorProto) {
+    for value in newer.value {
+        if !target.value.iter().any(|known| known.number() == value.number()) {
+            target.value.push(value);
+        }
+    }
 }
 
 /// Packages whose messages never stand in a configuration, unless one of another package needs them.

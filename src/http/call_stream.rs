@@ -105,6 +105,18 @@ impl GrpcStream {
         self.out.push(framed.freeze());
     }
 
+    /// Bytes that are not on their way yet.
+    pub fn unsent(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Sends what there is room for. What is wrong with the stream shows when it is read from.
+    pub fn flush(&mut self, context: &mut Context<'_>) {
+        if matches!(self.state, State::Open(_)) {
+            let _ = self.out.poll_flush(context);
+        }
+    }
+
     /// Whether all that was sent is on its way.
     pub fn is_flushed(&self) -> bool {
         matches!(self.state, State::Open(_)) && self.out.is_empty()

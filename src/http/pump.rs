@@ -10,7 +10,6 @@ use bytes::{Bytes, BytesMut};
 use super::bulk::Bulk;
 use super::exchange::Reply;
 use super::fields::Fields;
-use super::filters::ext_proc::stream::Processor;
 use super::filters::framing::Messages;
 use super::filters::header_mutation::TrailerChanges;
 use super::filters::transforms::{Transform, Transforms};
@@ -40,6 +39,24 @@ pub enum PumpError {
     SinkIo(io::Error),
     /// A filter wants the message to be answered with this.
     Answer(Box<Reply>),
+}
+
+impl From<Stop> for PumpError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Reply(reply) => PumpError::Answer(reply),
+            Stop::Broken => PumpError::Source(Refusal::CODEC),
+        }
+    }
+}
+
+/// What came of letting on what waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Released {
+    /// All of it has gone on.
+    All,
+    /// So much has that there is no room.
+    Full,
 }
 
 /// Where a body comes from.
@@ -204,12 +221,13 @@ impl Pump {
     }
 
     /// A service looks at it, at what has been taken of it before too: `taken`.
-    pub(super) fn process(&mut self, mut processor: Processor, taken: Bytes) {
-        processor.hold(taken);
-        if self.received {
-            processor.hold_end(self.trailers().cloned());
+    pub(super) fn process(&mut self, mut stage: Stage, taken: Bytes) {
+        stage.hold(taken);
+        // The end may still be in another stage.
+        if self.received && self.stages.as_ref().is_none_or(|stages| stages.is_over()) {
+            stage.hold_end(self.trailers().cloned());
         }
-        self.wait_in(Stage::Processor(Box::new(processor)));
+        self.wait_in(stage);
     }
 
     fn wait_in(&mut self, stage: Stage) {
@@ -243,6 +261,16 @@ impl Pump {
         let unknown = self.chunked && self.received && self.received_trailers.is_none();
         self.chunked &= !unknown;
         unknown
+    }
+
+    /// Whether it is written chunked, where that was not known when it began.
+    pub fn set_chunked(&mut self, chunked: bool) {
+        self.chunked = chunked;
+    }
+
+    /// Whether gRPC's messages in it are counted.
+    pub fn counts(&self) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.counts())
     }
 
     /// Its length is not told before it.
@@ -303,19 +331,25 @@ impl Pump {
         loop {
             let filled = self.fill(&mut source, shelf, &mut each, context)?;
             let released = self.release(shelf, &mut each, context);
-            let waits = released.is_pending();
-            if let Poll::Ready(Err(stop)) = released {
-                return Poll::Ready(Err(stop));
-            }
+            let released = match released {
+                Poll::Pending => None,
+                Poll::Ready(released) => Some(released?),
+            };
             let before = shelf.length();
             let flushed = flush(shelf, context);
             self.progress |= shelf.length() != before;
+            let full = shelf.length() + self.held() >= self.high_water();
+            let waits = released.is_none() && full;
             if (waits || flushed.is_pending()) && filled.is_ready() && !self.received {
                 source.gather(context);
             }
             ready!(flushed).map_err(PumpError::SinkIo)?;
-            if waits {
-                return Poll::Pending;
+            match released {
+                // There may be room again for what passes, or for what comes.
+                Some(Released::Full) => continue,
+                None if !full && !self.received && filled.is_ready() => continue,
+                None => return Poll::Pending,
+                Some(Released::All) => {}
             }
             if self.received {
                 return Poll::Ready(Ok(()));
@@ -447,9 +481,13 @@ impl Pump {
         shelf: &mut S,
         each: &mut impl FnMut(Seen<'_>),
         context: &mut Context<'_>,
-    ) -> Poll<Result<(), PumpError>> {
-        let Some(stages) = &mut self.stages else { return Poll::Ready(Ok(())) };
+    ) -> Poll<Result<Released, PumpError>> {
+        let high_water = self.high_water();
+        let Some(stages) = &mut self.stages else { return Poll::Ready(Ok(Released::All)) };
         loop {
+            if shelf.length() >= high_water {
+                return Poll::Ready(Ok(Released::Full));
+            }
             match ready!(stages.poll_next(context)) {
                 Ok(Passes::Piece(piece)) => {
                     self.progress = true;
@@ -460,9 +498,8 @@ impl Pump {
                     shelf.put_end(self.chunked, trailers.as_ref().filter(|_| self.gives_trailers));
                     self.received_trailers = trailers.or(self.received_trailers.take());
                 }
-                Ok(Passes::Nothing) => return Poll::Ready(Ok(())),
-                Err(Stop::Reply(reply)) => return Poll::Ready(Err(PumpError::Answer(reply))),
-                Err(Stop::Broken) => return Poll::Ready(Err(PumpError::Source(Refusal::CODEC))),
+                Ok(Passes::Nothing) => return Poll::Ready(Ok(Released::All)),
+                Err(stop) => return Poll::Ready(Err(stop.into())),
             }
         }
     }
@@ -487,7 +524,10 @@ impl Pump {
         loop {
             let filled = self.fill(source, shelf, each, context)?.is_pending();
             let released = match self.release(shelf, each, context) {
-                Poll::Ready(result) => Poll::Ready(result?),
+                Poll::Ready(released) => match released? {
+                    Released::All => Poll::Ready(()),
+                    Released::Full => Poll::Pending,
+                },
                 Poll::Pending => Poll::Pending,
             };
             // What was held has made room for more.
@@ -498,6 +538,14 @@ impl Pump {
                 }
                 return Ok(released);
             }
+        }
+    }
+
+    /// Ready as soon as something of it may go on.
+    pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
+        match &mut self.stages {
+            Some(stages) => stages.poll_ready(context).map_err(PumpError::from),
+            None => Poll::Ready(Ok(())),
         }
     }
 

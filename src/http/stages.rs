@@ -6,13 +6,15 @@
 //! [`transforms`]: super::filters::transforms
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 
 use bytes::Bytes;
 
 use super::exchange::Reply;
 use super::fields::Fields;
+use super::filters::ext_proc::duplex::Duplex;
 use super::filters::ext_proc::stream::Processor;
+use super::filters::ext_proc::watch::Watch;
 use super::filters::transforms::{Transform, Transforms};
 use super::pace::Pace;
 
@@ -39,6 +41,8 @@ pub(super) enum Stop {
 pub(super) enum Stage {
     Pace(Box<Pace>),
     Processor(Box<Processor>),
+    Duplex(Box<Duplex>),
+    Watch(Box<Watch>),
 }
 
 /// All that one body goes through, in order.
@@ -54,17 +58,21 @@ pub(super) struct Stages {
 }
 
 impl Stage {
-    fn hold(&mut self, piece: Bytes) {
+    pub(super) fn hold(&mut self, piece: Bytes) {
         match self {
             Stage::Pace(pace) => pace.hold(piece),
             Stage::Processor(processor) => processor.hold(piece),
+            Stage::Duplex(duplex) => duplex.hold(piece),
+            Stage::Watch(watch) => watch.hold(piece),
         }
     }
 
-    fn hold_end(&mut self, trailers: Option<Fields>) {
+    pub(super) fn hold_end(&mut self, trailers: Option<Fields>) {
         match self {
             Stage::Pace(pace) => pace.hold_end(trailers),
             Stage::Processor(processor) => processor.hold_end(trailers),
+            Stage::Duplex(duplex) => duplex.hold_end(trailers),
+            Stage::Watch(watch) => watch.hold_end(trailers),
         }
     }
 
@@ -72,6 +80,8 @@ impl Stage {
         match self {
             Stage::Pace(pace) => pace.length(),
             Stage::Processor(processor) => processor.length(),
+            Stage::Duplex(duplex) => duplex.length(),
+            Stage::Watch(watch) => watch.length(),
         }
     }
 
@@ -79,6 +89,8 @@ impl Stage {
         match self {
             Stage::Pace(pace) => pace.poll_next(context).map(Ok),
             Stage::Processor(processor) => processor.poll_next(context),
+            Stage::Duplex(duplex) => duplex.poll_next(context),
+            Stage::Watch(watch) => watch.poll_next(context),
         }
     }
 }
@@ -158,6 +170,18 @@ impl Stages {
         } else {
             Poll::Ready(Ok(Passes::Nothing))
         }
+    }
+
+    /// Ready as soon as something may pass, or nothing is held.
+    pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        let passes = ready!(self.poll_next(context))?;
+        match &passes {
+            Passes::Piece(piece) => self.passed -= piece.len() as u64,
+            Passes::End(_) => self.ended = false,
+            Passes::Nothing => return Poll::Ready(Ok(())),
+        }
+        self.out.push_front(passes);
+        Poll::Ready(Ok(()))
     }
 
     /// Hands on what has left the stage at `at`.

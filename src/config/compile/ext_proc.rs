@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3 as pb;
-use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{
+    BodySendMode, HeaderSendMode,
+};
 use outrigger_control_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 
 use super::{cel, duration_or};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
-use crate::config::services::{pairs, GrpcTarget};
+use crate::config::services::{http_service, pairs, GrpcTarget};
 use crate::config::{Cluster, Directory};
 use crate::http::filters::ext_authz::rules::MutationRules;
 use crate::http::filters::ext_proc::{
-    Attributes, Config, Mode, Overrides, PerRoute, ProcessorStats, RouteCache,
+    Attributes, Body, Config, HttpService, Mode, Overrides, PerRoute, ProcessorStats, RouteCache, Service,
 };
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stream_info::read_dynamic_metadata;
@@ -27,6 +29,9 @@ pub(super) const PER_ROUTE: &str = "envoy.extensions.filters.http.ext_proc.v3.Ex
 /// How long an answer may take where config does not say.
 const TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long after a request its stream is closed where config does not say, if the service only watches.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The filter, which counts below `stats`. `None` when a problem was reported.
 pub(super) fn compile(
     config: &pb::ExternalProcessor,
@@ -36,18 +41,11 @@ pub(super) fn compile(
 ) -> Option<Config> {
     use pb::external_processor::RouteCacheAction;
     let before = problems.count();
-    let target = match &config.grpc_service {
-        Some(service) => {
-            problems.at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems))
-        }
-        None => {
-            problems.report_at("grpc_service", "is required");
-            None
-        }
-    };
+    let service = service(config, clusters, problems);
     let unset = pb::ProcessingMode::default();
-    let looked_at = problems
-        .at("processing_mode", |problems| mode(config.processing_mode.as_ref().unwrap_or(&unset), problems));
+    let looked_at = problems.at("processing_mode", |problems| {
+        own_mode(config.processing_mode.as_ref().unwrap_or(&unset), problems)
+    });
     let overrides: Vec<Mode> = (config.allowed_override_modes.iter().enumerate())
         .filter_map(|(index, config)| {
             problems.at_index("allowed_override_modes", index, |problems| mode(config, problems))
@@ -64,11 +62,16 @@ pub(super) fn compile(
             matchers(&forward.disallowed_headers.unwrap_or_default(), "disallowed_headers", problems),
         )
     });
+    if let Some(mode) = &looked_at {
+        check(config, mode, problems);
+    }
+    let linger = duration_or(&config.deferred_close_timeout, LINGER, "deferred_close_timeout", problems);
     let timeout = duration_or(&config.message_timeout, TIMEOUT, "message_timeout", problems);
     let max_timeout =
         duration_or(&config.max_message_timeout, Duration::ZERO, "max_message_timeout", problems);
     let options = config.metadata_options.clone().unwrap_or_default();
-    let told = names(&options.forwarding_namespaces.unwrap_or_default());
+    let forwarded = options.forwarding_namespaces.unwrap_or_default();
+    let (told, told_typed) = (names(&forwarded.untyped), names(&forwarded.typed));
     if config.disable_clear_route_cache && config.route_cache_action() != RouteCacheAction::Default {
         problems.report_at("disable_clear_route_cache", "cannot be set with route_cache_action");
     }
@@ -95,7 +98,8 @@ pub(super) fn compile(
     }
     let status = config.status_on_error.as_ref().map_or(500, |status| status.code);
     Some(Config {
-        target: Arc::new(target?),
+        service: service?,
+        watches: config.observability_mode.then_some(linger),
         fail_open: config.failure_mode_allow,
         status_on_error: u16::try_from(status).unwrap_or(500),
         mode: looked_at?,
@@ -109,10 +113,61 @@ pub(super) fn compile(
         allowed,
         disallowed: disallowed.into(),
         told,
-        heard: names(&options.receiving_namespaces.unwrap_or_default()),
+        told_typed,
+        heard: heard_of(&options.receiving_namespaces.unwrap_or_default(), problems),
         attributes,
         stats: ProcessorStats::new(&stats.sub("ext_proc").sub(config.stat_prefix.trim_end_matches('.'))),
     })
+}
+
+/// Who looks. `None` when a problem was reported.
+fn service(
+    config: &pb::ExternalProcessor,
+    clusters: &Directory<Cluster>,
+    problems: &mut Problems,
+) -> Option<Service> {
+    match (&config.grpc_service, &config.http_service) {
+        (Some(_), Some(_)) => {
+            problems.report_at("http_service", "there is a grpc_service as well: one of them is enough");
+            None
+        }
+        (Some(service), None) => {
+            let target = problems
+                .at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems));
+            target.map(Arc::new).map(Service::Grpc)
+        }
+        (None, Some(service)) => {
+            let service = service.http_service.clone().unwrap_or_default();
+            let (target, fields) = problems
+                .at("http_service.http_service", |problems| http_service(&service, clusters, problems))?;
+            Some(Service::Http(Arc::new(HttpService { target, fields })))
+        }
+        (None, None) => {
+            problems.report_at("grpc_service", "is required");
+            None
+        }
+    }
+}
+
+/// What cannot go together, or comes to nothing.
+fn check(config: &pb::ExternalProcessor, mode: &Mode, problems: &mut Problems) {
+    let looked_at = [mode.request_body, mode.response_body];
+    if config.observability_mode && looked_at.iter().any(|body| !matches!(body, Body::None | Body::Pieces)) {
+        problems.note(
+            "processing_mode",
+            "as in Envoy, who only watches is told of bodies that are STREAMED alone",
+        );
+    }
+    if config.http_service.is_some() {
+        let bodies = looked_at != [Body::None; 2];
+        if bodies || mode.request_trailers || mode.response_trailers {
+            let why = "a service that is asked over HTTP sees neither bodies nor trailers";
+            problems.report_at("processing_mode", why);
+        }
+        if config.observability_mode {
+            problems.report_at("observability_mode", "a service that is asked over HTTP cannot only watch");
+        }
+    }
 }
 
 /// What a route says; a message without a word, which a field rule forbids, says nothing.
@@ -137,14 +192,17 @@ fn overrides(
 ) -> Option<Overrides> {
     let before = problems.count();
     let said = config.processing_mode.as_ref();
-    let mode = said.and_then(|said| problems.at("processing_mode", |problems| mode(said, problems)));
+    let mode = said.and_then(|said| problems.at("processing_mode", |problems| own_mode(said, problems)));
     let service = config.grpc_service.as_ref();
     let target = service.and_then(|service| {
         problems.at("grpc_service", |problems| GrpcTarget::compile_stream(service, clusters, problems))
     });
     let options = config.metadata_options.as_ref();
-    let told = options.and_then(|options| options.forwarding_namespaces.as_ref()).map(names);
-    let heard = options.and_then(|options| options.receiving_namespaces.as_ref()).map(names);
+    let forwarded = options.and_then(|options| options.forwarding_namespaces.as_ref());
+    let told = forwarded.map(|all| names(&all.untyped));
+    let told_typed = forwarded.map(|all| names(&all.typed));
+    let heard = options.and_then(|options| options.receiving_namespaces.as_ref());
+    let heard = heard.map(|namespaces| heard_of(namespaces, problems));
     if told.as_ref().is_some_and(|told| !told.is_empty()) {
         read_dynamic_metadata();
     }
@@ -154,12 +212,44 @@ fn overrides(
         metadata: pairs(&config.grpc_initial_metadata),
         fail_open: config.failure_mode_allow.map(|value| value.value),
         told,
+        told_typed,
         heard,
     })
 }
 
-fn names(namespaces: &pb::metadata_options::MetadataNamespaces) -> Arc<[Box<str>]> {
-    namespaces.untyped.iter().map(|name| name.as_str().into()).collect()
+/// The namespaces that a service may set.
+fn heard_of(
+    namespaces: &pb::metadata_options::MetadataNamespaces,
+    problems: &mut Problems,
+) -> Arc<[Box<str>]> {
+    if !namespaces.typed.is_empty() {
+        let why = "as in Envoy, a processor sets no messages: use untyped";
+        problems.note("metadata_options.receiving_namespaces.typed", why);
+    }
+    names(&namespaces.untyped)
+}
+
+fn names(namespaces: &[String]) -> Arc<[Box<str>]> {
+    namespaces.iter().map(|name| name.as_str().into()).collect()
+}
+
+/// What is looked at, as a filter or a route says. `None` when a problem was reported.
+fn own_mode(config: &pb::ProcessingMode, problems: &mut Problems) -> Option<Mode> {
+    for (body, trailers, field, other) in [
+        (config.request_body_mode, config.request_trailer_mode, "request_trailer_mode", "request_body_mode"),
+        (
+            config.response_body_mode,
+            config.response_trailer_mode,
+            "response_trailer_mode",
+            "response_body_mode",
+        ),
+    ] {
+        let duplex = BodySendMode::try_from(body) == Ok(BodySendMode::FullDuplexStreamed);
+        if duplex && HeaderSendMode::try_from(trailers) != Ok(HeaderSendMode::Send) {
+            problems.report_at(field, format_args!("must be SEND where {other} is FULL_DUPLEX_STREAMED"));
+        }
+    }
+    mode(config, problems)
 }
 
 /// What is looked at. `None` when a problem was reported.
@@ -167,12 +257,8 @@ fn mode(config: &pb::ProcessingMode, problems: &mut Problems) -> Option<Mode> {
     for (field, value) in
         [("request_body_mode", config.request_body_mode), ("response_body_mode", config.response_body_mode)]
     {
-        use BodySendMode::{Buffered, BufferedPartial, None, Streamed};
-        if !matches!(BodySendMode::try_from(value), Ok(None | Streamed | Buffered | BufferedPartial)) {
-            problems.report_at(
-                field,
-                "bodies are not sent to processors in this way yet; STREAMED, BUFFERED and BUFFERED_PARTIAL are ways",
-            );
+        if matches!(BodySendMode::try_from(value), Ok(BodySendMode::Grpc) | Err(_)) {
+            problems.report_at(field, "bodies are not sent to processors in this way");
         }
     }
     Mode::of(config)

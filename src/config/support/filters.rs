@@ -6,6 +6,7 @@ use super::whole;
 
 const NO_STATE: &str = "there is no filter state";
 const TYPED: &str = "typed metadata is not supported";
+const NOT_READ: &str = "Envoy does not read it either";
 const NO_FORMATS: &str = "only formats of addresses are rendered";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -121,15 +122,15 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "status_on_error",
             "request_attributes",
             "response_attributes",
+            "http_service",
+            "observability_mode",
+            "deferred_close_timeout",
         ],
         observe: &[
             ("filter_metadata", NO_STATE),
             ("emit_client_span", "calls of filters have no spans"),
-            ("deferred_close_timeout", "only for observability_mode, which is not supported"),
         ],
         rejected: &[
-            ("http_service", "not supported yet; grpc_service is"),
-            ("observability_mode", "not supported yet"),
             ("send_body_without_waiting_for_header_response", "bodies are sent after their head was looked at"),
             ("processing_request_modifier", "not supported"),
             ("on_processing_response", "not supported"),
@@ -138,6 +139,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.extensions.filters.http.ext_proc.v3.ProcessingMode"),
     whole("envoy.extensions.filters.http.ext_proc.v3.HeaderForwardingRules"),
+    whole("envoy.extensions.filters.http.ext_proc.v3.ExtProcHttpService"),
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_proc.v3.MetadataOptions",
         implemented: &["forwarding_namespaces", "receiving_namespaces"],
@@ -146,9 +148,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_proc.v3.MetadataOptions.MetadataNamespaces",
-        implemented: &["untyped"],
+        implemented: &["untyped", "typed"],
         observe: &[],
-        rejected: &[("typed", TYPED)],
+        rejected: &[],
     },
     whole("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"),
     MessageSupport {
@@ -160,12 +162,12 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "grpc_initial_metadata",
             "metadata_options",
         ],
-        observe: &[("async_mode", "Envoy does not read it either")],
-        rejected: &[
-            ("request_attributes", "not supported yet"),
-            ("response_attributes", "not supported yet"),
-            ("processing_request_modifier", "not supported"),
+        observe: &[
+            ("async_mode", NOT_READ),
+            ("request_attributes", NOT_READ),
+            ("response_attributes", NOT_READ),
         ],
+        rejected: &[("processing_request_modifier", "not supported")],
     },
     whole("envoy.extensions.filters.http.ext_authz.v3.BufferSettings"),
     whole("envoy.extensions.filters.http.ext_authz.v3.HttpService"),

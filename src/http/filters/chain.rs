@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{custom_response, header_to_metadata, Active, Encoder};
+use super::{custom_response, header_to_metadata, Active, Awaited, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
 use crate::config::{Cluster, Known};
@@ -233,6 +233,9 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
 
 /// The filters have their turns, from where they stopped.
 pub(in crate::http) fn on_request(ex: &mut Exchange<'_>, course: &mut Course) -> Outcome {
+    if let Some(reply) = stopped(ex, course) {
+        return Outcome::Reply(reply);
+    }
     let manager = ex.manager;
     while let Some(installed) = manager.filters.get(course.next) {
         let place = course.next;
@@ -270,6 +273,17 @@ pub(in crate::http) fn on_request(ex: &mut Exchange<'_>, course: &mut Course) ->
         }
     }
     Outcome::Done
+}
+
+/// What a filter of bodies wants answered, which said so while another waited.
+fn stopped(ex: &mut Exchange<'_>, course: &Course) -> Option<Reply> {
+    let active = ex.filters.as_mut().filter(|_| course.resumed)?;
+    let Awaited::Reply(reply) = active.awaited.take_if(|awaited| matches!(awaited, Awaited::Reply(_)))?
+    else {
+        return None;
+    };
+    note_cluster(ex, course);
+    Some(*reply)
 }
 
 /// Logs name the cluster of a route even where a filter has answered.
@@ -364,7 +378,13 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
             active(ex).awaited = Some(awaited);
             Ok(None)
         }
-        None => Ok(Some(stopped.map_or_else(|| idle_reply(ex), |reply| *reply))),
+        None => Ok(match stopped {
+            Some(reply) => {
+                active(ex).awaited = Some(Awaited::Reply(reply));
+                None
+            }
+            None => Some(idle_reply(ex)),
+        }),
     }
 }
 
@@ -454,7 +474,10 @@ async fn collect(
             Ok(Some(Reply::new(refusal.status, refusal.details).body(body)))
         }
         Collected::Idle => Ok(Some(idle_reply(ex))),
-        Collected::Answer(reply) => Ok(Some(*reply)),
+        Collected::Answer(reply) => {
+            active(ex).awaited = Some(Awaited::Reply(reply));
+            Ok(None)
+        }
         Collected::Gone => Err(()),
     }
 }

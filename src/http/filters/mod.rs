@@ -64,6 +64,7 @@ use super::exchange::{Exchange, Reply};
 use super::fields::Fields;
 use super::head::ResponseHead;
 use super::pump::Pump;
+use super::stages::Stage;
 use crate::config::http::HttpFilter;
 use crate::config::{Known, RequestView};
 use crate::policy::jwt::RemoteKeys;
@@ -121,6 +122,8 @@ enum Awaited {
     Answer(Box<Result<Answer, CallError>>),
     /// A provider has given tokens, or not.
     Token(Box<(oauth2::Begun, oauth2::token::Fetched)>),
+    /// A filter of bodies wants the request answered with this.
+    Reply(Box<Reply>),
     /// A processor has said something, or not.
     Said(Box<ext_proc::session::Said>),
 }
@@ -141,7 +144,7 @@ impl std::fmt::Debug for Pending {
 #[derive(Debug)]
 enum Download {
     Transform(Transform),
-    Processor(Box<ext_proc::stream::Processor>),
+    Stage(Stage),
 }
 
 /// What a filter does to the head of a response.
@@ -413,28 +416,28 @@ fn grpc(ex: &mut Exchange<'_>, encoder: &Encoder, head: &mut ResponseHead, ends:
     }
 }
 
-/// A response's body is about to pass.
+/// A response's body is about to pass; what filters have said of it since this was asked before is added.
 pub(super) fn on_download(ex: &mut Exchange<'_>, download: &mut Pump) {
     let Some(active) = &mut ex.filters else { return };
     for change in active.downloads.drain(..) {
         match change {
             Download::Transform(transform) => download.then(transform),
-            Download::Processor(processor) => download.process(*processor, Bytes::new()),
+            Download::Stage(stage) => download.process(stage, Bytes::new()),
         }
     }
-    if let Some(kib) = active.slow {
+    if let Some(kib) = active.slow.take() {
         download.slow_down(kib);
     }
     if let Some(call) = &active.call {
-        if let Some(stats) = call.stats() {
+        if let Some(stats) = call.stats().filter(|_| !download.counts()) {
             download.count(Messages::new(stats.response_messages.clone(), call.seen(1)), true);
         }
     }
 }
 
 /// A service looks at the response's body as it passes.
-pub(super) fn look_at_download(ex: &mut Exchange<'_>, processor: ext_proc::stream::Processor) {
-    chain::active(ex).downloads.push(Download::Processor(Box::new(processor)));
+pub(super) fn look_at_download(ex: &mut Exchange<'_>, stage: Stage) {
+    chain::active(ex).downloads.push(Download::Stage(stage));
 }
 
 /// The request's body goes through `transform`, what was taken in of it before too; an answer where that is not what it
@@ -517,7 +520,7 @@ pub(super) fn note(ex: &mut Exchange<'_>) {
     // Few requests have a processor.
     let Some(active) = ex.filters.take_if(|active| !active.processors.is_empty()) else { return };
     for turn in &active.processors {
-        ext_proc::session::set_metadata(&mut turn.session.borrow_mut(), ex);
+        ext_proc::settle::set_metadata(&mut turn.session.borrow_mut(), ex);
     }
     ex.filters = Some(active);
 }

@@ -88,6 +88,11 @@ impl Transforms {
         self.count_first = first;
     }
 
+    /// Whether gRPC's messages are counted.
+    pub fn counts(&self) -> bool {
+        self.messages.is_some()
+    }
+
     /// The last of them.
     pub fn into_last(mut self) -> Option<Transform> {
         self.list.pop()

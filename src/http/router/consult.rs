@@ -20,12 +20,14 @@ use crate::http::client::Client;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::fields::Fields;
 use crate::http::filters;
-use crate::http::filters::ext_proc::session::{Said, Session, Side};
+use crate::http::filters::ext_proc::session::{Session, Side};
 use crate::http::filters::ext_proc::{Body, Config, Verdict};
 use crate::http::h1::Framing;
 use crate::http::head::ResponseHead;
 use crate::http::manager;
+use crate::http::pump::Pump;
 use crate::http::reply::one_chunk;
+use crate::http::stages::Stage;
 use crate::telemetry::stream_info::Protocol;
 
 /// A response on its way to the service.
@@ -36,6 +38,8 @@ pub(super) struct Consulted<'c> {
     pub(super) sent: &'c mut Sent,
     /// Its body, once it was taken in.
     pub(super) body: &'c mut Option<Collected>,
+    /// The body on its way, where a service has been given it already.
+    pub(super) download: &'c mut Option<Box<Pump>>,
     /// It has none.
     pub(super) ends: &'c mut bool,
 }
@@ -71,6 +75,21 @@ impl Attempts<'_> {
     ) -> Result<(), Stopped> {
         let config = session.borrow().config.clone();
         session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(asked.head)));
+        if config.watches.is_some() {
+            let told = config.tell_response(session, ex, asked.head, *asked.ends);
+            match (told.map_err(Stopped::Reply)?, &asked.body) {
+                (Some(mut watch), Some(collected)) => {
+                    watch.hold(collected.body.clone());
+                    watch.hold_end(collected.trailers.clone());
+                }
+                (Some(watch), None) => filters::look_at_download(ex, Stage::Watch(Box::new(watch))),
+                (None, _) => {}
+            }
+            return Ok(());
+        }
+        if session.borrow().mode.response_body == Body::Duplex && !*asked.ends {
+            return self.consult_duplex(ex, session, asked).await;
+        }
         if session.borrow().mode.response_head {
             let ask = config.question_of_head(asked.head, *asked.ends);
             let metadata = session.borrow().metadata(ex);
@@ -96,16 +115,18 @@ impl Attempts<'_> {
         let collected = match asked.body.take() {
             Some(collected) => collected,
             None if mode.response_body != Body::Whole => {
-                if let Some(processor) = config.of_response(session, ex, limit) {
-                    if processor.changes_length() {
+                if let Some(stage) = config.of_response(session, ex, limit) {
+                    if mode.response_body.unsizes() {
                         asked.head.fields.remove_known(Known::ContentLength);
                     }
-                    filters::look_at_download(ex, processor);
+                    filters::look_at_download(ex, stage);
                 }
                 return Ok(());
             }
             None => {
-                let taken = self.take_whole(ex, asked.framing, asked.connection, asked.sent, limit).await?;
+                let begun = asked.download.take();
+                let taken =
+                    self.take_whole(ex, asked.framing, begun, asked.connection, asked.sent, limit).await?;
                 let Some(body) = taken else {
                     let reply = Reply::new(500, "response_payload_too_large").body("Internal Server Error");
                     return Err(Stopped::Reply(Box::new(reply)));
@@ -143,12 +164,12 @@ impl Attempts<'_> {
     }
 
     /// Waits for what the service says.
-    async fn hear(
+    pub(super) async fn hear<T>(
         &mut self,
         ex: &mut Exchange<'_>,
         asked: &mut Consulted<'_>,
-        answer: impl Future<Output = Said>,
-    ) -> Result<Said, Failure> {
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
         let mut answer = pin!(answer);
         let said = poll_fn(|context| {
             self.poll_upload(ex, asked.connection, &mut asked.sent.out, context)?;

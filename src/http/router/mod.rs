@@ -11,6 +11,7 @@
 mod attempt;
 mod consult;
 mod deadlines;
+mod duplex;
 mod fail;
 mod hash;
 mod health;

@@ -82,7 +82,7 @@ impl Attempts<'_> {
             head.fields.remove_known(Known::ContentLength);
         }
         let empty = framing.is_empty();
-        let mut collected = None;
+        let (mut collected, mut begun) = (None, None);
         if ex.filters.is_some() {
             let mut encoding = filters::on_response(ex, empty);
             while let Some(turn) = encoding.next(ex, &mut head) {
@@ -96,6 +96,7 @@ impl Attempts<'_> {
                     connection: &mut connection,
                     sent: &mut sent,
                     body: &mut collected,
+                    download: &mut begun,
                     ends: &mut encoding.ends,
                 };
                 match Box::pin(self.consult(ex, &session, &mut asked)).await {
@@ -115,7 +116,7 @@ impl Attempts<'_> {
                 return end.into();
             }
             if !empty && filters::collects_response(ex) {
-                return self.bridge(ex, head, framing, connection, sent).await;
+                return self.bridge(ex, head, framing, begun, connection, sent).await;
             }
         }
         if empty && !to_head && !ex.down.client.is_http2() && !matches!(head.status, 204 | 304) {
@@ -148,13 +149,13 @@ impl Attempts<'_> {
         let write_chunked = chunked && !http_10 && !to_head;
         // An end that comes too early shows.
         let self_delimiting = write_chunked || !chunked;
-        let mut download = Pump::new(
-            framing,
-            write_chunked,
-            connection.is_http2() || self.upstream().http.http1.enable_trailers,
-            self.upstream().http.max_response_headers,
-        )
-        .unseen();
+        let trailers = connection.is_http2() || self.upstream().http.http1.enable_trailers;
+        let mut download = match begun {
+            Some(begun) => *begun,
+            None => Pump::new(framing, write_chunked, trailers, self.upstream().http.max_response_headers)
+                .unseen(),
+        };
+        download.set_chunked(write_chunked);
         download.keep_trailers(ex.down.client.is_http2() || ex.manager.http1.enable_trailers);
         if ex.filters.is_some() {
             filters::on_download(ex, &mut download);
@@ -239,12 +240,13 @@ impl Attempts<'_> {
         ex: &mut Exchange<'_>,
         mut head: ResponseHead,
         framing: Framing,
+        begun: Option<Box<Pump>>,
         mut connection: Lent,
         mut sent: Sent,
     ) -> Ended {
         let cluster = self.upstream().clone();
         let limit = ex.down.buffer_limit.min(cluster.per_connection_buffer_limit);
-        let mut body = match self.take_whole(ex, framing, &mut connection, &mut sent, limit).await {
+        let mut body = match self.take_whole(ex, framing, begun, &mut connection, &mut sent, limit).await {
             Ok(Some(body)) => body,
             failed => {
                 let failure = failed.err().unwrap_or(Failure::Protocol);
@@ -269,17 +271,21 @@ impl Attempts<'_> {
     }
 
     /// Takes in all of a response's body, after what filters have done to it so far. `None` where it is larger than
-    /// `limit` bytes.
+    /// `limit` bytes. `begun` is its way so far, if it is on it.
     pub(super) async fn take_whole(
         &mut self,
         ex: &mut Exchange<'_>,
         framing: Framing,
+        begun: Option<Box<Pump>>,
         connection: &mut Lent,
         sent: &mut Sent,
         limit: usize,
     ) -> Result<Option<Vec<u8>>, Failure> {
         let cluster = self.upstream().clone();
-        let mut download = Pump::new(framing, false, true, cluster.http.max_response_headers);
+        let mut download = begun.map_or_else(
+            || Pump::new(framing, false, true, cluster.http.max_response_headers),
+            |begun| *begun,
+        );
         filters::on_download(ex, &mut download);
         let mut body = Vec::new();
         let fits = poll_fn(|context| {
@@ -298,13 +304,7 @@ impl Attempts<'_> {
             }
             match polled {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(true)),
-                Poll::Ready(Err(PumpError::SourceReset(error))) => {
-                    return Poll::Ready(Err(Failure::Reset(error)))
-                }
-                Poll::Ready(Err(PumpError::Answer(reply))) => {
-                    return Poll::Ready(Err(Failure::Answer(reply)))
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(receiving(error))),
                 Poll::Pending if !shelf.is_empty() => {
                     // It held as much as it may; there is room again.
                     context.waker().wake_by_ref();
@@ -367,6 +367,15 @@ impl Attempts<'_> {
             ex.now = Instant::now();
         }
         passed
+    }
+}
+
+/// What it means that a response that is taken in does not go on.
+pub(super) fn receiving(error: PumpError) -> Failure {
+    match error {
+        PumpError::SourceReset(error) => Failure::Reset(error),
+        PumpError::Answer(reply) => Failure::Answer(reply),
+        _ => Failure::Protocol,
     }
 }
 

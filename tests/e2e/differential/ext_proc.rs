@@ -3,6 +3,7 @@
 
 use super::bootstrap::{endpoints, Bootstrap};
 use super::case::{case, Case};
+use super::ext_proc_duplex::Given;
 use super::filters::{check_but, filter, host, route, says};
 use super::grpc_service::HTTP2;
 use crate::harness::http1::Message;
@@ -18,10 +19,11 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response
 use outrigger_control_api::pb::google::protobuf::{value::Kind, BoolValue, Duration, Struct, Value};
 use prost::Message as _;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 
 /// What the processor does with a message.
-enum Does {
+pub(super) enum Does {
     Says(Box<pb::ProcessingResponse>),
     /// It says nothing for ever.
     Waits,
@@ -29,16 +31,25 @@ enum Does {
     Ends(u16),
 }
 
+/// What was told in each call to a processor that only watches.
+pub(super) type Told = Arc<Mutex<Vec<String>>>;
+
 /// Starts a processor; it ends with the runtime.
 pub(super) async fn processor() -> u16 {
+    noting(Told::default()).await
+}
+
+/// The same; what it is told without being asked it notes.
+pub(super) async fn noting(told: Told) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
+            let told = told.clone();
             tokio::spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(socket).await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(process(request, respond));
+                    tokio::spawn(process(request, respond, told.clone()));
                 }
             });
         }
@@ -49,6 +60,7 @@ pub(super) async fn processor() -> u16 {
 async fn process(
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<bytes::Bytes>,
+    noted: Told,
 ) -> Option<()> {
     let who = request.headers().iter().filter(|(name, _)| name.as_str().starts_with("x-who"));
     let who: Vec<String> = who.map(|(name, value)| format!("{name}={value:?}")).collect();
@@ -56,6 +68,7 @@ async fn process(
     let head = http::Response::builder().header("content-type", "application/grpc");
     let mut stream = respond.send_response(head.body(()).ok()?, false).ok()?;
     let (mut input, mut path) = (BytesMut::new(), String::new());
+    let (mut duplex, mut given, mut place) = ([false; 2], [Given::default(), Given::default()], None);
     while let Some(Ok(piece)) = body.data().await {
         let _ = body.flow_control().release_capacity(piece.len());
         input.extend_from_slice(&piece);
@@ -66,17 +79,24 @@ async fn process(
             }
             input.advance(5);
             let question = pb::ProcessingRequest::decode(input.split_to(length)).expect("a question");
+            if let Some(protocol) = question.protocol_config {
+                duplex = [protocol.request_body_mode, protocol.response_body_mode].map(|mode| mode == 4);
+            }
+            let watches = question.observability_mode;
             let ask = question.request?;
             if let Ask::RequestHeaders(headers) = &ask {
                 path = value(headers, ":path");
             }
-            let mut messages = Vec::new();
+            if watches {
+                note(&noted, &mut place, &ask);
+            }
+            let mut does = Vec::new();
             if path == "/longer" && matches!(ask, Ask::RequestHeaders(_)) {
                 let wanted = Duration { seconds: 2, nanos: 0 };
-                messages.push(pb::ProcessingResponse {
+                does.push(Does::Says(Box::new(pb::ProcessingResponse {
                     override_message_timeout: Some(wanted),
                     ..Default::default()
-                });
+                })));
             }
             let mut told = question.attributes.get("envoy.filters.http.ext_proc").map(attributes_seen);
             if !who.is_empty() && matches!(ask, Ask::RequestHeaders(_)) {
@@ -88,16 +108,27 @@ async fn process(
             if matches!(&ask, Ask::RequestBody(piece) if piece.body == b"late") {
                 tokio::time::sleep(std::time::Duration::from_millis(700)).await;
             }
-            match answer(&path, &ask, told) {
-                Does::Says(message) => messages.push(*message),
-                Does::Waits => return std::future::pending().await,
-                Does::Ends(status) => {
-                    let mut trailers = http::HeaderMap::new();
-                    trailers.insert("grpc-status", status.into());
-                    return stream.send_trailers(trailers).ok();
+            let of_response =
+                matches!(ask, Ask::ResponseHeaders(_) | Ask::ResponseBody(_) | Ask::ResponseTrailers(_));
+            let side = usize::from(of_response);
+            if duplex[side] {
+                if path.contains("slow") && matches!(ask, Ask::RequestHeaders(_)) {
+                    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
                 }
+                does = given[side].answers(&path, &ask);
+            } else {
+                does.push(answer(&path, &ask, told));
             }
-            for message in messages {
+            for does in does {
+                let message = match does {
+                    Does::Says(message) => message,
+                    Does::Waits => return std::future::pending().await,
+                    Does::Ends(status) => {
+                        let mut trailers = http::HeaderMap::new();
+                        trailers.insert("grpc-status", status.into());
+                        return stream.send_trailers(trailers).ok();
+                    }
+                };
                 let mut framed = BytesMut::new();
                 framed.put_u8(0);
                 framed.put_u32(message.encoded_len() as u32);
@@ -114,6 +145,37 @@ async fn process(
     stream.send_trailers(trailers).ok()
 }
 
+/// Adds a message to what a call was told, in which pieces of a body are one.
+fn note(noted: &Told, place: &mut Option<usize>, ask: &Ask) {
+    let mut all = noted.lock().expect("nobody panics with it");
+    let place = *place.get_or_insert_with(|| {
+        all.push(String::new());
+        all.len() - 1
+    });
+    let text = &mut all[place];
+    let (side, body) = match ask {
+        Ask::RequestHeaders(headers) => return *text += &format!("[request {}]", seen(headers)),
+        Ask::ResponseHeaders(headers) => return *text += &format!("[response {}]", seen(headers)),
+        Ask::RequestTrailers(trailers) => return *text += &format!("[request {}]", seen_trailers(trailers)),
+        Ask::ResponseTrailers(trailers) => {
+            return *text += &format!("[response {}]", seen_trailers(trailers))
+        }
+        Ask::RequestBody(body) => ("request", body),
+        Ask::ResponseBody(body) => ("response", body),
+    };
+    let open = format!("[{side} body ");
+    if !text.rsplit('[').next().is_some_and(|last| format!("[{last}").starts_with(&open)) {
+        *text += &open;
+    } else {
+        text.pop();
+    }
+    *text += &format!("{}{}]", body.body.escape_ascii(), if body.end_of_stream { "." } else { "" });
+}
+
+fn seen_trailers(trailers: &pb::HttpTrailers) -> String {
+    seen(&pb::HttpHeaders { headers: trailers.trailers.clone(), ..Default::default() })
+}
+
 fn value(headers: &pb::HttpHeaders, name: &str) -> String {
     let all = headers.headers.as_ref().map(|map| &*map.headers).unwrap_or_default();
     let found = all.iter().find(|header| header.key == name);
@@ -121,7 +183,7 @@ fn value(headers: &pb::HttpHeaders, name: &str) -> String {
 }
 
 /// All of a head that does not change from run to run.
-fn seen(headers: &pb::HttpHeaders) -> String {
+pub(super) fn seen(headers: &pb::HttpHeaders) -> String {
     let all = headers.headers.as_ref().map(|map| &*map.headers).unwrap_or_default();
     let mut lines: Vec<String> = all
         .iter()
@@ -142,7 +204,7 @@ fn attributes_seen(told: &Struct) -> String {
     all.join(" ")
 }
 
-fn header(key: &str, value: &str) -> HeaderValueOption {
+pub(super) fn header(key: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption {
         header: Some(HeaderValue { key: key.into(), raw_value: value.into(), ..Default::default() }),
         ..Default::default()
@@ -154,16 +216,16 @@ fn added(key: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption { append: Some(BoolValue { value: true }), ..header(key, value) }
 }
 
-fn changes(set: Vec<HeaderValueOption>, remove: &[&str]) -> Option<pb::HeaderMutation> {
+pub(super) fn changes(set: Vec<HeaderValueOption>, remove: &[&str]) -> Option<pb::HeaderMutation> {
     let remove_headers = remove.iter().map(ToString::to_string).collect();
     Some(pb::HeaderMutation { set_headers: set, remove_headers })
 }
 
-fn body(text: &str) -> Option<pb::BodyMutation> {
+pub(super) fn body(text: &str) -> Option<pb::BodyMutation> {
     Some(pb::BodyMutation { mutation: Some(Mutation::Body(text.into())) })
 }
 
-fn immediate(status: i32, headers: Option<pb::HeaderMutation>, body: &str) -> Says {
+pub(super) fn immediate(status: i32, headers: Option<pb::HeaderMutation>, body: &str) -> Says {
     Says::ImmediateResponse(pb::ImmediateResponse {
         status: Some(HttpStatus { code: status }),
         headers,
@@ -287,6 +349,9 @@ fn answer(path: &str, ask: &Ask, told: Option<String>) -> Does {
             more.mode_override =
                 Some(ProcessingMode { response_header_mode: 2, request_body_mode: 2, ..Default::default() });
         }
+        "mode-unset" if of_request => {
+            more.mode_override = Some(ProcessingMode { request_body_mode: 2, ..Default::default() });
+        }
         "metadata" if of_request => {
             let text = Value { kind: Some(Kind::StringValue("jane".into())) };
             let inner = Struct { fields: HashMap::from([("user".to_string(), text)]) };
@@ -320,8 +385,8 @@ fn answer(path: &str, ask: &Ask, told: Option<String>) -> Does {
     Does::Says(Box::new(more))
 }
 
-fn of_trailers(word: &str, trailers: &pb::HttpTrailers) -> pb::TrailersResponse {
-    let seen = seen(&pb::HttpHeaders { headers: trailers.trailers.clone(), ..Default::default() });
+pub(super) fn of_trailers(word: &str, trailers: &pb::HttpTrailers) -> pb::TrailersResponse {
+    let seen = seen_trailers(trailers);
     let mut set = vec![header("x-seen-trailers", &seen)];
     let mut removed: &[&str] = &[];
     if word == "trail" {
@@ -331,7 +396,7 @@ fn of_trailers(word: &str, trailers: &pb::HttpTrailers) -> pb::TrailersResponse 
     pb::TrailersResponse { header_mutation: changes(set, removed) }
 }
 
-fn said(says: Says) -> Does {
+pub(super) fn said(says: Says) -> Does {
     Does::Says(Box::new(pb::ProcessingResponse { response: Some(says), ..Default::default() }))
 }
 
@@ -374,6 +439,8 @@ async fn processor_of_heads_and_bodies() {
         ("open", options(", failure_mode_allow: true, stat_prefix: mine, disable_immediate_response: true, forward_rules: { allowed_headers: { patterns: [ { prefix: ':' }, { prefix: x- } ] }, disallowed_headers: { patterns: [ { exact: x-gone } ] } }")),
         ("told", options(", request_attributes: [ request.path, request.size, request.headers, 'request.headers[\"x-have\"]', connection.mtls, nothing.at.all, request.protocol, 'request.size > 3' ], response_attributes: [ response.code, 'response.code == 200u' , xds.cluster_name, request.method ]")),
         ("responses", options(", processing_mode: { request_header_mode: SKIP, response_body_mode: BUFFERED }")),
+        ("closed", options(", disable_immediate_response: true")),
+        ("skips", options(", allow_mode_override: true, processing_mode: { response_header_mode: SKIP, response_trailer_mode: SEND }")),
         ("partial", options(", processing_mode: { request_body_mode: BUFFERED_PARTIAL, response_header_mode: SKIP }")),
     ] {
         bootstrap = bootstrap.listener(name, "", &host(shown, &routes)).filters(name, &filter("proc", KIND, &options));
@@ -453,6 +520,7 @@ async fn processor_of_heads_and_bodies() {
         ("strict, forbidden to remove", "/forbidden-too"),
         ("strict, mode", "/mode"),
         ("strict, bad", "/bad"),
+        ("strict, mode without heads", "/mode-unset"),
         ("strict, body", "/body"),
         ("strict, slow", "/slow"),
         ("strict, reroute", "/reroute"),
@@ -460,6 +528,8 @@ async fn processor_of_heads_and_bodies() {
     ] {
         cases.push(post("strict", name, path));
     }
+    cases.push(get("closed", "closed, denied", "/deny"));
+    cases.push(get("closed", "closed, response denied", "/deny-response"));
     for (name, path) in [
         ("open", "/x"),
         ("open, fail", "/fail"),
@@ -478,10 +548,12 @@ async fn processor_of_heads_and_bodies() {
     ] {
         cases.push(get("responses", name, path));
     }
+    cases.push(post("skips", "mode without heads", "/mode-unset"));
     cases.push(post("told", "told", "/x"));
     cases.push(post("partial", "partial", "/x"));
     cases.push(chunks("partial", "partial, chunks", "/body"));
     let rooms = [
+        "http.closed.ext_proc.",
         "http.main.ext_proc.",
         "http.bodies.ext_proc.",
         "http.strict.ext_proc.",

@@ -16,7 +16,7 @@ pub(super) const TRAILERS_UPSTREAM: &str = r#"typed_extension_protocol_options:
     explicit_http_config:
       http_protocol_options: { enable_trailers: true }"#;
 
-fn origin(request: &Message) -> Answer {
+pub(super) fn origin(request: &Message) -> Answer {
     if request.target().contains("plain") {
         return Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nten bytes!");
     }

@@ -67,11 +67,15 @@ async fn authorization() {
         .listener("grpc", "", &hosts)
         .filters(
             "grpc",
-            &filter(
-                "authz",
-                "ext_authz.v3.ExtAuthz",
-                &format!("{}, transport_api_version: V3", grpc("refuses")),
-            ),
+            &[
+                filter("set", "set_metadata.v3.Config", "metadata: [ { metadata_namespace: one, typed_value: { '@type': type.googleapis.com/google.protobuf.StringValue, value: text } }, { metadata_namespace: two, value: { a: b } }, { metadata_namespace: three, typed_value: { '@type': type.googleapis.com/google.protobuf.BoolValue, value: true } } ]"),
+                filter(
+                    "authz",
+                    "ext_authz.v3.ExtAuthz",
+                    &format!("{}, transport_api_version: V3, metadata_context_namespaces: [ two ], typed_metadata_context_namespaces: [ one, none ]", grpc("refuses")),
+                ),
+            ]
+            .concat(),
         )
         .listener("http", "", &hosts)
         .filters("http", &filter("authz", "ext_authz.v3.ExtAuthz", &http("")));
@@ -137,6 +141,10 @@ async fn processing() {
             ))],
         ),
         route("/mode", &[overrides("processing_mode: { response_header_mode: SKIP }")]),
+        route(
+            "/attributes",
+            &[overrides("request_attributes: [ request.path ], response_attributes: [ response.code ]")],
+        ),
         route("/names", &[overrides("metadata_options: { forwarding_namespaces: { untyped: [ two ] } }")]),
         route(
             "/metadata",
@@ -181,6 +189,7 @@ async fn processing() {
             "/told",
             "/both",
             "/mode",
+            "/attributes",
             "/names",
             "/metadata",
             "/lost",

@@ -77,6 +77,49 @@ fn calls_are_tried_again_as_config_says() {
 }
 
 #[test]
+fn what_processors_see_goes_together() {
+    let processor =
+        |options: Value| with(&[filtered("extensions.filters.http.ext_proc.v3.ExternalProcessor", options)]);
+    let path = format!("{HCM_PATH}.http_filters[0].typed_config");
+    let grpc = json!({"envoy_grpc": {"cluster_name": "origin"}});
+    let http = json!({"http_service": {"http_uri": {"uri": "http://proc.test/", "cluster": "origin", "timeout": "1s"}}});
+    let duplex = |trailers: &str| json!({"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": trailers});
+    for accepted in [
+        json!({"grpc_service": grpc, "processing_mode": duplex("SEND")}),
+        json!({"grpc_service": grpc, "processing_mode": duplex("SEND"), "failure_mode_allow": true}),
+        json!({"grpc_service": grpc, "allowed_override_modes": [duplex("SKIP")]}),
+        json!({"grpc_service": grpc, "observability_mode": true, "deferred_close_timeout": "1s"}),
+        json!({"http_service": http}),
+    ] {
+        assert_eq!(try_compile(&processor(accepted)).err(), None);
+    }
+    for (refused, wanted) in [
+        (
+            json!({"grpc_service": grpc, "processing_mode": duplex("SKIP")}),
+            "processing_mode.request_trailer_mode: must be SEND where request_body_mode is FULL_DUPLEX_STREAMED",
+        ),
+        (
+            json!({"grpc_service": grpc, "processing_mode": {"response_body_mode": "GRPC"}}),
+            "processing_mode.response_body_mode: bodies are not sent to processors in this way",
+        ),
+        (
+            json!({"http_service": http, "grpc_service": grpc}),
+            "http_service: there is a grpc_service as well: one of them is enough",
+        ),
+        (
+            json!({"http_service": http, "processing_mode": {"request_body_mode": "STREAMED"}}),
+            "processing_mode: a service that is asked over HTTP sees neither bodies nor trailers",
+        ),
+        (
+            json!({"http_service": http, "observability_mode": true}),
+            "observability_mode: a service that is asked over HTTP cannot only watch",
+        ),
+    ] {
+        assert_eq!(try_compile(&processor(refused)).unwrap_err(), [format!("{path}.{wanted}")]);
+    }
+}
+
+#[test]
 fn services_that_decide_on_connections_are_named() {
     let chain = "/static_resources/listeners/0/filter_chains/0/filters";
     let path = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config";
@@ -114,6 +157,16 @@ fn filters_of_clusters_are_named_and_end_with_the_codec() {
     let found = try_compile(&with_filters(json!([mutation]))).unwrap_err();
     let why = "must end with the codec (envoy.filters.http.upstream_codec)";
     assert_eq!(found, [format!("{path}.http_filters: {why}")]);
+    let trailers = json!({"name": "hm", "typed_config": {
+        "@type": typed("extensions.filters.http.header_mutation.v3.HeaderMutation"),
+        "mutations": {"response_trailers_mutations": [{"remove": "x"}]},
+    }});
+    let found = try_compile(&with_filters(json!([trailers, codec]))).unwrap_err();
+    let why = "filters of clusters see no trailers; those of a connection manager do";
+    assert_eq!(
+        found,
+        [format!("{path}.http_filters[0].typed_config.mutations.response_trailers_mutations: {why}")]
+    );
     let cors = filter("extensions.filters.http.cors.v3.Cors");
     let found = try_compile(&with_filters(json!([cors, codec]))).unwrap_err();
     let why = "envoy.extensions.filters.http.cors.v3.Cors is no filter that a cluster can have yet";

@@ -2,13 +2,21 @@
 //!
 //! Comes in: heads, and bodies and trailers where config wants them seen. Goes out: what the service makes of them:
 //! changes to a head, another body, or an answer of its own. One gRPC stream ([`session`]) serves a request and its
-//! response; bodies of which it sees piece after piece, and trailers, are [`stream`]'s; [`mutation`] holds what may be
-//! changed. Without an answer in time the request fails, unless config says otherwise.
+//! response; bodies of which it sees piece after piece, and trailers, are [`stream`]'s, those that it takes and gives as it
+//! likes [`duplex`]'s; [`mutation`] holds what may be changed. Without an answer in time the request fails, unless config
+//! says otherwise ([`settle`]). A service may be one that only watches ([`watch`]), or one that is asked over HTTP
+//! ([`http`]).
 
+pub(in crate::http) mod duplex;
+mod http;
+mod mode;
 pub(super) mod mutation;
 pub(in crate::http) mod reply;
+mod response;
 pub(in crate::http) mod session;
+pub(super) mod settle;
 pub(in crate::http) mod stream;
+pub(in crate::http) mod watch;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,23 +27,26 @@ use bytes::Bytes;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
-use outrigger_control_api::pb::google::protobuf::Struct;
 use smallvec::SmallVec;
 
+use self::duplex::Duplex;
+pub use self::mode::{Body, Mode};
 use self::mutation::Refused;
 use self::session::{Said, Session, Side, Terms};
+use self::settle::SPURIOUS;
 use self::stream::{Look, Processor};
+use self::watch::Watch;
 use super::chain::{active, At, Step, Wait};
 use super::ext_authz::rules::MutationRules;
 use super::{is_over, Awaited, Encoder, Pending};
 use crate::config::matcher::StringMatcher;
 use crate::config::route::RouteFilter;
-use crate::config::services::{GrpcTarget, Pairs};
+use crate::config::services::{GrpcTarget, HttpTarget, Pairs};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
-use crate::http::fields::Fields;
-use crate::http::head::{RequestHead, ResponseHead};
-use crate::policy::cel::{Expression, Subject};
+use crate::http::head::RequestHead;
+use crate::http::stages::Stage;
+use crate::policy::cel::Expression;
 
 crate::stats! {
     /// `http.<stat_prefix>.ext_proc.[<stat_prefix>.]`.
@@ -56,7 +67,9 @@ crate::stats! {
 #[derive(Debug)]
 pub struct Config {
     /// Who looks.
-    pub target: Arc<GrpcTarget>,
+    pub service: Service,
+    /// It only watches, on a stream that is closed so long after the request.
+    pub watches: Option<Duration>,
     /// Without an answer all goes on.
     pub fail_open: bool,
     /// The status of a failure.
@@ -83,6 +96,8 @@ pub struct Config {
     pub disallowed: Box<[StringMatcher]>,
     /// Dynamic metadata that it sees, by namespace.
     pub told: Arc<[Box<str>]>,
+    /// Messages among them, likewise.
+    pub told_typed: Arc<[Box<str>]>,
     /// Those that it may set.
     pub heard: Arc<[Box<str>]>,
     /// What it is told of the connection and the stream, with the first message of each side: names, and what they are
@@ -90,6 +105,24 @@ pub struct Config {
     pub attributes: [Attributes; 2],
     /// Its statistics.
     pub stats: ProcessorStats,
+}
+
+/// Who looks.
+#[derive(Debug, Clone)]
+pub enum Service {
+    /// A stream of gRPC for each request.
+    Grpc(Arc<GrpcTarget>),
+    /// A request of its own for each question, in JSON; it sees heads.
+    Http(Arc<HttpService>),
+}
+
+/// A service that is asked over HTTP.
+#[derive(Debug)]
+pub struct HttpService {
+    /// Where it is.
+    pub target: HttpTarget,
+    /// What is sent with each question besides.
+    pub fields: Pairs,
 }
 
 /// What of the stream is told, by the name under which it is.
@@ -102,30 +135,6 @@ pub enum RouteCache {
     AsAsked,
     Always,
     Never,
-}
-
-/// How a body is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Body {
-    None,
-    /// Piece after piece.
-    Pieces,
-    Whole,
-    /// As much of it as may be held.
-    Beginning,
-}
-
-/// What is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Mode {
-    pub request_head: bool,
-    pub response_head: bool,
-    pub request_body: Body,
-    pub response_body: Body,
-    pub request_trailers: bool,
-    pub response_trailers: bool,
 }
 
 /// What a route says (`ExtProcPerRoute`).
@@ -150,6 +159,8 @@ pub struct Overrides {
     pub fail_open: Option<bool>,
     /// Dynamic metadata that it sees, by namespace.
     pub told: Option<Arc<[Box<str>]>>,
+    /// Messages among them, likewise.
+    pub told_typed: Option<Arc<[Box<str>]>>,
     /// Those that it may set.
     pub heard: Option<Arc<[Box<str>]>>,
 }
@@ -205,17 +216,20 @@ impl Config {
                 _ => {}
             }
         }
-        let mode = said.iter().find_map(|said| said.mode).unwrap_or(self.mode);
-        let target = said.iter().find_map(|said| said.target.as_ref()).unwrap_or(&self.target);
-        let mut target = target.clone();
-        // The least specific first: the others take the place of what it says.
-        for said in said.iter().rev().filter(|said| !said.metadata.is_empty()) {
-            target = Arc::new(GrpcTarget::clone(&target).with_metadata(&said.metadata));
+        let mut mode = said.iter().find_map(|said| said.mode).unwrap_or(self.mode);
+        if let Service::Http(_) = self.service {
+            // What a route says is not known to be about such a service when it is compiled.
+            mode = mode.of_heads();
         }
         let terms = Terms {
-            target,
+            service: self.service_for(&said),
             fail_open: said.iter().find_map(|said| said.fail_open).unwrap_or(self.fail_open),
             told: said.iter().find_map(|said| said.told.as_ref()).unwrap_or(&self.told).clone(),
+            told_typed: said
+                .iter()
+                .find_map(|said| said.told_typed.as_ref())
+                .unwrap_or(&self.told_typed)
+                .clone(),
             heard: said.iter().find_map(|said| said.heard.as_ref()).unwrap_or(&self.heard).clone(),
         };
         let session = Session::new(self.clone(), ex.worker.clone(), terms, mode);
@@ -224,17 +238,71 @@ impl Config {
         at.encode(ex, Encoder::ExtProc(session.clone()));
         let mut turn = Turn { place: at.place, phase: Phase::Head, session, replacement: None };
         let step = match mode.request_head {
+            _ if self.watches.is_some() => {
+                self.tell(&turn, ex);
+                Step::Continue
+            }
             true => {
                 let ends = is_over(ex);
                 let ask = ex.request.as_ref().map(|request| {
                     Ask::RequestHeaders(mutation::headers(self, mutation::request_lines(request), ends))
                 });
-                self.ask(&turn, ask, ex)
+                let step = self.ask(&turn, ask, ex);
+                if mode.request_body == Body::Duplex && !ends {
+                    self.give_body(&turn, ex);
+                }
+                step
             }
-            false => self.body(&mut turn, ex),
+            false => self.body(&mut turn, ex, false),
         };
         active(ex).processors.push(turn);
         step
+    }
+
+    /// Who looks at a request whose route says this.
+    fn service_for(&self, said: &[&Overrides]) -> Service {
+        let Service::Grpc(own) = &self.service else { return self.service.clone() };
+        let mut target = said.iter().find_map(|said| said.target.as_ref()).unwrap_or(own).clone();
+        // The least specific first: the others take the place of what it says.
+        for said in said.iter().rev().filter(|said| !said.metadata.is_empty()) {
+            target = Arc::new(GrpcTarget::clone(&target).with_metadata(&said.metadata));
+        }
+        Service::Grpc(target)
+    }
+
+    /// A service that only watches is told of the request as that passes.
+    fn tell(&self, turn: &Turn, ex: &mut Exchange<'_>) {
+        let Turn { session, .. } = turn;
+        let (mode, metadata) = (session.borrow().mode, session.borrow().metadata(ex));
+        let Some(request) = &ex.request else { return };
+        let (ends, tunnel) = (is_over(ex), request.opens_tunnel());
+        if mode.request_head {
+            let ask = Ask::RequestHeaders(mutation::headers(self, mutation::request_lines(request), ends));
+            session.borrow_mut().send(ask, metadata.clone());
+        } else if mode.request_body.unsizes() && !ends {
+            // As in Envoy.
+            self.without_length(ex);
+        }
+        if ends || tunnel {
+            return;
+        }
+        if let Some(watch) = Watch::of(session, Side::Request, metadata) {
+            let taken = active(ex).body.take().unwrap_or_default();
+            ex.upload.process(Stage::Watch(Box::new(watch)), taken);
+        }
+    }
+
+    /// The service is given the request's body as it comes.
+    fn give_body(&self, turn: &Turn, ex: &mut Exchange<'_>) {
+        if ex.request.as_ref().is_some_and(RequestHead::opens_tunnel) {
+            // What follows is no body.
+            return;
+        }
+        self.without_length(ex);
+        let metadata = turn.session.borrow().metadata(ex);
+        let duplex = Duplex::new(&turn.session, Side::Request, metadata);
+        let taken = active(ex).body.take().unwrap_or_default();
+        ex.upload.process(Stage::Duplex(Box::new(duplex)), taken);
     }
 
     fn step(&self, turn: &mut Turn, ex: &mut Exchange<'_>) -> Step {
@@ -261,6 +329,7 @@ impl Config {
         match self.hear(&turn.session, *said, ex, of_head) {
             Verdict::Reply(reply) => Step::Reply(*reply),
             Verdict::Go(Some(body), true) => {
+                turn.session.borrow_mut().replace_body(Side::Request);
                 if ex.upload.is_received() {
                     self.replace(body, ex);
                     turn.phase = Phase::Done;
@@ -272,7 +341,7 @@ impl Config {
             }
             Verdict::Go(body, _) => {
                 if of_head {
-                    return self.body(turn, ex);
+                    return self.body(turn, ex, true);
                 }
                 if let Some(body) = body {
                     let whole = turn.session.borrow().mode.request_body == Body::Whole;
@@ -290,8 +359,8 @@ impl Config {
         }
     }
 
-    /// The head has been looked at: its body's turn.
-    fn body(&self, turn: &mut Turn, ex: &mut Exchange<'_>) -> Step {
+    /// The head has been looked at, if it was to be (`asked`): its body's turn.
+    fn body(&self, turn: &mut Turn, ex: &mut Exchange<'_>, asked: bool) -> Step {
         turn.phase = Phase::Done;
         let session = turn.session.borrow();
         if session.is_done() || is_over(ex) {
@@ -309,6 +378,16 @@ impl Config {
                 drop(session);
                 self.stream(turn, ex);
                 return Step::Continue;
+            }
+            Body::Duplex => {
+                let begun = session.is_duplex(Side::Request);
+                drop(session);
+                if !begun {
+                    self.give_body(turn, ex);
+                }
+                // Where all of it has come, the head waits until the service has said something of it.
+                let waits = asked && ex.upload.is_received() && !ex.upload.is_passed();
+                return if waits { Step::Wait(Wait::Prefix(1)) } else { Step::Continue };
             }
             Body::Whole => Wait::Hold(ex.down.buffer_limit),
             Body::Beginning => Wait::Prefix(ex.down.buffer_limit),
@@ -343,10 +422,10 @@ impl Config {
         if look == Look::Pieces {
             self.without_length(ex);
         }
-        let processor =
-            Processor::new(&turn.session, Side::Request, look, turn.session.borrow().metadata(ex));
+        let metadata = turn.session.borrow().metadata(ex);
+        let processor = Processor::new(&turn.session, Side::Request, look, metadata);
         let taken = active(ex).body.take().unwrap_or_default();
-        ex.upload.process(processor, taken);
+        ex.upload.process(Stage::Processor(Box::new(processor)), taken);
     }
 
     /// Asks, and waits for what the service says.
@@ -401,7 +480,7 @@ impl Config {
         let common = match says {
             Says::RequestHeaders(response) if head => response.response,
             Says::RequestBody(response) if !head => response.response,
-            says => return self.unexpected(session, &says),
+            _ => return self.unexpected(session),
         };
         self.stats.stream_msgs_received.increment(1);
         let Some(common) = common else { return Verdict::Go(None, false) };
@@ -420,142 +499,11 @@ impl Config {
         mutation::body_of(common, head)
     }
 
-    fn unexpected(&self, session: &Rc<RefCell<Session>>, says: &Says) -> Verdict {
-        match self.out_of_turn(session, Some(says)) {
+    fn unexpected(&self, session: &Rc<RefCell<Session>>) -> Verdict {
+        match self.out_of_turn(session, SPURIOUS) {
             Ok(()) => Verdict::Go(None, false),
             Err(reply) => Verdict::Reply(reply),
         }
-    }
-
-    /// Applies what the service says of a response's head, or else of its body.
-    pub(in crate::http) fn hear_response(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        said: Said,
-        ex: &mut Exchange<'_>,
-        head: &mut ResponseHead,
-        of_head: bool,
-    ) -> Verdict {
-        let says = match self.settle(session, said, ex) {
-            Ok(Some(says)) => says,
-            Ok(None) => return Verdict::Go(None, false),
-            Err(reply) => return Verdict::Reply(reply),
-        };
-        let common = match says {
-            Says::ResponseHeaders(response) if of_head => response.response,
-            Says::ResponseBody(response) if !of_head => response.response,
-            says => return self.unexpected(session, &says),
-        };
-        self.stats.stream_msgs_received.increment(1);
-        let Some(common) = common else { return Verdict::Go(None, false) };
-        if let Some(changes) = &common.header_mutation {
-            let may_size = session.borrow().mode.response_body == Body::Whole;
-            if let Err(refused) = mutation::apply_to_response(self, changes, head, may_size) {
-                return Verdict::Reply(Box::new(self.refuse(session, refused)));
-            }
-        }
-        mutation::body_of(common, of_head)
-    }
-
-    /// What the service is told of the stream as a side begins.
-    pub(in crate::http) fn attributes_of(
-        &self,
-        side: Side,
-        ex: &Exchange<'_>,
-        response: Option<&ResponseHead>,
-    ) -> Option<Struct> {
-        let [of_request, of_response] = &self.attributes;
-        let wanted = if side == Side::Request { of_request } else { of_response };
-        if wanted.is_empty() {
-            return None;
-        }
-        let subject = Subject {
-            connection: &ex.info.connection,
-            stream: Some(&ex.info),
-            request: ex.request.as_ref().map(|request| request as _),
-            response: response.map(|response| response as _),
-            trailers: None,
-            dynamic: ex.info.metadata.as_deref(),
-        };
-        let told = wanted
-            .iter()
-            .filter_map(|(name, expression)| Some((name.to_string(), expression.message(&subject)?)));
-        Some(Struct { fields: told.collect() })
-    }
-
-    /// What the service is asked about a response's head.
-    pub(in crate::http) fn question_of_head(&self, head: &ResponseHead, ends: bool) -> Ask {
-        Ask::ResponseHeaders(mutation::headers(self, mutation::response_lines(head), ends))
-    }
-
-    /// What it is asked about a response's body.
-    pub(in crate::http) fn question_of_body(body: &Bytes, ends: bool) -> Ask {
-        Ask::ResponseBody(pb::HttpBody { body: body.to_vec(), end_of_stream: ends })
-    }
-
-    /// What it is asked about its trailers.
-    pub(in crate::http) fn question_of_trailers(&self, trailers: &Fields) -> Ask {
-        Ask::ResponseTrailers(mutation::trailers(self, trailers))
-    }
-
-    /// Applies what the service says of a response's trailers.
-    pub(in crate::http) fn hear_trailers(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        said: Said,
-        ex: &mut Exchange<'_>,
-        trailers: &mut Fields,
-    ) -> Result<(), Box<Reply>> {
-        match self.settle(session, said, ex)? {
-            None => Ok(()),
-            Some(Says::ResponseTrailers(said)) => {
-                self.stats.stream_msgs_received.increment(1);
-                let changes = said.header_mutation.unwrap_or_default();
-                mutation::apply_to_trailers(self, &changes, trailers)
-                    .map_err(|refused| Box::new(self.refuse(session, refused)))
-            }
-            Some(says) => self.out_of_turn(session, Some(&says)),
-        }
-    }
-
-    /// A response's body after what the service said of it; an answer of our own where its length is told otherwise.
-    pub(in crate::http) fn body_of_response(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        head: &mut ResponseHead,
-        body: &Bytes,
-    ) -> Result<(), Box<Reply>> {
-        if session.borrow().mode.response_body != Body::Whole {
-            // What it becomes may have another length.
-            if head.fields.has(Known::ContentLength) {
-                let mut digits = itoa::Buffer::new();
-                head.fields.set_known(Known::ContentLength, digits.format(body.len()).as_bytes());
-            }
-            return Ok(());
-        }
-        let length = head.fields.get(Known::ContentLength).map(crate::config::matcher::number::<usize>);
-        if length.is_some_and(|length| length != Some(body.len())) {
-            return Err(Box::new(self.refuse(session, Refused::LENGTH)));
-        }
-        Ok(())
-    }
-
-    /// What looks at a response's body on its way, and at its trailers, if anything does.
-    pub(in crate::http) fn of_response(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        ex: &Exchange<'_>,
-        limit: usize,
-    ) -> Option<Processor> {
-        let mode = session.borrow().mode;
-        let look = match mode.response_body {
-            Body::Pieces => Look::Pieces,
-            Body::Beginning => Look::Beginning(limit),
-            Body::None | Body::Whole => Look::Pass,
-        };
-        let looks = look != Look::Pass || mode.response_trailers;
-        (looks && !session.borrow().is_done())
-            .then(|| Processor::new(session, Side::Response, look, session.borrow().metadata(ex)))
     }
 
     fn reroute(&self, asked: bool, ex: &mut Exchange<'_>) {

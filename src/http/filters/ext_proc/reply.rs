@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::session::{Said, Session, Side};
-use super::{Body, Config, Verdict};
+use super::duplex;
+use super::session::{Session, Side};
+use super::{Body, Config, Duplex, Verdict};
 use crate::config::Known;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::ResponseHead;
@@ -33,6 +34,17 @@ pub(in crate::http) async fn consult(
 ) -> Result<(), Stopped> {
     let config = session.borrow().config.clone();
     session.borrow_mut().tell(config.attributes_of(Side::Response, ex, Some(head)));
+    if config.watches.is_some() {
+        let told = config.tell_response(session, ex, head, ends).map_err(Stopped::Reply)?;
+        if let Some(mut watch) = told {
+            watch.hold(body.clone());
+            watch.hold_end(None);
+        }
+        return Ok(());
+    }
+    if !ends && session.borrow().mode.response_body == Body::Duplex {
+        return consult_duplex(ex, session, head, body).await;
+    }
     if session.borrow().mode.response_head {
         let ask = config.question_of_head(head, ends);
         let metadata = session.borrow().metadata(ex);
@@ -65,7 +77,40 @@ pub(in crate::http) async fn consult(
     }
 }
 
-async fn hear(ex: &mut Exchange<'_>, answer: impl Future<Output = Said>) -> Result<Said, Stopped> {
+/// As [`consult`], where the service takes and gives the body as it likes.
+async fn consult_duplex(
+    ex: &mut Exchange<'_>,
+    session: &Rc<RefCell<Session>>,
+    head: &mut ResponseHead,
+    body: &mut Bytes,
+) -> Result<(), Stopped> {
+    let config = session.borrow().config.clone();
+    let (asks, metadata) = (session.borrow().mode.response_head, session.borrow().metadata(ex));
+    let ask = config.question_of_head(head, false);
+    let answer = asks.then(|| Session::ask(session.clone(), ask, metadata.clone()));
+    let mut given = Duplex::new(session, Side::Response, metadata);
+    given.hold(body.clone());
+    given.hold_end(None);
+    if let Some(answer) = answer {
+        let said = hear(ex, answer).await?;
+        match config.hear_response(session, said, ex, head, true) {
+            Verdict::Reply(reply) => return Err(Stopped::Reply(reply)),
+            Verdict::Go(Some(other), true) => {
+                session.borrow_mut().replace_body(Side::Response);
+                head.fields.remove_known(Known::ContentLength);
+                *body = other;
+                return Ok(());
+            }
+            Verdict::Go(..) => {}
+        }
+    }
+    head.fields.remove_known(Known::ContentLength);
+    let (other, _) = hear(ex, duplex::whole(given)).await?.map_err(Stopped::Reply)?;
+    *body = other;
+    Ok(())
+}
+
+async fn hear<T>(ex: &mut Exchange<'_>, answer: impl Future<Output = T>) -> Result<T, Stopped> {
     let mut answer = pin!(answer);
     let said = poll_fn(|context| {
         if let Poll::Ready(said) = answer.as_mut().poll(context) {

@@ -3,30 +3,29 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{poll_fn, Future};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
-use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode as mode_pb;
-use outrigger_control_api::pb::envoy::extensions::filters::http::ext_proc::v3::ProcessingMode;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
-use outrigger_control_api::pb::google::protobuf::value::Kind;
 use outrigger_control_api::pb::google::protobuf::Struct;
 use prost::Message;
 
-use super::mutation::{self, Refused};
-use super::{Body, Config, Mode};
-use crate::config::services::GrpcTarget;
+use super::watch::Watcher;
+use super::{http, Body, Config, Mode, Service};
 use crate::http::call_stream::{Ended, GrpcStream};
-use crate::http::exchange::{Exchange, Reply};
+use crate::http::exchange::Exchange;
 use crate::http::worker::Worker;
 
 const PATH: &[u8] = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+
+/// Nothing more is heard while one side has not taken so many bytes that the service has said of it.
+const KEPT: usize = 1 << 20;
 
 /// Under this name attributes are told.
 const NAME: &str = "envoy.filters.http.ext_proc";
@@ -37,29 +36,54 @@ pub(in crate::http) struct Session {
     pub(in crate::http) config: Arc<Config>,
     pub(in crate::http) mode: Mode,
     worker: Rc<Worker>,
-    terms: Terms,
-    stream: Option<GrpcStream>,
+    pub(super) terms: Terms,
+    pub(super) stream: Option<GrpcStream>,
+    /// The stream, where the service only watches.
+    pub(super) watcher: Option<Watcher>,
     /// What it has said of the other side's parts than the one that read it, by [`Side`].
     kept: [VecDeque<Box<pb::ProcessingResponse>>; 2],
+    /// Bytes of that.
+    kept_bytes: usize,
     /// Questions without an answer, by side.
     asked: [usize; 2],
+    /// How far each side is.
+    flows: [Flow; 2],
+    /// The service has been given of a body what it alone has now, by side.
+    given: [bool; 2],
     /// What it is told of the stream with the next message.
     attributes: Option<Struct>,
+    /// It knows how bodies come.
+    introduced: bool,
     /// Metadata that it wants set, until who is asked about a body's pieces can set it.
     pub(super) noted: Vec<(String, Struct)>,
     /// The service is not asked any more.
-    done: bool,
+    pub(super) done: bool,
+}
+
+/// How far a side is whose body the service takes and gives as it likes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Flow {
+    /// It does not, or not yet.
+    #[default]
+    Other,
+    /// It has yet to say something of the head, and may be given the body.
+    Head,
+    Body,
+    /// Another body has taken its place.
+    Replaced,
 }
 
 /// What the request's route may say in place of the filter.
 #[derive(Debug)]
 pub(super) struct Terms {
     /// Who looks.
-    pub target: Arc<GrpcTarget>,
+    pub service: Service,
     /// Without an answer all goes on.
     pub fail_open: bool,
     /// Dynamic metadata that the service sees, by namespace.
     pub told: Arc<[Box<str>]>,
+    /// Messages among them, likewise.
+    pub told_typed: Arc<[Box<str>]>,
     /// Those that it may set.
     pub heard: Arc<[Box<str>]>,
 }
@@ -80,6 +104,16 @@ impl Side {
     }
 }
 
+/// A question that was asked.
+enum Begun {
+    /// The service is not asked any more.
+    Nothing,
+    /// On the stream; an answer may take so long.
+    Sent(Option<Duration>),
+    /// In a call of its own, which may.
+    Called(Duration, Pin<Box<dyn Future<Output = Said>>>),
+}
+
 /// What came of a question.
 #[derive(Debug)]
 pub(in crate::http) enum Said {
@@ -89,6 +123,8 @@ pub(in crate::http) enum Said {
     TimedOut,
     /// It needs so much time for its answer.
     Later(Duration),
+    /// The service has refused an answer over HTTP, or has given none.
+    NotOk,
     /// The service is not asked any more.
     Nothing,
 }
@@ -107,9 +143,14 @@ impl Session {
             worker,
             terms,
             stream: None,
+            watcher: None,
             kept: [const { VecDeque::new() }; 2],
+            kept_bytes: 0,
             asked: [0; 2],
+            flows: [Flow::Other; 2],
+            given: [false; 2],
             attributes: None,
+            introduced: false,
             noted: Vec::new(),
             done: false,
         }
@@ -117,7 +158,7 @@ impl Session {
 
     /// Whether the service is not asked any more.
     pub(in crate::http) fn is_done(&self) -> bool {
-        self.done
+        self.done || self.watcher.as_ref().is_some_and(Watcher::has_ended)
     }
 
     /// The metadata that the service sees.
@@ -130,6 +171,10 @@ impl Session {
                 }
             }
         }
+        if let Some(all) = &ex.info.typed_metadata {
+            let found = self.terms.told_typed.iter().filter_map(|name| all.get_key_value(&**name));
+            seen.typed_filter_metadata.extend(found.map(|(name, value)| (name.clone(), value.clone())));
+        }
         seen
     }
 
@@ -139,73 +184,197 @@ impl Session {
     }
 
     /// The stream ends; counted once.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         if self.stream.take().is_some() {
             self.config.stats.streams_closed.increment(1);
         }
         self.done = true;
     }
 
-    /// Sends a question, on a stream that it opens if there is none.
-    pub(super) fn send(&mut self, ask: Ask, metadata: Metadata) {
-        self.asked[Side::of(&ask) as usize] += 1;
-        let stats = &self.config.stats;
+    /// The body of `side` goes to the service as it comes.
+    pub(super) fn begin_body(&mut self, side: Side) {
+        let flow = &mut self.flows[side as usize];
+        if *flow == Flow::Other {
+            *flow = Flow::Body;
+        }
+    }
+
+    /// The body of `side` has its end: the service has nothing more to say of it.
+    pub(super) fn end_body(&mut self, side: Side) {
+        if self.is_duplex(side) {
+            self.flows[side as usize] = Flow::Other;
+            self.asked[side as usize] = 0;
+        }
+    }
+
+    /// What the service says of the body of `side` counts no more: it has given another.
+    pub(in crate::http) fn replace_body(&mut self, side: Side) {
+        let flow = &mut self.flows[side as usize];
+        if *flow != Flow::Other {
+            *flow = Flow::Replaced;
+            self.given[side as usize] = false;
+            self.asked[side as usize] = 0;
+        }
+    }
+
+    /// Whether the body of `side` is what the service says.
+    pub(super) fn is_duplex(&self, side: Side) -> bool {
+        matches!(self.flows[side as usize], Flow::Head | Flow::Body)
+    }
+
+    /// Whether it is another that it has given.
+    pub(super) fn is_replaced(&self, side: Side) -> bool {
+        self.flows[side as usize] == Flow::Replaced
+    }
+
+    /// Whether the service has yet to say something of the head of `side`, whose body it may be given.
+    pub(super) fn awaits_head(&self, side: Side) -> bool {
+        self.flows[side as usize] == Flow::Head
+    }
+
+    /// Bytes that the service has not taken yet.
+    pub(super) fn unsent(&self) -> usize {
+        self.stream.as_ref().map_or(0, GrpcStream::unsent)
+    }
+
+    /// What waits to be sent is, as far as the service takes it.
+    pub(super) fn flush(&mut self, context: &mut Context<'_>) {
+        if let Some(stream) = &mut self.stream {
+            stream.flush(context);
+        }
+    }
+
+    /// Whether all goes on without the service: not where it has what would have to go on.
+    pub(super) fn fails_open(&self) -> bool {
+        self.terms.fail_open && self.given == [false; 2]
+    }
+
+    fn question(&mut self, ask: Ask, metadata: Metadata) -> pb::ProcessingRequest {
         let attributes = self.attributes.take().map(|attributes| (NAME.to_owned(), attributes));
-        let question = pb::ProcessingRequest {
+        let watches = self.config.watches.is_some();
+        let first = !watches && !std::mem::replace(&mut self.introduced, true);
+        pb::ProcessingRequest {
             attributes: attributes.into_iter().collect(),
             metadata_context: Some(metadata),
+            observability_mode: watches,
+            protocol_config: first.then(|| self.mode.protocol()),
             request: Some(ask),
-            ..pb::ProcessingRequest::default()
-        };
-        let mut bytes = question.encode_to_vec();
-        let (worker, target, mode) = (&self.worker, &self.terms.target, self.mode);
-        let stream = self.stream.get_or_insert_with(|| {
+        }
+    }
+
+    /// Sends a question, on a stream that it opens if there is none.
+    pub(super) fn send(&mut self, ask: Ask, metadata: Metadata) {
+        let side = Side::of(&ask);
+        self.asked[side as usize] += 1;
+        self.given[side as usize] |=
+            self.is_duplex(side) && matches!(ask, Ask::RequestBody(_) | Ask::ResponseBody(_));
+        let bytes = self.question(ask, metadata).encode_to_vec();
+        let Service::Grpc(target) = &self.terms.service else { return };
+        if self.is_done() {
+            return;
+        }
+        let (worker, stats) = (&self.worker, &self.config.stats);
+        let open = || {
             stats.streams_started.increment(1);
-            bytes.extend_from_slice(&protocol(mode));
             GrpcStream::new(worker, target, PATH)
-        });
-        stream.send(&bytes);
+        };
+        match self.config.watches {
+            None => self.stream.get_or_insert_with(open).send(&bytes),
+            Some(linger) => {
+                let fail_open = self.terms.fail_open;
+                let begin = || Watcher::new(open(), self.config.clone(), fail_open, linger);
+                self.watcher.get_or_insert_with(begin).send(bytes);
+            }
+        }
         stats.stream_msgs_sent.increment(1);
     }
 
     /// Asks, and waits for what the service says to that.
-    pub(in crate::http) async fn ask(session: Rc<RefCell<Self>>, ask: Ask, metadata: Metadata) -> Said {
+    pub(in crate::http) fn ask(
+        session: Rc<RefCell<Self>>,
+        ask: Ask,
+        metadata: Metadata,
+    ) -> impl Future<Output = Said> {
         let side = Side::of(&ask);
-        let timeout = {
-            let mut session = session.borrow_mut();
-            if session.done {
-                return Said::Nothing;
+        let begun = session.borrow_mut().begin(ask, metadata);
+        async move {
+            let (timeout, call) = match begun {
+                Begun::Nothing => return Said::Nothing,
+                Begun::Sent(timeout) => (timeout, None),
+                Begun::Called(timeout, call) => (Some(timeout), Some(call)),
+            };
+            if let (Some(call), Some(timeout)) = (call, timeout) {
+                return tokio::time::timeout(timeout, call).await.unwrap_or(Said::TimedOut);
             }
-            session.send(ask, metadata);
-            session.config.timeout
-        };
-        let mut limit = pin!(tokio::time::sleep(timeout));
-        let mut extended = false;
-        poll_fn(|context| {
-            let mut session = session.borrow_mut();
-            loop {
-                match session.poll_said(side, context) {
-                    Poll::Pending => break,
-                    Poll::Ready(Said::Later(wanted)) => {
-                        if let Some(wanted) = session.may_take(wanted, &mut extended) {
-                            limit.as_mut().reset(tokio::time::Instant::now() + wanted);
+            let mut limit = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+            let mut extended = false;
+            poll_fn(|context| {
+                let mut session = session.borrow_mut();
+                loop {
+                    match session.poll_said(side, context) {
+                        Poll::Pending => break,
+                        Poll::Ready(Said::Later(wanted)) => {
+                            if let Some(wanted) = session.may_take(wanted, limit.is_some(), &mut extended) {
+                                if let Some(limit) = &mut limit {
+                                    limit.as_mut().reset(tokio::time::Instant::now() + wanted);
+                                }
+                            }
+                        }
+                        said => {
+                            if session.awaits_head(side) {
+                                session.flows[side as usize] = Flow::Body;
+                            }
+                            return said;
                         }
                     }
-                    said => return said,
                 }
-            }
-            limit.as_mut().poll(context).map(|()| Said::TimedOut)
-        })
-        .await
+                match &mut limit {
+                    Some(limit) => limit.as_mut().poll(context).map(|()| Said::TimedOut),
+                    None => Poll::Pending,
+                }
+            })
+            .await
+        }
+    }
+
+    /// Asks; says how long an answer may take.
+    fn begin(&mut self, ask: Ask, metadata: Metadata) -> Begun {
+        if self.is_done() {
+            return Begun::Nothing;
+        }
+        let timeout = self.config.timeout;
+        if let Service::Http(target) = &self.terms.service {
+            let target = target.clone();
+            let question = self.question(ask, metadata);
+            self.config.stats.stream_msgs_sent.increment(1);
+            return Begun::Called(timeout, Box::pin(http::ask(self.worker.clone(), target, question)));
+        }
+        let (duplex, ends) = match &ask {
+            Ask::RequestHeaders(head) => (self.mode.request_body == Body::Duplex, head.end_of_stream),
+            Ask::ResponseHeaders(head) => (self.mode.response_body == Body::Duplex, head.end_of_stream),
+            _ => (false, false),
+        };
+        if duplex && !ends {
+            self.flows[Side::of(&ask) as usize] = Flow::Head;
+        }
+        self.send(ask, metadata);
+        // Where it may gather a body it has all the time it wants.
+        Begun::Sent((!duplex).then_some(timeout))
     }
 
     /// What the service says next of the parts of `side`.
     pub(super) fn poll_said(&mut self, side: Side, context: &mut Context<'_>) -> Poll<Said> {
         if let Some(kept) = self.kept[side as usize].pop_front() {
+            self.kept_bytes = self.kept_bytes.saturating_sub(kept.encoded_len());
             self.asked[side as usize] = self.asked[side as usize].saturating_sub(1);
             return Poll::Ready(Said::Answer(kept));
         }
         while let Some(stream) = &mut self.stream {
+            if self.kept_bytes >= KEPT {
+                // The other side takes what it has first; both are of one task.
+                stream.flush(context);
+                return Poll::Pending;
+            }
             let bytes = match ready!(stream.poll_next(context)) {
                 Err(ended) => return Poll::Ready(Said::Ended(ended)),
                 Ok(bytes) => bytes,
@@ -229,218 +398,28 @@ impl Session {
                 _ => side,
             };
             // What nobody asked about is out of turn, whoever hears it.
-            if of == side || self.kept[of as usize].len() >= self.asked[of as usize] {
+            let unasked = self.kept[of as usize].len() >= self.asked[of as usize] && !self.is_duplex(of);
+            if of == side || unasked {
                 self.asked[side as usize] = self.asked[side as usize].saturating_sub(1);
                 return Poll::Ready(Said::Answer(Box::new(answer)));
             }
             // Both sides are of one task, and the other may have looked before.
+            self.kept_bytes += answer.encoded_len();
             self.kept[of as usize].push_back(Box::new(answer));
             context.waker().wake_by_ref();
         }
         Poll::Ready(Said::Nothing)
     }
 
-    /// Whether the service may take so long for an answer, which it may ask for once.
-    pub(super) fn may_take(&self, wanted: Duration, extended: &mut bool) -> Option<Duration> {
+    /// Whether the service may take so long for an answer, which it may ask for once where that is `timed`.
+    pub(super) fn may_take(&self, wanted: Duration, timed: bool, extended: &mut bool) -> Option<Duration> {
         let stats = &self.config.stats;
-        if !*extended && wanted >= Duration::from_millis(1) && wanted <= self.config.max_timeout {
+        if timed && !*extended && wanted >= Duration::from_millis(1) && wanted <= self.config.max_timeout {
             stats.override_message_timeout_received.increment(1);
             *extended = true;
             return Some(wanted);
         }
         stats.override_message_timeout_ignored.increment(1);
         None
-    }
-}
-
-/// The field of the first message that tells how bodies come (`protocol_config`).
-fn protocol(mode: Mode) -> Vec<u8> {
-    let code = |body: Body| match body {
-        Body::None => 0,
-        Body::Pieces => mode_pb::BodySendMode::Streamed as u8,
-        Body::Whole => mode_pb::BodySendMode::Buffered as u8,
-        Body::Beginning => mode_pb::BodySendMode::BufferedPartial as u8,
-    };
-    let mut inner = Vec::new();
-    for (field, code) in [(1u8, code(mode.request_body)), (2, code(mode.response_body))] {
-        if code != 0 {
-            inner.extend_from_slice(&[field << 3, code]);
-        }
-    }
-    // Field 11 holds a message of a few bytes.
-    let mut out = vec![11 << 3 | 2, inner.len() as u8];
-    out.extend(inner);
-    out
-}
-
-impl Mode {
-    /// What `mode` says; `None` if it wants what is not supported.
-    pub(crate) fn of(mode: &ProcessingMode) -> Option<Self> {
-        use mode_pb::{BodySendMode, HeaderSendMode};
-        let body = |value: i32| match BodySendMode::try_from(value) {
-            Ok(BodySendMode::None) => Some(Body::None),
-            Ok(BodySendMode::Streamed) => Some(Body::Pieces),
-            Ok(BodySendMode::Buffered) => Some(Body::Whole),
-            Ok(BodySendMode::BufferedPartial) => Some(Body::Beginning),
-            _ => None,
-        };
-        let sends = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Send);
-        let skips = |value: i32| HeaderSendMode::try_from(value) == Ok(HeaderSendMode::Skip);
-        Some(Self {
-            request_head: !skips(mode.request_header_mode),
-            response_head: !skips(mode.response_header_mode),
-            request_body: body(mode.request_body_mode)?,
-            response_body: body(mode.response_body_mode)?,
-            request_trailers: sends(mode.request_trailer_mode),
-            response_trailers: sends(mode.response_trailer_mode),
-        })
-    }
-}
-
-/// Sets the metadata that the service wanted set.
-pub(in crate::http) fn set_metadata(session: &mut Session, ex: &mut Exchange<'_>) {
-    for (name, fields) in session.noted.drain(..) {
-        let all = ex.info.metadata.get_or_insert_default();
-        all.entry(name).or_default().fields.extend(fields.fields);
-    }
-}
-
-impl Config {
-    /// As [`Config::settle_later`], and what has been noted of metadata is set.
-    pub(in crate::http) fn settle(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        said: Said,
-        ex: &mut Exchange<'_>,
-    ) -> Result<Option<Says>, Box<Reply>> {
-        let settled = self.settle_later(session, said);
-        set_metadata(&mut session.borrow_mut(), ex);
-        settled
-    }
-
-    /// What an answer of any kind means for the request: what the service says of the part it was asked about, `None`
-    /// where it has nothing to say, or the answer to the request.
-    pub(super) fn settle_later(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        said: Said,
-    ) -> Result<Option<Says>, Box<Reply>> {
-        let stats = &self.stats;
-        let fail_open = session.borrow().terms.fail_open;
-        let answer = match said {
-            Said::Nothing | Said::Later(_) => return Ok(None),
-            Said::Answer(answer) => answer,
-            Said::TimedOut => {
-                stats.message_timeouts.increment(1);
-                session.borrow_mut().close();
-                if fail_open {
-                    stats.failure_mode_allowed.increment(1);
-                    return Ok(None);
-                }
-                return Err(Box::new(self.failure(504, "ext_proc_error_per-message_timeout_exceeded")));
-            }
-            Said::Ended(ended) => {
-                let mut session = session.borrow_mut();
-                stats.server_half_closed.increment(1);
-                if ended.status == 0 {
-                    session.close();
-                    return Ok(None);
-                }
-                stats.streams_failed.increment(1);
-                if fail_open {
-                    session.close();
-                    stats.failure_mode_allowed.increment(1);
-                    return Ok(None);
-                }
-                session.stream = None;
-                session.done = true;
-                let Ended { status, message } = ended;
-                let message = match &*message {
-                    "" => "{via_upstream}".to_owned(),
-                    message => format!("{{{message}{{via_upstream}}}}"),
-                };
-                let details = format!("ext_proc_error_gRPC_error_{status}{message}");
-                return Err(Box::new(self.failure(self.status_on_error, &details)));
-            }
-        };
-        let Some(says) = answer.response else { return self.out_of_turn(session, None).map(|()| None) };
-        if let Some(metadata) = answer.dynamic_metadata {
-            let mut session = session.borrow_mut();
-            let heard = session.terms.heard.clone();
-            for (name, value) in metadata.fields {
-                if let (true, Some(Kind::StructValue(fields))) =
-                    (heard.iter().any(|heard| **heard == *name), value.kind)
-                {
-                    session.noted.push((name, fields));
-                }
-            }
-        }
-        let of_head = matches!(says, Says::RequestHeaders(_) | Says::ResponseHeaders(_));
-        if let Some(mode) = answer.mode_override.as_ref().filter(|_| self.allow_override && of_head) {
-            let mut session = session.borrow_mut();
-            // The head of the request has been looked at.
-            let mode = Mode::of(mode).map(|mode| Mode { request_head: session.mode.request_head, ..mode });
-            if let Some(mode) = mode {
-                let same = |other: &Mode| Mode { request_head: mode.request_head, ..*other } == mode;
-                if self.overrides.is_empty() || self.overrides.iter().any(same) {
-                    session.mode = mode;
-                }
-            }
-        }
-        if let Says::ImmediateResponse(said) = says {
-            if self.no_immediate {
-                return self.out_of_turn(session, Some(&Says::ImmediateResponse(said))).map(|()| None);
-            }
-            stats.stream_msgs_received.increment(1);
-            session.borrow_mut().close();
-            return Err(Box::new(self.immediate(said)));
-        }
-        Ok(Some(says))
-    }
-
-    /// The service has said something out of turn, and is not asked any more. An answer to the request unless that may
-    /// go on without it.
-    pub(in crate::http) fn out_of_turn(
-        &self,
-        session: &Rc<RefCell<Session>>,
-        says: Option<&Says>,
-    ) -> Result<(), Box<Reply>> {
-        self.stats.spurious_msgs_received.increment(1);
-        let mut session = session.borrow_mut();
-        session.close();
-        if session.terms.fail_open {
-            self.stats.failure_mode_allowed.increment(1);
-            return Ok(());
-        }
-        let details = if says.is_some() { "spurious_message" } else { "unhandled_message" };
-        Err(Box::new(self.failure(self.status_on_error, details)))
-    }
-
-    /// The answer where a change is not allowed.
-    pub(in crate::http) fn refuse(&self, session: &Rc<RefCell<Session>>, refused: Refused) -> Reply {
-        session.borrow_mut().close();
-        self.failure(self.status_on_error, refused.0)
-    }
-
-    fn failure(&self, status: u16, details: &str) -> Reply {
-        self.stats.immediate_responses_sent.increment(1);
-        Reply::new(status, details.to_owned())
-    }
-
-    fn immediate(&self, said: pb::ImmediateResponse) -> Reply {
-        self.stats.immediate_responses_sent.increment(1);
-        let status = said.status.and_then(|status| u16::try_from(status.code).ok());
-        let status = status.filter(|status| (200..600).contains(status)).unwrap_or(200);
-        let details: String =
-            said.details.chars().map(|c| if c.is_ascii_whitespace() { '_' } else { c }).collect();
-        let mut reply = Reply::new(status, details);
-        if let Some(status) = said.grpc_status {
-            reply = reply.grpc_status(Some(status.status.to_string().into()));
-        }
-        reply.body = said.body.into();
-        match said.headers {
-            Some(changes) => reply.with_fields(mutation::fields(self, &changes)),
-            None => reply,
-        }
     }
 }

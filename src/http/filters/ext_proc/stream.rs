@@ -15,12 +15,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
+use outrigger_control_api::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use tokio::time::{sleep, Instant, Sleep};
 
 use super::mutation;
 use super::session::{Said, Session, Side};
+use super::settle::{SPURIOUS, STREAMED};
 use super::Verdict;
 use crate::http::fields::Fields;
 use crate::http::stages::{Passes, Stop};
@@ -99,11 +101,6 @@ impl Processor {
             timer: None,
             extended: false,
         }
-    }
-
-    /// Whether the body's length may be another afterwards.
-    pub(in crate::http) fn changes_length(&self) -> bool {
-        self.look != Look::Pass
     }
 
     /// Bytes that wait.
@@ -212,7 +209,7 @@ impl Processor {
                 Poll::Pending => break,
                 Poll::Ready(Said::Later(wanted)) => {
                     if let (Some(wanted), Some(timer)) =
-                        (session.may_take(wanted, &mut self.extended), &mut self.timer)
+                        (session.may_take(wanted, true, &mut self.extended), &mut self.timer)
                     {
                         timer.as_mut().reset(Instant::now() + wanted);
                     }
@@ -242,6 +239,15 @@ impl Processor {
             (Side::Request, Says::RequestBody(said)) | (Side::Response, Says::ResponseBody(said))
                 if matches!(self.held.front(), Some(Held::Shown(_))) =>
             {
+                let streamed = |common: &pb::CommonResponse| {
+                    let mutation = common.body_mutation.as_ref().and_then(|change| change.mutation.as_ref());
+                    matches!(mutation, Some(Mutation::StreamedResponse(_)))
+                };
+                if said.response.as_ref().is_some_and(streamed) {
+                    config.out_of_turn(&self.session, STREAMED).map_err(Stop::Reply)?;
+                    self.let_go();
+                    return Ok(());
+                }
                 config.stats.stream_msgs_received.increment(1);
                 let changed = said.response.map(|common| mutation::body_of(common, false));
                 if let Some(Held::Shown(piece)) = self.held.pop_front() {
@@ -269,8 +275,8 @@ impl Processor {
                 self.trailers = false;
                 self.end = End::Held(Some(trailers));
             }
-            (_, says) => {
-                config.out_of_turn(&self.session, Some(&says)).map_err(Stop::Reply)?;
+            _ => {
+                config.out_of_turn(&self.session, SPURIOUS).map_err(Stop::Reply)?;
                 self.let_go();
             }
         }
