@@ -72,7 +72,7 @@ fn wrong_listeners_are_refused() {
         ),
         (
             json!({"address/socket_address/protocol": "UDP", "filter_chains": null}),
-            "listener_filters: a UDP listener has one filter, the UDP proxy",
+            "listener_filters: a UDP listener has one filter: the UDP proxy, or the DNS filter",
         ),
         (
             json!({"filter_chains/0/filters": [tcp_proxy("origin"), tcp_proxy("origin")]}),
