@@ -524,7 +524,14 @@ async fn finish(
     loop {
         tokio::time::sleep(POLL * 2).await;
         let now = Instant::now();
+        let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
+        let busy = sum(|status| status.busy.load(Ordering::Relaxed));
         if now >= deadline {
+            if busy > 0 {
+                tracing::warn!(
+                    "the drain time is over, and {busy} requests and relayed connections are cut off"
+                );
+            }
             return;
         }
         if let Some(beside) = &application {
@@ -546,9 +553,7 @@ async fn finish(
         }
         let stopped = listeners.is_closed();
         drop(listeners);
-        let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
         let connections = sum(|status| status.connections.load(Ordering::Relaxed));
-        let busy = sum(|status| status.busy.load(Ordering::Relaxed));
         let quiet =
             workers.statuses.iter().map(|s| s.quiet_ms.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
         if stopped && connections == 0 {

@@ -324,7 +324,13 @@ impl Compiler {
             const NETWORK: &str = "envoy.extensions.matching.common_inputs.network.v3.";
             const SSL: &str = "envoy.extensions.matching.common_inputs.ssl.v3.";
             let found = type_of(any);
-            let known = match (found.strip_prefix(NETWORK), found.strip_prefix(SSL)) {
+            let parts = (found.strip_prefix(NETWORK), found.strip_prefix(SSL));
+            let of_datagrams =
+                ["DestinationIPInput", "DestinationPortInput", "SourceIPInput", "SourcePortInput"];
+            let routes = matches!(self.actions, Actions::Route(_));
+            let known = match parts {
+                // Of a datagram no more than its addresses is known.
+                (name, _) if routes && !name.is_some_and(|name| of_datagrams.contains(&name)) => None,
                 (Some("DestinationIPInput"), _) => Some(Input::Ip(Whose::Destination)),
                 (Some("DestinationPortInput"), _) => Some(Input::Port(Whose::Destination)),
                 (Some("SourceIPInput"), _) => Some(Input::Ip(Whose::Remote)),

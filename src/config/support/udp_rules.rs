@@ -15,13 +15,17 @@ pub(super) static UDP: &[(&str, &[FieldRule])] = &[
         &[
             FieldRule::Field(1, NAMED),
             FieldRule::OneOf("route_specifier"),
-            FieldRule::Field(2, &[Check::UnlessEmpty(NAMED)]),
+            FieldRule::Field(2, NAMED),
             FieldRule::Field(5, &[Check::MaxItems(1)]),
         ],
     ),
     (
         "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.HashPolicy",
-        &[FieldRule::OneOf("policy_specifier")],
+        &[
+            FieldRule::OneOf("policy_specifier"),
+            FieldRule::Field(1, &[Check::Bool(true)]),
+            FieldRule::Field(2, NAMED),
+        ],
     ),
     ("envoy.extensions.filters.udp.udp_proxy.v3.Route", &[FieldRule::Field(1, NAMED)]),
     ("envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig", &[FieldRule::Field(1, NAMED)]),
@@ -40,12 +44,18 @@ pub(super) static UDP: &[(&str, &[FieldRule])] = &[
     ),
     (
         "envoy.data.dns.v3.DnsTable.DnsServiceProtocol",
-        &[FieldRule::OneOf("protocol_config"), FieldRule::Field(1, &[Check::Below(255.0)])],
+        &[
+            FieldRule::OneOf("protocol_config"),
+            FieldRule::Field(1, &[Check::Below(255.0)]),
+            FieldRule::Field(2, DNS_NAME),
+        ],
     ),
     (
         "envoy.data.dns.v3.DnsTable.DnsServiceTarget",
         &[
             FieldRule::OneOf("endpoint_type"),
+            FieldRule::Field(1, DNS_NAME),
+            FieldRule::Field(2, DNS_NAME),
             FieldRule::Field(3, SHORT),
             FieldRule::Field(4, SHORT),
             FieldRule::Field(5, SHORT),
