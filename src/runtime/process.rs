@@ -518,8 +518,9 @@ async fn finish(
     let mut application = (flags.outlive_application && !replaced).then(Application::default);
     let mut looked: Option<Instant> = None;
     let deadline = start + limit;
-    // Sockets stay open for latecomers until this long before the end.
-    let stop_at = deadline - (limit / 10).min(Duration::from_secs(1));
+    // Sockets stay open for latecomers until this long before the end: what they ask for must still be answered, on a
+    // machine with others to serve too.
+    let stop_at = deadline - (limit / 4).min(Duration::from_secs(1));
     let mut stop_after: Option<Instant> = None;
     loop {
         tokio::time::sleep(POLL * 2).await;

@@ -197,6 +197,24 @@ fn masked(response: Option<Vec<u8>>) -> String {
     }
 }
 
+/// Nobody answers.
+async fn in_vain(proxy: &Proxy, socket: &impl Fn(&str) -> UdpSocket) {
+    // A try and one more, of a second each.
+    let late = query(5, "late.example.net", RecordType::A);
+    let said = masked(ask(&socket("forward"), &late, DEADLINE));
+    assert!(said.starts_with("[00, 05, 81, 83] "), "{said}");
+    // Two may wait; the third is told at once.
+    let waiting: Vec<UdpSocket> = (0..2).map(|_| socket("few")).collect();
+    for socket in &waiting {
+        socket.send(&late).expect("sent");
+    }
+    let said = masked(ask(&socket("few"), &late, DEADLINE));
+    assert!(said.starts_with("[00, 05, 81, 83] "), "{said}");
+    let answered = || async { proxy.stats().await.get("dns_filter.few.downstream_tx_responses").copied() };
+    assert_eq!(answered().await, Some(1));
+    assert!(eventually(DEADLINE, || async { answered().await == Some(3) }).await);
+}
+
 type Seen = (Vec<String>, BTreeMap<String, u64>, Vec<String>);
 
 async fn observe(kind: Kind) -> Seen {
@@ -212,7 +230,7 @@ async fn observe(kind: Kind) -> Seen {
     let values = [("resolver", server.port.to_string()), ("tables", tables.path().display().to_string())];
     let template = template();
     let mut plan = Plan::new(kind, &template, &values);
-    plan.arguments = &["--file-flush-interval-msec", "50"];
+    plan.arguments = &["--concurrency", "1", "--file-flush-interval-msec", "50"];
     let proxy = Proxy::start(plan).await;
     let socket = |name: &str| {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -230,21 +248,11 @@ async fn observe(kind: Kind) -> Seen {
             said.push(format!("{name} {what}: {}", masked(ask(&socket, &datagram, DEADLINE))));
         }
     }
-    // Nobody answers: a try and one more, of a second each.
-    let late = query(5, "late.example.net", RecordType::A);
-    said.push(format!("forward late: {}", masked(ask(&socket("forward"), &late, DEADLINE))));
-    // Two may wait; the third is told at once.
-    let waiting: Vec<UdpSocket> = (0..2).map(|_| socket("few")).collect();
-    for socket in &waiting {
-        socket.send(&late).expect("sent");
-    }
-    said.push(format!("few third: {}", masked(ask(&socket("few"), &late, DEADLINE))));
-    let answered =
-        |stats: &BTreeMap<String, u64>| stats.get("dns_filter.few.downstream_tx_responses").copied();
-    said.push(format!("few: {:?} answered", answered(&proxy.stats().await)));
-    let all = || async { answered(&proxy.stats().await) == Some(3) };
-    said.push(format!("few: all {}", eventually(DEADLINE, all).await));
     let stats = proxy.stats().await.into_iter().filter(|(name, _)| name.starts_with("dns_filter.")).collect();
+    // Envoy may miss the end of a second, and waits for its resolver then.
+    if kind == Kind::Outrigger {
+        in_vain(&proxy, &socket).await;
+    }
     let mut lines = Vec::new();
     for (name, count) in
         [("text", NAMES.len() + datagrams().len()), ("json", NAMES.len() + datagrams().len())]
