@@ -9,7 +9,7 @@ use super::cluster::{Address, SocketOption, SocketTuning};
 use super::http::HttpConnectionManager;
 use super::retirement::Retirement;
 use super::tcp::TcpProxy;
-use super::udp::UdpProxy;
+use super::udp::UdpService;
 use crate::listener::permissive::Permissive;
 use crate::policy::authz::NetworkAuthz;
 use crate::policy::limits::{ConnectionLimit, ConnectionRate};
@@ -45,7 +45,7 @@ pub struct Listener {
     /// Serves what no chain matches.
     pub default_chain: Option<Arc<FilterChain>>,
     /// It takes datagrams, and has no filter chains.
-    pub udp: Option<Arc<UdpProxy>>,
+    pub udp: Option<UdpService>,
     /// What is looked at before a chain is chosen.
     pub inspect: Inspect,
     /// Who says where a connection really comes from, before anything else is looked at.

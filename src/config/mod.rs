@@ -12,6 +12,7 @@ pub mod compile;
 pub mod control_secret;
 pub mod demand;
 pub mod discovery;
+pub mod dns_filter;
 pub mod drops;
 #[cfg(test)]
 pub(crate) mod fixtures;

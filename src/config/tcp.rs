@@ -216,7 +216,8 @@ fn log_options(config: &pb::TcpProxy, problems: &mut Problems) -> LogOptions {
     })
 }
 
-fn check_interval(interval: Option<Duration>, field: &str, problems: &mut Problems) {
+/// Reports an interval of less than a millisecond, the shortest that Envoy takes.
+pub(crate) fn check_interval(interval: Option<Duration>, field: &str, problems: &mut Problems) {
     if let Some(interval) = interval.filter(|interval| *interval < Duration::from_millis(1)) {
         problems.report_at(field, format_args!("is {interval:?}, must be at least 1ms"));
     }

@@ -518,13 +518,21 @@ async fn finish(
     let mut application = (flags.outlive_application && !replaced).then(Application::default);
     let mut looked: Option<Instant> = None;
     let deadline = start + limit;
-    // Sockets stay open for latecomers until this long before the end.
-    let stop_at = deadline - (limit / 10).min(Duration::from_secs(1));
+    // Sockets stay open for latecomers until this long before the end: what they ask for must still be answered, on a
+    // machine with others to serve too.
+    let stop_at = deadline - (limit / 4).min(Duration::from_secs(1));
     let mut stop_after: Option<Instant> = None;
     loop {
         tokio::time::sleep(POLL * 2).await;
         let now = Instant::now();
+        let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
+        let busy = sum(|status| status.busy.load(Ordering::Relaxed));
         if now >= deadline {
+            if busy > 0 {
+                tracing::warn!(
+                    "the drain time is over, and {busy} requests and relayed connections are cut off"
+                );
+            }
             return;
         }
         if let Some(beside) = &application {
@@ -546,9 +554,7 @@ async fn finish(
         }
         let stopped = listeners.is_closed();
         drop(listeners);
-        let sum = |of: fn(&Status) -> usize| workers.statuses.iter().map(|status| of(status)).sum::<usize>();
         let connections = sum(|status| status.connections.load(Ordering::Relaxed));
-        let busy = sum(|status| status.busy.load(Ordering::Relaxed));
         let quiet =
             workers.statuses.iter().map(|s| s.quiet_ms.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
         if stopped && connections == 0 {

@@ -395,6 +395,29 @@ stats! {
 }
 
 stats! {
+    /// `dns_filter.<stat_prefix>.` statistics.
+    pub struct DnsFilterStats {
+        counters {
+            a_record_queries, aaaa_record_queries, srv_record_queries, unsupported_queries,
+            cluster_a_record_answers, cluster_aaaa_record_answers, cluster_srv_record_answers,
+            cluster_unsupported_answers, downstream_rx_errors, downstream_rx_invalid_queries,
+            downstream_rx_queries, downstream_tx_responses, external_a_record_answers,
+            external_a_record_queries, external_aaaa_record_answers, external_aaaa_record_queries,
+            external_unsupported_answers, external_unsupported_queries, externally_resolved_queries,
+            known_domain_queries, local_a_record_answers, local_aaaa_record_answers,
+            local_srv_record_answers, local_unsupported_answers, queries_with_additional_rrs,
+            queries_with_ans_or_authority_rrs, query_buffer_underflow, query_parsing_failure,
+            record_name_overflow, unanswered_queries,
+        }
+        gauges {}
+        histograms {
+            downstream_rx_bytes: Bytes, downstream_rx_query_latency: Milliseconds,
+            downstream_tx_bytes: Bytes,
+        }
+    }
+}
+
+stats! {
     /// `listener.<address>.udp.` statistics.
     pub struct UdpListenerStats {
         counters { downstream_rx_datagram_dropped }

@@ -124,7 +124,7 @@ async fn run(cluster: Arc<Cluster>, mut first: Option<oneshot::Sender<()>>) {
         _ => return,
     };
     publish_membership(&cluster);
-    let resolver = Arc::new(Resolver { dns: dns.clone(), current: Mutex::default() });
+    let resolver = Arc::new(Resolver::new(dns.clone()));
     let mut lookups = JoinSet::new();
     let schedule = |lookups: &mut JoinSet<_>, index: usize, target: &mut Target, delay: Duration| {
         let (cluster, resolver, host) = (cluster.clone(), resolver.clone(), target.name.host.clone());
@@ -265,14 +265,31 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
 /// When `/etc/resolv.conf` and `/etc/hosts` were last changed.
 type SystemFiles = [Option<SystemTime>; 2];
 
-/// Answers by the options of one cluster. Made anew when the system's files change, which they do
+/// Answers by the options of one cluster, or of a listener that forwards queries. Made anew when the system's files change, which they do
 /// when a network comes up or a pod's hosts are edited.
-struct Resolver {
+#[derive(Debug)]
+pub struct Resolver {
     dns: Dns,
     current: Mutex<Option<(SystemFiles, TokioResolver)>>,
 }
 
 impl Resolver {
+    /// One that answers by the options of `dns`.
+    pub fn new(dns: Dns) -> Self {
+        Self { dns, current: Mutex::default() }
+    }
+
+    /// The addresses of a name; none where it has none, or nobody says.
+    pub async fn addresses(&self, host: &Arc<str>) -> Vec<IpAddr> {
+        match self.resolve(host).await {
+            Ok(answer) => answer.addresses,
+            Err(reason) => {
+                tracing::debug!("{reason}");
+                Vec::new()
+            }
+        }
+    }
+
     async fn resolve(&self, host: &Arc<str>) -> Result<Answer, DnsError> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Answer { addresses: vec![ip], ttl: None });

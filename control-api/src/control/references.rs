@@ -21,7 +21,7 @@ pub(super) struct Reference {
 }
 
 /// Fields that hold the name of a cluster, or several.
-const CLUSTER_FIELDS: [(&str, &str); 9] = [
+const CLUSTER_FIELDS: [(&str, &str); 12] = [
     ("envoy.config.core.v3.GrpcService.EnvoyGrpc", "cluster_name"),
     ("envoy.config.core.v3.HttpUri", "cluster"),
     ("envoy.config.route.v3.RouteAction", "cluster"),
@@ -30,6 +30,9 @@ const CLUSTER_FIELDS: [(&str, &str); 9] = [
     ("envoy.extensions.clusters.aggregate.v3.ClusterConfig", "clusters"),
     ("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "cluster"),
     ("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight", "name"),
+    ("envoy.data.dns.v3.DnsTable.DnsEndpoint", "cluster_name"),
+    ("envoy.data.dns.v3.DnsTable.DnsServiceTarget", "cluster_name"),
+    ("envoy.extensions.filters.udp.udp_proxy.v3.Route", "cluster"),
     ("envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig", "cluster"),
 ];
 

@@ -117,7 +117,8 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    fn dns(self) -> Dns {
+    /// As the options of nothing in particular: no names, and Envoy's intervals.
+    pub(super) fn dns(self) -> Dns {
         Dns {
             names: Vec::new(),
             refresh: Duration::from_secs(5),

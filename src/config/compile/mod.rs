@@ -24,6 +24,7 @@ pub(crate) mod control_tls;
 mod custom_response;
 mod discovery;
 mod dns;
+mod dns_filter;
 mod endpoints;
 mod ext_authz;
 mod ext_proc;

@@ -1,6 +1,9 @@
-//! The unified matcher of RBAC: `xds.type.matcher.v3.Matcher` in, a [`Tree`] out.
+//! The unified matcher of RBAC and of others that match connections: `xds.type.matcher.v3.Matcher` in, a [`Tree`] out.
+
+use std::sync::Arc;
 
 use outrigger_control_api::pb::envoy::config::rbac::v3::Action as ActionConfig;
+use outrigger_control_api::pb::envoy::extensions::filters::udp::udp_proxy::v3::Route;
 use outrigger_control_api::pb::envoy::extensions::matching::common_inputs::network::v3::{
     dynamic_metadata_input::path_segment::Segment, DynamicMetadataInput,
 };
@@ -22,6 +25,7 @@ use crate::policy::rbac::{Action, MetadataMatcher, Networks, Whose};
 use crate::telemetry::stream_info::read_dynamic_metadata;
 
 const ACTION: &str = "envoy.config.rbac.v3.Action";
+const ROUTE: &str = "envoy.extensions.filters.udp.udp_proxy.v3.Route";
 const SKIP: &str = "envoy.extensions.filters.common.matcher.action.v3.SkipFilter";
 const IP: &str = "envoy.extensions.matching.input_matchers.ip.v3.Ip";
 const METADATA: &str = "envoy.extensions.matching.input_matchers.metadata.v3.Metadata";
@@ -32,24 +36,44 @@ const HEADER: &str = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput";
 
 /// Compiles `config`. `None` when a problem was reported.
 pub(super) fn compile(layer: Layer, config: &pb::Matcher, problems: &mut Problems) -> Option<Tree> {
-    let mut compiler = Compiler { layer, logs: false, skips: false };
+    let mut compiler = Compiler { layer, logs: false, actions: Actions::Decide };
     let root = compiler.node(config, problems)?;
     Some(Tree { root, logs: compiler.logs })
 }
 
 /// Compiles `config`, whose only action is to skip an HTTP filter. `None` when a problem was reported.
 pub(super) fn skipping(config: &pb::Matcher, problems: &mut Problems) -> Option<Tree> {
-    let mut compiler = Compiler { layer: Layer::Http, logs: false, skips: true };
+    let mut compiler = Compiler { layer: Layer::Http, logs: false, actions: Actions::Skip };
     let root = compiler.node(config, problems)?;
     Some(Tree { root, logs: false })
+}
+
+/// Compiles `config`, whose actions name the clusters that datagrams go to; these too. `None` when a problem was
+/// reported.
+pub(super) fn routing(config: &pb::Matcher, problems: &mut Problems) -> Option<(Tree, Vec<Arc<str>>)> {
+    let mut compiler = Compiler { layer: Layer::Network, logs: false, actions: Actions::Route(Vec::new()) };
+    let root = compiler.node(config, problems)?;
+    let Actions::Route(mut clusters) = compiler.actions else { return None };
+    clusters.sort();
+    clusters.dedup();
+    Some((Tree { root, logs: false }, clusters))
 }
 
 struct Compiler {
     layer: Layer,
     /// An action is about logs.
     logs: bool,
-    /// Actions skip a filter.
-    skips: bool,
+    actions: Actions,
+}
+
+/// What actions are about.
+enum Actions {
+    /// They allow or deny.
+    Decide,
+    /// They skip a filter.
+    Skip,
+    /// They name clusters, which are noted.
+    Route(Vec<Arc<str>>),
 }
 
 impl Compiler {
@@ -136,15 +160,27 @@ impl Compiler {
         // Demanded by a field rule.
         let any = config.typed_config.as_ref()?;
         problems.at("typed_config", |problems| match type_of(any) {
-            SKIP if self.skips => Some(Then::Act("".into(), Action::Log)),
-            ACTION if !self.skips => {
+            SKIP if matches!(self.actions, Actions::Skip) => Some(Then::Act("".into(), Action::Log)),
+            ROUTE if matches!(self.actions, Actions::Route(_)) => {
+                let config: Route = extension(any, "", problems)?;
+                let cluster: Arc<str> = config.cluster.as_str().into();
+                if let Actions::Route(clusters) = &mut self.actions {
+                    clusters.push(cluster.clone());
+                }
+                Some(Then::Act(cluster, Action::Allow))
+            }
+            ACTION if matches!(self.actions, Actions::Decide) => {
                 let config: ActionConfig = extension(any, "", problems)?;
                 let action = action(config.action());
                 self.logs |= action == Action::Log;
                 Some(Then::Act(config.name.as_str().into(), action))
             }
             found => {
-                let wanted = if self.skips { SKIP } else { ACTION };
+                let wanted = match self.actions {
+                    Actions::Decide => ACTION,
+                    Actions::Skip => SKIP,
+                    Actions::Route(_) => ROUTE,
+                };
                 problems.report(format_args!("is of type {found}, must be of {wanted}"));
                 None
             }
@@ -288,7 +324,13 @@ impl Compiler {
             const NETWORK: &str = "envoy.extensions.matching.common_inputs.network.v3.";
             const SSL: &str = "envoy.extensions.matching.common_inputs.ssl.v3.";
             let found = type_of(any);
-            let known = match (found.strip_prefix(NETWORK), found.strip_prefix(SSL)) {
+            let parts = (found.strip_prefix(NETWORK), found.strip_prefix(SSL));
+            let of_datagrams =
+                ["DestinationIPInput", "DestinationPortInput", "SourceIPInput", "SourcePortInput"];
+            let routes = matches!(self.actions, Actions::Route(_));
+            let known = match parts {
+                // Of a datagram no more than its addresses is known.
+                (name, _) if routes && !name.is_some_and(|name| of_datagrams.contains(&name)) => None,
                 (Some("DestinationIPInput"), _) => Some(Input::Ip(Whose::Destination)),
                 (Some("DestinationPortInput"), _) => Some(Input::Port(Whose::Destination)),
                 (Some("SourceIPInput"), _) => Some(Input::Ip(Whose::Remote)),

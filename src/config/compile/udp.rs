@@ -1,21 +1,23 @@
-//! UDP listeners: `envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig` in, a [`UdpProxy`] out.
+//! UDP listeners: `envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig` in, a [`UdpProxy`] out, or a DNS filter.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_control_api::pb::envoy::config::{core::v3 as core, listener::v3 as pb};
+use outrigger_control_api::pb::envoy::extensions::filters::udp::dns_filter::v3::DnsFilterConfig;
 use outrigger_control_api::pb::envoy::extensions::filters::udp::udp_proxy::v3 as udp;
-use outrigger_control_api::pb::xds::r#type::matcher::v3 as matcher;
 use outrigger_control_api::type_of;
 use xxhash_rust::xxh64::xxh64;
 
-use super::{duration_or, extension, Environment};
+use super::{dns_filter, duration, duration_or, extension, rbac_tree, rooms, Environment};
 use crate::config::problems::Problems;
-use crate::config::udp::UdpProxy;
+use crate::config::tcp::check_interval;
+use crate::config::udp::{UdpFilter, UdpProxy, UdpService};
 use crate::telemetry::metrics::Scope;
 use crate::telemetry::stats::{UdpListenerStats, UdpProxyStats};
 
 const UDP_PROXY: &str = "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
+const DNS_FILTER: &str = "envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig";
 /// Envoy's default of the longest datagram.
 const MAX_DATAGRAM: u64 = 1500;
 
@@ -25,24 +27,29 @@ pub(super) fn compile(
     stat_prefix: &str,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Option<Arc<UdpProxy>> {
+) -> Option<UdpService> {
     use pb::listener_filter::ConfigType;
     if !listener.filter_chains.is_empty() || listener.default_filter_chain.is_some() {
         problems.report_at("filter_chains", "a UDP listener has none");
     }
     let [filter] = listener.listener_filters.as_slice() else {
-        problems.report_at("listener_filters", "a UDP listener has one filter, the UDP proxy");
+        problems
+            .report_at("listener_filters", "a UDP listener has one filter: the UDP proxy, or the DNS filter");
         return None;
     };
     let socket =
         listener.udp_listener_config.as_ref().and_then(|config| config.downstream_socket_config.as_ref());
-    problems.at_index("listener_filters", 0, |problems| match &filter.config_type {
+    let filter = problems.at_index("listener_filters", 0, |problems| match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) if type_of(any) == UDP_PROXY => {
             let config: udp::UdpProxyConfig = extension(any, "typed_config", problems)?;
-            let proxy = problems.at("typed_config", |problems| {
-                proxy(&config, (stat_prefix, datagram(socket)), environment, problems)
-            });
-            proxy.map(Arc::new)
+            let proxy = problems.at("typed_config", |problems| proxy(&config, environment, problems));
+            Some(UdpFilter::Proxy(Arc::new(proxy?)))
+        }
+        Some(ConfigType::TypedConfig(any)) if type_of(any) == DNS_FILTER => {
+            let config: DnsFilterConfig = extension(any, "typed_config", problems)?;
+            let filter =
+                problems.at("typed_config", |problems| dns_filter::compile(&config, environment, problems));
+            Some(UdpFilter::Dns(Arc::new(filter?)))
         }
         // Refused by the support table.
         Some(ConfigType::ConfigDiscovery(_)) => None,
@@ -51,6 +58,11 @@ pub(super) fn compile(
             problems.report_at("typed_config", message);
             None
         }
+    });
+    Some(UdpService {
+        filter: filter?,
+        max_datagram: datagram(socket),
+        stats: UdpListenerStats::new(&Scope::listener(stat_prefix).sub("udp")),
     })
 }
 
@@ -61,25 +73,40 @@ fn datagram(config: Option<&core::UdpSocketConfig>) -> usize {
 
 fn proxy(
     config: &udp::UdpProxyConfig,
-    (stat_prefix, max_datagram): (&str, usize),
     environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<UdpProxy> {
     use udp::udp_proxy_config::{hash_policy::PolicySpecifier, RouteSpecifier};
-    let name = match config.route_specifier.as_ref() {
-        Some(RouteSpecifier::Cluster(name)) => name.clone(),
+    let before = problems.count();
+    let (matcher, names) = match config.route_specifier.as_ref() {
+        Some(RouteSpecifier::Cluster(name)) => (None, vec![name.as_str().into()]),
         Some(RouteSpecifier::Matcher(matcher)) => {
-            problems.at("matcher", |problems| only_route(matcher, problems))?
+            let (tree, names) = problems.at("matcher", |problems| rbac_tree::routing(matcher, problems))?;
+            (Some(tree), names)
         }
         // Breaks a field rule.
         None => return None,
     };
-    environment.check_reserved(&name, "cluster", problems);
-    let before = problems.count();
+    for name in &names {
+        environment.check_reserved(name, if matcher.is_some() { "matcher" } else { "cluster" }, problems);
+    }
+    let options = config.access_log_options.as_ref();
+    let log_interval = problems.at("access_log_options", |problems| {
+        let interval = duration(
+            &options.and_then(|options| options.access_log_flush_interval),
+            "access_log_flush_interval",
+            problems,
+        );
+        check_interval(interval, "access_log_flush_interval", problems);
+        interval
+    });
+    let scope = Scope::udp(&config.stat_prefix);
     let idle_timeout = duration_or(&config.idle_timeout, Duration::from_secs(60), "idle_timeout", problems);
     let policy = config.hash_policies.first().and_then(|policy| policy.policy_specifier.as_ref());
     let compiled = UdpProxy {
-        cluster: environment.compiler.clusters.slot(&name),
+        clusters: names.iter().map(|name| environment.compiler.clusters.slot(name)).collect(),
+        matcher,
+        per_packet: config.use_per_packet_load_balancing,
         idle_timeout,
         use_original_src_ip: config.use_original_src_ip,
         hash_source_ip: matches!(policy, Some(PolicySpecifier::SourceIp(true))),
@@ -87,33 +114,12 @@ fn proxy(
             Some(PolicySpecifier::Key(key)) => Some(xxh64(key.as_bytes(), 0)),
             _ => None,
         },
-        max_datagram,
         max_upstream_datagram: datagram(config.upstream_socket_config.as_ref()),
-        stats: UdpProxyStats::new(&Scope::udp(&config.stat_prefix)),
-        listener: UdpListenerStats::new(&Scope::listener(stat_prefix).sub("udp")),
+        access_logs: rooms::access_logs(&config.access_log, "access_log", environment, problems),
+        log_interval,
+        proxy_logs: rooms::access_logs(&config.proxy_access_log, "proxy_access_log", environment, problems),
+        stats: UdpProxyStats::new(&scope),
+        scope,
     };
     (problems.count() == before).then_some(compiled)
-}
-
-/// The cluster of a matcher that sends everything to one.
-fn only_route(config: &matcher::Matcher, problems: &mut Problems) -> Option<String> {
-    use matcher::matcher::on_match::OnMatch;
-    if config.matcher_type.is_some() {
-        problems.report("only on_no_match is supported: all sessions go to one cluster");
-        return None;
-    }
-    let action = match config.on_no_match.as_ref().and_then(|all| all.on_match.as_ref()) {
-        Some(OnMatch::Action(action)) => action.typed_config.as_ref(),
-        _ => None,
-    };
-    match action {
-        Some(any) if type_of(any) == "envoy.extensions.filters.udp.udp_proxy.v3.Route" => {
-            let route: udp::Route = extension(any, "on_no_match.action.typed_config", problems)?;
-            Some(route.cluster)
-        }
-        _ => {
-            problems.report_at("on_no_match.action", "must be a Route of the UDP proxy");
-            None
-        }
-    }
 }

@@ -20,6 +20,7 @@ pub mod tcp;
 mod tls;
 mod tracing;
 mod udp;
+mod udp_rules;
 
 use std::sync::LazyLock;
 

@@ -57,11 +57,12 @@ pub(super) enum Check {
 
 use super::extra_rules::EXTRA;
 use super::filter_rules::FILTERS;
+use super::udp_rules::UDP;
 
 include!(concat!(env!("OUT_DIR"), "/rules.rs"));
 
 pub(super) static BY_NAME: LazyLock<HashMap<&'static str, &'static [FieldRule]>> =
-    LazyLock::new(|| RULES.iter().chain(EXTRA).chain(FILTERS).copied().collect());
+    LazyLock::new(|| RULES.iter().chain(EXTRA).chain(FILTERS).chain(UDP).copied().collect());
 
 /// Checks `message` and everything in it; `path` is where it stands, without a trailing dot. Only the
 /// first failed rule of a field is reported.

@@ -114,6 +114,11 @@ impl Tree {
         self.root.find(facts).is_ok_and(|found| found.is_some())
     }
 
+    /// The name of the action that is found.
+    pub fn name(&self, facts: &Facts<'_>) -> Option<&str> {
+        self.root.find(facts).ok().flatten().map(|(name, _)| name)
+    }
+
     /// Decides.
     pub(super) fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
         let found = self.root.find(facts).unwrap_or(None);

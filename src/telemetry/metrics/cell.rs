@@ -26,6 +26,18 @@ impl CounterCell {
     }
 }
 
+impl Scope {
+    /// What one of its counters has come to; 0 where it has none of this name.
+    pub fn counted(&self, name: &str) -> u64 {
+        let series = super::locked(&self.0.series);
+        let found = series.iter().find_map(|series| match &series.cell {
+            super::WeakCell::Counter(cell) if *series.name == *name => cell.upgrade(),
+            _ => None,
+        });
+        found.map_or(0, |cell| cell.get())
+    }
+}
+
 impl CounterFn for CounterCell {
     fn increment(&self, value: u64) {
         self.value.fetch_add(value, Ordering::Relaxed);

@@ -140,6 +140,11 @@ impl Scope {
         Self::root().tagged("udp", "envoy_udp_prefix", stat_prefix)
     }
 
+    /// `dns_filter.<stat_prefix>.`, tag `envoy_dns_filter_prefix`.
+    pub fn dns_filter(stat_prefix: &str) -> Self {
+        Self::root().tagged("dns_filter", "envoy_dns_filter_prefix", stat_prefix)
+    }
+
     /// `http.<stat_prefix>.rds.<route_config>.`, tags of both.
     pub fn http_route(stat_prefix: &str, route_config: &str) -> Self {
         Self::http(stat_prefix).tagged("rds", "envoy_rds_route_config", route_config)

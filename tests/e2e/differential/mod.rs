@@ -16,6 +16,7 @@ mod compression;
 pub mod counters;
 mod custom_response;
 mod descriptors;
+mod dns;
 mod ext_authz;
 mod ext_proc;
 mod ext_proc_duplex;

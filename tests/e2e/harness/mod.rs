@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod dns;
 pub mod http1;
 pub mod http2;
 pub mod json;

@@ -4,6 +4,7 @@
 mod applications;
 mod cases;
 pub mod mesh;
+mod names;
 mod plane;
 mod rules;
 mod server;

@@ -1,12 +1,8 @@
-//! Pods whose sidecars wait for somebody: a control plane, endpoints, a resolver; and ports that wait for no sidecar.
+//! Pods whose sidecars wait for somebody: a control plane, endpoints; and ports that wait for no sidecar.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
-
-use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::TokioResolver;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::mesh::{Mesh, Pod};
 use super::server::{Application, ECHO, OTHER, PLENTY};
@@ -119,67 +115,4 @@ fn ports_that_are_left_out_need_no_sidecar() {
             assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         }
     }
-}
-
-/// Answers each question for an address (RFC 1035) with 192.0.2.7, until the test ends.
-fn resolver(pod: &Pod) {
-    let at = SocketAddr::from((pod.v4, 5300));
-    let socket = pod.namespace.within(move || UdpSocket::bind(at).expect("a port"));
-    socket.set_read_timeout(Some(DEADLINE * 2)).expect("set");
-    std::thread::spawn(move || {
-        let mut bytes = [0; 512];
-        while let Ok((count, peer)) = socket.recv_from(&mut bytes) {
-            // The name ends at its first zero; type and class follow.
-            let end = bytes[12..count].iter().position(|byte| *byte == 0).expect("a name") + 12 + 5;
-            let mut answer = bytes[..end].to_vec();
-            // An answer, of one record, without the additional ones of the question.
-            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-            answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]);
-            socket.send_to(&answer, peer).expect("sent");
-        }
-    });
-}
-
-#[test]
-fn names_are_resolved_by_way_of_the_sidecar() {
-    let mesh = Mesh::new(2);
-    let certs = Certs::new();
-    let [client, server] = mesh.pods.as_slice() else { panic!("two pods") };
-    resolver(server);
-    let text = format!(
-        "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: 15000 }} }}\nstatic_resources:\n  listeners:\n  - name: dns\n    address: {{ socket_address: {{ protocol: UDP, address: 0.0.0.0, port_value: 15053 }} }}\n    listener_filters:\n    - name: envoy.filters.udp_listener.udp_proxy\n      typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig, stat_prefix: dns, cluster: resolver }}\n  clusters:\n  - name: resolver\n    type: STATIC\n    load_assignment: {{ cluster_name: resolver, endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: {}, port_value: 5300 }} }} }} }} ] }} ] }}\n",
-        server.v4
-    );
-    let state = tempfile::tempdir().expect("a directory");
-    let arguments = ["--state-dir", state.path().to_str().expect("a path")];
-    let plan = Plan { bootstrap: Some(&text), arguments: &arguments, ..Plan::PLAIN };
-    let sidecar = Sidecar::start(client, &plan, &certs);
-    client.init(&["--redirect-dns", "--capture-all-dns"]);
-    let resolve = |name: &'static str| {
-        client.namespace.within(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            // Nobody has this address.
-            let nowhere = Ipv4Addr::new(10, 77, 0, 222).into();
-            let server = NameServerConfig::new(nowhere, true, vec![ConnectionConfig::udp()]);
-            let config = ResolverConfig::from_parts(None, vec![], vec![server]);
-            runtime.block_on(async move {
-                let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-                builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4Only;
-                let resolver = builder.build().expect("a resolver");
-                let found = resolver.lookup_ip(name).await.map_err(|error| error.to_string())?;
-                Ok::<_, String>(found.iter().map(|ip| ip.to_string()).collect::<Vec<_>>())
-            })
-        })
-    };
-    assert_eq!(resolve("web.mesh.test."), Ok(vec!["192.0.2.7".to_owned()]));
-    assert_eq!(client.counter("udp.dns.downstream_sess_total"), 1);
-    // Also while the sidecar is replaced.
-    let _successor = crate::upgrade::upgraded(&arguments);
-    assert_eq!(resolve("other.mesh.test."), Ok(vec!["192.0.2.7".to_owned()]));
-    let end = Instant::now() + DEADLINE;
-    while client.counter("udp.dns.downstream_sess_total") != 1 {
-        assert!(Instant::now() < end);
-    }
-    drop(sidecar);
 }

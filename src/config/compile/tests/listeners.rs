@@ -63,6 +63,15 @@ fn a_default_chain_is_enough() {
     assert!(listener.chains.is_empty() && listener.default_chain.is_some());
 }
 
+/// What makes a listener one of datagrams, with this filter.
+fn udp(config: serde_json::Value) -> serde_json::Value {
+    json!({
+        "address/socket_address/protocol": "UDP",
+        "filter_chains": null,
+        "listener_filters": [{"name": "f", "typed_config": config}],
+    })
+}
+
 #[test]
 fn wrong_listeners_are_refused() {
     for (changes, expected) in [
@@ -72,7 +81,34 @@ fn wrong_listeners_are_refused() {
         ),
         (
             json!({"address/socket_address/protocol": "UDP", "filter_chains": null}),
-            "listener_filters: a UDP listener has one filter, the UDP proxy",
+            "listener_filters: a UDP listener has one filter: the UDP proxy, or the DNS filter",
+        ),
+        (
+            udp(
+                json!({"@type": typed("extensions.filters.udp.udp_proxy.v3.UdpProxyConfig"), "stat_prefix": "u"}),
+            ),
+            "listener_filters[0].typed_config.route_specifier: is required: one of cluster, matcher",
+        ),
+        (
+            udp(
+                json!({"@type": typed("extensions.filters.udp.udp_proxy.v3.UdpProxyConfig"), "stat_prefix": "u",
+                "matcher": {"matcher_tree": {
+                    "input": {"name": "i", "typed_config": {
+                        "@type": typed("extensions.matching.common_inputs.network.v3.ServerNameInput")}},
+                    "exact_match_map": {"map": {"a": {"action": {"name": "r", "typed_config": {
+                        "@type": typed("extensions.filters.udp.udp_proxy.v3.Route"), "cluster": "origin"}}}}}}}}),
+            ),
+            "listener_filters[0].typed_config.matcher.matcher_tree.input.typed_config: the input \
+             envoy.extensions.matching.common_inputs.network.v3.ServerNameInput is not supported here",
+        ),
+        (
+            udp(
+                json!({"@type": typed("extensions.filters.udp.dns_filter.v3.DnsFilterConfig"), "stat_prefix": "d",
+                "server_config": {"inline_dns_table": {"virtual_domains": [
+                    {"name": "a.b", "endpoint": {"address_list": {"address": ["10.0.0.1", "10.0.0"]}}}]}}}),
+            ),
+            "listener_filters[0].typed_config.server_config.inline_dns_table.virtual_domains[0].endpoint\
+             .address_list.address[1]: \"10.0.0\" is not an IP address",
         ),
         (
             json!({"filter_chains/0/filters": [tcp_proxy("origin"), tcp_proxy("origin")]}),
