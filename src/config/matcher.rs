@@ -60,6 +60,11 @@ impl StringMatcher {
         Self { pattern: Pattern::Exact(text.as_bytes().into()), ignore_case: false }
     }
 
+    /// A match of the whole text.
+    pub fn of_regex(regex: Regex) -> Self {
+        Self { pattern: Pattern::Regex(Box::new(regex)), ignore_case: false }
+    }
+
     /// Compiles `config`.
     pub fn compile(config: &matcher::StringMatcher, problems: &mut Problems) -> Option<Self> {
         use matcher::string_matcher::MatchPattern;

@@ -23,6 +23,7 @@ pub mod listener;
 pub mod local_node;
 pub mod matcher;
 pub mod passing;
+pub mod path_template;
 pub mod pieces;
 pub mod problems;
 pub mod query;

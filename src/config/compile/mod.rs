@@ -67,6 +67,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use outrigger_control_api::pb::google::protobuf::{self as wkt, Any};
 use outrigger_control_api::{unpack, UnpackError};
 use prost::{Message, Name};
@@ -76,6 +77,7 @@ pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed
 
 use super::cluster::Keepalive;
 use super::problems::Problems;
+use super::regex::Regex;
 use crate::policy::rbac::Networks;
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
@@ -96,6 +98,18 @@ pub(crate) fn extension<M: Message + Name + Default>(
             None
         }
     }
+}
+
+/// A matcher of paths that is an extension.
+pub(crate) fn path_template(config: &core::TypedExtensionConfig, problems: &mut Problems) -> Option<Regex> {
+    // Demanded by a field rule.
+    let any = config.typed_config.as_ref()?;
+    problems.at("typed_config", |problems| {
+        let config: UriTemplateMatchConfig = extension(any, "", problems)?;
+        problems.at("path_template", |problems| {
+            problems.take(crate::config::path_template::compile(&config.path_template))
+        })
+    })
 }
 
 /// The duration in `field`, if it is set. Negative ones are reported.

@@ -11,7 +11,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::Int32Range;
 use outrigger_control_api::pb::xds::r#type::matcher::v3::Matcher as Tree;
 use outrigger_control_api::type_of;
 
-use super::{cel, cidr, extension, networks, rbac_tree, tls};
+use super::{cel, cidr, extension, networks, path_template, rbac_tree, tls};
 use crate::config::listener::NetworkRbac;
 use crate::config::matcher::{HeaderMatcher, StringMatcher};
 use crate::config::problems::Problems;
@@ -235,8 +235,9 @@ fn permission(layer: Layer, config: &pb::Permission, problems: &mut Problems) ->
             let set = problems.at("requested_server_name", |problems| text_set(config, problems))?;
             Some(Condition::Text(TextInput::ServerName, set))
         }
+        Rule::UriTemplate(config) => problems.at("uri_template", |problems| uri_template(config, problems)),
         // Refused by the support table.
-        Rule::Matcher(_) | Rule::UriTemplate(_) => None,
+        Rule::Matcher(_) => None,
     }
 }
 
@@ -296,6 +297,11 @@ fn url_path(config: &matcher::PathMatcher, problems: &mut Problems) -> Option<Co
     let matcher::path_matcher::Rule::Path(config) = config.rule.as_ref()?;
     let set = problems.at("path", |problems| text_set(config, problems))?;
     Some(Condition::Text(TextInput::Path, set))
+}
+
+fn uri_template(config: &TypedExtensionConfig, problems: &mut Problems) -> Option<Condition> {
+    let matcher = StringMatcher::of_regex(path_template(config, problems)?);
+    Some(Condition::Text(TextInput::Path, TextSet::other(matcher)))
 }
 
 fn header(layer: Layer, config: &route::HeaderMatcher, problems: &mut Problems) -> Option<Condition> {

@@ -27,7 +27,7 @@ use super::rewrite::PathRewrite;
 use super::sleeping::{HostCell, Sleeping};
 use super::{compile_action, Action, RequireTls, Route, RouteTable, VirtualHost};
 use crate::config::compile::local_reply::of_format;
-use crate::config::compile::{bool_or, data_source, on_demand, tracing, u32_or};
+use crate::config::compile::{bool_or, data_source, on_demand, path_template, tracing, u32_or};
 use crate::config::demand::RouteOnDemand;
 use crate::config::headers::{HeaderKey, Known};
 use crate::config::matcher::{
@@ -392,9 +392,8 @@ pub(super) fn route_match(
             problems.at("safe_regex", |problems| regex(config, problems)).map(PathMatch::Regex)
         }
         Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatch::Connect),
-        Some(PathSpecifier::PathMatchPolicy(_)) => {
-            problems.report_at("path_match_policy", "path matcher extensions are not supported");
-            None
+        Some(PathSpecifier::PathMatchPolicy(config)) => {
+            problems.at("path_match_policy", |problems| path_template(config, problems)).map(PathMatch::Regex)
         }
         // Demanded by a field rule.
         None => None,

@@ -12,6 +12,10 @@ const CHUNK: &[Check] = &[Check::AtLeast(4096.0), Check::AtMost(65536.0)];
 /// As [`super::rules`] has them.
 pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
     (
+        "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
+        &[FieldRule::Field(1, &[Check::MinChars(1), Check::MaxChars(256)])],
+    ),
+    (
         "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy",
         &[FieldRule::Field(3, &[Check::AtLeast(200.0), Check::Below(600.0)])],
     ),

@@ -57,12 +57,10 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "sourced_metadata",
             "not_rule",
             "requested_server_name",
+            "uri_template",
         ],
         observe: &[],
-        rejected: &[
-            ("matcher", "matcher extensions are not supported"),
-            ("uri_template", "path templates are not supported"),
-        ],
+        rejected: &[("matcher", "matcher extensions are not supported")],
     },
     whole("envoy.config.rbac.v3.Permission.Set"),
     MessageSupport {

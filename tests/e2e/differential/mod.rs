@@ -39,6 +39,7 @@ mod network_authz;
 mod oauth2;
 pub mod observe;
 mod overload;
+mod path_templates;
 mod per_route;
 mod proxy_protocol;
 mod ratelimit;
