@@ -100,13 +100,13 @@ enum Slow {
 }
 
 impl<'a> Exchange<'a> {
-    /// A request that is about to be read.
+    /// A request that is about to be read, or was at `now`.
     pub fn new(
         worker: &'a Rc<Worker>,
         manager: &'a Arc<HttpConnectionManager>,
         down: &'a mut Downstream,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
         let info = StreamInfo::new(down.info.clone(), now, worker.clock.wall());
         Self {
             worker,
@@ -158,6 +158,15 @@ impl<'a> Exchange<'a> {
         self.info.protocol = Some(Protocol::Http2);
         self.open = true;
         self.take(ParsedRequest { head, consumed: 0, framing, keep_alive: true, expects_continue })
+    }
+
+    /// Whether anything may look at the request's head once it has its answer.
+    pub(super) fn is_looked_back_at(&self) -> bool {
+        let manager = self.manager;
+        !manager.access_logs.is_empty()
+            || !manager.filters.is_empty()
+            || manager.tracing.is_some()
+            || manager.local_reply.is_some()
     }
 
     /// Serves what has arrived.
