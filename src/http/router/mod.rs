@@ -218,7 +218,9 @@ pub(in crate::http) async fn forward(
             let Some(request) = &mut ex.request else { return End::Gone.into() };
             prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
         }
-        return fail::overflow(ex, route, forward, &cluster.cluster).into();
+        let reply = fail::overflow(ex, route, forward, &cluster.cluster);
+        // A filter may have waited.
+        return if ex.manager.filters.is_empty() { reply.at_once() } else { reply }.into();
     }
     let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
     let Some(request) = &mut ex.request else { return End::Gone.into() };
