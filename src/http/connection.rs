@@ -192,7 +192,7 @@ async fn serve_requests(
     let mut busy = Instant::now().saturating_duration_since(down.idle_since) < BUSY && down.requests > 0;
     loop {
         let next = {
-            let mut exchange = Exchange::new(worker, manager, down);
+            let mut exchange = Exchange::new(worker, manager, down, Instant::now());
             exchange.run().await
         };
         if next != Next::Keep || (down.is_quiet() && !(busy && comes_soon(down, manager).await)) {

@@ -99,14 +99,23 @@ enum Slow {
     Stream,
 }
 
+/// What has come of a request beside its head.
+struct Arrival {
+    /// Bytes of the head on the wire; 0 over HTTP/2.
+    consumed: usize,
+    framing: Framing,
+    keep_alive: bool,
+    expects_continue: bool,
+}
+
 impl<'a> Exchange<'a> {
-    /// A request that is about to be read.
+    /// A request that is about to be read, or was at `now`.
     pub fn new(
         worker: &'a Rc<Worker>,
         manager: &'a Arc<HttpConnectionManager>,
         down: &'a mut Downstream,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
         let info = StreamInfo::new(down.info.clone(), now, worker.clock.wall());
         Self {
             worker,
@@ -131,8 +140,8 @@ impl<'a> Exchange<'a> {
 
     /// Serves it.
     pub async fn run(&mut self) -> Next {
-        let parsed = match self.read_head().await {
-            Ok(Some(parsed)) => parsed,
+        let arrival = match self.read_head().await {
+            Ok(Some(arrival)) => arrival,
             Ok(None) => return Next::Abort,
             Err(next) => return next,
         };
@@ -144,7 +153,7 @@ impl<'a> Exchange<'a> {
         let _counted = Counted::new(&worker.active_requests);
         self.down.requests += 1;
         self.open = true;
-        let stopped = self.take(parsed);
+        let stopped = self.take(arrival);
         let end = self.serve(stopped).await;
         self.open = false;
         self.finish(end)
@@ -157,7 +166,17 @@ impl<'a> Exchange<'a> {
         stats.downstream_rq_http2_total.increment(1);
         self.info.protocol = Some(Protocol::Http2);
         self.open = true;
-        self.take(ParsedRequest { head, consumed: 0, framing, keep_alive: true, expects_continue })
+        self.request = Some(head);
+        self.take(Arrival { consumed: 0, framing, keep_alive: true, expects_continue })
+    }
+
+    /// Whether anything may look at the request's head once it has its answer.
+    pub(super) fn is_looked_back_at(&self) -> bool {
+        let manager = self.manager;
+        !manager.access_logs.is_empty()
+            || !manager.filters.is_empty()
+            || manager.tracing.is_some()
+            || manager.local_reply.is_some()
     }
 
     /// Serves what has arrived.
@@ -170,7 +189,8 @@ impl<'a> Exchange<'a> {
         self.finish(end)
     }
 
-    async fn read_head(&mut self) -> Result<Option<ParsedRequest>, Next> {
+    /// Reads the head, which has its place from then on: it is large, and moved no more than once.
+    async fn read_head(&mut self) -> Result<Option<Arrival>, Next> {
         let limits = &self.manager.limits;
         let (deadline, slow) = self.head_deadline();
         loop {
@@ -187,8 +207,10 @@ impl<'a> Exchange<'a> {
                 Ok(Some(parsed)) => {
                     bytes::Buf::advance(input, parsed.consumed);
                     buffer::put_back(input);
-                    self.info.protocol = Some(parsed.head.protocol);
-                    return Ok(Some(parsed));
+                    let ParsedRequest { head, consumed, framing, keep_alive, expects_continue } = parsed;
+                    self.info.protocol = Some(head.protocol);
+                    self.request = Some(head);
+                    return Ok(Some(Arrival { consumed, framing, keep_alive, expects_continue }));
                 }
                 Ok(None) => {}
                 Err(refusal) => {
@@ -255,10 +277,10 @@ impl<'a> Exchange<'a> {
         self.down.requests += 1;
     }
 
-    /// Not where something is waited for: a head that is handed on there has a place in the task for each hand.
-    #[inline(always)]
-    fn take(&mut self, parsed: ParsedRequest) -> Option<Stop> {
-        let ParsedRequest { mut head, framing, keep_alive, expects_continue, consumed } = parsed;
+    /// Takes in a request whose head is there, and says why it goes no further, if it does not.
+    fn take(&mut self, arrival: Arrival) -> Option<Stop> {
+        let Arrival { framing, keep_alive, expects_continue, consumed } = arrival;
+        let head = self.request.as_mut()?;
         self.keep_alive = keep_alive;
         // Over HTTP/2 a head is counted as it is without compression.
         self.info.request_headers_bytes = if consumed > 0 { consumed } else { head.byte_size() } as u64;
@@ -268,7 +290,7 @@ impl<'a> Exchange<'a> {
             self.manager.stats.downstream_cx_max_requests_reached.increment(1);
             self.keep_alive = false;
         }
-        let prepared = manager::prepare_request(self.manager, &mut head, &self.info, self.worker);
+        let prepared = manager::prepare_request(self.manager, head, &self.info, self.worker);
         self.info.client = head.client;
         let http1 = &self.manager.http1;
         // The body's framing upstream is decided by what is left of the head.
@@ -285,7 +307,6 @@ impl<'a> Exchange<'a> {
             head.fields.remove_known(Known::Expect);
             self.down.client.send_continue();
         }
-        self.request = Some(head);
         if self.upload.is_received() {
             self.info.times.request_complete = Some(self.info.start);
         }

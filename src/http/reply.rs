@@ -33,6 +33,8 @@ pub struct Reply {
     pub(super) marker: Option<&'static str>,
     pub(super) grpc_status: Option<Cow<'static, str>>,
     pub(super) attempts: Option<u32>,
+    /// Nothing was waited for since the request came: the clock need not be read again.
+    pub(super) at_once: bool,
     /// What filters add.
     pub(super) extra: Option<Box<Extra>>,
 }
@@ -61,6 +63,7 @@ impl Reply {
             marker: None,
             grpc_status: None,
             attempts: None,
+            at_once: false,
             extra: None,
         }
     }
@@ -98,6 +101,12 @@ impl Reply {
     /// How often the request was tried, when the client is to know.
     pub(super) fn attempts(mut self, attempts: Option<u32>) -> Self {
         self.attempts = attempts;
+        self
+    }
+
+    /// Follows the request without a wait.
+    pub(super) fn at_once(mut self) -> Self {
+        self.at_once = true;
         self
     }
 
@@ -157,7 +166,7 @@ impl Exchange<'_> {
 
     /// Sends an answer of our own.
     pub(super) async fn reply(&mut self, reply: Reply) -> End {
-        let now = Instant::now();
+        let now = if reply.at_once { self.now } else { Instant::now() };
         self.now = now;
         // What the client sends after it asked for another protocol is no further request.
         self.close |= self.request.as_ref().is_some_and(|request| request.upgrade().is_some());
@@ -170,6 +179,7 @@ impl Exchange<'_> {
             marker,
             grpc_status: own,
             attempts,
+            at_once: _,
             extra,
         } = reply;
         let mut fields = Fields::recycled();

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::filters::grpc_stats::Methods;
 use super::h2::rebalance::Rebalance;
-use super::h2::server::Registry;
+use super::h2::server::{Registry, Seats};
 use super::trace::export::Waiting;
 use crate::config::compile::runtime::Runtime;
 use crate::config::matcher::{Fraction, RuntimeFraction};
@@ -33,6 +33,8 @@ pub struct Worker {
     pub drain: Arc<Drain>,
     /// Connections that carry several requests.
     pub multiplexed: Registry,
+    /// Tasks for their requests.
+    pub seats: Seats,
     /// Whether connections move when the service grows.
     pub rebalance: Option<Rebalance>,
     /// Statistics of gRPC calls, by method.
@@ -61,6 +63,7 @@ impl Worker {
             server: None,
             drain,
             multiplexed: Registry::default(),
+            seats: Seats::default(),
             rebalance: None,
             grpc: Methods::default(),
             spans: Waiting::default(),

@@ -190,6 +190,7 @@ async fn serve(assignment: Assignment) -> io::Result<()> {
             worker.upstreams.sweep(now);
             jwt_authn::tick(&worker, now);
             worker.multiplexed.sweep(&worker, now);
+            worker.seats.sweep();
         }
         status.connections.store(census.connections.get(), Ordering::Relaxed);
         status.http.store(census.http.get(), Ordering::Relaxed);

@@ -115,12 +115,18 @@ impl RequestPermit {
     /// nothing may wait either, it is the pool's to say which limit is in the way.
     #[inline]
     pub fn is_refused(cluster: &Cluster, priority: usize) -> bool {
-        let open = |kind| limit(cluster, priority, kind).is_open();
-        let refused = open(Kind::Requests) && !open(Kind::Pending);
+        let refused = Self::would_be_refused(cluster, priority);
         if refused {
             cluster.stats().upstream_rq_active_overflow.increment(1);
         }
         refused
+    }
+
+    /// As [`RequestPermit::is_refused`], but nothing is counted.
+    #[inline]
+    pub fn would_be_refused(cluster: &Cluster, priority: usize) -> bool {
+        let open = |kind| limit(cluster, priority, kind).is_open();
+        open(Kind::Requests) && !open(Kind::Pending)
     }
 
     /// Takes a permit; `None` when `max_requests` is reached, which is counted.

@@ -137,6 +137,8 @@ impl Bench {
         let endpoint = |nth| SocketAddr::new(loopback(nth), origin.port());
         Ok(Setup {
             wire: load.wire,
+            onward: load.onward.unwrap_or(load.wire),
+            refuses: load.refused,
             secure_clients: load.security.of_clients(),
             secure_origin,
             listen: free()?,
@@ -209,7 +211,15 @@ impl Bench {
         if !peer.is_proxy() {
             return self.launch(peer, setup);
         }
-        let second = Setup { secure_clients: true, listen: free()?, admin: free()?, ..setup.clone() };
+        // The last speaks to the origin as the client speaks to the first.
+        let second = Setup {
+            wire: setup.onward,
+            onward: setup.wire,
+            secure_clients: true,
+            listen: free()?,
+            admin: free()?,
+            ..setup.clone()
+        };
         let mut behind = self.launch(peer, &second)?;
         self.wait(&mut behind);
         if behind.result.status != Status::Measured {
@@ -302,6 +312,13 @@ impl Bench {
                 all.push(running);
                 continue;
             }
+            if let Some(reason) = cannot(peer, load) {
+                let mut running = Running::new(peer, String::new());
+                running.result.status = Status::NotSupported { reason: reason.to_owned() };
+                say(&format!("  {peer}: not supported: {reason}"));
+                all.push(running);
+                continue;
+            }
             let mut running = match load.security {
                 Security::Between => self.launch_pair(peer, &setup)?,
                 _ => self.launch(peer, &setup)?,
@@ -330,7 +347,7 @@ impl Bench {
     fn probe(&self, running: &mut Running, load: &Load) -> Result<(), Error> {
         let load = Load { connections: 1, streams: 1, ..load.clone() };
         let result = self.run(running, &load, &["-n", "2", "--timeout", "5s"])?;
-        if result.requests.successful == 0 {
+        if answered_well(&result, &load) == 0 {
             let failures =
                 result.requests.failed_by_reason.keys().chain(result.connections.failed_by_reason.keys());
             let statuses = result.by_status.keys().map(|status| format!("status {status}"));
@@ -384,6 +401,23 @@ impl Bench {
         let stage = Arc::new(self.stage.again());
         run(&plan, &stage, &mut |_| ()).map_err(Error::io(Path::new("load")))
     }
+}
+
+/// Why this one cannot be compared under this load.
+fn cannot(peer: Peer, load: &Load) -> Option<&'static str> {
+    if load.refused && !matches!(peer, Peer::Outrigger | Peer::Envoy) {
+        return Some("it has no such breaker");
+    }
+    let to_two = load.onward.is_some_and(|wire| wire != load.wire);
+    (to_two && peer == Peer::Nginx).then_some("it speaks no HTTP/2 to others")
+}
+
+/// How many requests had the answer that they should.
+pub fn answered_well(run: &RunResult, load: &Load) -> u64 {
+    if load.refused {
+        return run.by_status.get("503").copied().unwrap_or(0);
+    }
+    run.requests.successful
 }
 
 impl Running {

@@ -30,8 +30,12 @@ pub const DOMAINS: usize = 4;
 /// What a proxy is to do.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// What is spoken.
+    /// What clients speak.
     pub wire: Wire,
+    /// What is spoken to the origin, or to the next proxy.
+    pub onward: Wire,
+    /// No request is let through.
+    pub refuses: bool,
     /// Clients come over mTLS.
     pub secure_clients: bool,
     /// The origin is reached over mTLS.
@@ -113,8 +117,8 @@ impl Setup {
         (0..self.clusters).flat_map(|cluster| (0..DOMAINS).map(move |nth| (cluster, nth)))
     }
 
-    fn alpn(&self) -> Option<&'static str> {
-        match self.wire {
+    fn alpn(wire: Wire) -> Option<&'static str> {
+        match wire {
             Wire::Http1 => Some("http/1.1"),
             Wire::Http2 | Wire::Grpc => Some("h2"),
             Wire::Tcp => None,
@@ -133,14 +137,16 @@ impl Setup {
                 "type": "STATIC",
                 "connect_timeout": "1s",
                 "circuit_breakers": {"thresholds": [{
-                    "max_connections": 20000, "max_pending_requests": 20000, "max_requests": 20000
+                    "max_connections": 20000,
+                    "max_pending_requests": 20000,
+                    "max_requests": if self.refuses { 0 } else { 20000 }
                 }]},
                 "load_assignment": {
                     "cluster_name": name,
                     "endpoints": [{"lb_endpoints": endpoints.collect::<Vec<_>>()}]
                 }
             });
-            if matches!(self.wire, Wire::Http2 | Wire::Grpc) {
+            if matches!(self.onward, Wire::Http2 | Wire::Grpc) {
                 cluster["typed_extension_protocol_options"] = json!({
                     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -243,7 +249,8 @@ impl Setup {
             }],
             "validation_context": {"trusted_ca": {"filename": certs.ca}}
         });
-        if let Some(alpn) = self.alpn() {
+        let spoken = if side == "Upstream" { self.onward } else { self.wire };
+        if let Some(alpn) = Self::alpn(spoken) {
             common["alpn_protocols"] = json!([alpn]);
         }
         let kind = format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{side}TlsContext");
@@ -259,19 +266,22 @@ impl Setup {
     fn haproxy(&self, certs: &Certs, map: &Path) -> String {
         let (ca, server, client) =
             (certs.ca.display(), certs.server_both.display(), certs.client_both.display());
-        let alpn = self.alpn().map(|alpn| format!(" alpn {alpn}")).unwrap_or_default();
-        let two = matches!(self.wire, Wire::Http2 | Wire::Grpc);
+        let alpn = |wire| Self::alpn(wire).map(|alpn| format!(" alpn {alpn}")).unwrap_or_default();
+        let two = |wire| matches!(wire, Wire::Http2 | Wire::Grpc);
         let mode = if self.wire == Wire::Tcp { "tcp" } else { "http" };
         let mut bind = self.listen.to_string();
-        match (self.secure_clients, two) {
-            (true, _) => bind += &format!(" ssl crt {server} ca-file {ca} verify required{alpn}"),
+        match (self.secure_clients, two(self.wire)) {
+            (true, _) => {
+                bind += &format!(" ssl crt {server} ca-file {ca} verify required{}", alpn(self.wire));
+            }
             (false, true) => bind += " proto h2",
             (false, false) => {}
         }
         let mut to = String::from(" pool-max-conn 1000");
         if self.secure_origin {
+            let alpn = alpn(self.onward);
             to += &format!(" ssl crt {client} ca-file {ca} verify required sni str(localhost){alpn}");
-        } else if two {
+        } else if two(self.onward) {
             to += " proto h2";
         }
         let mut text = format!(

@@ -1,6 +1,6 @@
 //! Closed loops: what a request costs, how many there are in a second, and how long they take.
 
-use super::bench::{Bench, Running};
+use super::bench::{answered_well, Bench, Running};
 use super::result::{Metric, PeerResult, ScenarioResult, Status};
 use super::scenario::Load;
 use super::Error;
@@ -41,7 +41,7 @@ pub fn measure(bench: &mut Bench, load: &Load, say: &mut dyn FnMut(&str)) -> Res
             if round == 0 {
                 continue;
             }
-            add_load(&mut running.result, &run, cpu_us);
+            add_load(&mut running.result, &run, cpu_us, load);
             if let Some(memory) = running.memory() {
                 running.result.add("rss", memory.rss as f64 / MIB);
                 if let Some(pss) = memory.pss {
@@ -95,7 +95,7 @@ pub fn costed(
 }
 
 /// Adds the figures of a run. There is no warm-up in it: CPU and answers are of the same time.
-pub fn add_load(result: &mut PeerResult, run: &RunResult, cpu_us: Option<f64>) {
+pub fn add_load(result: &mut PeerResult, run: &RunResult, cpu_us: Option<f64>, load: &Load) {
     let requests = &run.requests;
     if let Some(cpu_us) = cpu_us {
         if requests.answered > 0 {
@@ -107,7 +107,7 @@ pub fn add_load(result: &mut PeerResult, run: &RunResult, cpu_us: Option<f64>) {
     for (key, us) in [("p50", run.latency.corrected.p50_us), ("p99", run.latency.corrected.p99_us)] {
         result.add(key, us);
     }
-    let bad = requests.scheduled.saturating_sub(requests.successful + requests.in_flight);
+    let bad = requests.scheduled.saturating_sub(answered_well(run, load) + requests.in_flight);
     if bad > 0 {
         let reasons: Vec<_> = requests.failed_by_reason.keys().map(String::as_str).collect();
         result.note(format!("{bad} of {} had no good answer {}", requests.scheduled, reasons.join(", ")));

@@ -76,7 +76,7 @@ pub fn scale(bench: &mut Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> R
                 .and_then(|_| costed(bench, running, &BASE, &["-H", &header, "-d", &seconds]));
             match run {
                 Ok((run, cpu_us)) => {
-                    add_load(&mut running.result, &run, cpu_us);
+                    add_load(&mut running.result, &run, cpu_us, &BASE);
                     running.result.run = Some(light(run));
                 }
                 Err(error) => failed = Some(error),
@@ -233,7 +233,7 @@ pub fn churn(bench: &Bench, clusters: usize, say: &mut dyn FnMut(&str)) -> Resul
                 result.add("changes", changes as f64 / bench.seconds);
                 result.add("taken", plane.acknowledged().saturating_sub(before) as f64 / bench.seconds);
                 result.add("failed", bad(&churned));
-                add_load(result, &churned, cpu_us);
+                add_load(result, &churned, cpu_us, &BASE);
                 result.run = Some(light(churned));
             }
             for refused in plane.refused() {

@@ -49,6 +49,10 @@ pub struct Load {
     pub unit: &'static str,
     /// The origin is one that sends without being asked.
     pub download: bool,
+    /// What is spoken to the next, where it is not the same.
+    pub onward: Option<Wire>,
+    /// A breaker is in the way of every request.
+    pub refused: bool,
     /// More arguments of `run`.
     pub flags: &'static [&'static str],
 }
@@ -81,6 +85,8 @@ pub const BASE: Load = Load {
     streams: 1,
     unit: "request",
     download: false,
+    onward: None,
+    refused: false,
     flags: &[],
 };
 
@@ -109,6 +115,12 @@ pub fn all() -> Vec<Scenario> {
             "h1-bulk",
             "HTTP/1.1, 8 connections, body of 1 MiB",
             bulk("MiB", &["-H", "x-load-size: 1048576"]),
+        ),
+        (
+            "h1-refused",
+            "",
+            "HTTP/1.1, 32 connections, each request refused by an open circuit breaker (max_requests 0)",
+            Load { refused: true, ..BASE },
         ),
         ("h2", "", "HTTP/2, 8 connections of 16 streams, body of 92 bytes", two.clone()),
         (
@@ -155,14 +167,19 @@ pub fn all() -> Vec<Scenario> {
         ("+mtls", "mtls", "mTLS from the client", Security::Clients),
         ("+mtls-both", "mtls-both", "mTLS from the client and to the origin", Security::Both),
     ] {
-        all.extend(plain.iter().map(|(name, _, about, load)| {
+        all.extend(plain.iter().filter(|(.., load)| !load.refused).map(|(name, _, about, load)| {
             let load = Load { security, ..load.clone() };
             scenario(&format!("{name}{suffix}"), group, format!("{about}; {place}"), Kind::Load(load))
         }));
     }
-    for (name, of, load) in [("pair-h1", "HTTP/1.1", BASE), ("pair-tcp", "TCP", tcp.clone())] {
+    let carried = Load { onward: Some(Wire::Http2), ..BASE };
+    for (name, of, between, load) in [
+        ("pair-h1", "HTTP/1.1", "mTLS between", BASE),
+        ("pair-h2", "HTTP/1.1", "HTTP/2 over mTLS between", carried),
+        ("pair-tcp", "TCP", "mTLS between", tcp.clone()),
+    ] {
         let about = format!(
-            "two proxies of a kind, one beside the client and one beside the origin: {of}, mTLS between"
+            "two proxies of a kind, one beside the client and one beside the origin: {of}, {between}"
         );
         let load = Load { security: Security::Between, ..load };
         all.push(scenario(name, "pair", about, Kind::Load(load)));

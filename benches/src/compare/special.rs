@@ -65,7 +65,7 @@ pub fn latency(bench: &mut Bench, say: &mut dyn FnMut(&str)) -> Result<Vec<Scena
                 if round == 0 {
                     continue;
                 }
-                add_load(&mut running.result, &run, cpu_us);
+                add_load(&mut running.result, &run, cpu_us, &BASE);
                 for (nth, key) in ["p50", "p90", "p99", "p999"].into_iter().enumerate() {
                     if nth % 2 == 1 {
                         // The other two are added with the load.

@@ -22,17 +22,17 @@ use crate::telemetry::stats::Held;
 use crate::telemetry::stream_info::ConnectionInfo;
 
 mod connections;
+mod seats;
 mod stream;
 
 use connections::Connection;
 pub use connections::Registry;
+use seats::Job;
+pub use seats::Seats;
 pub use stream::ServerStream;
 
 /// A connection's first frames, and its last ones, may take so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of a stream's task: what is larger is no small object to the allocator, which costs each request a tenth
-/// more.
-const LARGEST_TASK: usize = 8192;
 
 /// What comes next on a connection.
 #[allow(clippy::large_enum_variant)] // Most are requests.
@@ -172,15 +172,8 @@ pub async fn serve(
                 }
                 shared.active.set(shared.active.get() + 1);
                 if let Some(arrived) = stream::arrive(&worker, &manager, &shared, request, respond) {
-                    let serving =
-                        stream::serve(worker.clone(), manager.clone(), arrived, buffer_limit, requests);
-                    debug_assert!(
-                        size_of_val(&serving) <= LARGEST_TASK,
-                        "a stream's task has {} bytes",
-                        size_of_val(&serving)
-                    );
-                    // Boxed, because the runtime moves a task's future about when it begins and when it ends.
-                    tokio::task::spawn_local(Box::pin(serving));
+                    let (of, manager) = (worker.clone(), manager.clone());
+                    worker.seats.serve(Job { worker: of, manager, arrived, buffer_limit, requests });
                 }
             }
             Event::Idle => {

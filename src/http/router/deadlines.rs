@@ -53,12 +53,14 @@ pub(super) struct Deadlines {
     pub(super) late_status: u16,
     /// Something moved since the idle deadlines were set.
     moved: bool,
+    /// When it moved, where that is known.
+    moved_at: Option<Instant>,
 }
 
 impl Deadlines {
     pub(super) fn nearest(&mut self) -> Option<Instant> {
         if std::mem::take(&mut self.moved) && (self.idle.is_some() || self.per_try_idle.is_some()) {
-            let now = Instant::now();
+            let now = self.moved_at.take().unwrap_or_else(Instant::now);
             self.idle = self.idle_timeout.map(|idle| now + idle);
             if self.per_try_idle.is_some() {
                 self.per_try_idle = self.try_idle_timeout.map(|idle| now + idle);
@@ -97,6 +99,13 @@ impl Deadlines {
     /// Something moved. The clock is read when the deadline is next asked for.
     pub(super) fn touch(&mut self) {
         self.moved = true;
+        self.moved_at = None;
+    }
+
+    /// As [`Deadlines::touch`], by a clock that has been read.
+    pub(super) fn touch_at(&mut self, now: Instant) {
+        self.moved = true;
+        self.moved_at = Some(now);
     }
 
     /// The request is complete: the route's timer runs from here.
@@ -214,6 +223,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         hedge,
         late_status: if alternative { 204 } else { 504 },
         moved: false,
+        moved_at: None,
     };
     if upgrade {
         // Its request never ends.
@@ -282,6 +292,7 @@ mod tests {
             hedge: false,
             late_status: 504,
             moved: false,
+            moved_at: None,
         }
     }
 

@@ -9,7 +9,7 @@ use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Ended, Failure};
 use crate::config::drops::{DropOverload, Refusal};
-use crate::config::route::Route;
+use crate::config::route::{Forward, Route};
 use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::h2::StreamError;
@@ -76,6 +76,34 @@ impl Told {
     fn by_manager(self) -> Self {
         Self { charged: false, by_manager: true, ..self }
     }
+
+    /// Counts it as the upstream's, where there is one to charge.
+    #[inline]
+    fn charge(&self, ex: &Exchange<'_>, cluster: &Cluster, reached_host: bool) {
+        let no_host = self.flag == ResponseFlags::UH;
+        if !self.charged || (ex.info.host.is_none() && !no_host) {
+            return;
+        }
+        let stats = cluster.stats();
+        stats.responses.count(self.status);
+        stats.upstream_rq_completed.increment(1);
+        if let Some(host) = ex.info.host.as_ref().filter(|_| !no_host && reached_host) {
+            host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn reply(self, ex: &Exchange<'_>, route: &Arc<Route>, forward: &Forward) -> Reply {
+        let reply = Reply::new(self.status, self.details)
+            .text(self.body)
+            .marker((self.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
+            .grpc_status(self.grpc.map(Cow::Borrowed));
+        if self.by_manager {
+            return reply;
+        }
+        let attempts = forward.include_attempt_count_in_response.then_some(ex.info.attempts);
+        reply.attempts(attempts).route(route.clone())
+    }
 }
 
 /// The answer to a request that runtime or the control plane wants refused before a host is asked.
@@ -107,6 +135,20 @@ pub(super) fn refuse(
     stats.upstream_rq_completed.increment(1);
     ex.info.flags.insert(flag);
     Reply::new(503, details).body(body).marker(Some(marker)).route(route.clone())
+}
+
+/// The answer to a request that a breaker has refused before there was a try.
+pub(super) fn overflow(
+    ex: &mut Exchange<'_>,
+    route: &Arc<Route>,
+    forward: &Forward,
+    cluster: &Cluster,
+) -> Reply {
+    cluster.drops.total.fetch_add(1, Ordering::Relaxed);
+    let told = Told::overflow(ex);
+    ex.info.flags.insert(told.flag);
+    told.charge(ex, cluster, true);
+    told.reply(ex, route, forward)
 }
 
 impl Attempts<'_> {
@@ -260,24 +302,8 @@ impl Attempts<'_> {
         ex.info.flags.insert(told.flag);
         // What follows the head was for another protocol.
         ex.close |= self.upgrade;
-        if told.charged && (ex.info.host.is_some() || told.flag == ResponseFlags::UH) {
-            let stats = self.cluster.cluster.stats();
-            stats.responses.count(told.status);
-            stats.upstream_rq_completed.increment(1);
-            let host = ex.info.host.as_ref().filter(|_| told.flag != ResponseFlags::UH && reached_host);
-            if let Some(host) = host {
-                host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        let mut reply = Reply::new(told.status, told.details)
-            .text(told.body)
-            .marker((told.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
-            .grpc_status(told.grpc.map(Cow::Borrowed));
-        if !told.by_manager {
-            let attempts = self.forward.include_attempt_count_in_response.then_some(ex.info.attempts);
-            reply = reply.attempts(attempts).route(self.route.clone());
-        }
-        reply.into()
+        told.charge(ex, &self.cluster.cluster, reached_host);
+        told.reply(ex, self.route, self.forward).into()
     }
 
     fn late(&self, ex: &Exchange<'_>, expired: Expired) -> Told {

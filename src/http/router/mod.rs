@@ -55,7 +55,7 @@ use crate::config::matcher::number;
 use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
 use crate::config::{Cluster, HeaderView, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
-use crate::upstream::{ClusterLocal, UpstreamError};
+use crate::upstream::{ClusterLocal, RequestPermit, UpstreamError};
 
 /// How a request ended for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,6 +212,16 @@ pub(in crate::http) async fn forward(
             true
         }
     };
+    if !upgrade && weighted.is_none() && is_refused_at_once(ex, forward, &cluster) {
+        if ex.is_looked_back_at() || !route.response_headers.is_empty() {
+            let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
+            let Some(request) = &mut ex.request else { return End::Gone.into() };
+            prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
+        }
+        let reply = fail::overflow(ex, route, forward, &cluster.cluster);
+        // A filter may have waited.
+        return if ex.manager.filters.is_empty() { reply.at_once() } else { reply }.into();
+    }
     let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
     let Some(request) = &mut ex.request else { return End::Gone.into() };
     let retries = RequestRetries::of(forward.retry.as_ref(), &*request).map(Retries::new);
@@ -257,6 +267,27 @@ pub(in crate::http) async fn forward(
     let ended = attempts.run(ex).await;
     attempts.count_bytes(ex);
     ended
+}
+
+/// Whether a breaker is in the way of a request whose host is nobody's choice. That is then counted, and is found out
+/// before anything is made ready for a try, as a try would: many of those at a time are the answer to an overload.
+#[inline]
+fn is_refused_at_once(ex: &mut Exchange<'_>, forward: &Forward, cluster: &ClusterLocal) -> bool {
+    if !RequestPermit::would_be_refused(&cluster.cluster, forward.priority) {
+        return false;
+    }
+    let plain = forward.hash_policies.is_empty()
+        && forward.metadata_match.is_none()
+        && forward.mirrors.is_empty()
+        && !cluster.is_aggregate()
+        && !ex.manager.scheme_follows;
+    let Some(pool) = plain.then(|| cluster.next()).flatten() else { return false };
+    let refused = RequestPermit::is_refused(&cluster.cluster, forward.priority);
+    if refused {
+        ex.info.attempts += 1;
+        ex.info.host = Some(pool.host.clone());
+    }
+    refused
 }
 
 /// The upgrade as the route has it, else as the connection manager has it.

@@ -216,8 +216,10 @@ impl Attempts<'_> {
             }
         }
         let progress = std::mem::take(&mut ex.upload.progress);
+        let mut read = None;
         if !was_received && ex.upload.is_passed() {
             let now = Instant::now();
+            read = Some(now);
             ex.info.times.request_complete = Some(now);
             self.copies.end(&ex.upload);
             if !self.upgrade {
@@ -228,7 +230,10 @@ impl Attempts<'_> {
             if ex.upload.is_received() {
                 self.deadlines.request_received();
             }
-            self.deadlines.touch();
+            match read {
+                Some(now) => self.deadlines.touch_at(now),
+                None => self.deadlines.touch(),
+            }
         }
     }
 }

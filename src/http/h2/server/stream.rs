@@ -1,7 +1,6 @@
 //! The streams of a client's connection: each a request of its own.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{ready, Context, Poll, Waker};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
 
 use super::connections::Connection;
+use super::seats::{Job, Seat};
 use crate::config::http::HttpConnectionManager;
 use crate::http::client::Client;
 use crate::http::connection::Downstream;
@@ -190,51 +190,51 @@ pub(super) fn arrive(
     None
 }
 
-/// Serves one stream. `requests` is its number on the connection, `buffer_limit` the listener's.
-pub(super) async fn serve(
-    worker: Rc<Worker>,
-    manager: Arc<HttpConnectionManager>,
-    arrived: Arrived,
-    buffer_limit: usize,
-    requests: u32,
-) {
-    let Arrived { parsed, room: _room, stream, start } = arrived;
-    let Parsed { head, framing, expects_continue, dropped } = parsed;
-    let codec = &manager.http2_stats;
-    let connection = stream.connection.clone();
-    let _active = Held::new(&codec.streams_active);
-    if dropped > 0 {
-        codec.dropped_headers_with_underscores.increment(dropped);
-    }
-    let mut down = Downstream {
-        client: Client::Http2(stream),
-        timer: connection.timer(),
-        info: connection.info.clone(),
-        buffer_limit,
-        requests,
-        idle_since: start,
-        aged: false,
-    };
-    let next = {
-        let mut exchange = Exchange::new(&worker, &manager, &mut down);
-        let stopped = exchange.arrive(head, framing, expects_continue);
-        exchange.run_stream(stopped).await
-    };
-    let Downstream { client, timer, idle_since: end, .. } = down;
-    let mut reset = false;
-    if let Client::Http2(mut stream) = client {
-        reset = stream.reset;
-        match next {
-            Next::Keep => {}
-            Next::Abort => codec.rx_reset.increment(1),
-            // An answer that broke off, with a head or without one.
-            Next::Reset => {
-                codec.tx_reset.increment(1);
-                stream.break_off(Reason::INTERNAL_ERROR);
+/// Serves one stream after another. All in one body: a future that is made elsewhere is copied into its place.
+pub(super) async fn serve(seat: Rc<Seat>) {
+    while let Some(Job { worker, manager, arrived, buffer_limit, requests }) = seat.next().await {
+        let Arrived { parsed, room: _room, stream, start } = arrived;
+        let Parsed { head, framing, expects_continue, dropped } = parsed;
+        let codec = &manager.http2_stats;
+        let connection = stream.connection.clone();
+        let active = Held::new(&codec.streams_active);
+        if dropped > 0 {
+            codec.dropped_headers_with_underscores.increment(dropped);
+        }
+        let mut down = Downstream {
+            client: Client::Http2(stream),
+            timer: connection.timer(),
+            info: connection.info.clone(),
+            buffer_limit,
+            requests,
+            idle_since: start,
+            aged: false,
+        };
+        let next = {
+            let mut exchange = Exchange::new(&worker, &manager, &mut down, start);
+            let stopped = exchange.arrive(head, framing, expects_continue);
+            exchange.run_stream(stopped).await
+        };
+        let Downstream { client, timer, idle_since: end, .. } = down;
+        let mut reset = false;
+        if let Client::Http2(mut stream) = client {
+            reset = stream.reset;
+            match next {
+                Next::Keep => {}
+                Next::Abort => codec.rx_reset.increment(1),
+                // An answer that broke off, with a head or without one.
+                Next::Reset => {
+                    codec.tx_reset.increment(1);
+                    stream.break_off(Reason::INTERNAL_ERROR);
+                }
+                // What the client was told is whole; the rest of its request is not waited for.
+                Next::Close => {}
             }
-            // What the client was told is whole; the rest of its request is not waited for.
-            Next::Close => {}
+        }
+        connection.stream_ended(timer, reset, start, end);
+        drop(active);
+        if !worker.seats.keep(&seat) {
+            return;
         }
     }
-    connection.stream_ended(timer, reset, start, end);
 }
