@@ -130,17 +130,46 @@ async fn small_messages_that_nobody_reads_stall_one_response() {
     assert_eq!(proxy.stats().await["cluster.h2.upstream_cx_total"], 1, "both were on one connection");
 }
 
+/// A filter that asks the processor of this cluster.
+fn asks(cluster: &str, options: &str) -> String {
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
+    let service = format!("grpc_service: {{ envoy_grpc: {{ cluster_name: {cluster} }} }}");
+    format!("- {{ name: proc, typed_config: {{ \"@type\": {kind}, {service}, {options} }} }}")
+}
+
+/// A response whose head a processor has yet to say something of.
+#[tokio::test]
+async fn small_messages_come_while_a_processor_is_asked() {
+    let (processor, origin) = (processor().await, Origin::start().await);
+    let template = Bootstrap::new()
+        .cluster("h1", &speaks("h1"))
+        .cluster("h2", &speaks("h2"))
+        .cluster("proc", &speaks("h2").replace("@h2@", "@proc@"))
+        .listener("main", "codec_type: HTTP2", &hosts("h2"))
+        .filters("main", &asks("proc", "failure_mode_allow: true, message_timeout: 1s"))
+        .render();
+    let values = [("proc", processor)]
+        .into_iter()
+        .chain(["h1", "h2", "origin:a", "origin:b"].map(|name| (name, origin.port)));
+    let values: Vec<_> = values.map(|(name, port)| (name, port.to_string())).collect();
+    let proxy = Proxy::outrigger(&template, &values).await;
+    let mut client = Raw::open(proxy.port("main")).await;
+    let room = u32::try_from(ALL).expect("a window");
+    let request = [get(1, "/slow-response"), window_update(0, room), window_update(1, room)].concat();
+    client.send(&request).await.expect("sent");
+    assert_eq!(client.outcome(1, DEADLINE).await, Outcome::Status(200, ALL));
+}
+
 /// What a processor says of a response that its client does not read stalls that response; others that it is asked about
 /// on the same connection go on.
 #[tokio::test]
 async fn small_messages_of_a_processor_stall_one_response() {
     let (processor, origin) = (processor().await, http1::Origin::start().await);
-    let options = "grpc_service: { envoy_grpc: { cluster_name: h2 } }, processing_mode: { response_body_mode: FULL_DUPLEX_STREAMED, response_trailer_mode: SEND }";
-    let kind = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
+    let mode = "processing_mode: { response_body_mode: FULL_DUPLEX_STREAMED, response_trailer_mode: SEND }";
     let template = Bootstrap::new()
         .cluster("h2", &speaks("h2"))
         .plain("main", "codec_type: HTTP2")
-        .filters("main", &format!("- {{ name: proc, typed_config: {{ \"@type\": {kind}, {options} }} }}"))
+        .filters("main", &asks("h2", mode))
         .render();
     let values = [("h2", processor), ("origin:a", origin.port()), ("origin:b", origin.port())];
     let proxy = Proxy::outrigger(&template, &values.map(|(name, port)| (name, port.to_string()))).await;
