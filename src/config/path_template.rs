@@ -1,13 +1,14 @@
-//! Templates of paths: `envoy.extensions.path.match.uri_template`, by which routes and RBAC's permissions match
-//! (envoyproxy.io: extensions/path/match/uri_template/v3).
+//! Templates of paths: `envoy.extensions.path.match.uri_template`, by which routes and RBAC's permissions match, and
+//! `envoy.extensions.path.rewrite.uri_template`, by which routes write paths anew
+//! (envoyproxy.io: extensions/path/match/uri_template/v3, extensions/path/rewrite/uri_template/v3).
 //!
 //! Comes in: a template, as `/videos/*/{file}.m4s`. Goes out: a regular expression for the whole of a path without its
-//! query. `*` is one segment, `**` any number of them or none, a variable stands for a segment or for the pattern after
+//! query, or with another template, as `/files/{file}`, what becomes of such a path. `*` is one segment, `**` any number of them or none, a variable stands for a segment or for the pattern after
 //! its `=`; text may follow any of them in the last segment.
 
 use std::fmt::Write as _;
 
-use super::regex::{Regex, RegexError};
+use super::regex::{Regex, RegexError, Substitution};
 
 /// Most variables of a template.
 const MOST_VARIABLES: usize = 5;
@@ -39,13 +40,54 @@ pub enum TemplateError {
 /// # Errors
 /// [`TemplateError`]: it breaks Envoy's rules, or uses `*` and `{` where Envoy gives them no clear meaning.
 pub fn compile(template: &str) -> Result<Regex, TemplateError> {
-    let pattern = Reader::default().read(template);
-    let pattern = pattern.map_err(|reason| TemplateError::Malformed { template: template.into(), reason })?;
-    Ok(Regex::new(&pattern)?)
+    Ok(Regex::new(&read(template)?.out)?)
+}
+
+/// What becomes of the paths that `template` stands for: `rewrite`, in which `{name}` is what that variable stands for.
+///
+/// # Errors
+/// As [`compile`], for both.
+pub fn rewriting(template: &str, rewrite: &str) -> Result<Substitution, TemplateError> {
+    let Reader { out: pattern, variables, .. } = read(template)?;
+    let written = written(rewrite, &variables);
+    let written = written.map_err(|reason| TemplateError::Malformed { template: rewrite.into(), reason })?;
+    Ok(Substitution::new(&format!(r"\A(?:{pattern})\z"), &written)?)
+}
+
+fn read(template: &str) -> Result<Reader<'_>, TemplateError> {
+    let read = Reader::default().read(template);
+    read.map_err(|reason| TemplateError::Malformed { template: template.into(), reason })
+}
+
+/// A template of what is written, with the numbers of groups in place of the names of `variables`.
+fn written(rewrite: &str, variables: &[&str]) -> Result<String, &'static str> {
+    if !rewrite.starts_with('/') {
+        return Err("it does not begin with /");
+    }
+    if rewrite.contains("//") {
+        return Err("a segment is empty");
+    }
+    let (mut out, mut rest) = (String::new(), rewrite);
+    loop {
+        let (literal, after) = rest.split_once('{').map_or((rest, None), |(one, two)| (one, Some(two)));
+        let of_paths = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;:@=/".contains(&byte);
+        if !literal.bytes().all(of_paths) {
+            return Err("it has characters that a path cannot have, or a } that has no {");
+        }
+        out.push_str(literal);
+        let Some(after) = after else { return Ok(out) };
+        let (name, after) = after.split_once('}').ok_or("a { has no }")?;
+        let group = variables.iter().position(|variable| *variable == name);
+        let group = group.ok_or("it has a variable that the path's template has not")?;
+        // Writing to a string does not fail; there are less than ten.
+        let _ = write!(out, "\\{}", group + 1);
+        rest = after;
+    }
 }
 
 #[derive(Default)]
 struct Reader<'a> {
+    /// The regular expression, with a group for each variable.
     out: String,
     variables: Vec<&'a str>,
     /// `**` was seen: no other may follow.
@@ -53,7 +95,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn read(mut self, template: &'a str) -> Result<String, &'static str> {
+    fn read(mut self, template: &'a str) -> Result<Self, &'static str> {
         let mut rest = template.strip_prefix('/').ok_or("it does not begin with /")?;
         self.out.push('/');
         loop {
@@ -66,7 +108,7 @@ impl<'a> Reader<'a> {
                 return Err("text follows a wildcard or variable before the last segment");
             }
             self.literal(suffix)?;
-            let Some(after) = after else { return Ok(self.out) };
+            let Some(after) = after else { return Ok(self) };
             self.out.push('/');
             rest = after;
         }
@@ -113,6 +155,7 @@ impl<'a> Reader<'a> {
         if self.variables.len() > MOST_VARIABLES {
             return Err("there are more than 5 variables");
         }
+        self.out.push('(');
         for (index, part) in pattern.split('/').enumerate() {
             if index > 0 {
                 self.out.push('/');
@@ -123,6 +166,7 @@ impl<'a> Reader<'a> {
                 literal => self.literal(literal)?,
             }
         }
+        self.out.push(')');
         Ok(())
     }
 
@@ -203,6 +247,44 @@ mod tests {
             for path in others {
                 assert!(!compiled.matches(path.as_bytes()), "{template} {path}");
             }
+        }
+    }
+
+    #[test]
+    fn paths_are_written_anew() {
+        for (template, rewrite, path, wanted) in [
+            ("/{x}/{y=**}", "/{y}/of/{x}", "/a/b/c", "/b/c/of/a"),
+            ("/{x}/z", "/{x}{x}.", "/a/z", "/aa."),
+            ("/{x=a/*}.m4s", "/{x}", "/a/b.m4s", "/a/b"),
+            ("/a(1)+/{x}", "/$1*=", "/a(1)+/y", "/$1*="),
+            // A path that is another than it was when the route was found.
+            ("/{x}/z", "/{x}", "/a/y", "/a/y"),
+            ("/z", "/", "/z", "/"),
+        ] {
+            let compiled = rewriting(template, rewrite).expect(template);
+            assert_eq!(
+                compiled.replace_all(path.as_bytes()),
+                wanted.as_bytes(),
+                "{template} {rewrite} {path}"
+            );
+        }
+        for (rewrite, why) in [
+            ("{x}", "begin"),
+            ("", "begin"),
+            ("//", "empty"),
+            ("/{x}//", "empty"),
+            ("/{y}", "variable"),
+            ("/{}", "variable"),
+            ("/{x=*}", "variable"),
+            ("/{x", "no }"),
+            ("/x}", "no {"),
+            ("/a b", "characters"),
+            ("/a?b", "characters"),
+            ("/a\\1", "characters"),
+            ("/\u{e9}", "characters"),
+        ] {
+            let error = rewriting("/{x}/z", rewrite).expect_err(rewrite).to_string();
+            assert!(error.contains(why) && error.contains(&format!("{rewrite:?}")), "{rewrite}: {error}");
         }
     }
 

@@ -117,6 +117,13 @@ impl GrpcStream {
         }
     }
 
+    /// Nobody takes what comes for now: as [`super::h2::Incoming::gather`].
+    pub fn gather(&mut self, context: &mut Context<'_>) {
+        if let State::Open(open) = &mut self.state {
+            open.stream.incoming.gather(context);
+        }
+    }
+
     /// Whether all that was sent is on its way.
     pub fn is_flushed(&self) -> bool {
         matches!(self.state, State::Open(_)) && self.out.is_empty()

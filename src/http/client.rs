@@ -54,6 +54,13 @@ impl Client {
         }
     }
 
+    /// Nobody reads the request's body for now: as [`crate::http::h2::Incoming::gather`].
+    pub fn gather(&mut self, context: &mut Context<'_>) {
+        if let Client::Http2(stream) = self {
+            stream.incoming.gather(context);
+        }
+    }
+
     /// Where the response's body goes.
     pub fn sink(&mut self) -> Sink<'_> {
         match self {

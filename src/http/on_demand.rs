@@ -125,6 +125,7 @@ impl Exchange<'_> {
             }
             let down = &mut *self.down;
             down.client.nudge(context);
+            down.client.gather(context);
             if down.client.poll_gone(self.upload.is_received(), down.buffer_limit, context).is_ready() {
                 return Poll::Ready(Err(Gone));
             }

@@ -69,7 +69,7 @@ pub enum Source<'a> {
 
 impl Source<'_> {
     /// There is no room for what it has: as [`Incoming::gather`].
-    fn gather(&mut self, context: &mut Context<'_>) {
+    pub fn gather(&mut self, context: &mut Context<'_>) {
         if let Source::Frames(incoming) = self {
             incoming.gather(context);
         }
@@ -343,6 +343,9 @@ impl Pump {
             if (waits || flushed.is_pending()) && filled.is_ready() && !self.received {
                 source.gather(context);
             }
+            if let (true, Some(stages)) = (flushed.is_pending(), &mut self.stages) {
+                stages.gather(context);
+            }
             ready!(flushed).map_err(PumpError::SinkIo)?;
             match released {
                 // There may be room again for what passes, or for what comes.
@@ -526,7 +529,10 @@ impl Pump {
             let released = match self.release(shelf, each, context) {
                 Poll::Ready(released) => match released? {
                     Released::All => Poll::Ready(()),
-                    Released::Full => Poll::Pending,
+                    Released::Full => {
+                        self.stages.iter_mut().for_each(|stages| stages.gather(context));
+                        Poll::Pending
+                    }
                 },
                 Poll::Pending => Poll::Pending,
             };

@@ -51,6 +51,9 @@ pub(super) struct Stages {
     list: Vec<(Stage, Transforms)>,
     /// What has left the last of them.
     out: VecDeque<Passes>,
+    /// What was known before it was taken, with the place of the stage that it came from: those that were added
+    /// meanwhile have it too.
+    early: VecDeque<(usize, Passes)>,
     /// The end has left it.
     ended: bool,
     /// Bytes that have passed.
@@ -82,6 +85,14 @@ impl Stage {
             Stage::Processor(processor) => processor.length(),
             Stage::Duplex(duplex) => duplex.length(),
             Stage::Watch(watch) => watch.length(),
+        }
+    }
+
+    fn gather(&mut self, context: &mut Context<'_>) {
+        match self {
+            Stage::Processor(processor) => processor.gather(context),
+            Stage::Duplex(duplex) => duplex.gather(context),
+            Stage::Pace(_) | Stage::Watch(_) => {}
         }
     }
 
@@ -118,6 +129,11 @@ impl Stages {
         self.ended
     }
 
+    /// There is no room for what passes: services that say more are not heard, but calls beside theirs go on.
+    pub(super) fn gather(&mut self, context: &mut Context<'_>) {
+        self.list.iter_mut().for_each(|(stage, _)| stage.gather(context));
+    }
+
     pub(super) fn hold(&mut self, piece: Bytes) {
         if let (false, Some((stage, _))) = (piece.is_empty(), self.list.first_mut()) {
             stage.hold(piece);
@@ -143,26 +159,17 @@ impl Stages {
                 }
                 return Poll::Ready(Ok(passes));
             }
-            let Some((stage, then)) = self.list.get_mut(at) else { break };
+            if let Some((from, passes)) = self.early.pop_front() {
+                self.leave(from, passes)?;
+                continue;
+            }
+            let Some((stage, _)) = self.list.get_mut(at) else { break };
             match stage.poll_next(context) {
                 Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
                 // Those behind it may have something.
                 Poll::Pending => (at, waits) = (at + 1, true),
                 Poll::Ready(Ok(Passes::Nothing)) => at += 1,
-                Poll::Ready(Ok(Passes::Piece(piece))) => {
-                    let changed = then.piece(piece).zip(then.pause());
-                    let Some((piece, rest)) = changed else { return Poll::Ready(Err(Stop::Broken)) };
-                    for piece in [piece, rest] {
-                        self.pass(at, Passes::Piece(piece));
-                    }
-                }
-                Poll::Ready(Ok(Passes::End(trailers))) => {
-                    let Some((piece, trailers)) = then.end(trailers) else {
-                        return Poll::Ready(Err(Stop::Broken));
-                    };
-                    self.pass(at, Passes::Piece(piece));
-                    self.pass(at, Passes::End(trailers));
-                }
+                Poll::Ready(Ok(passes)) => self.leave(at, passes)?,
             }
         }
         if waits {
@@ -172,16 +179,42 @@ impl Stages {
         }
     }
 
-    /// Ready as soon as something may pass, or nothing is held.
+    /// Ready as soon as the last stage lets something pass, or holds nothing. Others may still be added after it.
     pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        let last = self.list.len().saturating_sub(1);
+        debug_assert!(
+            self.list.last().is_none_or(|(_, then)| then.is_empty()),
+            "a filter has been added already"
+        );
         let passes = ready!(self.poll_next(context))?;
         match &passes {
             Passes::Piece(piece) => self.passed -= piece.len() as u64,
             Passes::End(_) => self.ended = false,
             Passes::Nothing => return Poll::Ready(Ok(())),
         }
-        self.out.push_front(passes);
+        self.early.push_back((last, passes));
+        self.early.extend(self.out.drain(..).map(|passes| (last, passes)));
         Poll::Ready(Ok(()))
+    }
+
+    /// What has left the stage at `at` goes through the filters behind that.
+    fn leave(&mut self, at: usize, passes: Passes) -> Result<(), Stop> {
+        let Some((_, then)) = self.list.get_mut(at) else { return Ok(()) };
+        match passes {
+            Passes::Piece(piece) => {
+                let (piece, rest) = then.piece(piece).zip(then.pause()).ok_or(Stop::Broken)?;
+                for piece in [piece, rest] {
+                    self.pass(at, Passes::Piece(piece));
+                }
+            }
+            Passes::End(trailers) => {
+                let (piece, trailers) = then.end(trailers).ok_or(Stop::Broken)?;
+                self.pass(at, Passes::Piece(piece));
+                self.pass(at, Passes::End(trailers));
+            }
+            Passes::Nothing => {}
+        }
+        Ok(())
     }
 
     /// Hands on what has left the stage at `at`.

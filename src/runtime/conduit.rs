@@ -41,6 +41,9 @@ pub trait Conduit: Debug {
     /// See [`super::Stream::poll_write_ready`].
     fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// See [`super::Stream::gather`].
+    fn gather(&self, _: &mut Context<'_>) {}
+
     /// Ready when the peer has broken it off.
     fn poll_failed(&self, context: &mut Context<'_>) -> Poll<()>;
 

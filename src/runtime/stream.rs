@@ -145,6 +145,14 @@ impl Stream {
         each!(self, stream => stream.poll_read_ready(cx), tls => tls.poll_read_ready(cx))
     }
 
+    /// Nobody reads it for now: what carries it does not keep what has come, where others are carried that must not
+    /// suffer for that. Asks to be woken when more comes.
+    pub fn gather(&self, cx: &mut Context<'_>) {
+        if let Stream::Virtual(other) = self {
+            other.gather(cx);
+        }
+    }
+
     /// Ready when a write may make progress, errors included.
     #[inline]
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -268,6 +268,8 @@ fn drive(
             (Side::Upstream, Side::Downstream, upstream, downstream, &mut *down, read_up, wrote_down),
         ] {
             if half.is_done() {
+                // What could not be delivered is read by nobody.
+                source.gather(cx);
                 continue;
             }
             if from == Side::Downstream && meter.decides() && is_undecided(cx, source, meter) {

@@ -68,6 +68,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
 use outrigger_control_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use outrigger_control_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 use outrigger_control_api::pb::google::protobuf::{self as wkt, Any};
 use outrigger_control_api::{unpack, UnpackError};
 use prost::{Message, Name};
@@ -77,7 +78,7 @@ pub use resource::{Assignment, Compiled, Compiler, Environment, Needs, RouteNeed
 
 use super::cluster::Keepalive;
 use super::problems::Problems;
-use super::regex::Regex;
+use super::regex::{Regex, Substitution};
 use crate::policy::rbac::Networks;
 
 /// The message of type `M` in `any`, which stands in `field` (empty: the current path).
@@ -108,6 +109,29 @@ pub(crate) fn path_template(config: &core::TypedExtensionConfig, problems: &mut 
         let config: UriTemplateMatchConfig = extension(any, "", problems)?;
         problems.at("path_template", |problems| {
             problems.take(crate::config::path_template::compile(&config.path_template))
+        })
+    })
+}
+
+/// What becomes of the paths of a route whose template is `matched`, by an extension that writes them anew.
+pub(crate) fn path_rewriting(
+    matched: Option<&core::TypedExtensionConfig>,
+    config: &core::TypedExtensionConfig,
+    problems: &mut Problems,
+) -> Option<Substitution> {
+    let Some(matched) = matched else {
+        problems.report("needs a path_match_policy by a template");
+        return None;
+    };
+    // What is wrong with it was reported.
+    let matched: UriTemplateMatchConfig = unpack(matched.typed_config.as_ref()?).ok()?;
+    crate::config::path_template::compile(&matched.path_template).ok()?;
+    let any = config.typed_config.as_ref()?;
+    problems.at("typed_config", |problems| {
+        let config: UriTemplateRewriteConfig = extension(any, "", problems)?;
+        problems.at("path_template_rewrite", |problems| {
+            let (template, rewrite) = (&matched.path_template, &config.path_template_rewrite);
+            problems.take(crate::config::path_template::rewriting(template, rewrite))
         })
     })
 }

@@ -304,6 +304,7 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
 
 fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Problems) -> Option<Route> {
     use pb::route::Action as Proto;
+    use pb::route_match::PathSpecifier;
 
     let name = (!config.name.is_empty()).then(|| Arc::from(config.name.as_str()));
     let (request, response) = header_ops!(config, problems);
@@ -320,12 +321,16 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         level = problems.at("route", |problems| with_cors(level, problems));
     }
     let levels = [&level, &host.level, &scope.level];
+    let template = match config.r#match.as_ref().and_then(|config| config.path_specifier.as_ref()) {
+        Some(PathSpecifier::PathMatchPolicy(template)) => Some(template),
+        _ => None,
+    };
     let action = match config.action.as_ref() {
         Some(Proto::Route(config)) => problems
-            .at("route", |problems| compile_action::forward(config, scope, host, &levels, problems))
+            .at("route", |problems| compile_action::forward(config, template, scope, host, &levels, problems))
             .map(|forward| Action::Forward(Box::new(forward))),
         Some(Proto::Redirect(config)) => problems
-            .at("redirect", |problems| redirect(config, problems))
+            .at("redirect", |problems| redirect(config, template.is_some(), problems))
             .map(|redirect| Action::Redirect(Box::new(redirect))),
         Some(Proto::DirectResponse(config)) => problems
             .at("direct_response", |problems| direct_response(config, scope, problems))
@@ -424,13 +429,18 @@ pub(super) fn route_match(
     Some((path?, conditions))
 }
 
-fn redirect(config: &pb::RedirectAction, problems: &mut Problems) -> Option<Redirect> {
+/// `template` says that the route's path matches one.
+fn redirect(config: &pb::RedirectAction, template: bool, problems: &mut Problems) -> Option<Redirect> {
     use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned().into());
     let path = match &config.path_rewrite_specifier {
         Some(PathRewriteSpecifier::PathRedirect(path)) => {
             some(path).map_or(RedirectPath::Keep, RedirectPath::Replace)
+        }
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if template && !prefix.is_empty() => {
+            problems.report_at("prefix_rewrite", "cannot be set with path_match_policy");
+            return None;
         }
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => some(prefix)
             .map_or(RedirectPath::Keep, |prefix| RedirectPath::Rewrite(PathRewrite::Prefix(prefix))),

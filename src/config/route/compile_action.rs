@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_control_api::pb::envoy::config::core::v3::RoutingPriority;
+use outrigger_control_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
 use super::action::{
@@ -17,7 +17,7 @@ use super::overrides::{merge, Level};
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
 use crate::config::balancing::Criteria;
-use crate::config::compile::{duration, duration_or};
+use crate::config::compile::{duration, duration_or, path_rewriting};
 use crate::config::headers::HeaderKey;
 use crate::config::http::Upgrade;
 use crate::config::matcher::{substitution, Fraction};
@@ -28,9 +28,10 @@ use crate::config::Cluster;
 /// A route's timeout unless it has its own.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Compiles `config`.
+/// Compiles `config`. `template` is what the route's path matches, where that is one.
 pub(super) fn forward(
     config: &pb::RouteAction,
+    template: Option<&TypedExtensionConfig>,
     scope: &Scope,
     host: &HostScope,
     levels: &[&Level; 3],
@@ -63,7 +64,7 @@ pub(super) fn forward(
         mirrors: if own_mirrors.is_empty() { host.mirrors.clone() } else { own_mirrors },
         metadata_match: Criteria::under(config.metadata_match.as_ref(), None),
         hash_policies: hash_policies(&config.hash_policy, problems),
-        path_rewrite: path_rewrite(config, problems),
+        path_rewrite: path_rewrite(config, template, problems),
         host_rewrite: host_rewrite(config, problems).unwrap_or_default(),
         append_x_forwarded_host: config.append_x_forwarded_host,
         include_request_attempt_count: host.include_request_attempt_count,
@@ -319,9 +320,22 @@ pub(crate) fn hash_policies(
         .collect()
 }
 
-fn path_rewrite(config: &pb::RouteAction, problems: &mut Problems) -> Option<PathRewrite> {
-    if config.path_rewrite_policy.is_some() {
-        problems.report_at("path_rewrite_policy", "path rewriter extensions are not supported");
+fn path_rewrite(
+    config: &pb::RouteAction,
+    template: Option<&TypedExtensionConfig>,
+    problems: &mut Problems,
+) -> Option<PathRewrite> {
+    if let Some(policy) = &config.path_rewrite_policy {
+        if !config.prefix_rewrite.is_empty() || config.regex_rewrite.is_some() {
+            let why = "only one of prefix_rewrite, regex_rewrite and path_rewrite_policy can be set";
+            problems.report_at("path_rewrite_policy", why);
+        }
+        let rewriting =
+            problems.at("path_rewrite_policy", |problems| path_rewriting(template, policy, problems));
+        return rewriting.map(|rewriting| PathRewrite::Regex(Box::new(rewriting)));
+    }
+    if template.is_some() && !config.prefix_rewrite.is_empty() {
+        problems.report_at("prefix_rewrite", "cannot be set with path_match_policy");
     }
     let prefix = (!config.prefix_rewrite.is_empty())
         .then(|| PathRewrite::Prefix(config.prefix_rewrite.clone().into()));

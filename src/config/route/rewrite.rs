@@ -13,7 +13,7 @@ use crate::config::regex::Substitution;
 pub enum PathRewrite {
     /// The matched prefix (of a regex or CONNECT route: the whole path) becomes this.
     Prefix(Bytes),
-    /// Every match in the path is replaced.
+    /// Every match in the path is replaced: where it is a template's, that is all of it.
     Regex(Box<Substitution>),
 }
 

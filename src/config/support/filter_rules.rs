@@ -12,6 +12,10 @@ const CHUNK: &[Check] = &[Check::AtLeast(4096.0), Check::AtMost(65536.0)];
 /// As [`super::rules`] has them.
 pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
     (
+        "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig",
+        &[FieldRule::Field(1, &[Check::MinChars(1), Check::MaxChars(256)])],
+    ),
+    (
         "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
         &[FieldRule::Field(1, &[Check::MinChars(1), Check::MaxChars(256)])],
     ),

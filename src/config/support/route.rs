@@ -122,6 +122,7 @@ pub const ROUTE: &[MessageSupport] = &[
         rejected: &[],
     },
     all("envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig"),
+    all("envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig"),
     all("envoy.config.route.v3.RouteMatch.TlsContextMatchOptions"),
     all("envoy.config.route.v3.RouteMatch.ConnectMatcher"),
     all("envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions"),
@@ -159,6 +160,7 @@ pub const ROUTE: &[MessageSupport] = &[
             "cluster_not_found_response_code",
             "prefix_rewrite",
             "regex_rewrite",
+            "path_rewrite_policy",
             "host_rewrite_literal",
             "auto_host_rewrite",
             "host_rewrite_header",
@@ -188,7 +190,6 @@ pub const ROUTE: &[MessageSupport] = &[
         rejected: &[
             ("cluster_specifier_plugin", "cluster specifier plugins are not supported"),
             ("inline_cluster_specifier_plugin", "cluster specifier plugins are not supported"),
-            ("path_rewrite_policy", "path rewriter extensions are not supported"),
             ("path_rewrite", "path formats are not supported yet"),
             ("host_rewrite", "host formats are not supported yet"),
             ("flush_timeout", "not supported yet"),

@@ -313,6 +313,7 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     let waited = poll_fn(|context| {
         let down = &mut *ex.down;
         down.client.nudge(context);
+        down.client.gather(context);
         if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(()));
         }
@@ -360,6 +361,7 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
             }
         }
         down.client.nudge(context);
+        down.client.gather(context);
         if down.client.poll_gone(upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(()));
         }

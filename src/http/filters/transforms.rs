@@ -82,6 +82,11 @@ impl Transforms {
         self.list.push(transform);
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// gRPC's messages are counted: as they come if `first`, else as they go.
     pub fn count(&mut self, messages: Messages, first: bool) {
         self.messages = Some(messages);

@@ -110,6 +110,10 @@ impl Conduit for TunnelStream {
         Poll::Ready(Ok(()))
     }
 
+    fn gather(&self, context: &mut Context<'_>) {
+        self.state.borrow_mut().stream.incoming.gather(context);
+    }
+
     fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.borrow_mut();
         if state.closed || state.failed.is_some() {

@@ -131,7 +131,8 @@ impl Attempts<'_> {
                     let reply = Reply::new(500, "response_payload_too_large").body("Internal Server Error");
                     return Err(Stopped::Reply(Box::new(reply)));
                 };
-                Collected { body: body.into(), trailers: ex.trailers.clone(), whole: true }
+                let trailers = ex.trailers.clone().filter(|_| self.takes_trailers(asked.connection));
+                Collected { body: body.into(), trailers, whole: true }
             }
         };
         let collected = asked.body.insert(collected);
@@ -173,6 +174,8 @@ impl Attempts<'_> {
         let mut answer = pin!(answer);
         let said = poll_fn(|context| {
             self.poll_upload(ex, asked.connection, &mut asked.sent.out, context)?;
+            // Other streams of its connection go on.
+            asked.connection.source().gather(context);
             if let Poll::Ready(said) = answer.as_mut().poll(context) {
                 return Poll::Ready(Ok(said));
             }

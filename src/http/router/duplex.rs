@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::consult::{Collected, Consulted, Stopped};
+use super::lent::Lent;
 use super::respond::receiving;
 use super::{Attempts, Failure};
 use crate::config::Known;
@@ -59,7 +60,7 @@ impl Attempts<'_> {
                 filters::look_at_download(ex, Stage::Duplex(Box::new(duplex)));
                 let mut download = match asked.download.take() {
                     Some(download) => download,
-                    None => Box::new(self.begin_download(ex, asked.framing)),
+                    None => Box::new(self.begin_download(ex, asked.framing, asked.connection)),
                 };
                 filters::on_download(ex, &mut download);
                 (self.hear_while(ex, asked, &mut download, answer.as_mut()).await?, Ok(download))
@@ -91,9 +92,10 @@ impl Attempts<'_> {
     }
 
     /// The way of a body that begins before it is known how it will be written.
-    pub(super) fn begin_download(&self, ex: &Exchange<'_>, framing: Framing) -> Pump {
+    fn begin_download(&self, ex: &Exchange<'_>, framing: Framing, connection: &Lent) -> Pump {
         let upstream = self.upstream();
-        let mut download = Pump::new(framing, false, true, upstream.http.max_response_headers).unseen();
+        let trailers = self.takes_trailers(connection);
+        let mut download = Pump::new(framing, false, trailers, upstream.http.max_response_headers).unseen();
         download.limit(ex.down.buffer_limit.min(upstream.per_connection_buffer_limit));
         download
     }
@@ -106,7 +108,8 @@ impl Attempts<'_> {
         given: Duplex,
         whole: bool,
     ) -> Result<(), Stopped> {
-        let (body, trailers) = self.hear(ex, asked, duplex::whole(given)).await?.map_err(Stopped::Reply)?;
+        let answer = duplex::whole(given, ex.down.buffer_limit);
+        let (body, trailers) = self.hear(ex, asked, answer).await?.map_err(Stopped::Reply)?;
         *asked.body = Some(Collected { body, trailers, whole });
         Ok(())
     }

@@ -149,7 +149,7 @@ impl Attempts<'_> {
         let write_chunked = chunked && !http_10 && !to_head;
         // An end that comes too early shows.
         let self_delimiting = write_chunked || !chunked;
-        let trailers = connection.is_http2() || self.upstream().http.http1.enable_trailers;
+        let trailers = self.takes_trailers(&connection);
         let mut download = match begun {
             Some(begun) => *begun,
             None => Pump::new(framing, write_chunked, trailers, self.upstream().http.max_response_headers)
@@ -270,6 +270,11 @@ impl Attempts<'_> {
         }
     }
 
+    /// Whether an upstream's trailers count.
+    pub(super) fn takes_trailers(&self, connection: &Lent) -> bool {
+        connection.is_http2() || self.upstream().http.http1.enable_trailers
+    }
+
     /// Takes in all of a response's body, after what filters have done to it so far. `None` where it is larger than
     /// `limit` bytes. `begun` is its way so far, if it is on it.
     pub(super) async fn take_whole(
@@ -283,7 +288,7 @@ impl Attempts<'_> {
     ) -> Result<Option<Vec<u8>>, Failure> {
         let cluster = self.upstream().clone();
         let mut download = begun.map_or_else(
-            || Pump::new(framing, false, true, cluster.http.max_response_headers),
+            || Pump::new(framing, false, self.takes_trailers(connection), cluster.http.max_response_headers),
             |begun| *begun,
         );
         filters::on_download(ex, &mut download);

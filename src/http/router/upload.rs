@@ -121,7 +121,12 @@ impl Attempts<'_> {
     pub(super) fn can_replay(&self, ex: &Exchange<'_>) -> bool {
         let is_whole =
             |carried: &Carried| carried.bytes == ex.upload.bytes && carried.complete == ex.upload.is_passed();
-        ex.upload.bytes == 0 || self.copies.is_kept() || self.carried.as_deref().is_some_and(is_whole)
+        Self::is_fresh(ex) || self.copies.is_kept() || self.carried.as_deref().is_some_and(is_whole)
+    }
+
+    /// Whether nothing of the body has come, nor been given by a filter.
+    fn is_fresh(ex: &Exchange<'_>) -> bool {
+        ex.upload.bytes == 0 && ex.upload.passed() == 0
     }
 
     /// Keeps what has come of the body while there was no connection, behind the `head` bytes of its head, if no copy
@@ -130,7 +135,7 @@ impl Attempts<'_> {
         let protocol = self.cluster.cluster.http.protocol;
         // Framed for one protocol it is of no use to the other.
         let may_change = self.cluster.is_aggregate() || protocol == UpstreamProtocol::Auto;
-        if self.copies.is_kept() || ex.upload.bytes == 0 || may_change || self.terminate {
+        if self.copies.is_kept() || Self::is_fresh(ex) || may_change || self.terminate {
             return;
         }
         let out = match out {

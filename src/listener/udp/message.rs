@@ -45,6 +45,13 @@ pub(super) struct Head {
     flags: u16,
 }
 
+impl Head {
+    /// Whether it says of itself that it answers a query.
+    pub(super) fn is_response(self) -> bool {
+        self.flags & RESPONSE != 0
+    }
+}
+
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
@@ -79,7 +86,7 @@ pub(super) fn parse(datagram: &[u8]) -> (Head, Result<Question, Malformed>) {
     let [Some(questions), Some(answers), Some(authorities), Some(additional)] = counts else {
         return (head, Err(Malformed::Short));
     };
-    if head.flags & RESPONSE != 0 || answers != 0 || authorities != 0 {
+    if head.is_response() || answers != 0 || authorities != 0 {
         return (head, Err(Malformed::Answered));
     }
     if questions != 1 {

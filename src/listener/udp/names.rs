@@ -84,7 +84,11 @@ impl Names {
                     Malformed::Question => stats.query_parsing_failure.increment(1),
                 }
                 stats.downstream_rx_invalid_queries.increment(1);
-                return self.respond(&query(None), &[]);
+                // Two who answer each other's answers do not end, and anybody could begin it.
+                if !head.is_response() {
+                    self.respond(&query(None), &[]);
+                }
+                return;
             }
         };
         match question.kind {

@@ -145,13 +145,11 @@ impl Extractor {
 fn joined<R: RequestView>(request: &R, key: &HeaderKey, each: &mut dyn FnMut(&[u8])) {
     let (mut count, mut all) = (0, Vec::new());
     request.values(key, &mut |value| {
-        if count == 1 {
+        if count > 0 {
             all.push(b',');
-        }
-        count += 1;
-        if count > 1 {
             all.extend_from_slice(value);
         }
+        count += 1;
     });
     match (count, request.first(key)) {
         (_, None) => {}

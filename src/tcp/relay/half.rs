@@ -114,6 +114,7 @@ impl Half {
         for _ in 0..TURN {
             while self.held() > 0 {
                 if pending_or(target.poll_write_ready(cx)).map_err(|error| (At::Target, error))? {
+                    source.gather(cx);
                     return Ok(Turn::Blocked);
                 }
                 self.deliver(target, wrote).map_err(|error| (At::Target, error))?;

@@ -153,7 +153,6 @@ fn datagrams() -> Vec<(String, Vec<u8>)> {
         (0..plain.len()).map(|length| (format!("{length} bytes"), plain[..length].to_vec())).collect();
     let mut more = |name: &str, bytes: Vec<u8>| list.push((name.to_owned(), bytes));
     more("number 0", changed(0, &[0, 0]));
-    more("a response", changed(2, &[0x81, 0]));
     more("an update", changed(2, &[0x29, 0]));
     more("no recursion", changed(2, &[0, 0]));
     more("all flags", changed(2, &[0x7f, 0xff]));
@@ -195,6 +194,29 @@ fn masked(response: Option<Vec<u8>>) -> String {
         }
         false => text,
     }
+}
+
+/// What says that it is a response is not answered: two who answer each other do not end.
+#[tokio::test]
+async fn responses_are_not_answered() {
+    let listener = listener("table", &format!("server_config: {{ inline_dns_table: {TABLE} }}"));
+    let template = format!(
+        "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\nstatic_resources:\n  listeners:\n{listener}  clusters:\n{}",
+        ["good", "two", "empty"].map(|name| cluster(name, &[])).concat()
+    );
+    let proxy = Proxy::outrigger(&template, &[]).await;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    socket.connect((Ipv4Addr::LOCALHOST, proxy.port("table"))).expect("connected");
+    let mut response = query(7, "a.example.com", RecordType::A);
+    response[2] |= 0x80;
+    for length in [4, 11, 12, response.len()] {
+        socket.send(&response[..length]).expect("sent");
+    }
+    let said = ask(&socket, &query(8, "a.example.com", RecordType::A), DEADLINE).expect("a response");
+    assert_eq!(said[..2], [0, 8], "{}", described(&said));
+    let stats = proxy.stats().await;
+    assert_eq!(stats.get("dns_filter.table.downstream_rx_invalid_queries"), Some(&4));
+    assert_eq!(stats.get("dns_filter.table.downstream_tx_responses"), Some(&1));
 }
 
 /// Nobody answers.

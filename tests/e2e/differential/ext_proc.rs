@@ -35,7 +35,7 @@ pub(super) enum Does {
 pub(super) type Told = Arc<Mutex<Vec<String>>>;
 
 /// Starts a processor; it ends with the runtime.
-pub(super) async fn processor() -> u16 {
+pub async fn processor() -> u16 {
     noting(Told::default()).await
 }
 
@@ -311,6 +311,11 @@ fn answer(path: &str, ask: &Ask, told: Option<String>) -> Does {
         "deny-response" if of_response => return said(immediate(418, None, "teapot")),
         "deny-body" if of_body => return said(immediate(418, None, "teapot")),
         "body" if of_body => common.body_mutation = body("another body"),
+        "streamed" if of_body => {
+            let piece = pb::StreamedBodyResponse { body: "ten bytes!".into(), end_of_stream: true };
+            common.body_mutation =
+                Some(pb::BodyMutation { mutation: Some(Mutation::StreamedResponse(piece)) });
+        }
         "same" if of_body => common.body_mutation = body("SAME BODY!"),
         "upper" => {
             if let Ask::RequestBody(piece) | Ask::ResponseBody(piece) = ask {
@@ -438,6 +443,7 @@ async fn processor_of_heads_and_bodies() {
         ("strict", options(&format!("{bodies}, allow_mode_override: true, status_on_error: {{ code: 502 }}, mutation_rules: {{ disallow_is_error: true, disallow_expression: {{ regex: 'x-fix.*' }} }}, route_cache_action: RETAIN"))),
         ("open", options(", failure_mode_allow: true, stat_prefix: mine, disable_immediate_response: true, forward_rules: { allowed_headers: { patterns: [ { prefix: ':' }, { prefix: x- } ] }, disallowed_headers: { patterns: [ { exact: x-gone } ] } }")),
         ("told", options(", request_attributes: [ request.path, request.size, request.headers, 'request.headers[\"x-have\"]', connection.mtls, nothing.at.all, request.protocol, 'request.size > 3' ], response_attributes: [ response.code, 'response.code == 200u' , xds.cluster_name, request.method ]")),
+        ("lax", options(&format!("{bodies}, failure_mode_allow: true"))),
         ("responses", options(", processing_mode: { request_header_mode: SKIP, response_body_mode: BUFFERED }")),
         ("closed", options(", disable_immediate_response: true")),
         ("skips", options(", allow_mode_override: true, processing_mode: { response_header_mode: SKIP, response_trailer_mode: SEND }")),
@@ -499,6 +505,7 @@ async fn processor_of_heads_and_bodies() {
         ("bodies, other", "/body"),
         ("bodies, as long", "/same"),
         ("bodies, cleared", "/clear"),
+        ("bodies, as of another mode", "/streamed"),
         ("bodies, unsized", "/unsized"),
         ("bodies, sized", "/sized"),
         ("bodies, denied", "/deny-body"),
@@ -512,6 +519,8 @@ async fn processor_of_heads_and_bodies() {
         cases.push(post("bodies", name, path));
     }
     cases.push(chunks("bodies", "chunks", "/x"));
+    cases.push(chunks("bodies", "chunks, as of another mode", "/streamed"));
+    cases.push(get("bodies", "response as of another mode", "/streamed"));
     cases.push(get("bodies", "no request body", "/x"));
     cases.push(case("bodies", "bodies, to head").send("HEAD", "/x", "", "").answers_head().script(origin));
     for (name, path) in [
@@ -525,6 +534,7 @@ async fn processor_of_heads_and_bodies() {
         ("strict, slow", "/slow"),
         ("strict, reroute", "/reroute"),
         ("strict, early", "/early"),
+        ("strict, as of another mode", "/streamed"),
     ] {
         cases.push(post("strict", name, path));
     }
@@ -551,6 +561,9 @@ async fn processor_of_heads_and_bodies() {
     cases.push(post("skips", "mode without heads", "/mode-unset"));
     cases.push(post("told", "told", "/x"));
     cases.push(post("partial", "partial", "/x"));
+    cases.push(post("partial", "partial, as of another mode", "/streamed"));
+    cases.push(get("lax", "lax, as of another mode", "/streamed"));
+    cases.push(post("lax", "lax, as of another mode, request", "/streamed"));
     cases.push(chunks("partial", "partial, chunks", "/body"));
     let rooms = [
         "http.closed.ext_proc.",
@@ -558,6 +571,7 @@ async fn processor_of_heads_and_bodies() {
         "http.bodies.ext_proc.",
         "http.strict.ext_proc.",
         "http.open.ext_proc.",
+        "http.lax.ext_proc.",
         "http.responses.ext_proc.",
         "http.partial.ext_proc.",
     ];

@@ -19,6 +19,9 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request:
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use tokio::net::{TcpListener, TcpStream};
 
+/// Pieces of a swarm.
+pub const SWARM: usize = 120_000;
+
 /// What a processor has been given of one side.
 #[derive(Default)]
 pub(super) struct Given {
@@ -71,13 +74,19 @@ impl Given {
             "nothing" if piece.is_some() => vec![self.body(None)],
             "again" if piece.is_some() => vec![self.head(None)],
             _ if head.is_some() => vec![self.head(None)],
-            "hold" | "rewrite" | "swallow" | "trailers" | "deny-late" if !done => Vec::new(),
+            "hold" | "rewrite" | "swallow" | "swarm" | "trailers" | "deny-late" if !done => Vec::new(),
             "rewrite" => {
                 let text = format!("{} bytes", self.body.len());
                 with_trailers(
                     vec![self.piece(text.as_bytes(), false), self.piece(b", rewritten", ends)],
                     self,
                 )
+            }
+            // More messages than a library keeps for who does not read them.
+            "swarm" => {
+                let mut all: Vec<Does> = (0..SWARM).map(|_| self.piece(b"0123456789", false)).collect();
+                all.push(self.piece(b"", true));
+                all
             }
             "swallow" => with_trailers(vec![self.piece(b"", ends)], self),
             "trailers" if ends => vec![self.piece(b"", true)],

@@ -11,7 +11,7 @@
 //! - [`frames`]: wrong frames and malformed requests, beside Envoy; [`table`] and [`requests`] are its tables, [`raw`]
 //!   its two ends. [`fuzz`]: random ones.
 //! - [`floods`], [`abuse`]: clients that cost much; [`liars`]: origins that break the protocol.
-//! - [`stalled`]: very many small messages for who does not read.
+//! - [`stalled`]: very many small messages for who does not read; [`stalled_tunnels`]: the same in tunnels.
 //! - [`drains`]: connections that are told to leave.
 //! - [`hedged`]: tries that go on beside the next.
 //! - [`h2_client`]: the `h2` package for Python as client.
@@ -37,5 +37,6 @@ mod origin;
 mod raw;
 mod requests;
 mod stalled;
+mod stalled_tunnels;
 mod table;
 mod websocket;

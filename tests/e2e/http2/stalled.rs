@@ -4,8 +4,10 @@
 use super::matrix::{hosts, speaks};
 use super::raw::*;
 use crate::differential::bootstrap::Bootstrap;
+use crate::differential::ext_proc::processor;
+use crate::differential::ext_proc_duplex::SWARM;
 use crate::harness::proxy::Proxy;
-use crate::harness::DEADLINE;
+use crate::harness::{origin as http1, settled, DEADLINE};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -18,6 +20,12 @@ const MESSAGE: &[u8] = b"0123456789";
 const ALL: usize = MESSAGES * MESSAGE.len();
 /// `SETTINGS_INITIAL_WINDOW_SIZE`.
 const WINDOW: u16 = 4;
+
+/// Nothing goes on for a while.
+const LATE: &str = "- name: fault
+  typed_config:
+    \"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+    delay: { fixed_delay: 1s, percentage: { numerator: 100 } }";
 
 /// Answers a GET for its first stream with all messages and others with `ok`; a POST, when it is there, with its
 /// length. Its windows for bodies open when it is told to.
@@ -98,6 +106,8 @@ async fn start(origin: &Origin) -> Proxy {
         .cluster("h1", &speaks("h1"))
         .cluster("h2", &speaks("h2"))
         .listener("main", "codec_type: HTTP2", &hosts("h2"))
+        .listener("late", "codec_type: HTTP2", &hosts("h2"))
+        .filters("late", LATE)
         .render();
     let values = ["h1", "h2", "origin:a", "origin:b"].map(|name| (name, origin.port.to_string()));
     Proxy::outrigger(&template, &values).await
@@ -120,11 +130,76 @@ async fn small_messages_that_nobody_reads_stall_one_response() {
     assert_eq!(proxy.stats().await["cluster.h2.upstream_cx_total"], 1, "both were on one connection");
 }
 
+/// A filter that asks the processor of this cluster.
+fn asks(cluster: &str, options: &str) -> String {
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
+    let service = format!("grpc_service: {{ envoy_grpc: {{ cluster_name: {cluster} }} }}");
+    format!("- {{ name: proc, typed_config: {{ \"@type\": {kind}, {service}, {options} }} }}")
+}
+
+/// A response whose head a processor has yet to say something of.
+#[tokio::test]
+async fn small_messages_come_while_a_processor_is_asked() {
+    let (processor, origin) = (processor().await, Origin::start().await);
+    let template = Bootstrap::new()
+        .cluster("h1", &speaks("h1"))
+        .cluster("h2", &speaks("h2"))
+        .cluster("proc", &speaks("h2").replace("@h2@", "@proc@"))
+        .listener("main", "codec_type: HTTP2", &hosts("h2"))
+        .filters("main", &asks("proc", "failure_mode_allow: true, message_timeout: 1s"))
+        .render();
+    let values = [("proc", processor)]
+        .into_iter()
+        .chain(["h1", "h2", "origin:a", "origin:b"].map(|name| (name, origin.port)));
+    let values: Vec<_> = values.map(|(name, port)| (name, port.to_string())).collect();
+    let proxy = Proxy::outrigger(&template, &values).await;
+    let mut client = Raw::open(proxy.port("main")).await;
+    let room = u32::try_from(ALL).expect("a window");
+    let request = [get(1, "/slow-response"), window_update(0, room), window_update(1, room)].concat();
+    client.send(&request).await.expect("sent");
+    assert_eq!(client.outcome(1, DEADLINE).await, Outcome::Status(200, ALL));
+}
+
+/// What a processor says of a response that its client does not read stalls that response; others that it is asked about
+/// on the same connection go on.
+#[tokio::test]
+async fn small_messages_of_a_processor_stall_one_response() {
+    let (processor, origin) = (processor().await, http1::Origin::start().await);
+    let mode = "processing_mode: { response_body_mode: FULL_DUPLEX_STREAMED, response_trailer_mode: SEND }";
+    let template = Bootstrap::new()
+        .cluster("h2", &speaks("h2"))
+        .plain("main", "codec_type: HTTP2")
+        .filters("main", &asks("h2", mode))
+        .render();
+    let values = [("h2", processor), ("origin:a", origin.port()), ("origin:b", origin.port())];
+    let proxy = Proxy::outrigger(&template, &values.map(|(name, port)| (name, port.to_string()))).await;
+    let mut slow = Raw::with(proxy.port("main"), &[setting(1, 0), setting(WINDOW, 0)].concat()).await;
+    slow.send(&get(1, "/swarm")).await.expect("sent");
+    settled(|| proxy.resident()).await;
+    let mut other = Raw::open(proxy.port("main")).await;
+    assert!(matches!(other.get(1, "/x").await, Outcome::Status(200, _)));
+    let all = SWARM * MESSAGE.len();
+    let room = u32::try_from(all).expect("a window");
+    slow.send(&[window_update(0, room), window_update(1, room)].concat()).await.expect("sent");
+    assert_eq!(slow.outcome(1, DEADLINE).await, Outcome::Status(200, all));
+    assert_eq!(proxy.stats().await["cluster.h2.upstream_cx_total"], 1, "all calls were on one connection");
+}
+
 #[tokio::test]
 async fn small_messages_that_nobody_takes_stall_one_request() {
+    takes_all("main").await;
+}
+
+/// The same while the request has yet to go anywhere.
+#[tokio::test]
+async fn small_messages_come_while_a_filter_waits() {
+    takes_all("late").await;
+}
+
+async fn takes_all(listener: &str) {
     let origin = Origin::start().await;
     let proxy = start(&origin).await;
-    let mut client = Raw::open(proxy.port("main")).await;
+    let mut client = Raw::open(proxy.port(listener)).await;
     // The connection's window opens wide only with this.
     while client.next(DEADLINE).await.expect("a frame").kind != WINDOW_UPDATE {}
     client.send(&[post(1, "/"), messages(1), ping()].concat()).await.expect("sent");

@@ -60,6 +60,41 @@ fn every_problem_is_reported_with_its_path() {
 }
 
 #[test]
+fn paths_that_match_templates_are_rewritten_by_templates_or_expressions() {
+    let of = |kind: &str, field: &str, text: &str| {
+        let kind = format!("type.googleapis.com/envoy.extensions.path.{kind}");
+        json!({"name": "template", "typed_config": {"@type": kind, field: text}})
+    };
+    let problem = |matched: Value, action: (&str, Value)| {
+        let route = json!({"match": matched, action.0: action.1});
+        let (_, problems, _) =
+            try_table(json!({"virtual_hosts": [{"name": "a", "domains": ["*"], "routes": [route]}]}));
+        problems.join("; ")
+    };
+    let template = json!({"path_match_policy": of("match.uri_template.v3.UriTemplateMatchConfig", "path_template", "/{x}")});
+    let rewrite =
+        |text: &str| of("rewrite.uri_template.v3.UriTemplateRewriteConfig", "path_template_rewrite", text);
+    let regex = json!({"pattern": {"regex": "a"}, "substitution": "b"});
+    let at = "virtual_hosts[0].routes[0].";
+    for (matched, action, wanted) in [
+        (&template, ("route", json!({"cluster": "c", "path_rewrite_policy": rewrite("/{x}")})), ""),
+        (&template, ("route", json!({"cluster": "c", "regex_rewrite": regex})), ""),
+        (&template, ("redirect", json!({"regex_rewrite": regex})), ""),
+        (&template, ("redirect", json!({"prefix_rewrite": "/a"})), "redirect.prefix_rewrite: cannot be set with"),
+        (&template, ("route", json!({"cluster": "c", "prefix_rewrite": "/a"})), "route.prefix_rewrite: cannot be set with"),
+        (&json!({"prefix": "/"}), ("route", json!({"cluster": "c", "path_rewrite_policy": rewrite("/a")})), "route.path_rewrite_policy: needs a path_match_policy"),
+        (&template, ("route", json!({"cluster": "c", "regex_rewrite": regex, "path_rewrite_policy": rewrite("/a")})), "route.path_rewrite_policy: only one of"),
+        (&template, ("route", json!({"cluster": "c", "path_rewrite_policy": rewrite("/{y}")})), "route.path_rewrite_policy.typed_config.path_template_rewrite: path template \"/{y}\": it has a variable"),
+    ] {
+        let problem = problem(matched.clone(), action.clone());
+        match wanted {
+            "" => assert_eq!(problem, "", "{action:?}"),
+            wanted => assert!(problem.starts_with(&format!("{at}{wanted}")), "{action:?}: {problem}"),
+        }
+    }
+}
+
+#[test]
 fn timeouts() {
     let forward = |mut action: Value| {
         action["cluster"] = "c".into();

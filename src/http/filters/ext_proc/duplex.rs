@@ -125,6 +125,11 @@ impl Duplex {
         self.session.borrow_mut().send(ask, self.metadata.clone());
     }
 
+    /// As [`Session::gather`].
+    pub(in crate::http) fn gather(&mut self, context: &mut Context<'_>) {
+        self.session.borrow_mut().gather(context);
+    }
+
     /// What passes next; pending until the service has said what that is.
     pub(in crate::http) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Passes, Stop>> {
         loop {
@@ -218,12 +223,22 @@ impl Duplex {
     }
 }
 
-/// All that passes of a body whose end has come, as the service wants it.
-pub(in crate::http) async fn whole(mut duplex: Duplex) -> Result<(Bytes, Option<Fields>), Box<Reply>> {
+/// All that passes of a body whose end has come, as the service wants it; up to `limit` bytes.
+pub(in crate::http) async fn whole(
+    mut duplex: Duplex,
+    limit: usize,
+) -> Result<(Bytes, Option<Fields>), Box<Reply>> {
     let mut whole = Vec::new();
     loop {
         match poll_fn(|context| duplex.poll_next(context)).await {
-            Ok(Passes::Piece(piece)) => whole.extend_from_slice(&piece),
+            Ok(Passes::Piece(piece)) if piece.len() <= limit.saturating_sub(whole.len()) => {
+                whole.extend_from_slice(&piece);
+            }
+            Ok(Passes::Piece(_)) => {
+                duplex.session.borrow_mut().close();
+                let reply = Reply::new(500, "response_payload_too_large").body("Internal Server Error");
+                return Err(Box::new(reply));
+            }
             Ok(Passes::End(trailers)) => return Ok((whole.into(), trailers)),
             Ok(Passes::Nothing) => return Ok((whole.into(), None)),
             Err(Stop::Reply(reply)) => return Err(reply),

@@ -495,6 +495,13 @@ impl Config {
                 ex.upload.without_length();
             }
         }
+        // As in Envoy a piece is a body without length to who has the whole.
+        let whole = !head && session.borrow().mode.request_body == Body::Whole;
+        let has_length =
+            || ex.request.as_ref().is_some_and(|request| request.fields.has(Known::ContentLength));
+        if whole && mutation::is_streamed(&common) && has_length() {
+            return Verdict::Reply(Box::new(self.refuse(session, Refused::LENGTH)));
+        }
         self.reroute(common.clear_route_cache, ex);
         mutation::body_of(common, head)
     }

@@ -233,6 +233,12 @@ pub(super) fn fields(config: &Config, changes: &pb::HeaderMutation) -> Fields {
     fields
 }
 
+/// Whether a piece is given as of a body that is taken and given freely.
+pub(super) fn is_streamed(common: &pb::CommonResponse) -> bool {
+    let mutation = common.body_mutation.as_ref().and_then(|change| change.mutation.as_ref());
+    matches!(mutation, Some(Mutation::StreamedResponse(_)))
+}
+
 /// What becomes of the body.
 pub(in crate::http) fn body_of(common: pb::CommonResponse, of_head: bool) -> Verdict {
     let replaces = of_head && common.status == ResponseStatus::ContinueAndReplace as i32;

@@ -105,7 +105,8 @@ async fn consult_duplex(
         }
     }
     head.fields.remove_known(Known::ContentLength);
-    let (other, _) = hear(ex, duplex::whole(given)).await?.map_err(Stopped::Reply)?;
+    let answer = duplex::whole(given, ex.down.buffer_limit);
+    let (other, _) = hear(ex, answer).await?.map_err(Stopped::Reply)?;
     *body = other;
     Ok(())
 }
@@ -118,6 +119,7 @@ async fn hear<T>(ex: &mut Exchange<'_>, answer: impl Future<Output = T>) -> Resu
         }
         let down = &mut *ex.down;
         down.client.nudge(context);
+        down.client.gather(context);
         if down.client.poll_gone(ex.upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(Stopped::Gone));
         }

@@ -50,6 +50,11 @@ impl Config {
                 return Verdict::Reply(Box::new(self.refuse(session, refused)));
             }
         }
+        // As in the request.
+        let whole = !of_head && session.borrow().mode.response_body == Body::Whole;
+        if whole && mutation::is_streamed(&common) && head.fields.has(Known::ContentLength) {
+            return Verdict::Reply(Box::new(self.refuse(session, Refused::LENGTH)));
+        }
         mutation::body_of(common, of_head)
     }
 

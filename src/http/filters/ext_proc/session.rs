@@ -244,6 +244,13 @@ impl Session {
         }
     }
 
+    /// Nobody takes what it says for now; calls beside it go on.
+    pub(super) fn gather(&mut self, context: &mut Context<'_>) {
+        if let Some(stream) = &mut self.stream {
+            stream.gather(context);
+        }
+    }
+
     /// Whether all goes on without the service: not where it has what would have to go on.
     pub(super) fn fails_open(&self) -> bool {
         self.terms.fail_open && self.given == [false; 2]
@@ -268,11 +275,11 @@ impl Session {
         self.asked[side as usize] += 1;
         self.given[side as usize] |=
             self.is_duplex(side) && matches!(ask, Ask::RequestBody(_) | Ask::ResponseBody(_));
-        let bytes = self.question(ask, metadata).encode_to_vec();
-        let Service::Grpc(target) = &self.terms.service else { return };
         if self.is_done() {
             return;
         }
+        let bytes = self.question(ask, metadata).encode_to_vec();
+        let Service::Grpc(target) = &self.terms.service else { return };
         let (worker, stats) = (&self.worker, &self.config.stats);
         let open = || {
             stats.streams_started.increment(1);
@@ -373,6 +380,7 @@ impl Session {
             if self.kept_bytes >= KEPT {
                 // The other side takes what it has first; both are of one task.
                 stream.flush(context);
+                stream.gather(context);
                 return Poll::Pending;
             }
             let bytes = match ready!(stream.poll_next(context)) {

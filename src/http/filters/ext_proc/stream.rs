@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3 as pb;
-use outrigger_control_api::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use tokio::time::{sleep, Instant, Sleep};
@@ -168,6 +167,11 @@ impl Processor {
         }
     }
 
+    /// As [`Session::gather`].
+    pub(in crate::http) fn gather(&mut self, context: &mut Context<'_>) {
+        self.session.borrow_mut().gather(context);
+    }
+
     /// What passes next; pending while the service has to say something before.
     pub(in crate::http) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Passes, Stop>> {
         loop {
@@ -239,11 +243,7 @@ impl Processor {
             (Side::Request, Says::RequestBody(said)) | (Side::Response, Says::ResponseBody(said))
                 if matches!(self.held.front(), Some(Held::Shown(_))) =>
             {
-                let streamed = |common: &pb::CommonResponse| {
-                    let mutation = common.body_mutation.as_ref().and_then(|change| change.mutation.as_ref());
-                    matches!(mutation, Some(Mutation::StreamedResponse(_)))
-                };
-                if said.response.as_ref().is_some_and(streamed) {
+                if said.response.as_ref().is_some_and(mutation::is_streamed) {
                     config.out_of_turn(&self.session, STREAMED).map_err(Stop::Reply)?;
                     self.let_go();
                     return Ok(());

@@ -85,7 +85,11 @@ impl Watcher {
         if !self.is_full() || self.0.ended.get() {
             return Poll::Ready(());
         }
-        self.0.waits.borrow_mut().push(context.waker().clone());
+        let mut waits = self.0.waits.borrow_mut();
+        // Both sides are of one task, which looks again and again.
+        if !waits.iter().any(|waker| waker.will_wake(context.waker())) {
+            waits.push(context.waker().clone());
+        }
         Poll::Pending
     }
 }
@@ -274,5 +278,21 @@ impl Watch {
             Some(Poll::Pending) => Poll::Pending,
             _ => Poll::Ready(Ok(Passes::Nothing)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_looks_again_for_room_waits_once() {
+        let watcher = Watcher(Rc::default());
+        watcher.0.waiting.set(ROOM);
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            assert!(watcher.poll_room(&mut context).is_pending());
+        }
+        assert_eq!(watcher.0.waits.borrow().len(), 1);
     }
 }

@@ -101,7 +101,6 @@ impl Common {
     }
 }
 
-/// What tells a connection apart from all others, in the form of a UUID: all entries of one have the same.
 /// What filters noted, if anything.
 fn metadata(info: &StreamInfo) -> Option<core::Metadata> {
     let (noted, typed) = (info.metadata.as_deref(), info.typed_metadata.as_deref());
@@ -111,6 +110,7 @@ fn metadata(info: &StreamInfo) -> Option<core::Metadata> {
     (!all.filter_metadata.is_empty() || !all.typed_filter_metadata.is_empty()).then_some(all)
 }
 
+/// What tells a connection apart from all others, in the form of a UUID: all entries of one have the same.
 fn connection_id(number: u64) -> String {
     static PROCESS: LazyLock<[u64; 2]> = LazyLock::new(|| [fastrand::u64(..), fastrand::u64(..)]);
     let [high, low] = PROCESS.map(|seed| u128::from(xxh64(&number.to_be_bytes(), seed)));

@@ -261,6 +261,11 @@ async fn local_keys() {
             &format!("Authorization:\r\n{}", bearer(&good)),
         ),
         get(
+            "three authorizations",
+            "/plain/",
+            &format!("Authorization: Basic YTpi\r\n{}Authorization: x\r\n", bearer(&good)),
+        ),
+        get(
             "two authorizations in one",
             "/plain/",
             &format!("Authorization: Bearer {good},Bearer {good}\r\n"),
