@@ -24,7 +24,7 @@ use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
-use crate::http::filters::istio::{alpn, peer_metadata};
+use crate::http::filters::istio::{alpn, authn, peer_metadata};
 use crate::http::filters::{
     adaptive_concurrency, admission_control, api_key_auth, basic_auth, buffer, conditional, cors, csrf,
     fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check, local_ratelimit,
@@ -157,6 +157,7 @@ pub(super) fn knows(kind: &str) -> bool {
             | rbac::HTTP
             | CONDITIONAL
             | istio::ALPN
+            | istio::AUTHN
             | istio::PEERS
             | istio::STATS
             | istio::WASM
@@ -276,6 +277,10 @@ pub(super) fn compile(
         CONDITIONAL => {
             let config: ExtensionWithMatcher = extension(any, "", problems)?;
             conditional(&config, stats, clusters, problems)
+        }
+        istio::AUTHN => {
+            let config = authn::Config::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::IstioAuthn(Arc::new(config)))
         }
         istio::ALPN => {
             let config = alpn::Config::compile(&extension(any, "", problems)?);

@@ -204,6 +204,7 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::SetFilterState(config) => return config.on_request(ex, at),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
+        HttpFilter::IstioAuthn(config) => return config.on_request(ex),
         HttpFilter::IstioAlpn(config) => return config.on_request(ex, at),
         HttpFilter::PeerMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Conditional(config) => return config.on_request(ex, at),

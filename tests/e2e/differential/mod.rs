@@ -29,7 +29,7 @@ mod first_look;
 mod forwarded;
 pub mod grpc_service;
 mod hedging;
-mod jwt;
+pub mod jwt;
 mod limits;
 mod logs;
 mod matching;
