@@ -239,12 +239,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.config.route.v3.RateLimit.Override.DynamicMetadata"),
     whole("envoy.config.route.v3.RateLimit.Override.RateLimitOverride"),
-    MessageSupport {
-        message: "envoy.config.route.v3.RateLimit.HitsAddend",
-        implemented: &["number", "format"],
-        observe: &[],
-        rejected: &[("is_negative_hits", "hits are never given back")],
-    },
+    whole("envoy.config.route.v3.RateLimit.HitsAddend"),
     MessageSupport {
         message: "envoy.config.route.v3.RateLimit.Action",
         implemented: &[
