@@ -21,7 +21,8 @@ enum Place {
     Filter,
 }
 
-const SOURCE: &str = "{ resource_api_version: V3, ads: {}, initial_fetch_timeout: 0s }";
+/// A listener waits this long for the secrets of its filters.
+const SOURCE: &str = "{ resource_api_version: V3, ads: {}, initial_fetch_timeout: 1s }";
 
 /// A mesh in which something logs in with secrets of the stream that it came by.
 fn resources(place: Place, port: u16, origin: u16, secrets: &[(&str, &str)]) -> Vec<String> {
@@ -83,18 +84,16 @@ async fn secrets_come_later(place: Place, delta: bool) {
     let of = |secrets: &[(&str, &str)]| snapshot(&resources(place, port, origin.port(), secrets));
     let control = ControlPlane::on(0, of(&[])).await;
     let proxy = Proxy::outrigger(&bootstrap(delta), &[("control", control.port.to_string())]).await;
-    // Tables serve without secrets. A listener waits for those of its filters, unless it is told that there are none.
-    let without = if place == Place::Filter && !delta { 0 } else { 503 };
     let asked = || async {
         let streams = control.cache.streams();
         let asked = streams.iter().flat_map(|stream| &stream.types).find(|t| t.kind == ResourceType::SECRET);
-        asked.is_some() && status(port).await == without
+        asked.is_some() && status(port).await == 503
     };
     let waits = eventually(DEADLINE * 2, asked).await;
     assert!(waits, "{place:?}: {} {} {:?}", status(port).await, proxy.output(), control.refused());
     control.cache.set("sidecar", of(&[("token", "first")]));
     assert!(control.settled(&ResourceType::SECRET).await);
-    assert_eq!(status(port).await, without, "one of two");
+    assert_eq!(status(port).await, 503, "one of two");
     control.cache.set("sidecar", of(&[("token", "first"), ("hmac", "very-secret")]));
     let served = eventually(DEADLINE, || async { status(port).await == 302 }).await;
     assert!(served, "{place:?}: {} {:?}", proxy.output(), control.refused());
