@@ -50,6 +50,7 @@ mod routing;
 mod service_logs;
 mod sinks;
 mod smuggling;
+mod stateful_session;
 mod tcp;
 mod tracing;
 mod tunnels;
