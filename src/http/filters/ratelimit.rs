@@ -357,7 +357,6 @@ fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
                 ..common::rate_limit_descriptor::RateLimitOverride::default()
             }
         }),
-        ..common::RateLimitDescriptor::default()
     }
 }
 

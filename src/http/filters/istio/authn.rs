@@ -381,7 +381,7 @@ mod tests {
     use super::*;
     use crate::policy::jwt::token::object;
 
-    fn config(policy: Json) -> Config {
+    fn config(policy: &Json) -> Config {
         let config = json!({
             "@type": "type.googleapis.com/istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig", "policy": policy
         });
@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn what_a_token_says_is_noted_in_words() {
-        let config = config(json!({
+        let config = config(&json!({
             "origins": [{"jwt": {"issuer": "other"}}, {"jwt": {"issuer": "me"}}], "principal_binding": "USE_ORIGIN",
         }));
         let token = json!({"iss": "me", "sub": "joe", "aud": ["a", "b"], "azp": "app", "scope": "read  write", "exp": 5,
@@ -439,7 +439,7 @@ mod tests {
             {"excluded_paths": [{"prefix": "/open"}, {"suffix": ".css"}], "included_paths": [{"regex": "/[a-z]+"}, {"exact": "/A"}]},
             {"included_paths": [{"exact": "/open/not"}]},
         ]);
-        let config = config(json!({"origins": [{"jwt": {"issuer": "me", "trigger_rules": rules}}]}));
+        let config = config(&json!({"origins": [{"jwt": {"issuer": "me", "trigger_rules": rules}}]}));
         for (path, needs) in [
             ("/abc", true),
             ("/abc?x", true),
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn exchanged_tokens_keep_the_claims_of_others() {
         let config =
-            config(json!({"origins": [{"jwt": {"issuer": "me", "jwt_headers": ["Ingress-Authorization"]}}],
+            config(&json!({"origins": [{"jwt": {"issuer": "me", "jwt_headers": ["Ingress-Authorization"]}}],
             "principal_binding": "USE_ORIGIN"}));
         let inner = json!({"iss": "far", "sub": "joe"});
         let noted =
@@ -469,7 +469,7 @@ mod tests {
     #[test]
     fn a_peer_may_have_a_token_or_none() {
         let peers = json!([{"mtls": {}}, {"jwt": {"issuer": "me"}}]);
-        let strict = config(json!({"peers": peers}));
+        let strict = config(&json!({"peers": peers}));
         assert_eq!(judged(&strict, &json!({}), "/"), Err("Peer authentication failed."));
         let noted = judged(&strict, &json!({"me": {"iss": "a/ns/b", "sub": "c"}}), "/").expect("let in");
         let parts = ["source.user", "source.principal", "source.namespace", "request.auth.principal"];
@@ -480,9 +480,9 @@ mod tests {
         ] {
             assert_eq!(judged(&config(lenient), &json!({}), "/"), Ok(json!({})));
         }
-        let nobody = config(json!({"principal_binding": "USE_ORIGIN"}));
+        let nobody = config(&json!({"principal_binding": "USE_ORIGIN"}));
         assert_eq!(judged(&nobody, &json!({}), "/"), Err("Origin authentication failed."));
-        let anybody = config(json!({"principal_binding": "USE_ORIGIN", "origin_is_optional": true}));
+        let anybody = config(&json!({"principal_binding": "USE_ORIGIN", "origin_is_optional": true}));
         assert_eq!(judged(&anybody, &json!({}), "/"), Ok(json!({})));
     }
 }
