@@ -478,7 +478,7 @@ mod tests {
             json!({"peers": peers, "peer_is_optional": true}),
             json!({"peers": [{"mtls": {"mode": "PERMISSIVE"}}]}),
         ] {
-            assert_eq!(judged(&config(lenient), &json!({}), "/"), Ok(json!({})));
+            assert_eq!(judged(&config(&lenient), &json!({}), "/"), Ok(json!({})));
         }
         let nobody = config(&json!({"principal_binding": "USE_ORIGIN"}));
         assert_eq!(judged(&nobody, &json!({}), "/"), Err("Origin authentication failed."));
