@@ -1,9 +1,12 @@
 //! `/config_dump`: the configuration in force, in the shape of `envoy.admin.v3.ConfigDump`.
 
+use std::collections::HashMap;
+
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{json, Map, Value};
 
+use super::endpoints_dump::endpoints;
 use super::{AdminState, Answer, Params};
 use crate::discovery::view::{Parts, View};
 
@@ -90,21 +93,23 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
     let mut clusters = statics("clusters");
     clusters.sort_by(|a, b| name_of(a).cmp(name_of(b)));
     let listeners = statics("listeners");
-    let mut routes = Vec::new();
-    listeners.iter().for_each(|listener| inline_routes(listener, &mut routes));
+    let mut inline = Inline::default();
+    listeners.iter().for_each(|listener| inline.add(listener, &updated));
 
     let mut dump = vec![message(
         "BootstrapConfigDump",
         [("bootstrap", bootstrap.clone()), ("last_updated", updated.clone().into())],
     )];
-    let endpoints: Vec<Value> =
-        clusters.iter().filter_map(|cluster| cluster.get("load_assignment").cloned()).collect();
     let listed = |kind: &str, field: &'static str, entries: Vec<Value>| {
         let field = (!entries.is_empty()).then_some((field, entries.into()));
         message(kind, field)
     };
     let discovery = state.discovery.as_ref();
     let (version, dynamic) = discovery.map(View::clusters).unwrap_or_default();
+    let endpoints = include_eds.then(|| {
+        let discovered = discovery.map(View::endpoints).unwrap_or_default();
+        endpoints(state, &assignments(&clusters, &dynamic), &discovered)
+    });
     dump.push(extended(
         listed(
             "ClustersConfigDump",
@@ -114,14 +119,11 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
         version,
         dynamic,
     ));
-    if include_eds {
-        let kind = "envoy.config.endpoint.v3.ClusterLoadAssignment";
-        let endpoints = entries(endpoints, "endpoint_config", kind);
-        let endpoints = listed("EndpointsConfigDump", "static_endpoint_configs", endpoints);
-        let dynamic = discovery.map(View::endpoints).unwrap_or_default();
-        dump.push(extended(endpoints, String::new(), dynamic));
+    if let Some(endpoints) = endpoints {
+        dump.push(extended(message("EndpointsConfigDump", []), String::new(), endpoints));
     }
     let (version, dynamic) = discovery.map(View::listeners).unwrap_or_default();
+    dynamic.iter().flat_map(|(_, listeners)| listeners).for_each(|listener| inline.add_dynamic(listener));
     dump.push(extended(
         listed(
             "ListenersConfigDump",
@@ -132,17 +134,12 @@ fn dump(state: &AdminState, include_eds: bool) -> Vec<Value> {
         dynamic,
     ));
     let scopes = discovery.map(View::scopes).unwrap_or_default();
+    let inline_scopes = ("inline_scoped_route_configs", inline.scopes);
+    let scopes = std::iter::once(inline_scopes).chain(scopes).collect();
     dump.push(extended(message("ScopedRoutesConfigDump", []), String::new(), scopes));
     let dynamic = discovery.map(View::routes).unwrap_or_default();
-    dump.push(extended(
-        listed(
-            "RoutesConfigDump",
-            "static_route_configs",
-            entries(routes, "route_config", "envoy.config.route.v3.RouteConfiguration"),
-        ),
-        String::new(),
-        dynamic,
-    ));
+    let dynamic = std::iter::once(("static_route_configs", inline.routes)).chain(dynamic).collect();
+    dump.push(extended(message("RoutesConfigDump", []), String::new(), dynamic));
     let extensions = discovery.map(View::extensions).unwrap_or_default();
     if extensions.iter().any(|(_, filters)| !filters.is_empty()) {
         dump.push(extended(message("EcdsConfigDump", []), String::new(), extensions));
@@ -183,7 +180,7 @@ fn message(kind: &str, fields: impl IntoIterator<Item = (&'static str, Value)>) 
 }
 
 /// `value` with its `@type` first.
-fn typed(type_name: &str, value: Value) -> Value {
+pub(super) fn typed(type_name: &str, value: Value) -> Value {
     let mut message = Map::new();
     message.insert("@type".into(), format!("type.googleapis.com/{type_name}").into());
     if let Value::Object(fields) = value {
@@ -197,20 +194,67 @@ fn name_of(resource: &Value) -> &str {
     field("name").or_else(|| field("cluster_name")).unwrap_or_default()
 }
 
-/// Every `route_config` in a listener's connection managers.
-fn inline_routes(value: &Value, routes: &mut Vec<Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if name == "route_config" {
-                    routes.push(value.clone());
-                } else {
-                    inline_routes(value, routes);
-                }
+/// The endpoints that stand in clusters, by the clusters' names.
+fn assignments(fixed: &[Value], dynamic: &Parts) -> HashMap<String, Value> {
+    let dynamic = dynamic.iter().filter(|(field, _)| *field == "dynamic_active_clusters");
+    let dynamic = dynamic.flat_map(|(_, states)| states).filter_map(|state| state.get("cluster"));
+    let of = |cluster: &Value| Some((name_of(cluster).to_owned(), cluster.get("load_assignment")?.clone()));
+    fixed.iter().chain(dynamic).filter_map(of).collect()
+}
+
+/// Route tables and scopes that stand in listeners: Envoy shows them also by themselves, as static ones whoever gave
+/// the listener.
+#[derive(Default)]
+struct Inline {
+    routes: Vec<Value>,
+    scopes: Vec<Value>,
+}
+
+impl Inline {
+    /// The states of an element of `dynamic_listeners`.
+    fn add_dynamic(&mut self, listener: &Value) {
+        for state in ["active_state", "warming_state"].iter().filter_map(|state| listener.get(*state)) {
+            let updated = state.get("last_updated").and_then(Value::as_str).unwrap_or_default();
+            if let Some(listener) = state.get("listener") {
+                self.add(listener, updated);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| inline_routes(item, routes)),
-        _ => {}
+    }
+
+    /// What stands in the connection managers of a listener.
+    fn add(&mut self, value: &Value, updated: &str) {
+        match value {
+            Value::Object(fields) => {
+                let kind = fields.get("@type").and_then(Value::as_str).unwrap_or_default();
+                if kind.ends_with(".HttpConnectionManager") {
+                    self.add_manager(fields, updated);
+                } else {
+                    fields.values().for_each(|value| self.add(value, updated));
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| self.add(item, updated)),
+            _ => {}
+        }
+    }
+
+    fn add_manager(&mut self, manager: &Map<String, Value>, updated: &str) {
+        if let Some(table) = manager.get("route_config") {
+            let table = typed("envoy.config.route.v3.RouteConfiguration", table.clone());
+            self.routes.push(json!({"route_config": table, "last_updated": updated}));
+        }
+        let scoped = manager.get("scoped_routes");
+        let list = scoped.and_then(|scoped| {
+            scoped.pointer("/scoped_route_configurations_list/scoped_route_configurations")
+        });
+        if let (Some(scoped), Some(Value::Array(list))) = (scoped, list) {
+            let scope =
+                |scope: &Value| typed("envoy.config.route.v3.ScopedRouteConfiguration", scope.clone());
+            self.scopes.push(json!({
+                "name": name_of(scoped),
+                "scoped_route_configs": list.iter().map(scope).collect::<Vec<_>>(),
+                "last_updated": updated,
+            }));
+        }
     }
 }
 
@@ -218,6 +262,11 @@ fn inline_routes(value: &Value, routes: &mut Vec<Value>) {
 fn retain_named(config: &mut Map<String, Value>, names: &regex::Regex) {
     for (_, field, _) in RESOURCES {
         let Some(Value::Array(entries)) = config.get_mut(*field) else { continue };
+        // Lists of scopes stay, as in Envoy, with those of their scopes whose names match.
+        if field.ends_with("scoped_route_configs") {
+            entries.iter_mut().filter_map(Value::as_object_mut).for_each(|list| retain_scopes(list, names));
+            continue;
+        }
         entries.retain(|entry| {
             let Value::Object(entry) = entry else { return false };
             // A dynamic listener is named beside its states.
@@ -227,6 +276,15 @@ fn retain_named(config: &mut Map<String, Value>, names: &regex::Regex) {
         if entries.is_empty() {
             config.shift_remove(*field);
         }
+    }
+}
+
+fn retain_scopes(list: &mut Map<String, Value>, names: &regex::Regex) {
+    const SCOPES: &str = "scoped_route_configs";
+    let Some(Value::Array(scopes)) = list.get_mut(SCOPES) else { return };
+    scopes.retain(|scope| names.is_match(name_of(scope)));
+    if scopes.is_empty() {
+        list.shift_remove(SCOPES);
     }
 }
 

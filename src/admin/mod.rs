@@ -8,6 +8,7 @@
 mod config_dump;
 mod discovery;
 mod endpoints;
+mod endpoints_dump;
 mod resources;
 mod stats;
 #[cfg(test)]

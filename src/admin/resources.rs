@@ -286,7 +286,8 @@ pub(super) fn listeners(state: &AdminState, params: &Params) -> Answer {
     Answer::text(out)
 }
 
-fn address_json(address: &Address) -> Value {
+/// `envoy.config.core.v3.Address`.
+pub(super) fn address_json(address: &Address) -> Value {
     match address {
         Address::Ip(address) => {
             json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})

@@ -31,7 +31,7 @@ fn bootstrap() -> serde_json::Value {
         "static_resources": {
             "clusters": [{"name": "foo"}, {"name": "dead", "connect_timeout": "0.500s"}],
             "listeners": [{"name": "web", "filter_chains": [{"filters": [{"typed_config": {
-                "@type": "x", "stat_prefix": "in", "route_config": route, "http_filters": [{"name": "auth",
+                "@type": "type.googleapis.com/x.HttpConnectionManager", "stat_prefix": "in", "route_config": route, "http_filters": [{"name": "auth",
                     "typed_config": {"@type": "y", "users": {"inline_string": "joe:KEY"},
                         "credentials": [{"key": "KEY", "client": "joe"}]}}]}}]}]}],
             "secrets": [{"name": "s", "tls_certificate": {

@@ -28,6 +28,8 @@ pub struct Balancing {
     pub subsets: Option<Arc<Subsets>>,
     /// Headers of a request that name the host to use.
     pub override_host: Option<Arc<OverrideHost>>,
+    /// Which hosts may be asked for by name.
+    pub askable: Askable,
     /// Close the connections to all hosts when a host comes or goes.
     pub close_on_host_set_change: bool,
     /// Hosts that were never checked are in no count (`ignore_new_hosts_until_first_hc`).
@@ -50,6 +52,7 @@ impl Balancing {
             slow_start: None,
             subsets: None,
             override_host: None,
+            askable: Askable::default(),
             close_on_host_set_change: false,
             ignore_new_hosts: false,
             fail_traffic_on_panic: false,
@@ -186,21 +189,31 @@ impl SlowStart {
     }
 }
 
-/// `override_host` policy: which hosts a request may ask for.
+/// `override_host` policy: where a request says which host it asks for.
 #[derive(Clone, Debug)]
 pub struct OverrideHost {
     /// Headers with addresses, the first that is there counts.
     pub headers: Box<[HeaderKey]>,
-    /// A degraded host may be asked for.
-    pub degraded: bool,
-    /// An unhealthy host may be asked for.
-    pub unhealthy: bool,
 }
 
 impl PartialEq for OverrideHost {
     fn eq(&self, other: &Self) -> bool {
-        (self.degraded, self.unhealthy) == (other.degraded, other.unhealthy)
-            && self.headers.iter().map(HeaderKey::name).eq(other.headers.iter().map(HeaderKey::name))
+        self.headers.iter().map(HeaderKey::name).eq(other.headers.iter().map(HeaderKey::name))
+    }
+}
+
+/// Which hosts a request may ask for beside the healthy ones (`override_host_status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Askable {
+    /// Degraded ones. Default true.
+    pub degraded: bool,
+    /// Unhealthy ones. Default false.
+    pub unhealthy: bool,
+}
+
+impl Default for Askable {
+    fn default() -> Self {
+        Self { degraded: true, unhealthy: false }
     }
 }
 

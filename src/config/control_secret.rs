@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::compile::control_tls;
 use super::compile::resource::Compiler;
-use super::pieces::{check_name, Piece};
+use super::pieces::{check_name, Piece, Taken};
 use super::problems::Problem;
 
 /// A secret that is not in the bootstrap. It is read at each connection.
@@ -93,12 +93,12 @@ impl Piece for SentSecret {
         Arc::as_ptr(&self.0) as usize
     }
 
-    fn take(&self, name: &str, body: &[u8], _compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
+    fn take(&self, name: &str, body: &[u8], _compiler: &Compiler) -> Result<Taken, Vec<Problem>> {
         let secret = control_tls::sent(body)?;
         check_name(name, &secret.name)?;
         self.0.current.store(secret.r#type.map(Arc::new));
         self.0.came.notify_waiters();
-        Ok(Vec::new())
+        Ok(Taken::default())
     }
 
     /// The last one serves on.

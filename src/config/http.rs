@@ -256,6 +256,10 @@ pub enum HttpFilter {
     Compressor(Arc<filters::compressor::Config>),
     /// `envoy.filters.http.ext_proc`.
     ExtProc(Arc<filters::ext_proc::Config>),
+    /// `envoy.filters.http.stateful_session`.
+    StatefulSession(Arc<filters::stateful_session::Config>),
+    /// Istio's `istio_authn`.
+    IstioAuthn(Arc<filters::istio::authn::Config>),
     /// Istio's `alpn`.
     IstioAlpn(Arc<filters::istio::alpn::Config>),
     /// Istio's peer metadata.

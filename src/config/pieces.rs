@@ -26,11 +26,11 @@ pub trait Piece: Debug + Send + Sync {
     /// The same for two that are one place.
     fn place(&self) -> usize;
 
-    /// Takes an encoded resource called `name`. Says what was accepted without effect.
+    /// Takes an encoded resource called `name`.
     ///
     /// # Errors
     /// Every problem found; then what was there before stays.
-    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>>;
+    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Taken, Vec<Problem>>;
 
     /// The control plane took it away, or does not have it in time.
     fn lose(&self);
@@ -38,6 +38,21 @@ pub trait Piece: Debug + Send + Sync {
     /// From when until when what is there is valid, where it is not so for ever.
     fn validity(&self) -> Option<Validity> {
         None
+    }
+}
+
+/// What is to be known of a piece that was taken.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What was accepted without effect.
+    pub warnings: Vec<Problem>,
+    /// Pieces of its own.
+    pub needs: Vec<PieceNeed>,
+}
+
+impl From<Vec<Problem>> for Taken {
+    fn from(warnings: Vec<Problem>) -> Self {
+        Self { warnings, needs: Vec::new() }
     }
 }
 
@@ -95,11 +110,11 @@ impl Piece for DiscoveredFilter {
         std::ptr::from_ref(self) as usize
     }
 
-    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
+    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Taken, Vec<Problem>> {
         let compiled = compiler.http_filter(body, &self.types, &self.stat_prefix)?;
         check_name(name, &compiled.name)?;
         self.current.store(Some(Arc::new(compiled.value)));
-        Ok(compiled.warnings)
+        Ok(Taken { warnings: compiled.warnings, needs: compiled.needs.pieces })
     }
 
     fn lose(&self) {
@@ -129,11 +144,11 @@ impl Piece for SecretPlace {
         Arc::as_ptr(&self.slot) as usize
     }
 
-    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Vec<Problem>, Vec<Problem>> {
+    fn take(&self, name: &str, body: &[u8], compiler: &Compiler) -> Result<Taken, Vec<Problem>> {
         let compiled = compiler.secret(body)?;
         check_name(name, &compiled.name)?;
         self.slot.put(Some(compiled.value));
-        Ok(compiled.warnings)
+        Ok(compiled.warnings.into())
     }
 
     /// The last one serves on.

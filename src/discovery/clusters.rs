@@ -5,7 +5,7 @@
 //! ([`Slot::wake`](crate::config::Slot::wake)). What warms and what serves are kept apart: a cluster
 //! that works serves on until its successor has endpoints.
 
-mod endpoints;
+pub(super) mod endpoints;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use super::clusters::Clusters;
 use super::demands::{Awaited, Demands};
 use super::effects::{Effect, Effects, CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS, VHDS};
 use super::listeners::{Listeners, World};
-use super::pieces::Pieces;
+use super::pieces::{Pieces, Supply};
 use super::routes::Routes;
 use super::runtime::Layers;
 use super::scopes::Scopes;
@@ -166,7 +166,8 @@ impl Manager {
                 None
             }
             VHDS => {
-                refused = routes.update_hosts(stream, update, &|name| clusters.knows(name), effects);
+                let supply = &mut Supply { pieces, sources, effects };
+                refused = routes.update_hosts(stream, update, &|name| clusters.knows(name), supply);
                 let ground = Ground { scopes, routes, pieces, sources, effects };
                 listeners.advance(&mut World { clusters, ground, serving });
                 None
@@ -186,7 +187,7 @@ impl Manager {
             ECDS | SDS => {
                 let type_url = if type_url == SDS { SDS } else { ECDS };
                 for resource in added {
-                    refused.extend(pieces.update(resource, stream, type_url, effects).err());
+                    refused.extend(pieces.update(resource, stream, type_url, sources, effects).err());
                 }
                 removed.iter().for_each(|name| pieces.absent(name, stream, type_url, true));
                 clusters.advance(effects);

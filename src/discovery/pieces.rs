@@ -44,6 +44,20 @@ impl Held {
     }
 }
 
+/// What pieces are asked for with.
+pub(super) struct Supply<'a> {
+    pub(super) pieces: &'a mut Pieces,
+    pub(super) sources: &'a mut Sources,
+    pub(super) effects: &'a mut Effects,
+}
+
+impl Supply<'_> {
+    /// As [`Pieces::ask`].
+    pub(super) fn ask(&mut self, needs: &[PieceNeed], parent: Option<StreamId>) -> Box<[Held]> {
+        self.pieces.ask(needs, parent, self.sources, self.effects)
+    }
+}
+
 /// A place, and those who hold it.
 struct User {
     piece: Arc<dyn Piece>,
@@ -60,6 +74,10 @@ pub(super) struct Entry {
     subscription: SubscriptionStats,
     stats: Option<PieceStats>,
     renewal: Renewal,
+    /// It came, and is answered when its own pieces are.
+    waits: bool,
+    /// Pieces of its own. Given back by being dropped.
+    own: Box<[Held]>,
     /// It was given up a moment ago, to be asked for anew.
     given_up: bool,
     /// Counts how often; made by the first time.
@@ -73,7 +91,8 @@ impl Entry {
         }
     }
 
-    /// What is known goes into a new place. One that allows fewer types stays without.
+    /// What is known goes into a new place. One that allows fewer types stays without. The pieces that it needs are
+    /// those that were asked for when it came.
     fn fill(&self, name: &str, piece: &dyn Piece, compiler: &Compiler) {
         let Some(stored) = &self.stored else { return };
         if let Err(problems) = piece.take(name, &stored.body, compiler) {
@@ -81,6 +100,14 @@ impl Entry {
             if let Some(stats) = &self.stats {
                 stats.config_conflict.increment(1);
             }
+        }
+    }
+
+    /// It is there, but what it needs may not be.
+    fn came(&mut self) {
+        self.waits = !self.own.iter().all(Held::is_settled);
+        if !self.waits {
+            self.answered.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -116,7 +143,20 @@ impl Pieces {
             let answered = Arc::default();
             let (renewal, given_up) = (Renewal::default(), false);
             let (users, stored, refused, early) = (Vec::new(), None, None, None);
-            Entry { users, stored, refused, answered, subscription, stats, renewal, given_up, early }
+            let (waits, own) = (false, Box::default());
+            Entry {
+                users,
+                stored,
+                refused,
+                answered,
+                subscription,
+                stats,
+                renewal,
+                waits,
+                own,
+                given_up,
+                early,
+            }
         });
         let place = need.piece.place();
         let user = match entry.users.iter().find(|user| user.piece.place() == place) {
@@ -133,13 +173,25 @@ impl Pieces {
 
     /// Asks no longer for what nothing holds.
     pub(super) fn sweep(&mut self, effects: &mut Effects) {
-        self.entries.retain(|(stream, type_url, name), entry| {
-            entry.users.retain(|user| Arc::strong_count(&user.holders) > 1);
-            if entry.users.is_empty() {
-                effects.unsubscribe(*stream, type_url, name);
+        loop {
+            let before = self.entries.len();
+            self.entries.retain(|(stream, type_url, name), entry| {
+                entry.users.retain(|user| Arc::strong_count(&user.holders) > 1);
+                if entry.users.is_empty() {
+                    effects.unsubscribe(*stream, type_url, name);
+                }
+                !entry.users.is_empty()
+            });
+            // What goes gives back pieces of its own.
+            if self.entries.len() == before {
+                return;
             }
-            !entry.users.is_empty()
-        });
+        }
+    }
+
+    /// Those are answered that waited for nothing but what is there now.
+    fn settle(&mut self) {
+        self.entries.values_mut().filter(|entry| entry.waits).for_each(Entry::came);
     }
 
     /// Asks anew for certificates that are near their end while their streams are silent: what a control plane is asked
@@ -170,10 +222,32 @@ impl Pieces {
         resource: &Resource,
         stream: StreamId,
         type_url: &'static str,
+        sources: &mut Sources,
         effects: &mut Effects,
     ) -> Result<(), Rejection> {
+        let taken = self.take(resource, stream, type_url, effects);
+        if let Ok(needs) = &taken {
+            let own = needs.as_ref().map(|needs| self.ask(needs, Some(stream), sources, effects));
+            if let Some(entry) = self.entries.get_mut(&(stream, type_url, Arc::from(resource.name.as_str())))
+            {
+                entry.own = own.unwrap_or_else(|| std::mem::take(&mut entry.own));
+                entry.came();
+            }
+        }
+        self.settle();
+        taken.map(drop)
+    }
+
+    /// What it needs; `None` where it is what was there before.
+    fn take(
+        &mut self,
+        resource: &Resource,
+        stream: StreamId,
+        type_url: &'static str,
+        effects: &mut Effects,
+    ) -> Result<Option<Vec<PieceNeed>>, Rejection> {
         let key = (stream, type_url, Arc::from(resource.name.as_str()));
-        let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
+        let Some(entry) = self.entries.get_mut(&key) else { return Ok(None) };
         let began = Instant::now();
         entry.subscription.update_attempt.increment(1);
         if let Some(stored) = entry.stored.as_mut().filter(|stored| stored.is(resource)) {
@@ -181,17 +255,21 @@ impl Pieces {
             entry.refused = None;
             let (version, updated) = (stored.version.clone(), stored.updated);
             entry.subscription.succeeded(&version, updated, began.elapsed());
-            return Ok(());
+            return Ok(None);
         }
-        let mut problems = Vec::new();
+        let (mut problems, mut needs) = (Vec::new(), Vec::new());
         for user in &entry.users {
             match user.piece.take(&resource.name, &resource.body, &self.compiler) {
-                Ok(warnings) => effects.warn(&resource.name, warnings),
+                Ok(taken) => {
+                    effects.warn(&resource.name, taken.warnings);
+                    // The same for each.
+                    needs = taken.needs;
+                }
                 Err(found) => problems = found,
             }
         }
-        entry.answered.store(true, Ordering::Relaxed);
         if !problems.is_empty() {
+            entry.answered.store(true, Ordering::Relaxed);
             let refused = Refused::new(resource, &problems);
             let rejection = refused.rejection(&resource.name);
             entry.refused = Some(refused);
@@ -205,7 +283,7 @@ impl Pieces {
             stats.config_reload.increment(1);
         }
         (entry.stored, entry.refused) = (Some(stored), None);
-        Ok(())
+        Ok(Some(needs))
     }
 
     /// The control plane does not have it, or not in time; `removed` says that it had it.
@@ -215,6 +293,7 @@ impl Pieces {
         entry.answered.store(true, Ordering::Relaxed);
         if removed {
             if entry.stored.take().is_some() {
+                (entry.own, entry.waits) = (Box::default(), false);
                 entry.users.iter().for_each(|user| user.piece.lose());
             }
         } else if entry.stored.is_none() {
@@ -222,6 +301,7 @@ impl Pieces {
             entry.failed();
             entry.users.iter().for_each(|user| user.piece.lose());
         }
+        self.settle();
     }
 
     /// The stream could not be opened, or broke.

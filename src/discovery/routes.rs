@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 use outrigger_control_api::client::{Rejection, Resource, Update};
 
 use super::effects::{Effects, RDS, VHDS};
-use super::pieces::{Held, Pieces};
+use super::pieces::{Held, Pieces, Supply};
 use super::resource::{Refused, Stored};
 use super::sources::{Sources, StreamId};
 use super::stats::{HostsStats, RdsStats};
@@ -275,7 +275,7 @@ impl Routes {
             self.leave_hosts(source, effects);
         }
         // Those that are here already were not part of it, or are not any more.
-        if let Err(problems) = self.remake_table(&key, known, effects) {
+        if let Err(problems) = self.remake_table(&key, known, &mut Supply { pieces, sources, effects }) {
             tracing::error!(table = &*key.1, "virtual hosts not taken: {:?}", problems.first());
         }
         Ok(())
@@ -287,20 +287,20 @@ impl Routes {
         stream: StreamId,
         name: &str,
         known: &dyn Fn(&str) -> bool,
-        effects: &mut Effects,
+        supply: &mut Supply<'_>,
     ) -> Result<(), Vec<Problem>> {
         let own = |table: &Table| table.hosts.as_ref().is_some_and(|source| source.stream == stream);
         // The same name may be that of tables from several streams.
         let keys = self.tables.iter().filter(|(key, table)| *key.1 == *name && own(table));
         let keys: Vec<_> = keys.map(|(key, _)| key.clone()).collect();
-        keys.iter().try_for_each(|key| self.remake_table(key, known, effects))
+        keys.iter().try_for_each(|key| self.remake_table(key, known, supply))
     }
 
     fn remake_table(
         &mut self,
         key: &RouteKey,
         known: &dyn Fn(&str) -> bool,
-        effects: &mut Effects,
+        supply: &mut Supply<'_>,
     ) -> Result<(), Vec<Problem>> {
         let Some(table) = self.tables.get(key) else { return Ok(()) };
         let Some(stored) = &table.stored else { return Ok(()) };
@@ -309,8 +309,9 @@ impl Routes {
             return Ok(());
         }
         let compiled = self.compiler.route_table(&body, known)?;
-        effects.warn(&key.1, compiled.warnings);
+        supply.effects.warn(&key.1, compiled.warnings);
         let Some(table) = self.tables.get_mut(key) else { return Ok(()) };
+        table.pieces = supply.ask(&compiled.needs.pieces, Some(key.0));
         self.replaced.extend(table.slot.set(Some(Arc::new(compiled.value))));
         table.merged = table.hosts.as_ref().map(|_| body);
         table.host_stats.iter().for_each(|stats| stats.config_reload.increment(1));

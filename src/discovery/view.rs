@@ -1,5 +1,6 @@
 //! The configuration in force as the admin port shows it (`envoy.admin.v3.ConfigDump`).
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,6 +9,7 @@ use outrigger_control_api::client::TypeStatus;
 use outrigger_control_api::{message_to_json, pool, to_json, DynamicMessage};
 use serde_json::{json, Map, Value};
 
+use super::clusters::endpoints::Endpoints;
 use super::effects::{ECDS, SDS};
 use super::manager::Manager;
 use super::resource::{Refused, Stored};
@@ -96,19 +98,14 @@ impl View {
         })
     }
 
-    /// `EndpointsConfigDump`.
-    pub fn endpoints(&self) -> Parts {
+    /// What EDS gave, as elements of `EndpointsConfigDump`, by name.
+    pub fn endpoints(&self) -> HashMap<Arc<str>, Value> {
         self.with(|manager| {
-            let mut all = Vec::new();
-            for (name, _, endpoints) in manager.clusters.endpoints() {
-                if let Some(stored) = &endpoints.stored {
-                    all.push((
-                        name.clone(),
-                        state(ENDPOINTS, "endpoint_config", stored, endpoints.refused.as_deref()),
-                    ));
-                }
-            }
-            vec![("dynamic_endpoint_configs", sorted(all))]
+            let shown = |(name, _, endpoints): (&Arc<str>, _, &Endpoints)| {
+                let (stored, refused) = (endpoints.stored.as_ref()?, endpoints.refused.as_deref());
+                Some((name.clone(), state(ENDPOINTS, "endpoint_config", stored, refused)))
+            };
+            manager.clusters.endpoints().filter_map(shown).collect()
         })
     }
 

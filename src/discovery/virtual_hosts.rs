@@ -11,6 +11,7 @@ use std::sync::Arc;
 use outrigger_control_api::client::{Rejection, Resource, Update};
 
 use super::effects::{Effects, VHDS};
+use super::pieces::Supply;
 use super::resource::{Refused, Stored};
 use super::routes::{RouteKey, Routes};
 use super::sources::StreamId;
@@ -167,7 +168,7 @@ impl Routes {
         stream: StreamId,
         update: &Update,
         known: &dyn Fn(&str) -> bool,
-        effects: &mut Effects,
+        supply: &mut Supply<'_>,
     ) -> Vec<Rejection> {
         let compiler = self.compiler();
         let Some(feed) = self.hosts.get_mut(&stream) else { return Vec::new() };
@@ -189,7 +190,7 @@ impl Routes {
                 continue;
             };
             match check(&compiler, resource) {
-                Ok(warnings) => effects.warn(&name, warnings),
+                Ok(warnings) => supply.effects.warn(&name, warnings),
                 Err(problems) => {
                     rejections.push(Refused::new(resource, &problems).rejection(&name));
                     continue;
@@ -205,27 +206,27 @@ impl Routes {
             }
             // Asked for again by the next request.
             if let Some((name, _)) = feed.asked.remove_entry(name.as_str()) {
-                effects.unsubscribe(stream, VHDS, &name);
+                supply.effects.unsubscribe(stream, VHDS, &name);
             }
         }
         feed.answered = true;
         feed.version.clone_from(&update.version);
         for table in touched {
             let changes = changed.remove(table).unwrap_or_default();
-            if self.remake(stream, table, known, effects).is_ok() {
+            if self.remake(stream, table, known, supply).is_ok() {
                 continue;
             }
             // One of them does not go with the others: one at a time, from what there was.
             for (name, before) in &changes {
                 self.put_host(stream, name, before.clone());
             }
-            let _ = self.remake(stream, table, known, effects);
+            let _ = self.remake(stream, table, known, supply);
             for (name, before) in changes {
                 let Some(resource) = update.added.iter().find(|resource| *resource.name == *name) else {
                     continue;
                 };
                 self.put_host(stream, &name, Some(Stored::new(resource)));
-                if let Err(problems) = self.remake(stream, table, known, effects) {
+                if let Err(problems) = self.remake(stream, table, known, supply) {
                     rejections.push(Refused::new(resource, &problems).rejection(&name));
                     self.put_host(stream, &name, before);
                 }

@@ -100,6 +100,7 @@ enum Slow {
 }
 
 /// What has come of a request beside its head.
+#[derive(Clone, Copy)]
 struct Arrival {
     /// Bytes of the head on the wire; 0 over HTTP/2.
     consumed: usize,

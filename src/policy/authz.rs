@@ -29,6 +29,8 @@ pub struct NetworkAuthz {
     pub target: Arc<GrpcTarget>,
     /// Without an answer the connection goes on.
     pub fail_open: bool,
+    /// Answers are counted and noted, and stop nobody (`shadow_mode`).
+    pub shadow: bool,
     /// The service sees the client's certificate.
     pub peer_certificate: bool,
     /// And the name that the client asked for in TLS.

@@ -212,7 +212,7 @@ impl Gate {
             }
             Answer::Lost => {
                 authz.stats.error.increment(1);
-                if authz.fail_open {
+                if authz.fail_open && !authz.shadow {
                     authz.stats.failure_mode_allowed.increment(1);
                     None
                 } else {
@@ -224,7 +224,7 @@ impl Gate {
             let mut told = self.told.borrow_mut();
             told.entry(AUTHZ_NAMESPACE.to_owned()).or_default().fields.extend(metadata.fields);
         }
-        if let Some(details) = refused {
+        if let Some(details) = refused.filter(|_| !authz.shadow) {
             authz.stats.cx_closed.increment(1);
             let (flags, termination) = (ResponseFlags::UAEX, String::new());
             self.refusal.replace(Some(Refusal { termination, details, flags, delay: None }));

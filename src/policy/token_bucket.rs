@@ -90,6 +90,16 @@ impl TokenBucket {
         taken.is_ok()
     }
 
+    /// Puts `count` tokens back; what does not fit is lost.
+    pub fn put_back(&self, count: u64, now: Instant) {
+        let count = count as f64;
+        let now = self.at(now);
+        let _ = self.empty_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
+            let tokens = (self.tokens(now, empty_at) + count).min(f64::from(self.max));
+            Some(now.saturating_sub((tokens * self.each) as i64))
+        });
+    }
+
     /// How full it is.
     pub fn level(&self, now: Instant) -> Level {
         let tokens = self.tokens(self.at(now), self.empty_at.load(Ordering::Relaxed));
@@ -117,6 +127,17 @@ mod tests {
         // It never holds more than it may.
         assert_eq!(bucket.level(after(60_000)).left, 3);
         assert_eq!([(); 4].map(|()| bucket.take(after(60_000))), [true, true, true, false]);
+    }
+
+    #[test]
+    fn what_is_put_back_can_be_taken_again() {
+        let start = Instant::now();
+        let bucket = TokenBucket::new(4, 1, Duration::from_secs(1000), start);
+        assert!(bucket.take_many(4, start));
+        bucket.put_back(2, start);
+        assert_eq!((bucket.level(start).left, bucket.take_many(3, start)), (2, false));
+        bucket.put_back(50, start);
+        assert_eq!(bucket.level(start).left, 4);
     }
 
     #[test]

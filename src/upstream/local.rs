@@ -18,7 +18,7 @@ use super::pool::leaving::Leavers;
 use super::pool::HostPool;
 use super::replay::ReplayBudget;
 use super::{Places, UpstreamError};
-use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
+use crate::config::balancing::{Askable, Criteria, LbPolicy, LocalityLb, OverrideHost};
 use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate};
 use crate::config::{Cluster, Host, HostSet};
 
@@ -223,6 +223,12 @@ impl ClusterLocal {
         if !Arc::ptr_eq(&view.set, &self.cluster.hosts.load()) {
             self.rebuild(&mut view);
         }
+        if let Some((address, strict)) = context.session {
+            let found = self.of_session(&mut view, address);
+            if found.is_some() || strict {
+                return found;
+            }
+        }
         if self.special {
             return self.choose_special(&mut view, context);
         }
@@ -231,6 +237,15 @@ impl ClusterLocal {
         let chosen = picker.pick(ground, context, rng).and_then(|index| pools.get(index)).cloned();
         self.after(picker, set);
         chosen
+    }
+
+    /// The host of a session, if it may be used.
+    #[cold]
+    fn of_session(&self, view: &mut View, address: &[u8]) -> Option<Rc<HostPool>> {
+        let View { set, pools, more, .. } = view;
+        let askable = self.cluster.balancing.askable;
+        let index = more.get_or_insert_with(Box::default).at(set, address, askable)?;
+        pools.get(index as usize).cloned()
     }
 
     /// Counts what happened in a pick, and looks after a suspect host.
@@ -276,8 +291,8 @@ impl ClusterLocal {
                 return Some(pool.clone());
             }
         }
-        if let Some((wanted, options)) = context.wanted.zip(balancing.override_host.as_deref()) {
-            let found = more.find(set, wanted, options).and_then(|index| pools.get(index as usize));
+        if let Some(wanted) = context.wanted {
+            let found = more.find(set, wanted, balancing.askable).and_then(|index| pools.get(index as usize));
             if let Some(pool) = found {
                 return Some(pool.clone());
             }
@@ -520,18 +535,23 @@ impl More {
     }
 
     /// The host whose turn it is of those that a request asks for, if it may be used.
-    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize), options: &OverrideHost) -> Option<u32> {
+    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize), askable: Askable) -> Option<u32> {
+        let (list, turn) = wanted;
+        let address = list.split(|byte| *byte == b',').nth(turn)?.trim_ascii();
+        self.at(set, address, askable)
+    }
+
+    /// The host at an address, if it may be asked for.
+    fn at(&mut self, set: &HostSet, address: &[u8], askable: Askable) -> Option<u32> {
         if self.addresses.is_empty() {
             let named = set.all.iter().enumerate();
             self.addresses = named.map(|(index, host)| (host.address_text.clone(), index as u32)).collect();
         }
-        let (list, turn) = wanted;
-        let address = list.split(|byte| *byte == b',').nth(turn)?.trim_ascii();
         let index = *self.addresses.get(std::str::from_utf8(address).ok()?)?;
         let usable = match set.all.get(index as usize)?.health() {
             Health::Healthy => true,
-            Health::Degraded => options.degraded,
-            Health::Unhealthy => options.unhealthy,
+            Health::Degraded => askable.degraded,
+            Health::Unhealthy => askable.unhealthy,
         };
         usable.then_some(index)
     }

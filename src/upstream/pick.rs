@@ -23,6 +23,8 @@ pub struct PickContext<'a> {
     pub metadata: Option<&'a Arc<Criteria>>,
     /// The hosts that the request asks for, addresses separated by commas, and how many of them had their turn.
     pub wanted: Option<(&'a [u8], usize)>,
+    /// The address of the host of the request's session, and whether no other will do.
+    pub session: Option<(&'a [u8], bool)>,
     /// Hosts not to be chosen if another is found.
     pub reject: Option<&'a dyn Fn(&Host) -> bool>,
     /// How often to pick again for that (`host_selection_retry_max_attempts`).

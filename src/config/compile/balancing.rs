@@ -14,7 +14,7 @@ use outrigger_control_api::type_of;
 use super::cluster::Kind;
 use super::{duration, extension, orca, u32_or, Environment};
 use crate::config::balancing::{
-    Balancing, Criteria, Hashing, LbPolicy, LocalityLb, Maglev, OverrideHost, RingHash, Selector,
+    Askable, Balancing, Criteria, Hashing, LbPolicy, LocalityLb, Maglev, OverrideHost, RingHash, Selector,
     SelectorFallback, SlowStart, SubsetFallback, Subsets, ZoneAware,
 };
 use crate::config::problems::Problems;
@@ -40,17 +40,14 @@ pub(super) fn balancing(
         balancing.close_on_host_set_change = common.close_connections_on_host_set_change;
         balancing.ignore_new_hosts = common.ignore_new_hosts_until_first_hc;
     }
-    if let (Some(found), Some(set)) =
-        (&balancing.override_host, common.and_then(|common| common.override_host_status.as_ref()))
-    {
+    if let Some(set) = common.and_then(|common| common.override_host_status.as_ref()) {
         let has = |status: core::HealthStatus| set.statuses.contains(&(status as i32));
         let unhealthy =
             [core::HealthStatus::Unhealthy, core::HealthStatus::Draining, core::HealthStatus::Timeout];
-        balancing.override_host = Some(Arc::new(OverrideHost {
+        balancing.askable = Askable {
             degraded: has(core::HealthStatus::Degraded),
             unhealthy: unhealthy.into_iter().any(has),
-            ..(**found).clone()
-        }));
+        };
     }
     let runtime = environment.compiler.runtime.load();
     balancing.suspects = runtime.number(Balancing::SUSPECTS).is_none_or(|value| value > 0.0);
@@ -328,8 +325,6 @@ fn of(any: &Any, environment: &Environment<'_>, problems: &mut Problems) -> Opti
             let headers = config.override_host_sources.iter().filter(|source| !source.header.is_empty());
             balancing.override_host = Some(Arc::new(OverrideHost {
                 headers: headers.map(|source| HeaderKey::new(&source.header)).collect(),
-                degraded: true,
-                unhealthy: false,
             }));
             Some(balancing)
         }

@@ -17,7 +17,7 @@ use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
 use crate::config::route::HeaderOps;
 use crate::config::HeaderKey;
-use crate::http::filters::custom_response::{Config, Policy, Test};
+use crate::http::filters::custom_response::{Config, Policy, Test, Then};
 
 /// The type of the filter, and of what a route says to it.
 pub(super) const TYPE: &str = "envoy.extensions.filters.http.custom_response.v3.CustomResponse";
@@ -28,47 +28,52 @@ const ATTRIBUTES: &str = "xds.type.matcher.v3.HttpAttributesCelMatchInput";
 
 /// Compiles `config`. `None` when a problem was reported.
 pub(super) fn compile(config: &CustomResponse, problems: &mut Problems) -> Option<Config> {
-    use pb::matcher::MatcherType;
     let Some(matcher) = &config.custom_response_matcher else {
         return Some(Config { rules: Vec::new(), otherwise: None });
     };
-    problems.at("custom_response_matcher", |problems| {
-        let before = problems.count();
-        let mut rules = Vec::new();
-        match &matcher.matcher_type {
-            None => {}
-            Some(MatcherType::MatcherTree(_)) => problems.report_at("matcher_tree", "use matcher_list"),
-            Some(MatcherType::MatcherList(list)) => {
-                for (index, config) in list.matchers.iter().enumerate() {
-                    problems.at_index("matcher_list.matchers", index, |problems| {
-                        // What is missing breaks field rules.
-                        let (Some(predicate), Some(on_match)) = (&config.predicate, &config.on_match) else {
-                            return;
-                        };
-                        let test = problems.at("predicate", |problems| test(predicate, problems));
-                        let policy = problems.at("on_match", |problems| policy(on_match, problems));
-                        rules.extend(test.zip(policy));
-                    });
-                }
-            }
-        }
-        let otherwise = matcher
-            .on_no_match
-            .as_ref()
-            .and_then(|config| problems.at("on_no_match", |problems| policy(config, problems)));
-        (problems.count() == before).then_some(Config { rules, otherwise })
-    })
+    problems.at("custom_response_matcher", |problems| rules(matcher, problems))
 }
 
-fn policy(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Arc<Policy>> {
+fn rules(matcher: &pb::Matcher, problems: &mut Problems) -> Option<Config> {
+    use pb::matcher::MatcherType;
+    let before = problems.count();
+    let mut rules = Vec::new();
+    match &matcher.matcher_type {
+        None => {}
+        Some(MatcherType::MatcherTree(_)) => problems.report_at("matcher_tree", "use matcher_list"),
+        Some(MatcherType::MatcherList(list)) => {
+            for (index, config) in list.matchers.iter().enumerate() {
+                problems.at_index("matcher_list.matchers", index, |problems| {
+                    // What is missing breaks field rules.
+                    let (Some(predicate), Some(on_match)) = (&config.predicate, &config.on_match) else {
+                        return;
+                    };
+                    let test = problems.at("predicate", |problems| test(predicate, problems));
+                    let then = problems.at("on_match", |problems| then(on_match, problems));
+                    rules.extend(test.zip(then));
+                });
+            }
+        }
+    }
+    let otherwise = matcher
+        .on_no_match
+        .as_ref()
+        .and_then(|config| problems.at("on_no_match", |problems| then(config, problems)));
+    (problems.count() == before).then_some(Config { rules, otherwise })
+}
+
+fn then(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Then> {
     use pb::matcher::on_match::OnMatch as Kind;
     if config.keep_matching {
         problems.report_at("keep_matching", "the first match counts");
     }
     // A missing one breaks a field rule.
-    let Kind::Action(action) = config.on_match.as_ref()? else {
-        problems.report_at("matcher", "matchers in matchers are not supported here");
-        return None;
+    let action = match config.on_match.as_ref()? {
+        Kind::Action(action) => action,
+        Kind::Matcher(matcher) => {
+            let inner = problems.at("matcher", |problems| rules(matcher, problems))?;
+            return Some(Then::Rules(Box::new(inner)));
+        }
     };
     // Demanded by a field rule.
     let any = action.typed_config.as_ref()?;
@@ -87,7 +92,7 @@ fn policy(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Arc<
         let headers =
             HeaderOps::compile(&config.response_headers_to_add, "response_headers_to_add", &[], "", problems);
         (problems.count() == before).then_some(())?;
-        Some(Arc::new(Policy {
+        Some(Then::Answer(Arc::new(Policy {
             // Its field rule bounds it.
             status: config.status_code.and_then(|status| u16::try_from(status.value).ok()),
             body,
@@ -98,7 +103,7 @@ fn policy(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Arc<
                 Some(ResponseCodeDetailsAction::PreserveResponseCodeDetails(true)) => None,
                 Some(ResponseCodeDetailsAction::ResponseCodeDetails(text)) => Some(text.into()),
             },
-        }))
+        })))
     })
 }
 

@@ -24,11 +24,11 @@ use crate::config::problems::Problems;
 use crate::config::route::RouteFilter;
 use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
-use crate::http::filters::istio::{alpn, peer_metadata};
+use crate::http::filters::istio::{alpn, authn, peer_metadata};
 use crate::http::filters::{
     adaptive_concurrency, admission_control, api_key_auth, basic_auth, buffer, conditional, cors, csrf,
     fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check, local_ratelimit,
-    set_filter_state, set_metadata,
+    set_filter_state, set_metadata, stateful_session,
 };
 use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
@@ -52,6 +52,9 @@ const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const HEALTH_CHECK: &str = "envoy.extensions.filters.http.health_check.v3.HealthCheck";
 const SET_METADATA: &str = "envoy.extensions.filters.http.set_metadata.v3.Config";
+const STATEFUL_SESSION: &str = "envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
+const STATEFUL_SESSION_PER_ROUTE: &str =
+    "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
 const SET_FILTER_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
 const HEADER_TO_METADATA: &str = "envoy.extensions.filters.http.header_to_metadata.v3.Config";
 const ADMISSION_CONTROL: &str = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
@@ -156,7 +159,9 @@ pub(super) fn knows(kind: &str) -> bool {
             | ADAPTIVE_CONCURRENCY
             | rbac::HTTP
             | CONDITIONAL
+            | STATEFUL_SESSION
             | istio::ALPN
+            | istio::AUTHN
             | istio::PEERS
             | istio::STATS
             | istio::WASM
@@ -277,6 +282,14 @@ pub(super) fn compile(
             let config: ExtensionWithMatcher = extension(any, "", problems)?;
             conditional(&config, stats, clusters, problems)
         }
+        STATEFUL_SESSION => {
+            let config = stateful_session::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::StatefulSession(Arc::new(config)))
+        }
+        istio::AUTHN => {
+            let config = authn::Config::compile(&extension(any, "", problems)?, problems)?;
+            Some(HttpFilter::IstioAuthn(Arc::new(config)))
+        }
         istio::ALPN => {
             let config = alpn::Config::compile(&extension(any, "", problems)?);
             Some(HttpFilter::IstioAlpn(Arc::new(config)))
@@ -382,6 +395,10 @@ pub(crate) fn compile_route(
         SET_FILTER_STATE => {
             let config = set_filter_state::Config::compile(&extension(any, "", problems)?, problems);
             Some(RouteFilter::SetFilterState(config))
+        }
+        STATEFUL_SESSION_PER_ROUTE => {
+            stateful_session::PerRoute::compile(&extension(any, "", problems)?, problems)
+                .map(RouteFilter::StatefulSession)
         }
         ratelimit::PER_ROUTE => {
             ratelimit::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::RateLimit)

@@ -23,6 +23,8 @@ pub(super) const STATS: &str = "stats.PluginConfig";
 pub(super) const EXCHANGE: &str = "envoy.tcp.metadataexchange.config.MetadataExchange";
 /// Protocols that TLS offers.
 pub(super) const ALPN: &str = "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
+/// Who peers and users are.
+pub(super) const AUTHN: &str = "istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig";
 /// Metadata of HTTP peers.
 pub(super) const PEERS: &str = "io.istio.http.peer_metadata.Config";
 /// A plug-in, as an HTTP filter.

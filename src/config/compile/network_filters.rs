@@ -154,6 +154,7 @@ fn ext_authz(any: &Any, clusters: &Directory<Cluster>, problems: &mut Problems) 
     Some(NetworkFilter::ExtAuthz(Arc::new(NetworkAuthz {
         target: Arc::new(target?.or_timeout(AUTHZ_TIMEOUT)),
         fail_open: config.failure_mode_allow,
+        shadow: config.shadow_mode,
         peer_certificate: config.include_peer_certificate,
         tls_session: config.include_tls_session,
         enabled,

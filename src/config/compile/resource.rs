@@ -28,7 +28,7 @@ use super::discovery::config_source;
 use super::dns::Resolver;
 use super::runtime::{Runtime, DROP_OVERLOAD_LIMIT};
 use super::scoped::{self, ScopeConfig};
-use super::{cluster, endpoints, http_filters, known_clusters, listener, on_demand};
+use super::{cluster, endpoints, generic_secret, http_filters, known_clusters, listener, on_demand};
 use crate::config::cluster::{Locality, SocketTuning};
 use crate::config::demand::Demand;
 use crate::config::discovery::{ApiSource, ConfigSource, GrpcTarget, Source};
@@ -340,7 +340,7 @@ impl Compiler {
             on_demand::check_host(host, self, problems);
         };
         let table = route::compile_encoded(&config, body, &parts.hosts, &self.clusters, &mut problems, look);
-        super::generic_secret::meet_wants(&environment, &mut problems);
+        generic_secret::meet_wants(&environment, &mut problems);
         found.conclude(table.map(|table| (table.name.clone(), table)), environment.needs.take(), problems)
     }
 
@@ -372,9 +372,10 @@ impl Compiler {
         stat_prefix: &str,
     ) -> Result<Compiled<HttpFilter>, Vec<Problem>> {
         let stats = Scope::http(stat_prefix);
-        self.compile(body, &|_| true, |config: &TypedExtensionConfig, _, problems| {
-            let filter = http_filters::discovered(config, types, &stats, &self.clusters, problems)?;
-            Some((config.name.as_str().into(), filter))
+        self.compile(body, &|_| true, |config: &TypedExtensionConfig, environment, problems| {
+            let filter = http_filters::discovered(config, types, &stats, &self.clusters, problems);
+            generic_secret::meet_wants(environment, problems);
+            Some((config.name.as_str().into(), filter?))
         })
     }
 

@@ -320,7 +320,7 @@ pub enum HashInput {
     FilterState(Box<str>),
 }
 
-/// A cookie that carries a hash.
+/// A cookie that carries a hash, or where a session is.
 #[derive(Debug, Clone)]
 pub struct HashCookie {
     /// Its name.
@@ -331,4 +331,25 @@ pub struct HashCookie {
     pub path: Option<Box<str>>,
     /// Other attributes.
     pub attributes: Box<[(Box<str>, Box<str>)]>,
+}
+
+impl HashCookie {
+    /// The value of the `set-cookie` that gives a client this `value` of it.
+    pub fn set(&self, value: &str) -> Vec<u8> {
+        let mut set = format!("{}=\"{value}\"", self.name);
+        if let Some(seconds) = self.ttl.map(|ttl| ttl.as_secs()).filter(|seconds| *seconds > 0) {
+            set += &format!("; Max-Age={seconds}");
+        }
+        if let Some(path) = &self.path {
+            set += &format!("; Path={path}");
+        }
+        for (name, value) in &self.attributes {
+            set += &match &**value {
+                "" => format!("; {name}"),
+                value => format!("; {name}={value}"),
+            };
+        }
+        set += "; HttpOnly";
+        set.into_bytes()
+    }
 }

@@ -57,6 +57,8 @@ struct Policy {
     key: Option<Box<str>>,
     actions: Box<[Action]>,
     hits: Hits,
+    /// They are given back.
+    refunds: bool,
     limit: Limit,
     /// It counts requests when they are over.
     done: bool,
@@ -145,6 +147,8 @@ pub struct Descriptor {
     pub entries: DescriptorEntries,
     /// How often it counts; `None` = as the filter says.
     pub hits: Option<u64>,
+    /// So often is given back instead.
+    pub refunds: bool,
     /// What it is limited to; `None` = as the service knows.
     pub limit: Option<(u32, RateLimitUnit)>,
     /// Whether answers tell its limit; `None` = as the filter says.
@@ -194,7 +198,8 @@ impl RateLimits {
             if policy.key.as_ref().is_some_and(|key| !on(key)) {
                 continue;
             }
-            let mut descriptor = Descriptor { tell: policy.tell, ..Descriptor::default() };
+            let mut descriptor =
+                Descriptor { tell: policy.tell, refunds: policy.refunds, ..Descriptor::default() };
             if policy.actions.iter().all(|action| action.add(facts, &mut descriptor)) {
                 match &policy.hits {
                     Hits::Unsaid => {}
@@ -258,6 +263,7 @@ fn policy(config: &pb::RateLimit, of: LimitsOf, problems: &mut Problems) -> Opti
         }
     };
     Some(Policy {
+        refunds: config.hits_addend.as_ref().is_some_and(|hits| hits.is_negative_hits),
         stage: u32_or(config.stage, 0),
         key: (!config.disable_key.is_empty())
             .then(|| format!("ratelimit.{}.http_filter_enabled", config.disable_key).into()),

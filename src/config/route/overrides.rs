@@ -61,6 +61,7 @@ pub enum RouteFilter {
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),
     SetFilterState(filters::set_filter_state::Config),
+    StatefulSession(filters::stateful_session::PerRoute),
     Rbac(crate::policy::rbac::Rules),
     JwtAuthn(filters::jwt_authn::PerRoute),
     OAuth2(Box<filters::oauth2::Settings>),

@@ -110,6 +110,18 @@ pub(super) static EXTRA: &[(&str, &[FieldRule])] = &[
             FieldRule::Field(6, &[Check::Above(0.0)]),
         ],
     ),
+    (
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
+        &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
+    ),
+    (
+        "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState",
+        &[FieldRule::Field(1, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState",
+        &[FieldRule::Field(1, NAMED)],
+    ),
     ("envoy.extensions.filters.http.csrf.v3.CsrfPolicy", &[FieldRule::Field(1, &[Check::Required])]),
     (
         "envoy.extensions.filters.http.buffer.v3.Buffer",

@@ -239,12 +239,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.config.route.v3.RateLimit.Override.DynamicMetadata"),
     whole("envoy.config.route.v3.RateLimit.Override.RateLimitOverride"),
-    MessageSupport {
-        message: "envoy.config.route.v3.RateLimit.HitsAddend",
-        implemented: &["number", "format"],
-        observe: &[],
-        rejected: &[("is_negative_hits", "hits are never given back")],
-    },
+    whole("envoy.config.route.v3.RateLimit.HitsAddend"),
     MessageSupport {
         message: "envoy.config.route.v3.RateLimit.Action",
         implemented: &[
@@ -419,6 +414,17 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.filters.http.basic_auth.v3.BasicAuth"),
     whole("envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute"),
     whole("envoy.extensions.filters.http.csrf.v3.CsrfPolicy"),
+    whole("envoy.extensions.filters.http.stateful_session.v3.StatefulSession"),
+    whole("envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute"),
+    whole("envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState"),
+    whole("envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState"),
+    MessageSupport {
+        message: "envoy.type.http.v3.Cookie",
+        implemented: &["name", "ttl", "path", "attributes"],
+        observe: &[],
+        rejected: &[],
+    },
+    whole("envoy.type.http.v3.CookieAttribute"),
     whole("envoy.extensions.filters.http.oauth2.v3.OAuth2"),
     whole("envoy.extensions.filters.http.oauth2.v3.OAuth2PerRoute"),
     whole("envoy.extensions.filters.http.oauth2.v3.OAuth2Credentials"),

@@ -4,6 +4,8 @@ use outrigger_control_api::support::MessageSupport;
 
 use super::{observed, whole};
 
+/// Whose task tokens are.
+const VERIFIED: &str = "jwt_authn verifies tokens";
 const BUILT_IN: &str = "only for plug-ins that are built in, which need none";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
@@ -30,6 +32,39 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
         "envoy.tcp.metadataexchange.config.MetadataExchange",
         &[("*", "istio-peer-exchange is never agreed on, so there is nothing to exchange")],
     ),
+    MessageSupport {
+        message: "istio.envoy.config.filter.http.authn.v2alpha1.FilterConfig",
+        implemented: &["policy", "skip_validate_trust_domain", "disable_clear_route_cache"],
+        observe: &[("jwt_output_payload_locations", "claims are where jwt_authn leaves them")],
+        rejected: &[("allowed_trust_domains", "the trust domain is one's own or any")],
+    },
+    MessageSupport {
+        message: "istio.authentication.v1alpha1.Policy",
+        implemented: &["peers", "peer_is_optional", "origins", "origin_is_optional", "principal_binding"],
+        observe: &[("targets", "the control plane has chosen the policy")],
+        rejected: &[],
+    },
+    whole("istio.authentication.v1alpha1.PeerAuthenticationMethod"),
+    whole("istio.authentication.v1alpha1.OriginAuthenticationMethod"),
+    whole("istio.authentication.v1alpha1.StringMatch"),
+    MessageSupport {
+        message: "istio.authentication.v1alpha1.MutualTls",
+        implemented: &["mode"],
+        observe: &[("allow_tls", "mode decides")],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "istio.authentication.v1alpha1.Jwt",
+        implemented: &["issuer", "jwt_headers", "trigger_rules"],
+        observe: &[
+            ("audiences", VERIFIED),
+            ("jwks_uri", VERIFIED),
+            ("jwks", VERIFIED),
+            ("jwt_params", VERIFIED),
+        ],
+        rejected: &[],
+    },
+    whole("istio.authentication.v1alpha1.Jwt.TriggerRule"),
     whole("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig"),
     whole("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig.AlpnOverride"),
     MessageSupport {

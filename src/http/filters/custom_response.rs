@@ -21,10 +21,19 @@ use crate::telemetry::format::FormatContext;
 /// The filter, or what a route has instead.
 #[derive(Debug)]
 pub struct Config {
-    /// The first that matches counts.
-    pub rules: Vec<(Test, Arc<Policy>)>,
+    /// The first that matches counts, if it leads to an answer.
+    pub rules: Vec<(Test, Then)>,
     /// What counts when none does.
-    pub otherwise: Option<Arc<Policy>>,
+    pub otherwise: Option<Then>,
+}
+
+/// What a match leads to.
+#[derive(Debug)]
+pub enum Then {
+    /// This answer.
+    Answer(Arc<Policy>),
+    /// Other rules, which may lead to none.
+    Rules(Box<Config>),
 }
 
 /// A test of a response.
@@ -92,8 +101,18 @@ impl Config {
     }
 
     fn policy(&self, seen: &Seen<'_, '_>) -> Option<&Arc<Policy>> {
-        let found = self.rules.iter().find(|(test, _)| test.passes(seen)).map(|(_, policy)| policy);
-        found.or(self.otherwise.as_ref())
+        let matching = self.rules.iter().filter(|(test, _)| test.passes(seen));
+        let found = matching.map(|(_, then)| then).find_map(|then| then.policy(seen));
+        found.or_else(|| self.otherwise.as_ref()?.policy(seen))
+    }
+}
+
+impl Then {
+    fn policy(&self, seen: &Seen<'_, '_>) -> Option<&Arc<Policy>> {
+        match self {
+            Then::Answer(policy) => Some(policy),
+            Then::Rules(rules) => rules.policy(seen),
+        }
     }
 }
 

@@ -207,7 +207,8 @@ impl Config {
             let policies = ratelimit::policies(at, self.limits.as_ref(), self.host);
             let mut found: SmallVec<[_; 2]> = SmallVec::new();
             for descriptor in ratelimit::descriptors(ex, at, self.stage, &policies) {
-                let (hits, tell) = (descriptor.hits.unwrap_or(1), descriptor.tell.unwrap_or(self.tell));
+                let hits = (descriptor.hits.unwrap_or(1), descriptor.refunds);
+                let tell = descriptor.tell.unwrap_or(self.tell);
                 for named in &self.named {
                     if let Some(bucket) = named.bucket(&descriptor, ex.now) {
                         found.push((bucket, hits, tell, named.shadow));
@@ -217,8 +218,11 @@ impl Config {
             }
             // The slowest first.
             found.sort_by(|(one, ..), (other, ..)| other.each().total_cmp(&one.each()));
-            for (bucket, hits, tell, shadow) in found {
-                let enough = bucket.take_many(hits, ex.now);
+            for (bucket, (hits, refunds), tell, shadow) in found {
+                let enough = refunds || bucket.take_many(hits, ex.now);
+                if refunds {
+                    bucket.put_back(hits, ex.now);
+                }
                 if !enough && !shadow {
                     return Taken { allowed: false, bucket: Some((bucket, tell)), ..taken };
                 }

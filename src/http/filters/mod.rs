@@ -39,6 +39,7 @@ pub mod ratelimit;
 mod rbac;
 pub mod set_filter_state;
 pub mod set_metadata;
+pub mod stateful_session;
 pub mod transforms;
 
 use std::cell::RefCell;
@@ -96,6 +97,8 @@ pub struct Active {
     later: SmallVec<[ratelimit::Later; 1]>,
     /// The route is to be found anew.
     reroute: bool,
+    /// The session that it is in.
+    session: Option<Box<stateful_session::Session>>,
     /// What a filter waits for.
     pending: Option<Pending>,
     /// What has come of it.
@@ -168,6 +171,7 @@ enum Encoder {
     Decompressor(Arc<decompressor::Config>),
     ExtProc(Rc<RefCell<Session>>),
     CustomResponse(custom_response::Answers),
+    StatefulSession,
     /// Whether the client is told the id and the workload.
     PeerMetadata(Arc<istio::peer_metadata::Config>, [bool; 2]),
 }
@@ -204,6 +208,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
         HttpFilter::SetFilterState(config) => return config.on_request(ex, at),
         HttpFilter::HeaderToMetadata(config) => return config.on_request(ex, at),
+        HttpFilter::StatefulSession(config) => return config.on_request(ex, at),
+        HttpFilter::IstioAuthn(config) => return config.on_request(ex),
         HttpFilter::IstioAlpn(config) => return config.on_request(ex, at),
         HttpFilter::PeerMetadata(config) => return config.on_request(ex, at),
         HttpFilter::Conditional(config) => return config.on_request(ex, at),
@@ -291,6 +297,11 @@ pub(super) fn take_body(ex: &mut Exchange<'_>) -> Option<Bytes> {
     ex.filters.as_mut()?.body.take()
 }
 
+/// The session that the request is in.
+pub(super) fn session<'x>(ex: &'x Exchange<'_>) -> Option<&'x stateful_session::Session> {
+    ex.filters.as_ref()?.session.as_deref()
+}
+
 /// Whether the client speaks gRPC-Web.
 pub(super) fn is_web(ex: &Exchange<'_>) -> bool {
     ex.filters.as_ref().is_some_and(|active| active.web.is_some())
@@ -367,6 +378,7 @@ impl Encoding {
                 Encoder::PeerMetadata(config, told) => config.on_response(*told, &mut ex.info.peers, head),
                 Encoder::LocalRateLimit(level) => level.on_response(head),
                 Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
+                Encoder::StatefulSession => stateful_session::on_response(ex, head),
                 Encoder::CustomResponse(answers) => {
                     if let Some(reply) = answers.on_response(ex, head, self.own) {
                         return Some(Turn::Reply(Box::new(reply)));

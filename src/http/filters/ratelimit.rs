@@ -349,6 +349,7 @@ fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
     common::RateLimitDescriptor {
         entries: descriptor.entries.into_iter().map(entry).collect(),
         hits_addend: descriptor.hits.map(|value| UInt64Value { value }),
+        is_negative_hits: descriptor.refunds,
         limit: descriptor.limit.map(|(requests_per_unit, unit)| {
             common::rate_limit_descriptor::RateLimitOverride {
                 requests_per_unit,
@@ -356,7 +357,6 @@ fn message(descriptor: Descriptor) -> common::RateLimitDescriptor {
                 ..common::rate_limit_descriptor::RateLimitOverride::default()
             }
         }),
-        ..common::RateLimitDescriptor::default()
     }
 }
 

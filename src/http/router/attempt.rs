@@ -16,6 +16,8 @@ use crate::config::route::HostPredicate;
 use crate::config::{Cluster, HeaderView, Host, Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::fields::Fields;
+use crate::http::filters::session;
+use crate::http::filters::stateful_session::Session;
 use crate::http::h1::{self, Framing, ParsedResponse, ResponseLimits};
 use crate::http::head::ResponseHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
@@ -269,7 +271,11 @@ impl Attempts<'_> {
     }
 
     fn pick(&mut self, ex: &Exchange<'_>) -> Result<Rc<HostPool>, UpstreamError> {
-        let asks_nothing = self.forward.hash_policies.is_empty() && self.forward.metadata_match.is_none();
+        // A try that follows another goes elsewhere.
+        let session = session(ex).filter(|_| self.tried.is_empty()).and_then(Session::wanted);
+        let asks_nothing = self.forward.hash_policies.is_empty()
+            && self.forward.metadata_match.is_none()
+            && session.is_none();
         if asks_nothing && self.weighted.is_none() && self.tried.is_empty() {
             if let Some(pool) = self.cluster.next() {
                 return Ok(pool);
@@ -295,6 +301,7 @@ impl Attempts<'_> {
                 Some(weighted) => weighted.metadata_match.as_ref(),
                 None => self.forward.metadata_match.as_ref(),
             },
+            session,
             ..PickContext::default()
         };
         let own = self.cluster.cluster.http.hash_policies.as_deref();

@@ -12,6 +12,8 @@ use crate::config::drops::{DropOverload, Refusal};
 use crate::config::route::{Forward, Route};
 use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
+use crate::http::filters::session;
+use crate::http::filters::stateful_session::Session;
 use crate::http::h2::StreamError;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 use crate::upstream::{connect_failure, UpstreamError};
@@ -249,7 +251,8 @@ impl Attempts<'_> {
             Failure::Refused(refusal) => return ex.refusal(refusal).into(),
             Failure::Answer(reply) => return Ended::Reply(reply),
             Failure::Upstream(UpstreamError::NoHealthyHost) => {
-                Told::new(503, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
+                let status = session(ex).and_then(Session::status).unwrap_or(503);
+                Told::new(status, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }
             Failure::Upstream(UpstreamError::Overflow(_)) => {
                 self.upstream().drops.total.fetch_add(1, Ordering::Relaxed);

@@ -103,25 +103,11 @@ impl Hashed {
         if !found.is_empty() {
             return Some(xxh64(&found, 0));
         }
-        let ttl = cookie.ttl?;
+        cookie.ttl?;
         // The same for all requests of a connection: those that race get one cookie.
         let (remote, local) = (client.remote?, client.local?);
         let value = format!("{:016x}", xxh64(format!("{remote}{local}").as_bytes(), 0));
-        let mut set = format!("{}=\"{value}\"", cookie.name);
-        if ttl.as_secs() > 0 {
-            set += &format!("; Max-Age={}", ttl.as_secs());
-        }
-        if let Some(path) = &cookie.path {
-            set += &format!("; Path={path}");
-        }
-        for (name, value) in &cookie.attributes {
-            set += &match &**value {
-                "" => format!("; {name}"),
-                value => format!("; {name}={value}"),
-            };
-        }
-        set += "; HttpOnly";
-        self.cookies.push(set.into_bytes());
+        self.cookies.push(cookie.set(&value));
         Some(xxh64(value.as_bytes(), 0))
     }
 }

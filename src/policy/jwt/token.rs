@@ -143,7 +143,7 @@ fn audiences(claims: &Struct) -> Result<Vec<String>, Failure> {
 }
 
 /// A JSON object; `None` if `text` is none.
-pub(super) fn object(text: &[u8]) -> Option<Struct> {
+pub(crate) fn object(text: &[u8]) -> Option<Struct> {
     match serde_json::from_slice(text).ok()? {
         serde_json::Value::Object(fields) => {
             let fields = fields.into_iter().map(|(name, field)| (name, value(field)));
@@ -169,7 +169,7 @@ fn value(json: serde_json::Value) -> Value {
 }
 
 /// A value as JSON; whole numbers without a fraction.
-pub(super) fn json(kind: &Kind) -> serde_json::Value {
+pub(crate) fn json(kind: &Kind) -> serde_json::Value {
     use serde_json::Value as Json;
     let inner = |value: &Value| value.kind.as_ref().map_or(Json::Null, json);
     match kind {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use base64::prelude::{Engine as _, BASE64_STANDARD as BASE64};
 use outrigger::bootstrap::xds_dir::{self, Verdict};
+use outrigger_control_api::{pool, to_json, DynamicMessage};
 use serde_json::Value;
 
 use crate::tls::certs::Certs;
@@ -224,6 +226,7 @@ fn prepare(from: &Path, to: &Path, certs: &Certs) {
         for file in files.flatten() {
             let mut value: Value =
                 serde_json::from_slice(&std::fs::read(file.path()).expect("a file")).expect("JSON");
+            spell_out(&mut value);
             replace(&mut value, certs);
             std::fs::write(to.join(kind).join(file.file_name()), value.to_string()).expect("written");
         }
@@ -256,6 +259,25 @@ fn replace(value: &mut Value, certs: &Certs) {
         Value::Array(list) => list.iter_mut().for_each(|value| replace(value, certs)),
         _ => {}
     }
+}
+
+/// Writes messages out of which whoever took the resources down knew only the bytes.
+fn spell_out(value: &mut Value) {
+    if let Some(message) = of_bytes(value) {
+        *value = message;
+    }
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(spell_out),
+        Value::Array(list) => list.iter_mut().for_each(spell_out),
+        _ => {}
+    }
+}
+
+fn of_bytes(value: &Value) -> Option<Value> {
+    let bytes = BASE64.decode(value.get("value_b64")?.as_str()?).ok()?;
+    let name = value.get("@type")?.as_str()?.rsplit('/').next()?;
+    let message = DynamicMessage::decode(pool().get_message_by_name(name)?, bytes.as_slice()).ok()?;
+    Some(to_json(&message))
 }
 
 /// A reason without the place in the resource and the names that differ from one to the next.

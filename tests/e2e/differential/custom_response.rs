@@ -115,3 +115,63 @@ async fn answers_in_place_of_others() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn rules_lead_to_other_rules() {
+    let answer = |text: &str| {
+        format!("action: {{ name: a, typed_config: {{ '@type': type.googleapis.com/envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy, body: {{ inline_string: {text} }}, response_code_details: changed }} }}")
+    };
+    let list = |rows: &[(String, String)]| {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(test, then)| format!("{{ predicate: {test}, on_match: {{ {then} }} }}"))
+            .collect();
+        format!("matcher_list: {{ matchers: [ {} ] }}", rows.join(", "))
+    };
+    let inner = |rows: &[(String, String)], more: &str| format!("matcher: {{ {}{more} }}", list(rows));
+    let class = |class: &str| looks("HttpResponseStatusCodeClassMatchInput", &format!("exact: {class}"));
+    let otherwise = |text: &str| format!(", on_no_match: {{ {} }}", answer(text));
+    let kind = |kind: &str, text: &str| (header(&format!("exact: {kind}")), answer(text));
+    let options = format!(
+        "custom_response_matcher: {{ {}, on_no_match: {{ {} }} }}",
+        list(&[
+            (
+                class("4xx"),
+                inner(&[(status("404"), inner(&[kind("odd", "deep")], "")), kind("even", "shallow")], "")
+            ),
+            (status("404"), answer("after")),
+            (class("5xx"), inner(&[kind("odd", "odd")], &otherwise("inner"))),
+            (status("503"), answer("never")),
+        ]),
+        inner(&[kind("odd", "left")], ""),
+    );
+    let bootstrap = Bootstrap::new().listener(
+        "main",
+        "",
+        &host("", "- { match: { prefix: / }, route: { cluster: a } }\n"),
+    );
+    let bootstrap = bootstrap.filters("main", &filter("cr", TYPE, &options));
+    let up = |name: &'static str, status: u16, kind: &str| -> Case {
+        case("main", name).get("/up", "").answers(Answer::raw(format!(
+            "HTTP/1.1 {status} Some\r\nx-kind: {kind}\r\ncontent-length: 4\r\n\r\nbody"
+        )))
+    };
+    let cases = vec![
+        up("two levels", 404, "odd"),
+        up("one level", 403, "even"),
+        up("the other rule of a level", 404, "even"),
+        up("nothing in a level", 404, "none"),
+        up("nothing in a level and after it", 403, "odd"),
+        up("nothing anywhere", 403, "none"),
+        up("a level", 503, "odd"),
+        up("what a level has for the rest", 503, "none"),
+        up("rules for the rest", 200, "odd"),
+        up("rules for the rest that lead nowhere", 200, "none"),
+    ];
+    check(
+        bootstrap,
+        cases,
+        &["http.main.downstream_rq_2", "http.main.downstream_rq_4", "http.main.downstream_rq_5"],
+    )
+    .await;
+}

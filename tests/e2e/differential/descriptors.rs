@@ -76,6 +76,7 @@ fn policies() -> Vec<(&'static str, String)> {
         ),
         ("/percent", actions(&[key("100%"), key("%PROTOCOL%"), key("%%")])),
         ("/hits", counted("hits_addend: { number: 3 }")),
+        ("/back", counted("hits_addend: { number: 2, is_negative_hits: true }")),
         ("/zero", counted("hits_addend: { number: 0 }")),
         ("/number", hits("number")),
         ("/fraction", hits("fraction")),
@@ -231,6 +232,16 @@ async fn buckets_of_this_process() {
             ),
         ),
         limit(
+            "back",
+            10,
+            &format!(
+                "descriptors: [ {} ], rate_limits: [ {}, {} ]",
+                named("{ key: user, value: jane }", 4, ""),
+                user.replace("actions", "hits_addend: { number: 2 }, actions"),
+                "{ hits_addend: { number: 3, is_negative_hits: true }, actions: [ { header_value_match: { descriptor_key: user, descriptor_value: jane, headers: [ { name: x-user, string_match: { exact: john } } ] } } ] }",
+            ),
+        ),
+        limit(
             "twice",
             10,
             &format!("descriptors: [ {} ], rate_limits: [ {user}, {user} ]", named("{ key: user }", 3, "")),
@@ -259,8 +270,8 @@ async fn buckets_of_this_process() {
         .listener("main", "", &host("", &routes))
         .filters("main", &filter("lr", "local_ratelimit.v3.LocalRateLimit", "stat_prefix: main"));
     let names = [
-        "any", "few", "own", "net", "shadow", "shade", "both", "last", "alone", "hits", "twice", "untold",
-        "told",
+        "any", "few", "own", "net", "shadow", "shade", "both", "last", "alone", "hits", "back", "twice",
+        "untold", "told",
     ];
     let mut cases = Vec::new();
     for name in names {

@@ -43,6 +43,12 @@ fn template(ports: &[u16]) -> String {
         with("second", "", &second),
         with("fourth", "", &denied),
         with("unmeant", "", &filter("denies", "unmeant", &meant)),
+        with("shadowed", "", &filter("denies", "shadowed", ", shadow_mode: true")),
+        with(
+            "shadowed-lost",
+            "",
+            &filter("fails", "shadowed-lost", ", shadow_mode: true, failure_mode_allow: true"),
+        ),
         with("named", inspector, &filter("allows", "named", shown)),
     ]);
     for (name, port) in SERVICES.iter().zip(ports) {
@@ -118,6 +124,8 @@ async fn told(side: &Side) -> String {
         ("second", true),
         ("fourth", false),
         ("unmeant", true),
+        ("shadowed", true),
+        ("shadowed-lost", true),
     ] {
         text += &format!("--- {listener}\n{}", observe(side, &speaks(listener, passes)).await);
         if !passes {

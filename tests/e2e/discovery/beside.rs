@@ -494,6 +494,13 @@ const BAD: &[(&str, usize, &str, &str)] = &[
         "filter_chains:",
         "filter_chains:\n- filter_chain_match: {}\n  filters: []",
     ),
+    ("another kind of socket", 3, "filter_chains:", "enable_reuse_port: false\nfilter_chains:"),
+    (
+        "another kind of socket and another address",
+        3,
+        "address: { socket_address: { address: 127.0.0.1",
+        "enable_reuse_port: false\naddress: { socket_address: { address: 127.0.0.2",
+    ),
     ("an address that is none", 3, "address: 127.0.0.1", "address: 300.1.1.1"),
 ];
 

@@ -5,6 +5,7 @@ mod blocking;
 mod calls;
 mod churn;
 pub mod clients;
+mod dumps;
 mod extensions;
 mod generic;
 mod groups;

@@ -1,5 +1,6 @@
 //! What Istio's control plane asks of a sidecar beside Envoy's own extensions.
 
+mod authn;
 mod boot;
 mod metrics;
 

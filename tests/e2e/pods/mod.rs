@@ -3,6 +3,7 @@
 
 mod applications;
 mod cases;
+mod jobs;
 pub mod mesh;
 mod names;
 mod plane;

@@ -1,4 +1,5 @@
-//! Filters of Istio's own: those that change what goes over the wire.
+//! Filters of Istio's own: those that change what goes over the wire, or who passes.
 
 pub mod alpn;
+pub mod authn;
 pub mod peer_metadata;

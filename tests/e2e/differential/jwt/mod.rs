@@ -1,6 +1,6 @@
 //! `envoy.filters.http.jwt_authn`: the same tokens to both, as in [`super::filters`].
 
-mod issuer;
+pub mod issuer;
 
 use super::bootstrap::Bootstrap;
 use super::case::{case, Case};
