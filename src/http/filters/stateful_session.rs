@@ -70,6 +70,8 @@ pub enum PerRoute {
 #[derive(Debug)]
 pub struct Session {
     config: Arc<Config>,
+    /// The request is in it; else it is counted, where a host answers.
+    is_real: bool,
     /// The address of the host that it asks for.
     address: Option<Vec<u8>>,
 }
@@ -132,12 +134,11 @@ impl Config {
         };
         let Some(request) = &ex.request else { return Step::Continue };
         let wall = ex.worker.clock.system(ex.now).duration_since(UNIX_EPOCH).unwrap_or_default();
-        match config.state.as_ref().and_then(|state| state.read(request, wall)) {
-            Some(address) => {
-                active(ex).session = Some(Box::new(Session { config: config.clone(), address }));
-                at.encode(ex, Encoder::StatefulSession);
-            }
-            None => config.count(|stats| &stats.no_session),
+        let found = config.state.as_ref().and_then(|state| state.read(request, wall));
+        if found.is_some() || config.stats.is_some() {
+            let (is_real, address) = (found.is_some(), found.flatten());
+            active(ex).session = Some(Box::new(Session { config: config.clone(), is_real, address }));
+            at.encode(ex, Encoder::StatefulSession);
         }
         Step::Continue
     }
@@ -220,19 +221,23 @@ impl Session {
 /// The client is told which host it is with, where it does not know.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
     let Some(session) = ex.filters.as_ref().and_then(|active| active.session.as_ref()) else { return };
-    let Session { config, address } = &**session;
+    let Session { config, is_real, address } = &**session;
     let Some(host) = &ex.info.host else {
         if config.strict && address.is_some() && ex.info.flags.contains(ResponseFlags::UH) {
             config.count(|stats| &stats.failed_closed);
         }
         return;
     };
+    if !is_real {
+        return config.count(|stats| &stats.no_session);
+    }
     match address {
         Some(address) if **address == *host.address_text.as_bytes() => {
             return config.count(|stats| &stats.routed);
         }
-        Some(_) => config.count(|stats| &stats.failed_open),
-        None => {}
+        // As in Envoy one that asks for no host has found none either.
+        _ if address.is_some() || !config.strict => config.count(|stats| &stats.failed_open),
+        _ => {}
     }
     match &config.state {
         Some(State::Cookie(cookie)) => {

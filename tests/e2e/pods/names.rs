@@ -103,7 +103,10 @@ fn the_sidecar_answers_for_the_mesh_and_asks_for_the_rest() {
     // What the table has nothing of is asked for, and the sidecar's own question is not captured.
     assert_eq!(resolve(client, "out.mesh.test."), Ok(vec!["192.0.2.7".to_owned()]));
     assert!(resolve(client, "nowhere.cluster.local.").is_err());
-    assert_eq!(names.asked(), ["out.mesh.test A", "nowhere.cluster.local A"]);
+    let mut asked = names.asked();
+    // A server that is slow is asked again.
+    asked.dedup();
+    assert_eq!(asked, ["out.mesh.test A", "nowhere.cluster.local A"]);
     for (counter, wanted) in [
         ("downstream_rx_queries", 4),
         ("local_a_record_answers", 1),
