@@ -70,10 +70,18 @@ pub enum PerRoute {
 #[derive(Debug)]
 pub struct Session {
     config: Arc<Config>,
-    /// The request is in it; else it is counted, where a host answers.
-    is_real: bool,
-    /// The address of the host that it asks for.
-    address: Option<Vec<u8>>,
+    asked: Asked,
+}
+
+/// What a request says of its session.
+#[derive(Debug)]
+enum Asked {
+    /// It is in none.
+    Outside,
+    /// It names no host.
+    Any,
+    /// It names the host at this address.
+    Host(Vec<u8>),
 }
 
 /// What a cookie holds (`envoy.Cookie`).
@@ -134,10 +142,9 @@ impl Config {
         };
         let Some(request) = &ex.request else { return Step::Continue };
         let wall = ex.worker.clock.system(ex.now).duration_since(UNIX_EPOCH).unwrap_or_default();
-        let found = config.state.as_ref().and_then(|state| state.read(request, wall));
-        if found.is_some() || config.stats.is_some() {
-            let (is_real, address) = (found.is_some(), found.flatten());
-            active(ex).session = Some(Box::new(Session { config: config.clone(), is_real, address }));
+        let asked = config.state.as_ref().map_or(Asked::Outside, |state| state.read(request, wall));
+        if !matches!(asked, Asked::Outside) || config.stats.is_some() {
+            active(ex).session = Some(Box::new(Session { config: config.clone(), asked }));
             at.encode(ex, Encoder::StatefulSession);
         }
         Step::Continue
@@ -166,23 +173,22 @@ impl PerRoute {
 }
 
 impl State {
-    /// The host that a request asks for, if it asks for any; `None` where it is in no session.
-    fn read(&self, request: &RequestHead, wall: Duration) -> Option<Option<Vec<u8>>> {
-        match self {
+    fn read(&self, request: &RequestHead, wall: Duration) -> Asked {
+        let address = match self {
             State::Cookie(cookie) => {
-                let own = cookie.path.as_deref().is_none_or(|own| is_below(request.path(), own.as_bytes()));
+                if cookie.path.as_deref().is_some_and(|own| !is_below(request.path(), own.as_bytes())) {
+                    return Asked::Outside;
+                }
                 let found = || {
                     let (_, value) =
                         cookies::of(request).find(|(name, _)| *name == cookie.name.as_bytes())?;
                     address_in(BASE64.decode(value).ok()?, wall)
                 };
-                own.then(|| found().filter(|address| !address.is_empty()))
+                found()
             }
-            State::Header(key) => {
-                let found = request.first(key).and_then(|value| BASE64.decode(value).ok());
-                Some(found.filter(|address| !address.is_empty()))
-            }
-        }
+            State::Header(key) => request.first(key).and_then(|value| BASE64.decode(value).ok()),
+        };
+        address.filter(|address| !address.is_empty()).map_or(Asked::Any, Asked::Host)
     }
 }
 
@@ -209,35 +215,36 @@ fn address_in(held: Vec<u8>, wall: Duration) -> Option<Vec<u8>> {
 impl Session {
     /// The address of the host that it asks for, and whether no other will do.
     pub fn wanted(&self) -> Option<(&[u8], bool)> {
-        self.address.as_deref().map(|address| (address, self.config.strict))
+        match &self.asked {
+            Asked::Host(address) => Some((address, self.config.strict)),
+            Asked::Outside | Asked::Any => None,
+        }
     }
 
     /// The status where the host cannot be used.
     pub fn status(&self) -> Option<u16> {
-        self.config.status.filter(|_| self.config.strict && self.address.is_some())
+        self.config.status.filter(|_| self.config.strict && self.wanted().is_some())
     }
 }
 
 /// The client is told which host it is with, where it does not know.
 pub(super) fn on_response(ex: &mut Exchange<'_>, head: &mut ResponseHead) {
     let Some(session) = ex.filters.as_ref().and_then(|active| active.session.as_ref()) else { return };
-    let Session { config, is_real, address } = &**session;
+    let Session { config, asked } = &**session;
     let Some(host) = &ex.info.host else {
-        if config.strict && address.is_some() && ex.info.flags.contains(ResponseFlags::UH) {
+        if config.strict && session.wanted().is_some() && ex.info.flags.contains(ResponseFlags::UH) {
             config.count(|stats| &stats.failed_closed);
         }
         return;
     };
-    if !is_real {
-        return config.count(|stats| &stats.no_session);
-    }
-    match address {
-        Some(address) if **address == *host.address_text.as_bytes() => {
+    match asked {
+        Asked::Outside => return config.count(|stats| &stats.no_session),
+        Asked::Host(address) if **address == *host.address_text.as_bytes() => {
             return config.count(|stats| &stats.routed);
         }
-        // As in Envoy one that asks for no host has found none either.
-        _ if address.is_some() || !config.strict => config.count(|stats| &stats.failed_open),
-        _ => {}
+        // In Envoy those count too that have asked for no host.
+        Asked::Host(_) | Asked::Any if config.strict => {}
+        Asked::Host(_) | Asked::Any => config.count(|stats| &stats.failed_open),
     }
     match &config.state {
         Some(State::Cookie(cookie)) => {
