@@ -206,7 +206,7 @@ fn address_in(held: Vec<u8>, wall: Duration) -> Option<Vec<u8>> {
     match Held::decode(held.as_slice()) {
         Ok(held) => {
             let over = held.expires != 0 && i64::try_from(wall.as_secs()).is_ok_and(|now| now > held.expires);
-            (!over).then(|| held.address.into_bytes())
+            (!over && !held.address.is_empty()).then(|| held.address.into_bytes())
         }
         Err(_) => Some(held),
     }
@@ -286,6 +286,8 @@ mod tests {
         assert_eq!(address_in(held(0), now), address());
         assert_eq!(address_in(held(100), now), address());
         assert_eq!(address_in(held(99), now), None);
-        assert_eq!(address_in(b"10.0.0.1:80".to_vec(), now), address());
+        assert_eq!(address_in(b"127.0.0.1:44431".to_vec(), now), Some(b"127.0.0.1:44431".to_vec()));
+        // A message by chance, without an address in it.
+        assert_eq!(address_in(b"10.0.0.1:80".to_vec(), now), None);
     }
 }
