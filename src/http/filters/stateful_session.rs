@@ -286,6 +286,6 @@ mod tests {
         assert_eq!(address_in(held(0), now), address());
         assert_eq!(address_in(held(100), now), address());
         assert_eq!(address_in(held(99), now), None);
-        assert_eq!(address_in(b"10.0.0.1:80".to_vec(), now), address());
+        assert_eq!(address_in(b"127.0.0.1:8080".to_vec(), now).as_deref(), Some(&b"127.0.0.1:8080"[..]));
     }
 }
