@@ -47,7 +47,7 @@ pub use table::text;
 /// Arguments of `compare`.
 #[derive(Args)]
 pub struct CompareArgs {
-    /// What to measure, by name or group (see --list); `all` for everything. By default all that need no TLS.
+    /// What to measure, by name or group (see --list); `all` for everything. By default all that need no TLS and serve.
     pub scenarios: Vec<String>,
     /// Who is compared.
     #[arg(long, value_delimiter = ',', default_value = "outrigger,envoy,haproxy,nginx,splice,relay,none")]

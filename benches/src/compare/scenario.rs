@@ -233,8 +233,8 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
-/// Those of these names or groups, in the order of [`all`]; without names all that need no TLS. The first name that
-/// there is not is the error.
+/// Those of these names or groups, in the order of [`all`]; without names all that need no TLS and serve. The
+/// first name that there is not is the error.
 ///
 /// # Errors
 /// There is no such scenario.
@@ -247,7 +247,8 @@ pub fn chosen(names: &[String]) -> Result<Vec<Scenario>, String> {
         return Err(name.clone());
     }
     let plain = |scenario: &Scenario| match &scenario.kind {
-        Kind::Load(load) => load.security == Security::Plain,
+        // Few who compare proxies ask what they refuse.
+        Kind::Load(load) => load.security == Security::Plain && !load.refused,
         Kind::Idle(security) => *security == Security::Plain,
         _ => true,
     };
