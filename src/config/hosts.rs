@@ -77,8 +77,8 @@ pub struct HostTemplate {
     pub metadata: Option<Arc<HostMetadata>>,
     /// What Istio says of its workload, as it is written in its metadata.
     pub workload: Option<Arc<str>>,
-    /// All its metadata, where it is a listener of this process, to which they may be passed on.
-    pub passed: Option<Arc<DynamicMetadata>>,
+    /// All its metadata, which formats and expressions read, and which may be passed on to a listener of this process.
+    pub noted: Option<Arc<DynamicMetadata>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -199,7 +199,7 @@ impl Host {
         self.template.hostname == template.hostname
             && self.template.socket_match == template.socket_match
             && self.template.check == template.check
-            && self.template.passed == template.passed
+            && (!matches!(self.address, Address::Internal(_)) || self.template.noted == template.noted)
     }
 
     /// Its health by all that is known: the control plane, health checks, outlier detection

@@ -345,7 +345,7 @@ impl<'a> Exchange<'a> {
             found = Box::pin(self.find_host(slot, random)).await;
         }
         if let Found::Route(route) = &found {
-            self.info.route_name.clone_from(&route.name);
+            self.info.taken(&route.name, route.metadata.as_ref());
         }
         if manager.tracing.is_some() {
             trace::begin(self, found.route().map(|route| &**route));
@@ -409,7 +409,7 @@ impl<'a> Exchange<'a> {
                         Routes::Scoped(scoped) => self.find_scoped(scoped, course.random).await,
                     };
                     if let Found::Route(route) = &found {
-                        self.info.route_name.clone_from(&route.name);
+                        self.info.taken(&route.name, route.metadata.as_ref());
                     }
                     course.reroute(self, found);
                 }

@@ -74,6 +74,7 @@ async fn serve(
         direct_local: passage.direct_local,
         tls: None,
         server_name: passage.server_name.as_deref().map(Into::into),
+        listener: listener.name.clone(),
         filter_chain: chain.name.clone(),
         start: now.checked_sub(Duration::from_millis(passage.age_ms)).unwrap_or(now),
         inbound: listener.direction == Direction::Inbound,

@@ -174,6 +174,7 @@ impl Entry<'_> {
             metadata: arrival.metadata.clone(),
             tls: None,
             server_name,
+            listener: listener.name.clone(),
             filter_chain: chain.map_or_else(|| "".into(), |chain| chain.name.clone()),
             start: self.start,
             objects: arrival.objects.clone(),

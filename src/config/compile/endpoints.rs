@@ -275,12 +275,7 @@ fn endpoint(
                 entry.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.lb")),
             ),
             workload: group.workload(workload::of_endpoint(entry.metadata.as_ref())),
-            passed: match (address, &entry.metadata) {
-                (Some(core::address::Address::EnvoyInternalAddress(_)), Some(metadata)) => {
-                    Some(Arc::new(metadata.filter_metadata.clone().into_iter().collect()))
-                }
-                _ => None,
-            },
+            noted: super::metadata::noted(entry.metadata.as_ref()),
         };
         problems.at("address", |problems| each(address, template, problems));
     });

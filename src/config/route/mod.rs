@@ -22,7 +22,6 @@ mod tests;
 
 use std::sync::{Arc, LazyLock};
 
-use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 
 use self::domains::{without_port, Domains};
 use self::path::{matches, Conditions, RequestPath};
@@ -31,6 +30,7 @@ use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, HeaderView, Known, RequestView};
 use super::{Cluster, Slot};
 use crate::http::trace::{Decorator, RouteTracing};
+use crate::telemetry::stream_info::DynamicMetadata;
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
@@ -101,7 +101,7 @@ pub struct Route {
     /// Most body bytes kept for retries and mirrors; `None` = the connection's limit.
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
-    pub metadata: Option<Box<Metadata>>,
+    pub metadata: Option<Arc<DynamicMetadata>>,
     /// What it says to HTTP filters, its virtual host's and table's words included.
     pub overrides: Option<Arc<Overrides>>,
     /// What it says to the on-demand filter: its own, or its virtual host's or table's.

@@ -24,6 +24,7 @@ pub mod ext_proc_duplex;
 mod ext_proc_http;
 mod ext_proc_streams;
 mod ext_proc_watch;
+mod fields;
 mod filters;
 mod filters_policy;
 mod first_look;
