@@ -168,11 +168,14 @@ fn decode(segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
             0 => return None,
             b'\\' => out.push(b'/'),
             b'%' => {
-                let escape = after.first().and_then(|high| hex(*high)).zip(after.get(1).and_then(|low| hex(*low)));
+                let escape =
+                    after.first().and_then(|high| hex(*high)).zip(after.get(1).and_then(|low| hex(*low)));
                 let byte = escape.map(|(high, low)| high * 16 + low);
                 match byte {
                     Some(0) => return None,
-                    Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                    Some(byte)
+                        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') =>
+                    {
                         out.push(byte);
                         rest = after.get(2..).unwrap_or_default();
                     }

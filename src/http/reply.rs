@@ -150,9 +150,6 @@ impl Exchange<'_> {
     /// The answer to a message that is not acceptable HTTP, after which the connection is closed.
     pub(super) fn refusal(&mut self, refusal: Refusal) -> Reply {
         self.manager.stats.downstream_cx_protocol_error.increment(1);
-        if refusal.status == 431 {
-            self.manager.stats.downstream_rq_too_large.increment(1);
-        }
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
         if self.request.is_none() {
@@ -232,7 +229,7 @@ impl Exchange<'_> {
                     self.request.as_ref().map(|r| r as _),
                 );
             }
-            if let Some(format) = format.filter(|_| !grpc) {
+            if let Some(format) = format {
                 let mut rendered = Vec::new();
                 let context = FormatContext {
                     request: self.request.as_ref().map(|head| head as _),
@@ -241,6 +238,10 @@ impl Exchange<'_> {
                     ..FormatContext::new(&self.info)
                 };
                 format.format.render(&mut rendered, &context);
+                if grpc && format.format.is_json() {
+                    // The end of the line is no part of a message.
+                    rendered.pop();
+                }
                 body = rendered.into();
                 content_type.clone_from(&format.content_type);
             }
@@ -256,7 +257,7 @@ impl Exchange<'_> {
                 head.set_status(200);
                 self.info.response_code = 200;
             }
-            head.fields.push_known(Known::ContentType, b"application/grpc");
+            head.fields.set_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
             if !message.is_empty() {
                 head.fields.push_known(Known::GrpcMessage, &message);

@@ -22,9 +22,8 @@ mod tests;
 
 use std::sync::{Arc, LazyLock};
 
-
 use self::domains::{without_port, Domains};
-use self::path::{matches, Conditions, RequestPath};
+use self::path::{matches, without_parameters, Conditions, RequestPath};
 use self::sleeping::{HostCell, Sleeping};
 use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, HeaderView, Known, RequestView};
@@ -155,7 +154,8 @@ impl RouteTable {
         if vhost.wants_tls(request) {
             return Selection::RequireTls(vhost);
         }
-        let path = RequestPath::new(request.path(), self.ignore_path_parameters);
+        let bare = if self.ignore_path_parameters { without_parameters(request.path()) } else { None };
+        let path = RequestPath::new(request.path(), bare.as_deref());
         let found = (vhost.routes.iter())
             .find(|route| matches(&route.matched, &route.conditions, path, request, random));
         match found {

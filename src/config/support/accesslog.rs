@@ -1,7 +1,7 @@
 //! Access loggers and the formats they share with local replies.
 
-use outrigger_control_api::support::MessageSupport;
 use super::whole;
+use outrigger_control_api::support::MessageSupport;
 
 /// What is supported of access logs.
 pub const ACCESS_LOG: &[MessageSupport] = &[

@@ -3,14 +3,12 @@
 //! Comes in: a request's head, its connection and its route. Goes out: 403, or nothing; dynamic metadata that tell what
 //! was decided. The rules are [`crate::policy::rbac`]'s.
 
-
-
 use super::chain::{At, Step};
-use crate::telemetry::stream_info::DynamicMetadata;
 use crate::config::route::RouteFilter;
 use crate::http::exchange::{Exchange, Reply};
 use crate::policy::rbac::{Facts, Filter};
 use crate::telemetry::stream_info::dynamic_metadata_are_read;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 /// Whose metadata they are, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.rbac";

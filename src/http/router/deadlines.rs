@@ -180,7 +180,9 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
             (GrpcTimeoutLimits::Route, asked) if request.is_some_and(|request| request.is_grpc()) => {
                 // None and zero are the same: no end. The offset never makes an end of what has none, nor takes it away.
                 let asked = asked.filter(|asked| !asked.is_zero());
-                let asked = asked.map(|asked| asked.checked_sub(grpc.offset).filter(|left| !left.is_zero()).unwrap_or(asked));
+                let asked = asked.map(|asked| {
+                    asked.checked_sub(grpc.offset).filter(|left| !left.is_zero()).unwrap_or(asked)
+                });
                 route_timeout = match (asked, max) {
                     (Some(asked), Some(max)) => Some(asked.min(max)),
                     (asked, max) => asked.or(max),

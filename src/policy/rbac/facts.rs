@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-
 use crate::config::discovery::SanKind;
 use crate::config::{HeaderKey, RequestView};
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, StreamInfo};

@@ -20,7 +20,8 @@ impl Coalesce {
         };
         let tree: Value = serde_json::from_str(argument).map_err(|error| wrong(&error.to_string()))?;
         let entries = tree.get("operators").and_then(Value::as_array).filter(|entries| !entries.is_empty());
-        let entries = entries.ok_or_else(|| wrong("must be an object with a list \"operators\" of at least one"))?;
+        let entries =
+            entries.ok_or_else(|| wrong("must be an object with a list \"operators\" of at least one"))?;
         let operators = entries.iter().map(|entry| {
             let text = |key| entry.get(key).and_then(Value::as_str);
             let name = entry.as_str().or_else(|| text("command")).filter(|name| !name.is_empty());
@@ -50,6 +51,13 @@ impl Coalesce {
             out.truncate(if there { end } else { start });
             there
         })
+    }
+
+    /// Whether the one that has a value gives a number.
+    pub(super) fn gives_number(&self, ctx: &FormatContext<'_>) -> bool {
+        let mut value = Vec::new();
+        let first = self.0.iter().find(|(operator, _)| operator.write(&mut value, ctx));
+        first.is_some_and(|(operator, _)| operator.gives_number(ctx))
     }
 
     /// The names of those that never have one.

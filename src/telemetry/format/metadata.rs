@@ -47,10 +47,10 @@ impl Way {
             "CLUSTER" => Whose::Cluster,
             "UPSTREAM_HOST" => Whose::Host,
             "LISTENER" | "VIRTUAL_HOST" | "LISTENER_FILTER_CHAIN" => return Ok(None),
-            _ => {
-                return Err("the first part must be DYNAMIC, CLUSTER, ROUTE, UPSTREAM_HOST, LISTENER, VIRTUAL_HOST or \
-                            LISTENER_FILTER_CHAIN")
-            }
+            _ => return Err(
+                "the first part must be DYNAMIC, CLUSTER, ROUTE, UPSTREAM_HOST, LISTENER, VIRTUAL_HOST or \
+                            LISTENER_FILTER_CHAIN",
+            ),
         };
         Ok(Some(Self::parse(whose, rest)))
     }

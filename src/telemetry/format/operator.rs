@@ -10,8 +10,9 @@ use super::parse::Token;
 use super::time::TimeFormat;
 use super::tls;
 use super::values::{
-    grpc_status, put, put_bytes, put_grpc_name, put_number, put_query_param, put_underscored, split_query,
-    AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS, TEXTS,
+    grpc_status, percent_decode, put, put_bytes, put_found, put_grpc_name, put_number, put_query_param,
+    put_underscored, split_query, AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS,
+    TEXTS,
 };
 use super::{FormatContext, FormatError};
 use crate::config::{HeaderKey, HeaderView};
@@ -50,8 +51,8 @@ pub(super) enum Operator {
     Between { from: Point, to: Point, unit: TimeUnit },
     /// `PATH(query:which)`.
     Path { query: bool, which: WhichPath },
-    /// `QUERY_PARAMS(which)`, as they were sent.
-    QueryParams(WhichPath),
+    /// `QUERY_PARAMS(ORIG)`, or decoded.
+    QueryParams { decoded: bool },
     /// An address without its port, up to a length.
     Network(AddressOf, u8),
     /// `QUERY_PARAM(name)`, decoded.
@@ -131,7 +132,7 @@ impl Operator {
             | Operator::Metadata(_)
             | Operator::Cel(_)
             | Operator::Coalesce(_)
-            | Operator::QueryParams(_)
+            | Operator::QueryParams { .. }
             | Operator::FilterState(_)
             | Operator::Never(_) => true,
             Operator::Constant(_) => token.argument.is_some(),
@@ -172,9 +173,11 @@ impl Operator {
             "EMIT_TIME_LOCAL" => Operator::EmitTime(time()?.local()),
             "COMMON_DURATION" => between(required()?).map_err(wrong)?,
             "PATH" => path(argument).map_err(wrong)?,
-            "QUERY_PARAMS" => Operator::QueryParams(
-                WhichPath::parse(argument).ok_or_else(|| wrong("must be ORIG, PATH or ORIG_OR_PATH"))?,
-            ),
+            "QUERY_PARAMS" => match argument {
+                "" | "ORIG" => Operator::QueryParams { decoded: false },
+                "DECODED" => Operator::QueryParams { decoded: true },
+                _ => return Err(wrong("must be ORIG or DECODED")),
+            },
             "QUERY_PARAM" => Operator::QueryParam(required()?.into()),
             "DYNAMIC_METADATA" => noted(metadata::Whose::Request, required()?),
             "CLUSTER_METADATA" => noted(metadata::Whose::Cluster, required()?),
@@ -184,7 +187,8 @@ impl Operator {
                 None => Operator::Never(format!("METADATA({argument})").into()),
             },
             "CEL" | "TYPED_CEL" => {
-                let expression = Expression::of_text(required()?).map_err(|error| wrong(&error.to_string()))?;
+                let expression =
+                    Expression::of_text(required()?).map_err(|error| wrong(&error.to_string()))?;
                 if expression.reads_metadata() {
                     read_dynamic_metadata();
                 }
@@ -240,18 +244,26 @@ impl Operator {
         )
     }
 
+    /// Whether the value for this stream is a number in JSON.
+    pub fn gives_number(&self, ctx: &FormatContext<'_>) -> bool {
+        match self {
+            Operator::Coalesce(coalesce) => coalesce.gives_number(ctx),
+            operator => operator.is_number(),
+        }
+    }
+
     /// Appends the value; false when there is none (what was appended is then to be cut off).
     pub fn write(&self, out: &mut Vec<u8>, ctx: &FormatContext<'_>) -> bool {
         let info = ctx.info;
         match self {
             Operator::Constant(value) => put(out, value.as_deref()),
-            Operator::Request(pick) => put_bytes(out, ctx.request.and_then(|view| pick.first(view))),
+            Operator::Request(pick) => put_found(out, ctx.request.and_then(|view| pick.first(view))),
             Operator::RequestBare(pick) => {
                 let value = ctx.request.and_then(|view| pick.first(view));
-                put_bytes(out, value.and_then(|value| value.split(|byte| *byte == b'?').next()))
+                put_found(out, value.and_then(|value| value.split(|byte| *byte == b'?').next()))
             }
-            Operator::Response(pick) => put_bytes(out, ctx.response.and_then(|view| pick.first(view))),
-            Operator::Trailer(pick) => put_bytes(out, ctx.trailers.and_then(|view| pick.first(view))),
+            Operator::Response(pick) => put_found(out, ctx.response.and_then(|view| pick.first(view))),
+            Operator::Trailer(pick) => put_found(out, ctx.trailers.and_then(|view| pick.first(view))),
             Operator::StartTime(format) => {
                 format.write(out, info.start_time());
                 true
@@ -311,10 +323,19 @@ impl Operator {
                 None => false,
             },
             Operator::Metadata(way) => way.write(out, info),
-            Operator::Cel(expression) => put(out, expression.text(&Subject::from(ctx)).as_deref()),
-            Operator::QueryParams(which) => {
-                let path = ctx.request.and_then(|request| which.of(request));
-                put_bytes(out, path.map(|path| split_query(path).1))
+            Operator::Cel(expression) => {
+                let text = expression.text(&Subject::from(ctx));
+                put_found(out, text.as_deref().map(str::as_bytes))
+            }
+            Operator::QueryParams { decoded } => {
+                let query =
+                    ctx.request.and_then(|request| request.first(&KEYS.path)).map(|path| split_query(path).1);
+                let start = out.len();
+                match (query, decoded) {
+                    (Some(query), true) => percent_decode(query, out),
+                    (query, _) => out.extend_from_slice(query.unwrap_or_default()),
+                }
+                out.len() > start
             }
             Operator::Network(of, length) => of(info).is_some_and(|address| {
                 let (network, length) = network(address.ip(), *length);

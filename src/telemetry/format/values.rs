@@ -190,6 +190,12 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, value: Option<&[u8]>) -> bool {
     !value.is_empty()
 }
 
+/// An empty value is one.
+pub(super) fn put_found(out: &mut Vec<u8>, value: Option<&[u8]>) -> bool {
+    out.extend_from_slice(value.unwrap_or_default());
+    value.is_some()
+}
+
 pub(super) fn put_number(out: &mut Vec<u8>, value: Option<u64>) -> bool {
     if let Some(value) = value {
         out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
@@ -239,7 +245,7 @@ pub(super) fn put_query_param(out: &mut Vec<u8>, query: &[u8], name: &[u8]) -> b
     false
 }
 
-fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
+pub(super) fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
     let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let mut rest = text;
     while let Some((first, after)) = rest.split_first() {

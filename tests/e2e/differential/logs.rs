@@ -63,7 +63,7 @@ const OPERATORS: &[&str] = &[
     "%START_TIME_LOCAL(%Y %Z %z)%",
     "%LISTENER_NAME%",
     "%QUERY_PARAMS%",
-    "%QUERY_PARAMS(PATH)%",
+    "%QUERY_PARAMS(DECODED)%",
     "%QUERY_PARAMS(ORIG)%",
     "%REQUEST_HEADER(x-none?x-two):1%",
     "%RESPONSE_HEADER(x-origin)%",
@@ -109,8 +109,11 @@ fn bootstrap() -> Bootstrap {
     // In YAML's single quotes.
     let quoted = |operator: &str| operator.replace('\'', "''");
     let text: String = OPERATORS.iter().map(|o| format!("{};;", quoted(o))).collect();
-    let json: String =
-        OPERATORS.iter().enumerate().map(|(i, o)| format!("\n        field{i:02}: '{}'", quoted(o))).collect();
+    let json: String = OPERATORS
+        .iter()
+        .enumerate()
+        .map(|(i, o)| format!("\n        field{i:02}: '{}'", quoted(o)))
+        .collect();
     let sink = |file: &str, format: &str| {
         format!(
             "- name: envoy.access_loggers.file\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog\n    path: \"@dir@/{file}.log\"\n{format}"
@@ -152,7 +155,7 @@ fn bootstrap() -> Bootstrap {
 /// Runs the requests and returns each log as masked lines.
 async fn lines(side: &Side) -> Vec<(&'static str, Vec<String>)> {
     let requests: [&[u8]; 11] = [
-        b"GET /noted?x=1 HTTP/1.1\r\nHost: t.test\r\n\r\n",
+        b"GET /noted?x=1&y=%20z%41 HTTP/1.1\r\nHost: t.test\r\nUser-Agent:\r\n\r\n",
         b"GET /apart HTTP/1.1\r\nHost: t.test\r\n\r\n",
         b"GET /a?a=1&b=2 HTTP/1.1\r\nHost: t.test\r\nUser-Agent: tests/1\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
         b"POST /a HTTP/1.1\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello",

@@ -9,7 +9,8 @@ use crate::harness::proxy::Kind;
 use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 
-const FORMAT: &str = "log_format: { text_format_source: { inline_string: \"%REQ(:PATH)% %RESPONSE_CODE%\\n\" } }";
+const FORMAT: &str =
+    "log_format: { text_format_source: { inline_string: \"%REQ(:PATH)% %RESPONSE_CODE%\\n\" } }";
 
 /// Filters of logs by the names of their files.
 const FILTERS: &[(&str, &str)] = &[
@@ -17,8 +18,8 @@ const FILTERS: &[(&str, &str)] = &[
     ("metadata", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { string_match: { exact: x } } } }"),
     ("metadata-known", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { string_match: { exact: x } } }, match_if_key_not_found: false }"),
     ("metadata-invert", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { string_match: { exact: x } }, invert: true } }"),
-    ("metadata-number", "metadata_filter: { matcher: { filter: ns, path: [ { key: n } ], value: { double_match: { range: { start: 1, end: 5 } } } }, match_if_key_not_found: false }"),
-    ("metadata-or", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { or_match: { value_matchers: [ { string_match: { exact: y } }, { string_match: { prefix: x } } ] } } }, match_if_key_not_found: false }"),
+    ("metadata-number", "metadata_filter: { matcher: { filter: ns, path: [ { key: num } ], value: { double_match: { range: { start: 1, end: 5 } } } }, match_if_key_not_found: false }"),
+    ("metadata-or", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { or_match: { value_matchers: [ { string_match: { exact: 'y' } }, { string_match: { prefix: x } } ] } } }, match_if_key_not_found: false }"),
     ("metadata-list", "metadata_filter: { matcher: { filter: ns, path: [ { key: l } ], value: { list_match: { one_of: { bool_match: true } } } }, match_if_key_not_found: false }"),
     ("metadata-there", "metadata_filter: { matcher: { filter: ns, path: [ { key: a } ], value: { present_match: true } }, match_if_key_not_found: false }"),
     ("metadata-null", "metadata_filter: { matcher: { filter: ns, path: [ { key: z } ], value: { null_match: {} } }, match_if_key_not_found: false }"),
@@ -51,7 +52,7 @@ fn bootstrap() -> Bootstrap {
     let filters: String = FILTERS.iter().map(|(name, filter)| log(name, filter, FORMAT)).collect();
     let forms: String = FORMS.iter().map(|(name, form)| log(name, "", form)).collect();
     let hosts = "- name: all\n  domains: ['*']\n  routes:\n  - { match: { prefix: /refused }, route: { cluster: refused } }\n  - { match: { prefix: /teapot }, direct_response: { status: 418 } }\n  - { match: { prefix: / }, route: { cluster: a } }\n";
-    let noted = "- name: set\n  typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config, request_rules: [ { header: x-md, on_header_present: { metadata_namespace: ns, key: a } }, { header: x-number, on_header_present: { metadata_namespace: ns, key: n, type: NUMBER } } ] }\n";
+    let noted = "- name: set\n  typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config, request_rules: [ { header: x-md, on_header_present: { metadata_namespace: ns, key: a } }, { header: x-number, on_header_present: { metadata_namespace: ns, key: num, type: NUMBER } } ] }\n";
     Bootstrap::new()
         .listener("main", "", hosts)
         .filters("main", noted)

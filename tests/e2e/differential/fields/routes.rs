@@ -14,7 +14,8 @@ fn direct(name: &str, matcher: &str) -> String {
 
 #[tokio::test]
 async fn tables() {
-    let all = "- name: all\n  domains: ['*']\n  routes:\n  - { match: { prefix: / }, route: { cluster: a } }\n";
+    let all =
+        "- name: all\n  domains: ['*']\n  routes:\n  - { match: { prefix: / }, route: { cluster: a } }\n";
     let hosts = [
         "- name: exact\n  domains: [x.test]\n  routes:\n".to_string(),
         direct("exact", "prefix: /"),
@@ -35,7 +36,8 @@ async fn tables() {
         "  - { match: { prefix: / }, route: { cluster: a } }\n".to_string(),
     ]
     .concat();
-    let long = format!("- name: all\n  domains: ['*']\n  routes:\n{}", direct(&"x".repeat(5000), "prefix: /"));
+    let long =
+        format!("- name: all\n  domains: ['*']\n  routes:\n{}", direct(&"x".repeat(5000), "prefix: /"));
     let bootstrap = Bootstrap::new()
         .listener("internal", "", all)
         .route_options("internal", "internal_only_headers: [ x-inner, X-Second ]\n")
@@ -57,11 +59,34 @@ async fn tables() {
         case("edge", "headers at an edge, forwarded").get("/", &outside),
         case("long", "a long answer").get("/", ""),
     ];
-    for host in ["x.test", "x.test:80", "x.test:81", "y.test:99", "other:1", "[::1]:80", "[::1]", "x.test:", "X.TEST:443"] {
+    for host in [
+        "x.test",
+        "x.test:80",
+        "x.test:81",
+        "y.test:99",
+        "other:1",
+        "[::1]:80",
+        "[::1]",
+        "x.test:",
+        "X.TEST:443",
+    ] {
         cases.push(case("ports", format!("port {host}").leak()).host(host, "/"));
     }
     for listener in ["parameters", "counted"] {
-        for path in ["/a/b", "/a/b;x=1", "/a;x/b", "/a/b;x?q", "/sep;y/z", "/sep;y", "/r/12;v=1", "/r/1;2/3", "/p/q;r", "/p;x/q", "/;", "/a/b?x;y"] {
+        for path in [
+            "/a/b",
+            "/a/b;x=1",
+            "/a;x/b",
+            "/a/b;x?q",
+            "/sep;y/z",
+            "/sep;y",
+            "/r/12;v=1",
+            "/r/1;2/3",
+            "/p/q;r",
+            "/p;x/q",
+            "/;",
+            "/a/b?x;y",
+        ] {
             cases.push(case(listener, format!("{listener} {path}").leak()).get(path, ""));
         }
     }
@@ -95,7 +120,10 @@ async fn hosts_that_require_tls() {
                 }
             }
             let title: &str = format!("{listener} {name} with a port").leak();
-            cases.push(case(listener, title).raw(format!("POST /x HTTP/1.1\r\nHost: {name}.test:80\r\nContent-Length: 1\r\n\r\nx")));
+            cases.push(
+                case(listener, title)
+                    .raw(format!("POST /x HTTP/1.1\r\nHost: {name}.test:80\r\nContent-Length: 1\r\n\r\nx")),
+            );
         }
     }
     check_but(bootstrap, cases, &["http.plain.downstream_rq_", "http.edge.downstream_rq_"], BUT).await;
@@ -109,15 +137,21 @@ async fn timeouts_of_grpc() {
         ("/offset", "max_grpc_timeout: 0s, grpc_timeout_offset: 0.2s"),
         ("/stream", "max_stream_duration: { grpc_timeout_header_max: 0.4s }"),
         ("/stream-zero", "max_stream_duration: { grpc_timeout_header_max: 0s }"),
-        ("/stream-offset", "max_stream_duration: { grpc_timeout_header_max: 0s, grpc_timeout_header_offset: 0.1s }"),
+        (
+            "/stream-offset",
+            "max_stream_duration: { grpc_timeout_header_max: 0s, grpc_timeout_header_offset: 0.1s }",
+        ),
         ("/stream-both", "max_stream_duration: { max_stream_duration: 0.3s, grpc_timeout_header_max: 2s }"),
         ("/plain", "timeout: 0.3s"),
     ];
     let text: String = routes
         .iter()
-        .map(|(path, options)| format!("  - {{ match: {{ prefix: {path} }}, route: {{ cluster: a, {options} }} }}\n"))
+        .map(|(path, options)| {
+            format!("  - {{ match: {{ prefix: {path} }}, route: {{ cluster: a, {options} }} }}\n")
+        })
         .collect();
-    let bootstrap = Bootstrap::new().listener("main", "", &format!("- name: all\n  domains: ['*']\n  routes:\n{text}"));
+    let bootstrap =
+        Bootstrap::new().listener("main", "", &format!("- name: all\n  domains: ['*']\n  routes:\n{text}"));
     let never = std::sync::Arc::new(Semaphore::new(0));
     let slow = move |message: &Message| match message.target().contains("quick") {
         true => Answer::ok("ok"),
@@ -132,7 +166,11 @@ async fn timeouts_of_grpc() {
             ("odd", "grpc-timeout: 300x\r\n"),
         ] {
             let name: &str = format!("{path} {what} quick").leak();
-            cases.push(case("main", name).get(&format!("{path}/quick"), &format!("{grpc}{line}")).script(slow.clone()));
+            cases.push(
+                case("main", name)
+                    .get(&format!("{path}/quick"), &format!("{grpc}{line}"))
+                    .script(slow.clone()),
+            );
         }
     }
     for (path, line) in [
@@ -171,7 +209,9 @@ async fn routers() {
         cases.extend([
             get("plain", "/", ""),
             get("rewritten", "/rewritten/x", ""),
-            get("a retry", "/", "X-Envoy-Max-Retries: 1\r\n").answers(Answer::status(503, "Down", "")).lines(1),
+            get("a retry", "/", "X-Envoy-Max-Retries: 1\r\n")
+                .answers(Answer::status(503, "Down", ""))
+                .lines(1),
             get("no number of retries", "/", "X-Envoy-Max-Retries: some\r\n"),
             get("no timeout", "/", "X-Envoy-Upstream-Rq-Timeout-Ms: soon\r\n"),
             get("a timeout", "/", "X-Envoy-Upstream-Rq-Timeout-Ms: 900\r\n"),
@@ -180,7 +220,11 @@ async fn routers() {
             get("known reasons", "/", "X-Envoy-Retry-On: 5xx,reset\r\n"),
             get("unknown gRPC reasons", "/", "X-Envoy-Retry-Grpc-On: cancelled,never\r\n"),
             get("an expected timeout", "/", "X-Envoy-Expected-Rq-Timeout-Ms: 1500\r\n"),
-            get("both timeouts", "/", "X-Envoy-Expected-Rq-Timeout-Ms: 1500\r\nX-Envoy-Upstream-Rq-Timeout-Ms: 900\r\n"),
+            get(
+                "both timeouts",
+                "/",
+                "X-Envoy-Expected-Rq-Timeout-Ms: 1500\r\nX-Envoy-Upstream-Rq-Timeout-Ms: 900\r\n",
+            ),
             get("no expected timeout", "/", "X-Envoy-Expected-Rq-Timeout-Ms: x\r\n"),
         ]);
     }
