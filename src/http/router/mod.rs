@@ -196,7 +196,7 @@ pub(in crate::http) async fn forward(
         filters::on_cluster(ex);
     }
     if let Some(refusal) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
-        return fail::refuse(ex, route, &cluster.cluster, refusal).into();
+        return fail::refuse(ex, &cluster.cluster, refusal).into();
     }
     let Some(request) = &ex.request else { return End::Gone.into() };
     let mut terminate = false;
@@ -218,7 +218,7 @@ pub(in crate::http) async fn forward(
             let Some(request) = &mut ex.request else { return End::Gone.into() };
             prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
         }
-        let reply = fail::overflow(ex, route, forward, &cluster.cluster);
+        let reply = fail::overflow(ex, forward, &cluster.cluster);
         // A filter may have waited, or who looked for what the control plane gives on demand.
         let waited = !ex.manager.filters.is_empty() || ex.manager.on_demand.is_some();
         return if waited { reply } else { reply.at_once() }.into();
