@@ -13,8 +13,8 @@ use super::balancing::{Balancing, Members};
 use super::discovery::Source;
 use super::drops::Drops;
 pub use super::hosts::{
-    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, InternalAddress, Locality,
-    LocalityHosts, PriorityHosts, PriorityLoad, Split,
+    Address, Health, HealthFlags, HealthStatus, HostCounters, HostShared, HostTemplate, Hosts,
+    InternalAddress, Locality, LocalityHosts, PriorityHosts, PriorityLoad, Split,
 };
 use super::passing::Passing;
 use super::tls::ClusterTls;

@@ -126,6 +126,13 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    // As in Envoy it ends nobody: others read their files again then.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP has no effect");
+        }
+    });
     let server = Server::new(count);
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());

@@ -35,6 +35,9 @@ pub(super) fn prepare(
     options: &RouterOptions,
 ) {
     request.fields.remove_set(CONTROLS);
+    if forward.include_request_attempt_count {
+        request.fields.set_known(Known::XEnvoyAttemptCount, b"1");
+    }
     let told = options.respect_expected_rq_timeout && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs);
     if !told {
         request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
@@ -105,7 +108,7 @@ impl Attempts<'_> {
                 );
             }
         }
-        if self.forward.include_request_attempt_count {
+        if self.forward.include_request_attempt_count && ex.info.attempts > 1 {
             let mut digits = itoa::Buffer::new();
             request.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
         }

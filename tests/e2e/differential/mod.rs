@@ -33,6 +33,7 @@ pub mod grpc_service;
 mod hedging;
 pub mod jwt;
 mod limits;
+mod local_replies;
 mod logs;
 mod matching;
 mod messages;
