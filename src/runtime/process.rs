@@ -1,5 +1,6 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -235,6 +236,8 @@ async fn serve(
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
+    // One for the whole time: it has to remember that there was an application.
+    let mut application_gone = pin!(application_gone(&flags));
     let ending = loop {
         let later = async {
             match stop_later {
@@ -255,7 +258,7 @@ async fn serve(
             relief = upgrades.next(&listeners) => break Ending::Replaced(relief),
             _ = reopen.recv() => access_log::reopen_all(),
             () = follow(&mut discovery, &listeners) => {}
-            () = application_gone(&flags) => {
+            () = &mut application_gone => {
                 tracing::info!("the application has gone");
                 break Ending::Drain;
             }
