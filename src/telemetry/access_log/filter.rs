@@ -111,7 +111,8 @@ impl LogFilter {
             LogFilter::Metadata(matcher, absent) => {
                 let noted = info.metadata.as_deref().and_then(|all| all.get(&*matcher.filter));
                 match matcher.look_up(noted) {
-                    Some(_) => matcher.matches(noted),
+                    // As in Envoy, it is not inverted here.
+                    value @ Some(_) => matcher.value.matches(value),
                     None => *absent,
                 }
             }

@@ -10,7 +10,7 @@ use super::parse::Token;
 use super::time::TimeFormat;
 use super::tls;
 use super::values::{
-    grpc_status, percent_decode, put, put_bytes, put_found, put_grpc_name, put_number, put_query_param,
+    decode_shown, grpc_status, put, put_bytes, put_found, put_grpc_name, put_number, put_query_param,
     put_underscored, split_query, AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS,
     TEXTS,
 };
@@ -332,7 +332,7 @@ impl Operator {
                     ctx.request.and_then(|request| request.first(&KEYS.path)).map(|path| split_query(path).1);
                 let start = out.len();
                 match (query, decoded) {
-                    (Some(query), true) => percent_decode(query, out),
+                    (Some(query), true) => decode_shown(query, out),
                     (query, _) => out.extend_from_slice(query.unwrap_or_default()),
                 }
                 out.len() > start

@@ -90,6 +90,17 @@ fn errors_name_the_operator() {
         ("%COMMON_DURATION(a:b:x)%", "ms, us or ns"),
         ("%START_TIME(%!)%", "START_TIME"),
         ("%DYNAMIC_METADATA%", "needs an argument"),
+        ("%METADATA(SOME:a:b)%", "must be DYNAMIC, CLUSTER"),
+        ("%CEL(1 +)%", "CEL"),
+        ("%QUERY_PARAMS(x)%", "ORIG or DECODED"),
+        ("%COALESCE(x)%", "COALESCE"),
+        ("%COALESCE({\"operators\": []})%", "at least one"),
+        ("%COALESCE({\"operators\": [{\"param\": \"a\"}]})%", "\"command\""),
+        (
+            "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"a\", \"max_length\": 0}]})%",
+            "positive",
+        ),
+        ("%COALESCE({\"operators\": [\"FOO\"]})%", "unknown operator %FOO%"),
     ];
     for (format, want) in cases {
         let error = Format::parse(format).expect_err(format).to_string();
@@ -112,6 +123,26 @@ fn literals_are_known_beforehand() {
         Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %VIRTUAL_CLUSTER_NAME%")
             .unwrap();
     assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("VIRTUAL_CLUSTER_NAME")]);
+    let format = r#"%COALESCE({"operators": ["VIRTUAL_CLUSTER_NAME", "PROTOCOL"]})% %METADATA(LISTENER:a)%"#;
+    let format = Format::parse(format).unwrap();
+    assert_eq!(format.never_filled(), [Box::from("VIRTUAL_CLUSTER_NAME"), Box::from("METADATA(LISTENER:a)")]);
+}
+
+#[test]
+fn addresses_can_be_cut_to_networks() {
+    let mut info = stream();
+    for (address, length, want) in [
+        ("10.1.2.3:4", "16", "10.1.0.0/16"),
+        ("10.1.2.3:4", "0", "0.0.0.0/0"),
+        ("10.1.2.3:4", "200", "10.1.2.3/32"),
+        ("10.1.2.3:4", "some", "10.1.2.3"),
+        ("[2001:db8:1:2::3]:4", "47", "2001:db8::/47"),
+        ("[2001:db8:1:2::3]:4", "128", "2001:db8:1:2::3/128"),
+    ] {
+        info.client = Some(address.parse().unwrap());
+        let format = format!("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT({length})%");
+        assert_eq!(render_as(&format, Style::Log, &FormatContext::new(&info)), want, "{address} {length}");
+    }
 }
 
 #[test]

@@ -245,13 +245,26 @@ pub(super) fn put_query_param(out: &mut Vec<u8>, query: &[u8], name: &[u8]) -> b
     false
 }
 
-pub(super) fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
+fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
+    decode_where(text, |_| true, out);
+}
+
+/// Decodes what can be shown: as in Envoy, other escapes stay.
+pub(super) fn decode_shown(text: &[u8], out: &mut Vec<u8>) {
+    let shown = |byte: u8| {
+        byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'{' | b'|' | b'}')
+    };
+    decode_where(text, shown, out);
+}
+
+fn decode_where(text: &[u8], wanted: impl Fn(u8) -> bool, out: &mut Vec<u8>) {
     let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let mut rest = text;
     while let Some((first, after)) = rest.split_first() {
         if let (b'%', [high, low, tail @ ..]) = (first, after) {
-            if let (Some(high), Some(low)) = (digit(high), digit(low)) {
-                out.push(high << 4 | low);
+            let byte = digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low);
+            if let Some(byte) = byte.filter(|byte| wanted(*byte)) {
+                out.push(byte);
                 rest = tail;
                 continue;
             }

@@ -88,7 +88,6 @@ const OPERATORS: &[&str] = &[
     "%CEL(xds.route_metadata.filter_metadata['some.ns']['key'])%",
     "%CEL(xds.cluster_metadata.filter_metadata['some.ns']['key'])%",
     "%CEL(xds.upstream_host_metadata.filter_metadata['some.ns']['deep']['key'])%",
-    "%CEL(xds.route_name):2%",
     "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-none\"}, \"PROTOCOL\"]})%",
     "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-two\", \"max_length\": 2}, \"RESPONSE_CODE\"]})%",
     "%COALESCE({\"operators\": [\"REQUESTED_SERVER_NAME\"]}):3%",

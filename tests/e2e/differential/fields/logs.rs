@@ -37,7 +37,7 @@ const FILTERS: &[(&str, &str)] = &[
 
 /// Forms of lines by the names of their files.
 const FORMS: &[(&str, &str)] = &[
-    ("typed", "typed_json_format: { code: '%RESPONSE_CODE%', text: 'is %RESPONSE_CODE%', none: '%REQ(x-none)%', flag: true, number: 1.5, deep: { list: [ 1, '%REQ(:METHOD)%', null ] } }"),
+    ("typed", "typed_json_format: { code: '%RESPONSE_CODE%', text: 'is %RESPONSE_CODE%', none: '%REQ(x-none)%', flag: true, number: 15, deep: { list: [ 1, '%REQ(:METHOD)%', null ] } }"),
     ("sorted", "log_format: { json_format: { b: 1, a: '%RESPONSE_CODE%', c: { z: 1, y: '%PROTOCOL%' } }, json_format_options: { sort_properties: true } }"),
     ("omitted", "log_format: { omit_empty_values: true, text_format_source: { inline_string: \"[%REQ(x-none)%] %RESPONSE_CODE%\\n\" } }"),
     ("plain", "format: \"%REQ(:METHOD)% %REQ(x-none)%\\n\""),
@@ -78,7 +78,13 @@ async fn lines(side: &Side) -> Vec<(&'static str, Vec<String>)> {
     }
     for (path, headers) in requests {
         let mut client = Client::connect(side.proxy.port("main")).await.expect("a connection");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: t.test\r\n{headers}\r\n");
+        // What is drawn by a request's id is the same for both.
+        let id = if headers.contains("Id") {
+            ""
+        } else {
+            "X-Request-Id: 00000000-0000-4000-8000-00000000002a\r\n"
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: t.test\r\n{id}{headers}\r\n");
         client.exchange(request.as_bytes()).await.expect("an answer");
         // In order: the next is sent when this one is in the log.
         let read = || side.proxy.lines("all.log", 0);
