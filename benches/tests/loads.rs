@@ -134,7 +134,7 @@ fn what_is_no_answer_is_shown() {
     let result = load(origin.addresses[0], "http://{}/x -c 1 -n 3 --timeout 2s");
     assert_eq!(result.requests.failed_by_reason, [("protocol".to_owned(), 3)].into());
     assert!(result.requests.unexpected.starts_with(r"GET /x HTTP/1.1\r\n"), "{}", result.requests.unexpected);
-    assert!(text(&result).contains(r"  no answer: GET /x HTTP/1.1\r\n"), "{}", text(&result));
+    assert!(text::text(&result).contains(r"  no answer: GET /x HTTP/1.1\r\n"), "{}", text::text(&result));
 }
 
 #[test]

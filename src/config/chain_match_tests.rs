@@ -136,7 +136,8 @@ fn what_a_hello_may_find() {
         };
         index.may_find(&facts, |found| found == wanted)
     };
-    assert!(may(1, "10.0.0.2:1", 0) && may(1, "10.0.0.2:1", 1));
+    // Chains that name TLS are preferred, and no step goes back.
+    assert!(may(1, "10.0.0.2:1", 0) && !may(1, "10.0.0.2:1", 1));
     assert!(may(2, "10.0.0.2:1", 3) && !may(2, "11.0.0.2:1", 3) && !may(2, "10.0.0.2:1", 2));
     assert!(may(3, "10.0.0.2:1", 4) && !may(1, "10.0.0.2:1", 4));
 }

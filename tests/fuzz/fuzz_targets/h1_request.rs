@@ -28,7 +28,8 @@ fuzz_target!(|input: (u16, &[u8])| {
         (Ok(Some(part)), Ok(Some(whole))) => {
             assert_eq!((part.consumed, part.framing), (whole.consumed, whole.framing));
         }
-        (Err(part), Err(whole)) => assert_eq!(part.status, whole.status),
+        // That there are too many fields is seen before what is wrong with one of them, where all are there.
+        (Err(part), Err(whole)) => assert!(part.status == whole.status || whole.status == 431),
         (part, whole) => panic!("cut at {cut}: {part:?}, whole: {whole:?}"),
     }
     let Ok(Some(parsed)) = whole else { return };
