@@ -265,9 +265,9 @@ impl Exchange<'_> {
                 self.info.response_code = 200;
             }
             head.fields.set_known(Known::ContentType, b"application/grpc");
-            head.fields.push_known(Known::GrpcStatus, code.as_bytes());
+            head.fields.set_known(Known::GrpcStatus, code.as_bytes());
             if !message.is_empty() {
-                head.fields.push_known(Known::GrpcMessage, &message);
+                head.fields.set_known(Known::GrpcMessage, &message);
             }
             if !self.down.client.is_http2() {
                 head.fields.push_known(Known::ContentLength, b"0");

@@ -312,6 +312,14 @@ pub(in crate::http) async fn wait(
     course: &Course,
     wait: Wait,
 ) -> Result<Option<Reply>, ()> {
+    let stopped = wait_for(ex, course, wait).await?;
+    if stopped.is_some() {
+        note_cluster(ex, course);
+    }
+    Ok(stopped)
+}
+
+async fn wait_for(ex: &mut Exchange<'_>, course: &Course, wait: Wait) -> Result<Option<Reply>, ()> {
     let patience = Patience::of(ex, course);
     let until = match wait {
         Wait::Until(until) => until,
@@ -448,8 +456,9 @@ impl Patience {
         let (end, stats) = (self.end(received), &ex.manager.stats);
         if end == self.life {
             stats.downstream_rq_max_duration_reached.increment(1);
+            let status = if received { 504 } else { 408 };
             // DEADLINE_EXCEEDED
-            let reply = Reply::new(504, "max_duration_timeout").grpc_status(Some("4".into()));
+            let reply = Reply::new(status, "max_duration_timeout").grpc_status(Some("4".into()));
             return reply.body("downstream duration timeout");
         }
         if !received && end == self.request {

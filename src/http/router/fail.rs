@@ -316,7 +316,8 @@ impl Attempts<'_> {
                 Told::new(status, ResponseFlags::SI, details, "stream timeout").by_manager()
             }
             Expired::Duration => {
-                let told = Told::new(504, ResponseFlags::NONE, details, "downstream duration timeout");
+                let status = if ex.upload.is_received() { 504 } else { 408 };
+                let told = Told::new(status, ResponseFlags::NONE, details, "downstream duration timeout");
                 // DEADLINE_EXCEEDED
                 Told { grpc: Some("4"), ..told.by_manager() }
             }

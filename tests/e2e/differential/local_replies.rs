@@ -110,13 +110,17 @@ async fn requests_wait_among_filters_as_long_as_their_routes_say() {
     let bootstrap = Bootstrap::new()
         .listener("own", "", &host("", routes))
         .filters("own", &filter("buffer", "buffer.v3.Buffer", "max_request_bytes: 100"))
+        .listener("straight", "", &host("", routes))
         .listener("hasty", "request_timeout: 0.2s\n", &host("", routes))
         .filters("hasty", &filter("buffer", "buffer.v3.Buffer", "max_request_bytes: 100"));
     let half = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: t.test\r\nContent-Length: 9\r\n\r\nhalf");
     let cases = vec![
         case("own", "no byte for a while").raw(half("/idle")),
         case("own", "too long").raw(half("/life")),
+        case("straight", "too long without filters").raw(half("/life")),
         case("hasty", "not there in time").raw(half("/")),
     ];
-    check(bootstrap, cases, &["http.own.downstream_rq_", "http.hasty.downstream_rq_"]).await;
+    let counted = ["4xx", "5xx", "timeout", "idle_timeout", "max_duration_reached"];
+    let rooms = ["own", "hasty"].map(|name| counted.map(|what| format!("http.{name}.downstream_rq_{what}")));
+    check(bootstrap, cases, &rooms.as_flattened().iter().map(String::as_str).collect::<Vec<_>>()).await;
 }

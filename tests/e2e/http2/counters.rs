@@ -93,11 +93,11 @@ async fn leave(end: &End, upstream: &str) {
     let driver = tokio::spawn(connection);
     let request = http::Request::get("http://t.test/a").body(()).expect("a request");
     let answer = requests.send_request(request, true).expect("sent");
-    let gauge = format!("cluster.{}.upstream_rq_active", upstream.trim_start_matches("to-"));
-    let asked = || async { end.side.proxy.stats().await.get(&gauge) == Some(&1) };
+    let asked = || std::future::ready(!end.origin.seen().is_empty());
     assert!(eventually(DEADLINE, asked).await, "nobody is asked");
     driver.abort();
     drop((requests, answer));
+    end.origin.settled().await;
 }
 
 async fn traffic(end: &End) -> BTreeMap<String, u64> {
