@@ -159,13 +159,12 @@ impl<'a> Exchange<'a> {
         let _counted = Counted::new(&worker.active_requests);
         self.down.requests += 1;
         self.open = true;
-        let mut stopped = self.take(arrival);
-        let end = loop {
-            match self.serve(stopped).await {
-                End::Again => stopped = self.begin_again(),
-                end => break end,
-            }
-        };
+        let stopped = self.take(arrival);
+        let mut end = self.serve(stopped).await;
+        while end == End::Again {
+            // Boxed: few requests are served twice.
+            end = Box::pin(self.serve_again()).await;
+        }
         self.open = false;
         self.finish(end)
     }
@@ -191,16 +190,15 @@ impl<'a> Exchange<'a> {
     }
 
     /// Serves what has arrived.
-    pub async fn run_stream(&mut self, mut stopped: Option<Stop>) -> Next {
+    pub async fn run_stream(&mut self, stopped: Option<Stop>) -> Next {
         let _active = Held::new(&self.manager.stats.downstream_rq_active);
         let worker = self.worker;
         let _counted = Counted::new(&worker.active_requests);
-        let end = loop {
-            match self.serve(stopped).await {
-                End::Again => stopped = self.begin_again(),
-                end => break end,
-            }
-        };
+        let mut end = self.serve(stopped).await;
+        while end == End::Again {
+            // Boxed: few requests are served twice.
+            end = Box::pin(self.serve_again()).await;
+        }
         self.open = false;
         self.finish(end)
     }
@@ -327,6 +325,12 @@ impl<'a> Exchange<'a> {
             self.info.times.request_complete = Some(self.info.start);
         }
         prepared.err()
+    }
+
+    /// Serves once more what is over for now.
+    async fn serve_again(&mut self) -> End {
+        let stopped = self.begin_again();
+        self.serve(stopped).await
     }
 
     async fn serve(&mut self, stopped: Option<Stop>) -> End {
