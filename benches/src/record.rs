@@ -152,6 +152,8 @@ pub struct Totals {
     pub by_status: Vec<u64>,
     /// Failures in the order of [`Reason::ALL`].
     pub failed: [u64; Reason::ALL.len()],
+    /// The start of the first bytes that were no answer, escaped.
+    pub unexpected: String,
     /// Requests without an end.
     pub in_flight: u64,
     /// Requests never sent.
@@ -209,6 +211,7 @@ impl Recorder {
             lost: 0,
             resumed: 0,
             tls: String::new(),
+            unexpected: String::new(),
             connect: histogram(),
             handshake: histogram(),
             cpu: 0,

@@ -131,6 +131,9 @@ pub struct Requests {
     pub failed: u64,
     /// The same by reason: `closed`, `reset`, `timeout`, `protocol`, `stream-reset`, `goaway`, `tls`, `connect`, `io`.
     pub failed_by_reason: BTreeMap<String, u64>,
+    /// The first bytes that were no answer (reason `protocol`), at most 200 of them, escaped; empty if there were none.
+    #[serde(default)]
+    pub unexpected: String,
     /// Requests that still waited for their answer when the tool stopped waiting.
     pub in_flight: u64,
     /// Requests that were due but found no free connection until the tool stopped waiting.

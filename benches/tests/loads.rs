@@ -128,6 +128,16 @@ fn faults_end_in_the_count_of_their_reason() {
 }
 
 #[test]
+fn what_is_no_answer_is_shown() {
+    // An echo answers a request of HTTP with the request.
+    let origin = serve("-l echo=127.0.0.1:0");
+    let result = load(origin.addresses[0], "http://{}/x -c 1 -n 3 --timeout 2s");
+    assert_eq!(result.requests.failed_by_reason, [("protocol".to_owned(), 3)].into());
+    assert!(result.requests.unexpected.starts_with(r"GET /x HTTP/1.1\r\n"), "{}", result.requests.unexpected);
+    assert!(text(&result).contains(r"  no answer: GET /x HTTP/1.1\r\n"), "{}", text(&result));
+}
+
+#[test]
 fn requests_without_an_end_are_in_flight_or_not_sent() {
     let server = serve("-l http=127.0.0.1:0 --fault-rate 1 --fault stall");
     let result = load(server.addresses[0], "http://{}/ -c 3 -d 200ms --grace 50ms");

@@ -239,10 +239,31 @@ impl Check<'_> {
         for unknown in message.unknown_fields() {
             self.reject(format!("unknown field number {} of {name}", unknown.number()));
         }
+        let optional = optional(message);
         for (field, value) in message.fields() {
             let back = self.path.field(field.name());
-            self.field(entry, &field, value, depth);
+            match value {
+                Field::Message(any) if optional == Some(field.name()) && self.is_unknown(any) => {
+                    self.observe("its type is not supported, and it is optional: left out");
+                }
+                value => self.field(entry, &field, value, depth),
+            }
             self.path.back(back);
+        }
+    }
+
+    /// Whether an extension is of a type that is unknown or refused as a whole.
+    fn is_unknown(&self, any: &DynamicMessage) -> bool {
+        let standing = |name: &str| self.table.message(name).map(MessageSupport::whole);
+        match expand_any(any, self.path.as_str()) {
+            Expanded::Unknown(_) => true,
+            Expanded::Message(message) => {
+                matches!(standing(message.descriptor().full_name()), None | Some(Some(Standing::Rejected(_))))
+            }
+            Expanded::Opaque { type_name, .. } => {
+                !matches!(standing(&type_name), Some(Some(Standing::Observed(_))))
+            }
+            Expanded::Empty | Expanded::Invalid(_) => false,
         }
     }
 
@@ -322,6 +343,19 @@ impl Check<'_> {
             Expanded::Invalid(problems) => self.findings.rejected.extend(problems),
         }
     }
+}
+
+/// The field whose extension is left out if its type is not known: `is_optional` of a filter, and of what a route says to
+/// one.
+fn optional(message: &DynamicMessage) -> Option<&'static str> {
+    const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter";
+    let field = match message.descriptor().full_name() {
+        HCM => "typed_config",
+        "envoy.config.route.v3.FilterConfig" => "config",
+        _ => return None,
+    };
+    let is = message.get_field_by_name("is_optional")?.as_bool()?;
+    is.then_some(field)
 }
 
 /// The enum numbers in a field: one, those of a list, or those of a map.

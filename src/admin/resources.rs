@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{json, Map, Value};
 
 use super::{AdminState, Answer, Params};
-use crate::config::cluster::{Address, Cluster, Discovery, Health, HealthFlags};
+use crate::config::cluster::{Address, Cluster, Discovery, HealthFlags, HealthStatus};
 use crate::config::Host;
 use crate::upstream::outlier::{Origin, OutlierDetection, Rates};
 
@@ -106,17 +106,18 @@ fn general(number: f64) -> String {
 /// The flags of a host in Envoy's words and order, `healthy` without any.
 fn health_flags(host: &Host) -> String {
     let flags = &host.shared.health;
-    let eds = host.template.health;
+    let eds = host.template.status;
     let all = [
         (flags.has(HealthFlags::FAILED_ACTIVE_HC), "/failed_active_hc"),
         (flags.has(HealthFlags::FAILED_OUTLIER_CHECK), "/failed_outlier_check"),
-        (eds == Health::Unhealthy, "/failed_eds_health"),
+        (matches!(eds, HealthStatus::Unhealthy | HealthStatus::Timeout), "/failed_eds_health"),
         (flags.has(HealthFlags::DEGRADED_ACTIVE_HC), "/degraded_active_hc"),
-        (eds == Health::Degraded, "/degraded_eds_health"),
+        (eds == HealthStatus::Degraded, "/degraded_eds_health"),
         (flags.has(HealthFlags::PENDING_DYNAMIC_REMOVAL), "/pending_dynamic_removal"),
         (flags.has(HealthFlags::PENDING_ACTIVE_HC), "/pending_active_hc"),
         (flags.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL), "/excluded_via_immediate_hc_fail"),
         (flags.has(HealthFlags::ACTIVE_HC_TIMEOUT), "/active_hc_timeout"),
+        (eds == HealthStatus::Draining, "/eds_status_draining"),
         (flags.has(HealthFlags::DEGRADED_OUTLIER_DETECTION), "/degraded_outlier_detection"),
     ];
     let text: String = all.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
@@ -130,10 +131,11 @@ fn health_flags(host: &Host) -> String {
 /// `HostHealthStatus`; what is false is left out.
 fn health_status(host: &Host) -> Value {
     let flag = |flag: u16| host.shared.health.has(flag).then_some(Value::Bool(true));
-    let eds = match host.template.health {
-        Health::Healthy => "HEALTHY",
-        Health::Degraded => "DEGRADED",
-        Health::Unhealthy => "UNHEALTHY",
+    let eds = match host.template.status {
+        HealthStatus::Unknown | HealthStatus::Healthy => "HEALTHY",
+        HealthStatus::Degraded => "DEGRADED",
+        HealthStatus::Draining => "DRAINING",
+        HealthStatus::Unhealthy | HealthStatus::Timeout => "UNHEALTHY",
     };
     let fields = [
         ("failed_active_health_check", flag(HealthFlags::FAILED_ACTIVE_HC)),

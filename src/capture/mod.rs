@@ -66,7 +66,14 @@ pub fn apply(options: &Options) -> Result<(), CaptureError> {
         }
     }
     let tables: Vec<Table> = families().map(|family| rules::table(options, family)).collect();
-    transaction(&nft::replace(&tables))
+    match transaction(&nft::replace(&tables)) {
+        // Kernels before 5.9 cannot refuse what comes in, and may say so of the transaction as a whole.
+        Err(CaptureError::Refused { .. }) if options.mode == Inbound::Tproxy => {
+            let tables: Vec<Table> = tables.into_iter().map(rules::without_resets).collect();
+            transaction(&nft::replace(&tables))
+        }
+        result => result,
+    }
 }
 
 /// Removes the rules, where there are any.

@@ -88,6 +88,9 @@ fn chain(table: &Table, chain: &Chain) -> Message {
     message.nest(4, &place).attribute(7, &text(hook.kind.name()))
 }
 
+/// `NFT_REJECT_TCP_RST`.
+const WITH_RESET: [u8; 4] = 1u32.to_be_bytes();
+
 fn rule(table: &Table, chain: &Chain, rule: &Rule) -> Message {
     let mut expressions = Expressions::default();
     for part in &rule.matches {
@@ -98,6 +101,7 @@ fn rule(table: &Table, chain: &Chain, rule: &Rule) -> Message {
     let needs = match rule.action {
         Action::Redirect(_) => "CONFIG_NFT_REDIR",
         Action::Tproxy(_) => "CONFIG_NFT_TPROXY",
+        Action::Reset => "CONFIG_NFT_REJECT",
         Action::SaveMark | Action::RestoreMark => "CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK",
         _ if rule.matches.iter().any(Match::is_tracked) => "CONFIG_NFT_CT",
         _ => "CONFIG_NF_TABLES",
@@ -265,6 +269,7 @@ impl Expressions {
         match action {
             Action::Accept => self.verdict(1, None),
             Action::Drop => self.verdict(0, None),
+            Action::Reset => self.add("reject", &[(1, &WITH_RESET)]),
             Action::Return => self.verdict(-5, None),
             Action::Goto(chain) => self.verdict(-4, Some(chain)),
             Action::Redirect(port) => {

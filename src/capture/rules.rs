@@ -221,6 +221,8 @@ pub enum Transport {
 pub enum Action {
     Accept,
     Drop,
+    /// As where nobody listens: a connection is refused. Only of TCP.
+    Reset,
     Return,
     Goto(&'static str),
     /// To this port of the machine.
@@ -268,6 +270,7 @@ impl Rule {
         text.push_str(&match &self.action {
             Action::Accept => "accept".to_owned(),
             Action::Drop => "drop".to_owned(),
+            Action::Reset => "reject with tcp reset".to_owned(),
             Action::Return => "return".to_owned(),
             Action::Goto(chain) => format!("goto {chain}"),
             Action::Redirect(port) => format!("redirect to :{port}"),
@@ -328,6 +331,13 @@ pub fn table(options: &Options, family: Family) -> Table {
     chains.push(outbound(options, family));
     chains.push(of_the_proxy(options, family));
     Table { family, name: NAME, chains }
+}
+
+/// The same for kernels that cannot refuse what comes in before they know where it goes: it is dropped.
+pub fn without_resets(mut table: Table) -> Table {
+    let rules = table.chains.iter_mut().flat_map(|chain| &mut chain.rules);
+    rules.filter(|rule| rule.action == Action::Reset).for_each(|rule| rule.action = Action::Drop);
+    table
 }
 
 /// A table as it is named, for removing it.
@@ -418,7 +428,7 @@ fn inbound_tproxy(options: &Options) -> Chain {
     // Packets after the first find the socket of their connection by themselves.
     rules.captured(options, &[Match::State(State::New)], &Action::Tproxy(options.inbound_port));
     // Where nobody listens for them they would go to the application.
-    rules.captured(options, &[Match::State(State::New)], &Action::Drop);
+    rules.captured(options, &[Match::State(State::New)], &Action::Reset);
     let hook = Hook { kind: Kind::Filter, point: Point::Prerouting, priority: MANGLE };
     Chain { name: "inbound", hook: Some(hook), rules: rules.0 }
 }

@@ -104,9 +104,11 @@ fn tproxy_leaves_packets_as_they_are_and_finds_the_way_back() {
             "meta l4proto tcp tcp dport 15008 return",
             "meta l4proto tcp tcp dport 22 return",
             "meta l4proto tcp ct state new tproxy to :15006 accept",
-            "meta l4proto tcp ct state new drop",
+            "meta l4proto tcp ct state new reject with tcp reset",
         ]
     );
+    let older = rules::without_resets(table(&tproxy, Family::V4)).to_string();
+    assert!(older.contains("ct state new drop\n") && !older.contains("reject"), "{older}");
     assert_eq!(
         rules_of(&tproxy, Family::V4, "replies"),
         ["meta l4proto tcp ct mark 0x7 meta mark set ct mark"]

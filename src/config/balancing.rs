@@ -10,7 +10,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct, Value};
 use smallvec::SmallVec;
 
-use super::hosts::Locality;
+use super::hosts::{HealthStatus, Locality};
 use super::slot::Slot;
 use super::{Cluster, HeaderKey};
 use crate::upstream::orca::weights::WeightOptions;
@@ -28,7 +28,7 @@ pub struct Balancing {
     pub subsets: Option<Arc<Subsets>>,
     /// Headers of a request that name the host to use.
     pub override_host: Option<Arc<OverrideHost>>,
-    /// Which hosts may be asked for by name.
+    /// Which hosts sessions may stay with.
     pub askable: Askable,
     /// Close the connections to all hosts when a host comes or goes.
     pub close_on_host_set_change: bool,
@@ -202,18 +202,25 @@ impl PartialEq for OverrideHost {
     }
 }
 
-/// Which hosts a request may ask for beside the healthy ones (`override_host_status`).
+/// Which hosts the requests of a session may ask for (`override_host_status`), by a bit for each [`HealthStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Askable {
-    /// Degraded ones. Default true.
-    pub degraded: bool,
-    /// Unhealthy ones. Default false.
-    pub unhealthy: bool,
+pub struct Askable(u8);
+
+impl Askable {
+    /// Hosts of these.
+    pub fn of(statuses: impl IntoIterator<Item = HealthStatus>) -> Self {
+        Self(statuses.into_iter().fold(0, |all, status| all | 1 << status as u8))
+    }
+
+    /// Whether a host of this may be asked for.
+    pub fn has(self, status: HealthStatus) -> bool {
+        self.0 & 1 << status as u8 != 0
+    }
 }
 
 impl Default for Askable {
     fn default() -> Self {
-        Self { degraded: true, unhealthy: false }
+        Self::of([HealthStatus::Unknown, HealthStatus::Healthy, HealthStatus::Degraded])
     }
 }
 

@@ -75,10 +75,18 @@ impl ChainIndex {
         let transport = if facts.transport.is_empty() { "raw_buffer" } else { facts.transport };
         let protocols = transports.get_or_any(Some(transport))?;
         let protocol = facts.alpn.iter().find_map(|protocol| protocols.get(protocol.as_ref()));
-        let direct = protocol.or(protocols.any.as_deref())?;
-        let types = direct.longest(facts.direct_remote.map(|remote| remote.ip()))?;
-        let sources = types.of(facts)?.longest(facts.remote.map(|remote| remote.ip()))?;
-        *sources.get_or_any(facts.remote.map(|remote| remote.port()).as_ref())?
+        by_source(protocol.or(protocols.any.as_deref())?, facts)
+    }
+
+    /// Whether one of the `wanted` chains may serve this connection, if the client begins with a hello of TLS, whatever
+    /// stands in that. What `facts` say besides its ends does not matter.
+    pub fn may_find(&self, facts: &ConnectionFacts<'_>, wanted: impl Fn(usize) -> bool) -> bool {
+        let ips = self.ports.get_or_any(facts.local.map(|local| local.port()).as_ref());
+        let names = ips.and_then(|ips| ips.longest(facts.local.map(|local| local.ip())));
+        let transports = names.into_iter().flat_map(Keyed::all);
+        let protocols = transports.filter_map(|transports| transports.get_or_any(Some("tls")));
+        let mut sources = protocols.flat_map(Keyed::all);
+        sources.any(|sources| by_source(sources, facts).is_some_and(&wanted))
     }
 
     /// Enters every combination of the rule; the chain in the way if one is taken already.
@@ -125,6 +133,13 @@ fn overlap(chain: &FilterChain, number: usize, other: usize, other_name: &str) -
         label(other, other_name),
         label(number, &chain.name)
     )
+}
+
+/// The last steps, by where the client is.
+fn by_source(direct: &Prefixes<SourceTypes>, facts: &ConnectionFacts<'_>) -> Option<usize> {
+    let types = direct.longest(facts.direct_remote.map(|remote| remote.ip()))?;
+    let sources = types.of(facts)?.longest(facts.remote.map(|remote| remote.ip()))?;
+    *sources.get_or_any(facts.remote.map(|remote| remote.port()).as_ref())?
 }
 
 /// Exact name, then `*.` wildcards from long to short, then chains that name no server.
@@ -350,6 +365,10 @@ impl<K: Ord, V> Keyed<K, V> {
         K: Borrow<Q>,
     {
         key.and_then(|key| self.get(key)).or(self.any.as_deref())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &V> {
+        self.exact.0.iter().map(|(_, value)| value).chain(self.any.as_deref())
     }
 
     fn at(&mut self, key: Option<K>) -> &mut V

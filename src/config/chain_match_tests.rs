@@ -116,6 +116,32 @@ fn transport_protocol_defaults_to_raw_buffer() {
 }
 
 #[test]
+fn what_a_hello_may_find() {
+    let index = index(&[
+        json!({"destination_port": 1, "transport_protocol": "tls", "application_protocols": ["mesh"]}),
+        json!({"destination_port": 1}),
+        json!({"destination_port": 2, "transport_protocol": "raw_buffer"}),
+        json!({"destination_port": 2, "transport_protocol": "tls", "server_names": ["*.a"],
+               "source_prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]}),
+        json!({"transport_protocol": "tls"}),
+    ]);
+    let may = |local, remote: &str, wanted: usize| {
+        let facts = ConnectionFacts {
+            local: Some(SocketAddr::from(([10, 0, 0, 1], local))),
+            remote: remote.parse().ok(),
+            direct_remote: remote.parse().ok(),
+            server_name: "",
+            transport: "",
+            alpn: &[],
+        };
+        index.may_find(&facts, |found| found == wanted)
+    };
+    assert!(may(1, "10.0.0.2:1", 0) && may(1, "10.0.0.2:1", 1));
+    assert!(may(2, "10.0.0.2:1", 3) && !may(2, "11.0.0.2:1", 3) && !may(2, "10.0.0.2:1", 2));
+    assert!(may(3, "10.0.0.2:1", 4) && !may(1, "10.0.0.2:1", 4));
+}
+
+#[test]
 fn source_types() {
     let index = index(&[json!({"source_type": "SAME_IP_OR_LOOPBACK"}), json!({"source_type": "EXTERNAL"})]);
     assert_eq!(find(&index, &PLAIN), Some(0));

@@ -13,8 +13,8 @@ use super::balancing::{Balancing, Members};
 use super::discovery::Source;
 use super::drops::Drops;
 pub use super::hosts::{
-    Address, Health, HealthFlags, HostCounters, HostShared, HostTemplate, Hosts, InternalAddress, Locality,
-    LocalityHosts, PriorityHosts, PriorityLoad, Split,
+    Address, Health, HealthFlags, HealthStatus, HostCounters, HostShared, HostTemplate, Hosts,
+    InternalAddress, Locality, LocalityHosts, PriorityHosts, PriorityLoad, Split,
 };
 use super::passing::Passing;
 use super::tls::ClusterTls;
@@ -22,6 +22,7 @@ use super::Host;
 use crate::runtime::proxy_protocol;
 use crate::telemetry::istio::Service;
 use crate::telemetry::stats::ClusterStats;
+use crate::telemetry::stream_info::DynamicMetadata;
 use crate::upstream::health::ClusterHealth;
 use crate::upstream::host_set::SplitOptions;
 use crate::upstream::orca::Wanted;
@@ -33,6 +34,8 @@ pub struct ClusterNames {
     pub name: Arc<str>,
     /// See [`Cluster::stat_name`].
     pub stat_name: Arc<str>,
+    /// Its metadata, which formats and expressions read.
+    pub metadata: Option<Arc<DynamicMetadata>>,
 }
 
 /// A compiled cluster (`envoy.config.cluster.v3.Cluster`).

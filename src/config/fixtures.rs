@@ -63,5 +63,5 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
 
 /// The names of a cluster.
 pub(crate) fn names(name: &str) -> Arc<ClusterNames> {
-    Arc::new(ClusterNames { name: name.into(), stat_name: name.into() })
+    Arc::new(ClusterNames { name: name.into(), stat_name: name.into(), metadata: None })
 }

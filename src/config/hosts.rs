@@ -68,7 +68,7 @@ pub struct HostTemplate {
     /// Weight of its locality; 0 = none was given.
     pub locality_weight: u32,
     /// Health told by the control plane.
-    pub health: Health,
+    pub status: HealthStatus,
     /// Metadata `envoy.transport_socket_match`.
     pub socket_match: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
     /// How it is checked, where that differs from the other hosts (`health_check_config`).
@@ -77,8 +77,8 @@ pub struct HostTemplate {
     pub metadata: Option<Arc<HostMetadata>>,
     /// What Istio says of its workload, as it is written in its metadata.
     pub workload: Option<Arc<str>>,
-    /// All its metadata, where it is a listener of this process, to which they may be passed on.
-    pub passed: Option<Arc<DynamicMetadata>>,
+    /// All its metadata, which formats and expressions read, and which may be passed on to a listener of this process.
+    pub noted: Option<Arc<DynamicMetadata>>,
 }
 
 /// `envoy.config.core.v3.Locality`.
@@ -90,7 +90,7 @@ pub struct Locality {
     pub sub_zone: Box<str>,
 }
 
-/// `health_status` of an endpoint.
+/// How much traffic a host may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
     /// HEALTHY or UNKNOWN.
@@ -100,6 +100,41 @@ pub enum Health {
     Degraded,
     /// UNHEALTHY, DRAINING or TIMEOUT.
     Unhealthy,
+}
+
+/// `health_status` of an endpoint (`envoy.config.core.v3.HealthStatus`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum HealthStatus {
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
+    Draining,
+    Timeout,
+    Degraded,
+}
+
+impl HealthStatus {
+    /// What it means for traffic.
+    pub fn health(self) -> Health {
+        match self {
+            Self::Unknown | Self::Healthy => Health::Healthy,
+            Self::Degraded => Health::Degraded,
+            Self::Unhealthy | Self::Draining | Self::Timeout => Health::Unhealthy,
+        }
+    }
+}
+
+#[cfg(test)]
+impl From<Health> for HealthStatus {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Healthy => Self::Healthy,
+            Health::Degraded => Self::Degraded,
+            Health::Unhealthy => Self::Unhealthy,
+        }
+    }
 }
 
 /// One endpoint as one host set describes it. What outlives a change of that description is in
@@ -199,19 +234,31 @@ impl Host {
         self.template.hostname == template.hostname
             && self.template.socket_match == template.socket_match
             && self.template.check == template.check
-            && self.template.passed == template.passed
+            && (!matches!(self.address, Address::Internal(_)) || self.template.noted == template.noted)
     }
 
     /// Its health by all that is known: the control plane, health checks, outlier detection
     /// (Envoy's `Host::coarseHealth`).
     pub fn health(&self) -> Health {
-        let flags = self.shared.health.get();
-        if self.template.health == Health::Unhealthy || flags & HealthFlags::UNHEALTHY != 0 {
+        let (flags, told) = (self.shared.health.get(), self.template.status.health());
+        if told == Health::Unhealthy || flags & HealthFlags::UNHEALTHY != 0 {
             Health::Unhealthy
-        } else if self.template.health == Health::Degraded || flags & HealthFlags::DEGRADED != 0 {
+        } else if told == Health::Degraded || flags & HealthFlags::DEGRADED != 0 {
             Health::Degraded
         } else {
             Health::Healthy
+        }
+    }
+
+    /// The same, as it would be told (Envoy's `Host::healthStatus`): what was found out comes first.
+    pub fn status(&self) -> HealthStatus {
+        let (flags, told) = (self.shared.health.get(), self.template.status);
+        if flags & HealthFlags::UNHEALTHY != 0 {
+            HealthStatus::Unhealthy
+        } else if told.health() != Health::Unhealthy && flags & HealthFlags::DEGRADED != 0 {
+            HealthStatus::Degraded
+        } else {
+            told
         }
     }
 

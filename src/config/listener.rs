@@ -124,6 +124,18 @@ pub enum NetworkFilter {
     ExtAuthz(Arc<NetworkAuthz>),
 }
 
+impl NetworkFilter {
+    /// Whether a connection that it has let in needs it no more.
+    pub fn decides_once(&self) -> bool {
+        match self {
+            Self::Rbac(rbac) => !rbac.continuous,
+            Self::ExtAuthz(authz) => authz.enabled.is_none(),
+            Self::ConnectionLimit(_) | Self::ConnectionRate(_) => true,
+            Self::SetFilterState(_) => false,
+        }
+    }
+}
+
 /// `envoy.extensions.filters.network.set_filter_state.v3.Config`.
 #[derive(Debug)]
 pub struct NetworkSetFilterState {

@@ -20,7 +20,7 @@ impl Passing {
     /// What a connection to `host` brings with it; `shared` are its client's objects.
     pub fn passed(&self, host: &Host, shared: Option<&Arc<Objects>>) -> Passed {
         let mut metadata = self.of_cluster.clone();
-        if let Some(all) = &host.template.passed {
+        if let Some(all) = &host.template.noted {
             let named = self.of_host.iter().filter_map(|name| all.get_key_value(&**name));
             metadata.extend(named.map(|(name, fields)| (name.clone(), fields.clone())));
         }

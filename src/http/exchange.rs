@@ -364,7 +364,7 @@ impl<'a> Exchange<'a> {
             found = Box::pin(self.find_host(slot, random)).await;
         }
         if let Found::Route(route) = &found {
-            self.info.route_name.clone_from(&route.name);
+            self.info.taken(&route.name, route.metadata.as_ref());
         }
         if manager.tracing.is_some() {
             trace::begin(self, found.route().map(|route| &**route));
@@ -374,10 +374,10 @@ impl<'a> Exchange<'a> {
             let mut course = Course::new(self, found, random);
             match self.filter(&mut course) {
                 Outcome::Done => {}
-                Outcome::Reply(reply) => return self.reply(reply).await,
+                Outcome::Reply(reply) => return self.reply(course.answered(reply)).await,
                 outcome => match Box::pin(self.filter_on(&mut course, outcome)).await {
                     Ok(None) => {}
-                    Ok(Some(reply)) => return self.reply(reply).await,
+                    Ok(Some(reply)) => return self.reply(course.answered(reply)).await,
                     Err(()) => return End::Gone,
                 },
             }
@@ -418,7 +418,7 @@ impl<'a> Exchange<'a> {
                 Outcome::Done => return Ok(None),
                 Outcome::Reply(reply) => return Ok(Some(reply)),
                 Outcome::Wait(wait) => {
-                    if let Some(reply) = chain::wait(self, wait).await? {
+                    if let Some(reply) = chain::wait(self, course, wait).await? {
                         return Ok(Some(reply));
                     }
                 }
@@ -428,7 +428,7 @@ impl<'a> Exchange<'a> {
                         Routes::Scoped(scoped) => self.find_scoped(scoped, course.random).await,
                     };
                     if let Found::Route(route) = &found {
-                        self.info.route_name.clone_from(&route.name);
+                        self.info.taken(&route.name, route.metadata.as_ref());
                     }
                     course.reroute(self, found);
                 }
@@ -459,18 +459,17 @@ impl<'a> Exchange<'a> {
         match &route.action {
             Action::Forward(forward) => match router::forward(self, route, forward, random).await {
                 Ended::Over(end) => end,
-                Ended::Reply(reply) => self.reply(*reply).await,
+                Ended::Reply(reply) => self.reply(reply.on(route, random)).await,
             },
             Action::Redirect(redirect) => {
                 let location = redirect.location(&route.matched, &*request);
                 self.manager.stats.rq_direct_response.increment(1);
-                let reply =
-                    Reply::new(redirect.status, "direct_response").location(location).route(route.clone());
-                self.reply(reply).await
+                let reply = Reply::new(redirect.status, "direct_response").location(location);
+                self.reply(reply.on(route, random)).await
             }
             Action::Direct(direct) => {
                 self.manager.stats.rq_direct_response.increment(1);
-                let mut reply = Reply::new(direct.status, "direct_response").route(route.clone());
+                let mut reply = Reply::new(direct.status, "direct_response").on(route, random);
                 reply.body = direct.body.clone();
                 if let Some(format) = &direct.format {
                     let mut body = Vec::new();
@@ -492,8 +491,10 @@ impl<'a> Exchange<'a> {
                 self.reply(reply).await
             }
             Action::NonForwarding => {
-                self.info.flags.insert(ResponseFlags::NR);
-                self.reply(Reply::new(404, "route_not_found")).await
+                // As in Envoy a route to a cluster without a name.
+                self.manager.stats.no_cluster.increment(1);
+                self.info.flags.insert(ResponseFlags::NC);
+                self.reply(Reply::new(503, "cluster_not_found").on(route, random)).await
             }
         }
     }

@@ -127,9 +127,13 @@ fn check_path(manager: &HttpConnectionManager, head: &mut RequestHead) -> Result
         }
         Normalized::Redirect(path) => {
             manager.stats.downstream_rq_redirected_with_normalized_path.increment(1);
+            head.set_path(&path);
             Err(Stop::Redirect(path))
         }
-        Normalized::Refused => {
+        Normalized::Refused(path) => {
+            if let Some(path) = path {
+                head.set_path(&path);
+            }
             manager.stats.downstream_rq_failed_path_normalization.increment(1);
             Err(refused)
         }

@@ -12,43 +12,73 @@ pub enum Normalized {
     Changed(Vec<u8>),
     /// Redirect the client to this.
     Redirect(Vec<u8>),
-    /// The request is bad.
-    Refused,
+    /// The request is bad; with the path as logs tell it, if that is another.
+    Refused(Option<Vec<u8>>),
 }
 
 /// Normalises the path part of `path`; the query is left alone.
 pub fn normalize(path: &[u8], dots: bool, slashes: bool, escaped: EscapedSlashes) -> Normalized {
-    let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
+    let end = memchr::memchr(b'?', path).unwrap_or(path.len());
     let (before, query) = path.split_at(end);
+    if is_normal(before) {
+        return Normalized::Unchanged;
+    }
+    let whole = |mut path: Vec<u8>| {
+        path.extend_from_slice(query);
+        path
+    };
     let mut current = before.to_vec();
     let mut redirect = false;
     if escaped != EscapedSlashes::Keep && has_escaped_slash(&current) {
+        current = unescape_slashes(&current);
         match escaped {
-            EscapedSlashes::Keep => {}
-            EscapedSlashes::Reject => return Normalized::Refused,
-            EscapedSlashes::UnescapeAndRedirect | EscapedSlashes::UnescapeAndForward => {
-                current = unescape_slashes(&current);
-                redirect = escaped == EscapedSlashes::UnescapeAndRedirect;
-            }
+            EscapedSlashes::Keep | EscapedSlashes::UnescapeAndForward => {}
+            EscapedSlashes::Reject => return Normalized::Refused(Some(whole(current))),
+            EscapedSlashes::UnescapeAndRedirect => redirect = true,
         }
     }
     if dots {
         match remove_dots(&current) {
             Some(clean) => current = clean,
-            None => return Normalized::Refused,
+            None => return Normalized::Refused(None),
         }
     }
     if slashes {
-        current.dedup_by(|next, last| *next == b'/' && *last == b'/');
+        merge_slashes(&mut current);
     }
     if current == before {
         return Normalized::Unchanged;
     }
-    current.extend_from_slice(query);
     if redirect {
-        Normalized::Redirect(current)
+        Normalized::Redirect(whole(current))
     } else {
-        Normalized::Changed(current)
+        Normalized::Changed(whole(current))
+    }
+}
+
+/// Whether nothing could change the path, as it is with nearly all: a look at each byte.
+fn is_normal(path: &[u8]) -> bool {
+    let mut last = 0;
+    for byte in path {
+        let odd = match byte {
+            b'%' | b'\\' => true,
+            b'/' | b'.' => last == b'/',
+            byte => must_be_escaped(*byte) || *byte == 0,
+        };
+        if odd {
+            return false;
+        }
+        last = *byte;
+    }
+    path.first() == Some(&b'/')
+}
+
+/// Adjacent slashes become one. As in Envoy, of a path of nothing else two are left.
+fn merge_slashes(path: &mut Vec<u8>) {
+    let bare = path.len() > 1 && path.iter().all(|byte| *byte == b'/');
+    path.dedup_by(|next, last| *next == b'/' && *last == b'/');
+    if bare {
+        path.push(b'/');
     }
 }
 
@@ -79,28 +109,24 @@ fn unescape_slashes(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Decodes percent-encoded unreserved bytes, turns `\` into `/` and resolves dot segments. `None`
-/// when the path does not begin with a slash or an escape is broken.
+/// Bytes that are no URL's own (the path percent-encode set of the URL standard).
+fn must_be_escaped(byte: u8) -> bool {
+    matches!(byte, b' ' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
+}
+
+/// Decodes percent-encoded unreserved bytes, encodes those that are no URL's, turns `\` into `/` and resolves dot
+/// segments, those with parameters (`/..;a=b/`) too, as Envoy does before it decodes. Escapes that are none stay as they
+/// are. `None` when the path does not begin with a slash or holds a zero byte, escaped or not.
 fn remove_dots(path: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        match first {
-            b'\\' => decoded.push(b'/'),
-            b'%' => {
-                let (high, low) = (hex(*after.first()?)?, hex(*after.get(1)?)?);
-                let byte = high * 16 + low;
-                if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                    decoded.push(byte);
-                } else {
-                    decoded.push(b'%');
-                    decoded.extend_from_slice(after.get(..2).unwrap_or_default());
-                }
-                rest = after.get(2..).unwrap_or_default();
-            }
-            0 => return None,
-            other => decoded.push(*other),
+    for (index, segment) in path.split(|byte| *byte == b'/').enumerate() {
+        if index > 0 {
+            decoded.push(b'/');
+        }
+        match segment {
+            [b'.', b';', ..] => decoded.push(b'.'),
+            [b'.', b'.', b';', ..] => decoded.extend_from_slice(b".."),
+            segment => decode(segment, &mut decoded)?,
         }
     }
     let inner = decoded.strip_prefix(b"/")?;
@@ -134,6 +160,44 @@ fn remove_dots(path: &[u8]) -> Option<Vec<u8>> {
     Some(clean)
 }
 
+fn decode(segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let mut rest = segment;
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match *first {
+            0 => return None,
+            b'\\' => out.push(b'/'),
+            b'%' => {
+                let escape =
+                    after.first().and_then(|high| hex(*high)).zip(after.get(1).and_then(|low| hex(*low)));
+                let byte = escape.map(|(high, low)| high * 16 + low);
+                match byte {
+                    Some(0) => return None,
+                    Some(byte)
+                        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') =>
+                    {
+                        out.push(byte);
+                        rest = after.get(2..).unwrap_or_default();
+                    }
+                    Some(_) => {
+                        out.push(b'%');
+                        out.extend_from_slice(after.get(..2).unwrap_or_default());
+                        rest = after.get(2..).unwrap_or_default();
+                    }
+                    None => out.push(b'%'),
+                }
+            }
+            byte if must_be_escaped(byte) => {
+                const HEX: &[u8; 16] = b"0123456789ABCDEF";
+                out.push(b'%');
+                out.extend([byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit)]));
+            }
+            byte => out.push(byte),
+        }
+    }
+    Some(())
+}
+
 fn hex(byte: u8) -> Option<u8> {
     (byte as char).to_digit(16).map(|digit| digit as u8)
 }
@@ -165,7 +229,18 @@ mod tests {
             ("/a%2fb", "/a%2fb"),
             ("/a\\b", "/a/b"),
             ("/x/../y?q=/a/../b", "/y?q=/a/../b"),
-            ("/%zz", "Refused"),
+            ("/%zz", "/%zz"),
+            ("/a%2", "/a%2"),
+            ("/a%00b", "Refused(None)"),
+            ("/a/..;x=1/b", "/b"),
+            ("/a/.;/b", "/a/b"),
+            ("/a/..;", "/"),
+            ("/a;x/b", "/a;x/b"),
+            // Escaped dots with parameters are no dot segment, before decoding or after.
+            ("/a/%2e%2e;/b", "/a/..;/b"),
+            ("/a/...;/b", "/a/...;/b"),
+            ("/<\"^`{|}>", "/%3C%22%5E%60%7B%7C%7D%3E"),
+            ("///", "//"),
         ] {
             assert_eq!(both(path), normal, "{path}");
         }
@@ -175,7 +250,7 @@ mod tests {
     fn escaped_slashes_by_action() {
         let act = |action| normalize(b"/a%2Fb%5cc?x=%2f", false, false, action);
         assert_eq!(act(EscapedSlashes::Keep), Normalized::Unchanged);
-        assert_eq!(act(EscapedSlashes::Reject), Normalized::Refused);
+        assert_eq!(act(EscapedSlashes::Reject), Normalized::Refused(Some(b"/a/b\\c?x=%2f".to_vec())));
         assert_eq!(act(EscapedSlashes::UnescapeAndForward), Normalized::Changed(b"/a/b\\c?x=%2f".to_vec()));
         assert_eq!(act(EscapedSlashes::UnescapeAndRedirect), Normalized::Redirect(b"/a/b\\c?x=%2f".to_vec()));
     }

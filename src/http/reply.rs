@@ -16,7 +16,7 @@ use super::h1::Refusal;
 use super::head::ResponseHead;
 use super::router::End;
 use super::{filters, grpc, manager};
-use crate::config::route::{HeaderOps, Route};
+use crate::config::route::{Action, HeaderOps, Route};
 use crate::config::{Known, RequestView};
 use crate::telemetry::format::FormatContext;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
@@ -28,7 +28,8 @@ pub struct Reply {
     pub(super) details: Cow<'static, str>,
     pub(super) body: Bytes,
     pub(super) location: Option<Vec<u8>>,
-    pub(super) route: Option<Arc<Route>>,
+    /// Whose changes to responses apply, and the number that chose among its clusters.
+    pub(super) route: Option<(Arc<Route>, u64)>,
     /// Header that says "true", unless the router is to add none.
     pub(super) marker: Option<&'static str>,
     pub(super) grpc_status: Option<Cow<'static, str>>,
@@ -87,8 +88,9 @@ impl Reply {
         self
     }
 
-    pub(super) fn route(mut self, route: Arc<Route>) -> Self {
-        self.route = Some(route);
+    /// The answer to a request on a route.
+    pub(super) fn on(mut self, route: &Arc<Route>, choice: u64) -> Self {
+        self.route.get_or_insert_with(|| (route.clone(), choice));
         self
     }
 
@@ -150,9 +152,6 @@ impl Exchange<'_> {
     /// The answer to a message that is not acceptable HTTP, after which the connection is closed.
     pub(super) fn refusal(&mut self, refusal: Refusal) -> Reply {
         self.manager.stats.downstream_cx_protocol_error.increment(1);
-        if refusal.status == 431 {
-            self.manager.stats.downstream_rq_too_large.increment(1);
-        }
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
         if self.request.is_none() {
@@ -182,26 +181,31 @@ impl Exchange<'_> {
             at_once: _,
             extra,
         } = reply;
-        let mut fields = Fields::recycled();
+        let mut head = ResponseHead::new(Fields::recycled(), status, Protocol::Http11);
         let plain = extra.as_ref().is_some_and(|extra| extra.plain);
         let direct = extra.as_ref().is_some_and(|extra| extra.direct);
         let grpc = !plain && self.request.as_ref().is_some_and(RequestView::is_grpc);
-        if let Some(marker) = marker.filter(|_| !self.manager.router.suppress_envoy_headers) {
-            fields.push(marker.as_bytes(), b"true");
-        }
         if let Some(location) = location {
-            fields.push_known(Known::Location, &location);
+            head.fields.push_known(Known::Location, &location);
+        }
+        self.info.details = details;
+        if let Some((route, choice)) = route.as_ref().filter(|_| !plain) {
+            self.change_as_routed(&mut head, route, *choice);
+        }
+        if let Some(marker) = marker.filter(|_| !self.manager.router.suppress_envoy_headers) {
+            head.fields.push(marker.as_bytes(), b"true");
         }
         if let Some(attempts) = attempts {
             let mut digits = itoa::Buffer::new();
-            fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
+            head.fields.push_known(Known::XEnvoyAttemptCount, digits.format(attempts).as_bytes());
         }
-        self.info.details = details;
         let mut content_type: Bytes = Bytes::from_static(b"text/plain");
-        let mut head = ResponseHead::new(fields, status, Protocol::Http11);
         if let Some(extra) = &extra {
-            for (_, name, value) in extra.fields.iter() {
-                head.fields.push(name, value);
+            for (known, name, value) in extra.fields.iter() {
+                match known {
+                    Known::ContentType => head.fields.set_known(known, value),
+                    _ => head.fields.push(name, value),
+                }
             }
             extra.changes.apply_to_response(&mut head, &self.info, self.request.as_ref().map(|r| r as _));
         }
@@ -232,7 +236,7 @@ impl Exchange<'_> {
                     self.request.as_ref().map(|r| r as _),
                 );
             }
-            if let Some(format) = format.filter(|_| !grpc) {
+            if let Some(format) = format {
                 let mut rendered = Vec::new();
                 let context = FormatContext {
                     request: self.request.as_ref().map(|head| head as _),
@@ -241,6 +245,10 @@ impl Exchange<'_> {
                     ..FormatContext::new(&self.info)
                 };
                 format.format.render(&mut rendered, &context);
+                if grpc && format.format.is_json() {
+                    // The end of the line is no part of a message.
+                    rendered.pop();
+                }
                 body = rendered.into();
                 content_type.clone_from(&format.content_type);
             }
@@ -256,7 +264,7 @@ impl Exchange<'_> {
                 head.set_status(200);
                 self.info.response_code = 200;
             }
-            head.fields.push_known(Known::ContentType, b"application/grpc");
+            head.fields.set_known(Known::ContentType, b"application/grpc");
             head.fields.push_known(Known::GrpcStatus, code.as_bytes());
             if !message.is_empty() {
                 head.fields.push_known(Known::GrpcMessage, &message);
@@ -274,16 +282,11 @@ impl Exchange<'_> {
                 let mut digits = itoa::Buffer::new();
                 head.fields.push_known(Known::ContentLength, digits.format(body.len()).as_bytes());
             }
-            if !body.is_empty() && !head.fields.has(Known::ContentType) {
+            if body.is_empty() && !plain {
+                head.fields.remove_known(Known::ContentType);
+            } else if !body.is_empty() && !head.fields.has(Known::ContentType) {
                 head.fields.push_known(Known::ContentType, &content_type);
             }
-        }
-        if let Some(route) = &route {
-            route.response_headers.apply_to_response(
-                &mut head,
-                &self.info,
-                self.request.as_ref().map(|r| r as _),
-            );
         }
         let mut empty = to_head || body.is_empty();
         let mut coded = None;
@@ -292,13 +295,13 @@ impl Exchange<'_> {
             while let Some(turn) = encoding.next(self, &mut head) {
                 let session = match turn {
                     Turn::Ask(session) => session,
-                    Turn::Reply(reply) => return Box::pin(self.reply(*reply)).await,
+                    Turn::Reply(reply) => return self.reply_instead(*reply, route).await,
                     Turn::Again => return End::Again,
                 };
                 let asked = ext_proc::reply::consult(self, &session, &mut head, &mut body, encoding.ends);
                 match Box::pin(asked).await {
                     Ok(()) => {}
-                    Err(Stopped::Reply(reply)) => return Box::pin(self.reply(*reply)).await,
+                    Err(Stopped::Reply(reply)) => return self.reply_instead(*reply, route).await,
                     Err(Stopped::Gone) => return End::Gone,
                 }
                 encoding.ends = to_head || body.is_empty();
@@ -329,6 +332,28 @@ impl Exchange<'_> {
             Ok(()) => End::Done,
             Err(()) => End::Gone,
         }
+    }
+
+    /// What a route does to responses, and the cluster that was chosen on it: first of all, so that what is said of the
+    /// answer itself stays (Envoy's `prepareLocalReply`).
+    fn change_as_routed(&self, head: &mut ResponseHead, route: &Route, choice: u64) {
+        let request = self.request.as_ref();
+        if let (Action::Forward(forward), Some(request)) = (&route.action, request) {
+            if let (_, Some(weighted)) = forward.target.choose(request, choice) {
+                weighted.response_headers.apply_to_response(head, &self.info, Some(request));
+            }
+        }
+        route.response_headers.apply_to_response(head, &self.info, request.map(|request| request as _));
+    }
+
+    /// Sends an answer in place of another, on the same route if requests are forwarded on it.
+    async fn reply_instead(&mut self, reply: Reply, route: Option<(Arc<Route>, u64)>) -> End {
+        let route = route.filter(|(route, _)| route.action.has_clusters());
+        let reply = match &route {
+            Some((route, choice)) => reply.on(route, *choice),
+            None => reply,
+        };
+        Box::pin(self.reply(reply)).await
     }
 }
 

@@ -5,14 +5,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::accept::{next_id, Census};
 use super::connection::{Opened, Session};
 use super::dialler::Dialler;
-use crate::config::listener::{Direction, FilterChain, Listener};
+use crate::config::listener::{Direction, FilterChain, Listener, NetworkFilter};
 use crate::config::tcp::TcpProxy;
 use crate::http::worker::Worker;
+use crate::policy::limits::Room;
 use crate::runtime::{Counted, Stream};
 use crate::tcp::handover::{Passage, Position};
 use crate::tcp::{Fate, Resumed};
@@ -66,6 +68,12 @@ async fn serve(
     let now = Instant::now();
     let opened = Opened::new(&listener, now);
     opened.inspected.set(true);
+    // It was let in, and counts among those that were.
+    let rooms = chain.filters.iter().filter_map(|filter| match filter {
+        NetworkFilter::ConnectionLimit(limit) => limit.take(&worker.runtime).ok().flatten(),
+        _ => None,
+    });
+    let _rooms: SmallVec<[Room; 1]> = rooms.collect();
     let info = ConnectionInfo {
         id,
         remote: passage.remote,
@@ -74,6 +82,7 @@ async fn serve(
         direct_local: passage.direct_local,
         tls: None,
         server_name: passage.server_name.as_deref().map(Into::into),
+        listener: listener.name.clone(),
         filter_chain: chain.name.clone(),
         start: now.checked_sub(Duration::from_millis(passage.age_ms)).unwrap_or(now),
         inbound: listener.direction == Direction::Inbound,

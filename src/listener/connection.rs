@@ -123,12 +123,13 @@ impl Entry<'_> {
         if !inspects.tls && !inspects.http {
             return Ok(());
         }
+        let verdicts = &self.census.verdicts;
         if listener.races && self.arrival.inspected.prefix.is_empty() && stream.is_quiet() {
             if let Some((chain, proxy)) = self.if_silent(listener) {
                 let info = Rc::new(self.describe(listener, Some(&chain), None));
                 let dialler = Dialler { worker: self.worker };
-                let racing =
-                    race::first(&self.census.verdicts, stream, &proxy, info, &dialler, listener.ends_tls);
+                let may_be_tls = inspects.tls && may_end_tls(listener, &self.arrival);
+                let racing = race::first(verdicts, stream, &proxy, info, &dialler, may_be_tls);
                 match Box::pin(racing).await {
                     First::Client(early) => self.early = early.map(|early| (chain, early)),
                     First::Server(early) => {
@@ -138,7 +139,11 @@ impl Entry<'_> {
                 }
             }
         }
-        inspect::inspect(stream, inspects, &mut self.arrival.inspected).await
+        inspect::inspect(stream, inspects, &mut self.arrival.inspected).await?;
+        if listener.ends_tls && self.arrival.inspected.tls {
+            verdicts.begins_tls(self.arrival.local, self.arrival.remote);
+        }
+        Ok(())
     }
 
     /// The chain for a client that says nothing, if the server may speak first there.
@@ -174,6 +179,7 @@ impl Entry<'_> {
             metadata: arrival.metadata.clone(),
             tls: None,
             server_name,
+            listener: listener.name.clone(),
             filter_chain: chain.map_or_else(|| "".into(), |chain| chain.name.clone()),
             start: self.start,
             objects: arrival.objects.clone(),
@@ -387,16 +393,30 @@ fn with_objects(
     ConnectionInfo { objects, ..Rc::unwrap_or_clone(connection) }
 }
 
-/// The filter chain for a connection of which this was found.
-fn choose(listener: &Listener, inspected: &Inspected, arrival: &Arrival) -> Option<Arc<FilterChain>> {
-    let facts = ConnectionFacts {
+fn facts<'a>(inspected: &'a Inspected, arrival: &Arrival) -> ConnectionFacts<'a> {
+    ConnectionFacts {
         local: arrival.local,
         remote: arrival.remote,
         direct_remote: arrival.direct_remote,
         server_name: inspected.server_name.as_deref().unwrap_or_default(),
         transport: inspected.transport(),
         alpn: &inspected.alpn,
-    };
+    }
+}
+
+/// Whether TLS would be ended here, if the client began with a hello.
+fn may_end_tls(listener: &Listener, arrival: &Arrival) -> bool {
+    let ends = |chain: &Arc<FilterChain>| chain.tls.is_some();
+    let one = |index: usize| listener.chains.get(index).is_some_and(ends);
+    let nothing = Inspected::default();
+    listener.ends_tls
+        && (listener.default_chain.as_ref().is_some_and(ends)
+            || listener.index.may_find(&facts(&nothing, arrival), one))
+}
+
+/// The filter chain for a connection of which this was found.
+fn choose(listener: &Listener, inspected: &Inspected, arrival: &Arrival) -> Option<Arc<FilterChain>> {
+    let facts = facts(inspected, arrival);
     let found = listener.index.find(&facts).and_then(|index| listener.chains.get(index));
     found.or(listener.default_chain.as_ref()).cloned()
 }

@@ -137,6 +137,11 @@ impl Gate {
         self.next.get() < self.filters.len()
     }
 
+    /// Whether all filters have let the connection in, will not be asked again, and have left nothing that logs show.
+    pub fn is_over(&self) -> bool {
+        !self.decides() && !self.watches() && !self.is_refused() && self.told.borrow().is_empty()
+    }
+
     /// Whether what the client has sent may pass, once that is decided. Filters that decide once are asked the first time
     /// only.
     pub fn admits(&self) -> bool {
@@ -239,11 +244,9 @@ impl Gate {
 
     /// Whether a filter wants to be asked at every read.
     pub fn watches(&self) -> bool {
-        self.filters.iter().any(|filter| match filter {
-            NetworkFilter::Rbac(rbac) => rbac.continuous,
-            NetworkFilter::ExtAuthz(authz) => authz.enabled.is_some(),
-            _ => false,
-        })
+        let asked =
+            |filter: &&NetworkFilter| matches!(filter, NetworkFilter::Rbac(_) | NetworkFilter::ExtAuthz(_));
+        self.filters.iter().filter(asked).any(|filter| !filter.decides_once())
     }
 
     /// Whether it has refused.

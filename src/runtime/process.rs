@@ -1,5 +1,6 @@
 //! The process: sockets bound, workers started, signals and the admin port served, and the end.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,6 +127,13 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    // As in Envoy it ends nobody: others read their files again then.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP has no effect");
+        }
+    });
     let server = Server::new(count);
     let server = Arc::new(server);
     let drain = Arc::new(Drain::default());
@@ -228,6 +236,8 @@ async fn serve(
     tracing::info!("starting main dispatch loop");
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut stop_later: Option<(tokio::time::Instant, Stop)> = None;
+    // One for the whole time: it has to remember that there was an application.
+    let mut application_gone = pin!(application_gone(&flags));
     let ending = loop {
         let later = async {
             match stop_later {
@@ -248,7 +258,7 @@ async fn serve(
             relief = upgrades.next(&listeners) => break Ending::Replaced(relief),
             _ = reopen.recv() => access_log::reopen_all(),
             () = follow(&mut discovery, &listeners) => {}
-            () = application_gone(&flags) => {
+            () = &mut application_gone => {
                 tracing::info!("the application has gone");
                 break Ending::Drain;
             }

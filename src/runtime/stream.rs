@@ -145,6 +145,24 @@ impl Stream {
         each!(self, stream => stream.poll_read_ready(cx), tls => tls.poll_read_ready(cx))
     }
 
+    /// Ready when there is something to read: bytes, an end or an error, and not messages of TLS's own, nor a readiness that
+    /// nothing is behind. Consumes nothing.
+    pub fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            // What finds nothing takes the readiness away, so that the next is waited for.
+            let found = match self.is_plain() {
+                true => self.try_io(Interest::READABLE, || self.try_peek(&mut [0])),
+                false => self.try_peek(&mut [0]),
+            };
+            if !matches!(found, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return Poll::Ready(());
+            }
+        }
+    }
+
     /// Nobody reads it for now: what carries it does not keep what has come, where others are carried that must not
     /// suffer for that. Asks to be woken when more comes.
     pub fn gather(&self, cx: &mut Context<'_>) {

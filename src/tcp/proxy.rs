@@ -200,9 +200,9 @@ async fn end(fate: &mut watch::Receiver<Fate>) {
     let _ = fate.wait_for(|fate| matches!(fate, Fate::End)).await;
 }
 
-/// What a relay is told: to end, or to stop so that it can go on elsewhere.
-async fn order(fate: &mut watch::Receiver<Fate>, leaves: bool) -> Order {
-    let told = |fate: &Fate| matches!(fate, Fate::End) || leaves && matches!(fate, Fate::Leave(_));
+/// What a relay is told: to end, or to stop so that it can go on elsewhere if it may just then.
+async fn order(fate: &mut watch::Receiver<Fate>, leaves: impl Fn() -> bool) -> Order {
+    let told = |fate: &Fate| matches!(fate, Fate::End) || matches!(fate, Fate::Leave(_)) && leaves();
     match fate.wait_for(told).await {
         Ok(fate) if matches!(*fate, Fate::Leave(_)) => Order::Leave,
         _ => Order::Cut,
@@ -278,7 +278,6 @@ impl Session {
         // What only this process knows cannot go elsewhere.
         let mut leaves = downstream.is_plain()
             && upstream.stream.is_plain()
-            && gate.is_none()
             && self.info.metadata.is_none()
             && self.info.objects.is_none()
             && self.info.connection.objects.is_none();
@@ -289,7 +288,9 @@ impl Session {
                 }
                 upstream.host.shared.fails().await;
             };
-            let (mut told, may_leave) = (fate.clone(), leaves);
+            let mut told = fate.clone();
+            let (may, asked) = (leaves, gate.as_ref());
+            let may_leave = move || may && asked.is_none_or(Gate::is_over);
             let order = async {
                 tokio::select! {
                     order = order(&mut told, may_leave) => order,

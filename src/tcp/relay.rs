@@ -306,8 +306,8 @@ fn drive(
 
 /// Whether it is not known yet if what the client has sent may pass.
 fn is_undecided(cx: &mut Context<'_>, source: &Stream, meter: &impl Meter) -> bool {
-    // Without bytes there is nothing to decide on, and what is wrong with the stream shows when it is read.
-    matches!(source.poll_read_ready(cx), Poll::Ready(Ok(()))) && meter.poll_decided(cx).is_pending()
+    // Without bytes there is nothing to decide on. Nothing can be read then: readiness does not come while this task runs.
+    source.poll_spoken(cx).is_ready() && meter.poll_decided(cx).is_pending()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ struct Counts {
     paused: Cell<u32>,
     resumed: Cell<u32>,
     flushing: Cell<u32>,
+    undecided: Cell<bool>,
 }
 
 impl Meter for Counts {
@@ -30,6 +31,13 @@ impl Meter for Counts {
     }
     fn flushing(&self) {
         self.flushing.set(self.flushing.get() + 1);
+    }
+    fn decides(&self) -> bool {
+        self.undecided.get()
+    }
+    fn poll_decided(&self, _: &mut Context<'_>) -> Poll<()> {
+        self.undecided.set(false);
+        Poll::Ready(())
     }
 }
 
@@ -165,6 +173,23 @@ fn twice_unix(stream: UnixStream) -> (UnixStream, UnixStream) {
     let stream = stream.into_std().unwrap();
     let other = stream.try_clone().unwrap();
     (UnixStream::from_std(stream).unwrap(), UnixStream::from_std(other).unwrap())
+}
+
+#[test]
+fn a_client_that_says_nothing_is_not_decided_on() {
+    run(async {
+        let mut rig = rig(Options::default()).await;
+        rig.counts.undecided.set(true);
+        let mut got = [0; 5];
+        for _ in 0..3 {
+            rig.server.write_all(b"hello").await.unwrap();
+            rig.client.read_exact(&mut got).await.unwrap();
+            assert!(rig.counts.undecided.get());
+        }
+        rig.client.write_all(b"first").await.unwrap();
+        rig.server.read_exact(&mut got).await.unwrap();
+        assert!(!rig.counts.undecided.get());
+    });
 }
 
 #[test]

@@ -45,6 +45,7 @@ pub(crate) fn connection(remote: Option<SocketAddr>, local: Option<SocketAddr>) 
         direct_local: local,
         tls: None,
         server_name: None,
+        listener: "".into(),
         filter_chain: "".into(),
         start: Instant::now(),
         objects: None,

@@ -35,6 +35,8 @@ pub struct ConnectionInfo {
     pub tls: Option<Rc<TlsInfo>>,
     /// SNI.
     pub server_name: Option<Box<str>>,
+    /// Name of the listener.
+    pub listener: Arc<str>,
     /// Name of the filter chain.
     pub filter_chain: Arc<str>,
     /// When it was accepted.
@@ -201,6 +203,14 @@ pub fn dynamic_metadata_are_read() -> bool {
     METADATA_READ.load(Ordering::Relaxed)
 }
 
+/// Something that was configured reads metadata of routes.
+static ROUTES_READ: AtomicBool = AtomicBool::new(false);
+
+/// Notes that what is being compiled reads metadata of routes.
+pub fn read_route_metadata() {
+    ROUTES_READ.store(true, Ordering::Relaxed);
+}
+
 /// A place in a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trace {
@@ -255,6 +265,8 @@ pub struct StreamInfo {
     pub trace: Option<Box<Trace>>,
     /// Name of the route that matched.
     pub route_name: Option<Arc<str>>,
+    /// Its metadata, if anything reads those.
+    pub route_metadata: Option<Arc<DynamicMetadata>>,
     /// Cluster the request went to.
     pub cluster: Option<Arc<ClusterNames>>,
     /// The service that the cluster stands for, where it is known.
@@ -311,6 +323,14 @@ impl StreamTimes {
 }
 
 impl StreamInfo {
+    /// Notes the route that was taken.
+    pub fn taken(&mut self, name: &Option<Arc<str>>, metadata: Option<&Arc<DynamicMetadata>>) {
+        self.route_name.clone_from(name);
+        if metadata.is_some() && ROUTES_READ.load(Ordering::Relaxed) {
+            self.route_metadata = metadata.cloned();
+        }
+    }
+
     /// The record of a stream that starts now.
     pub fn new(connection: Rc<ConnectionInfo>, start: Instant, clock: WallClock) -> Self {
         Self {
@@ -335,6 +355,7 @@ impl StreamInfo {
             objects: None,
             trace: None,
             route_name: None,
+            route_metadata: None,
             cluster: None,
             service: None,
             peers: Peers::default(),

@@ -16,7 +16,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::identity::Identity;
 use super::name::{hex, rfc2253};
 use super::names::names_of;
-use super::params::{suite_name, version_name};
+use super::params::{group_name, suite_name, version_name};
 use crate::config::discovery::SanKind;
 use crate::runtime::tls_stream::TlsStream;
 
@@ -27,6 +27,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// As BoringSSL spells it.
     pub cipher: &'static str,
+    /// Of the key exchange, as BoringSSL spells it; empty where there was none.
+    pub group: &'static str,
     /// Who the peer is; `None` if it presented no certificate.
     pub peer: Option<Rc<Peer>>,
     /// What we presented.
@@ -38,13 +40,14 @@ pub struct TlsInfo {
 impl TlsInfo {
     /// Of a connection whose handshake is over.
     pub fn new(stream: &TlsStream, local: Option<Arc<Identity>>) -> Self {
-        let (version, cipher) = stream.agreed(|state| {
+        let (version, cipher, group) = stream.agreed(|state| {
             (
                 state.protocol_version().map_or("", version_name),
                 state.negotiated_cipher_suite().map_or("", |suite| suite_name(suite.suite())),
+                state.negotiated_key_exchange_group().map_or("", |group| group_name(group.name())),
             )
         });
-        Self { version, cipher, peer: stream.with_peer(Peer::of), local, lenient: false }
+        Self { version, cipher, group, peer: stream.with_peer(Peer::of), local, lenient: false }
     }
 
     /// Whether the peer has a certificate that was verified.

@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn weights_count_where_config_says_so() {
         let host = |weight: u32, priority: u32, health: Health| {
-            let template = HostTemplate { weight, priority, health, ..HostTemplate::default() };
+            let template =
+                HostTemplate { weight, priority, status: health.into(), ..HostTemplate::default() };
             Host::new(Address::Ip(([127, 0, 0, 1], 1).into()), template)
         };
         let hosts = vec![

@@ -18,7 +18,7 @@ use super::pool::leaving::Leavers;
 use super::pool::HostPool;
 use super::replay::ReplayBudget;
 use super::{Places, UpstreamError};
-use crate::config::balancing::{Askable, Criteria, LbPolicy, LocalityLb, OverrideHost};
+use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
 use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate};
 use crate::config::{Cluster, Host, HostSet};
 
@@ -243,9 +243,9 @@ impl ClusterLocal {
     #[cold]
     fn of_session(&self, view: &mut View, address: &[u8]) -> Option<Rc<HostPool>> {
         let View { set, pools, more, .. } = view;
-        let askable = self.cluster.balancing.askable;
-        let index = more.get_or_insert_with(Box::default).at(set, address, askable)?;
-        pools.get(index as usize).cloned()
+        let index = more.get_or_insert_with(Box::default).at(set, address)?;
+        let pool = pools.get(index as usize)?;
+        self.cluster.balancing.askable.has(pool.host.status()).then(|| pool.clone())
     }
 
     /// Counts what happened in a pick, and looks after a suspect host.
@@ -292,7 +292,7 @@ impl ClusterLocal {
             }
         }
         if let Some(wanted) = context.wanted {
-            let found = more.find(set, wanted, balancing.askable).and_then(|index| pools.get(index as usize));
+            let found = more.find(set, wanted).and_then(|index| pools.get(index as usize));
             if let Some(pool) = found {
                 return Some(pool.clone());
             }
@@ -534,26 +534,21 @@ impl More {
         plan
     }
 
-    /// The host whose turn it is of those that a request asks for, if it may be used.
-    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize), askable: Askable) -> Option<u32> {
+    /// The host whose turn it is of those that a request asks for. As in Envoy its health does not count: who chose
+    /// it knows better.
+    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize)) -> Option<u32> {
         let (list, turn) = wanted;
         let address = list.split(|byte| *byte == b',').nth(turn)?.trim_ascii();
-        self.at(set, address, askable)
+        self.at(set, address)
     }
 
-    /// The host at an address, if it may be asked for.
-    fn at(&mut self, set: &HostSet, address: &[u8], askable: Askable) -> Option<u32> {
+    /// The host at an address.
+    fn at(&mut self, set: &HostSet, address: &[u8]) -> Option<u32> {
         if self.addresses.is_empty() {
             let named = set.all.iter().enumerate();
             self.addresses = named.map(|(index, host)| (host.address_text.clone(), index as u32)).collect();
         }
-        let index = *self.addresses.get(std::str::from_utf8(address).ok()?)?;
-        let usable = match set.all.get(index as usize)?.health() {
-            Health::Healthy => true,
-            Health::Degraded => askable.degraded,
-            Health::Unhealthy => askable.unhealthy,
-        };
-        usable.then_some(index)
+        self.addresses.get(std::str::from_utf8(address).ok()?).copied()
     }
 }
 

@@ -12,7 +12,7 @@ fn set(hosts: &[(u32, u32, Health)]) -> HostSet {
             let template = HostTemplate {
                 weight: *weight,
                 priority: *priority,
-                health: *health,
+                status: (*health).into(),
                 ..HostTemplate::default()
             };
             Host::new(Address::Ip(address), template)

@@ -162,6 +162,17 @@ async fn a_request_under_way_is_finished_and_the_close_announced() {
     }
 }
 
+#[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let origin = Origin::with(false, |_| Answer::ok("ok")).await;
+    let template = Bootstrap::new().plain("main", "").render();
+    let proxy = Proxy::outrigger(&template, &origins(origin.port(), origin.port())).await;
+    let mut client = Client::connect(proxy.port("main")).await.unwrap();
+    proxy.signal(libc::SIGHUP);
+    assert!(eventually(DEADLINE, || async { proxy.output().contains("SIGHUP") }).await, "{}", proxy.output());
+    assert_eq!(client.exchange(GET).await.unwrap().text(), "ok");
+}
+
 /// Runs `outrigger` until it ends by itself.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new("timeout");

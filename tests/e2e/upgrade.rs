@@ -199,6 +199,41 @@ async fn connections_go_on_in_the_new_process() {
     assert!(command_line(third.0).is_none());
 }
 
+/// Filters that have let a connection in are behind it; those that have not heard of it yet are in the old process.
+#[tokio::test]
+async fn what_filters_have_let_in_goes_over_too() {
+    const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network";
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let door = format!(
+        "      - {{ name: c, typed_config: {{ \"@type\": {NETWORK}.connection_limit.v3.ConnectionLimit, stat_prefix: door, max_connections: 5 }} }}\n      - {{ name: r, typed_config: {{ \"@type\": {NETWORK}.rbac.v3.RBAC, stat_prefix: door, rules: {{ policies: {{ all: {{ permissions: [ {{ any: true }} ], principals: [ {{ any: true }} ] }} }} }} }} }}\n"
+    );
+    let template = relays(server.local_addr().expect("its address").port());
+    let template = template.replacen("      - { name: t,", &format!("{door}      - {{ name: t,"), 1);
+    let origin = Origin::start().await;
+    let values = origins(origin.port(), origin.port());
+    let place = place();
+    let mut plan = Plan::new(Kind::Outrigger, &template, &values);
+    let arguments = ["--socket-path", &place, "--drain-time-s", "20"];
+    plan.arguments = &arguments;
+    let proxy = Proxy::start(plan).await;
+    let (mut client, mut peer) = connection(&proxy, &server);
+    passes((&mut client, &mut peer), b"before");
+    let (mut silent, mut silent_peer) = connection(&proxy, &server);
+    passes((&mut silent_peer, &mut silent), b"a greeting");
+    let _second = upgraded(&["--socket-path", &place]);
+    let counted = || async {
+        let stats = proxy.stats().await;
+        let value = |name: &str| stats.get(name).copied();
+        value("cluster.bytes.upstream_cx_active") == Some(1)
+            && value("connection_limit.door.active_connections") == Some(1)
+    };
+    assert!(eventually(DEADLINE, counted).await, "{:?}\n{}", proxy.stats().await, proxy.output());
+    passes((&mut client, &mut peer), b"after");
+    passes((&mut peer, &mut client), b"and back");
+    passes((&mut silent, &mut silent_peer), b"its first words");
+    passes((&mut silent_peer, &mut silent), b"and back");
+}
+
 /// A program that says that it can take over, and then does something else.
 fn impostor(dir: &Path, then: &str) -> PathBuf {
     let file = dir.join("impostor");

@@ -109,7 +109,8 @@ pub fn add_load(result: &mut PeerResult, run: &RunResult, cpu_us: Option<f64>, l
     }
     let bad = requests.scheduled.saturating_sub(answered_well(run, load) + requests.in_flight);
     if bad > 0 {
-        let reasons: Vec<_> = requests.failed_by_reason.keys().map(String::as_str).collect();
+        let reasons = requests.failed_by_reason.keys().chain(Some(&requests.unexpected)).map(String::as_str);
+        let reasons: Vec<_> = reasons.filter(|text| !text.is_empty()).collect();
         result.note(format!("{bad} of {} had no good answer {}", requests.scheduled, reasons.join(", ")));
     }
     if !run.connections.tls.is_empty() {

@@ -369,6 +369,9 @@ impl Merged {
             }
         }
         let unsent = whole(|totals| totals.unsent);
+        let first = |text: fn(&Totals) -> &String| {
+            totals.iter().map(text).find(|text| !text.is_empty()).cloned().unwrap_or_default()
+        };
         let requests = Requests {
             scheduled: self.sum.sent + unsent,
             sent: self.sum.sent,
@@ -376,6 +379,7 @@ impl Merged {
             successful,
             failed: self.sum.failed,
             failed_by_reason: reasons(|totals| &totals.failed),
+            unexpected: first(|totals| &totals.unexpected),
             in_flight: whole(|totals| totals.in_flight),
             unsent,
         };
@@ -385,11 +389,7 @@ impl Merged {
             failed_by_reason: reasons(|totals| &totals.not_opened),
             lost: whole(|totals| totals.lost),
             resumed: whole(|totals| totals.resumed),
-            tls: totals
-                .iter()
-                .map(|totals| totals.tls.clone())
-                .find(|tls| !tls.is_empty())
-                .unwrap_or_default(),
+            tls: first(|totals| &totals.tls),
             connect: distributions(|totals| &totals.connect),
             tls_handshake: distributions(|totals| &totals.handshake),
         };

@@ -109,6 +109,9 @@ fn write(result: &RunResult, text: &mut String) -> std::fmt::Result {
     for (reason, count) in &requests.failed_by_reason {
         writeln!(text, "  failed, {reason}: {count}")?;
     }
+    if !requests.unexpected.is_empty() {
+        writeln!(text, "  no answer: {}", requests.unexpected)?;
+    }
     let connections = &result.connections;
     writeln!(
         text,

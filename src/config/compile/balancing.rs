@@ -41,13 +41,7 @@ pub(super) fn balancing(
         balancing.ignore_new_hosts = common.ignore_new_hosts_until_first_hc;
     }
     if let Some(set) = common.and_then(|common| common.override_host_status.as_ref()) {
-        let has = |status: core::HealthStatus| set.statuses.contains(&(status as i32));
-        let unhealthy =
-            [core::HealthStatus::Unhealthy, core::HealthStatus::Draining, core::HealthStatus::Timeout];
-        balancing.askable = Askable {
-            degraded: has(core::HealthStatus::Degraded),
-            unhealthy: unhealthy.into_iter().any(has),
-        };
+        balancing.askable = Askable::of(set.statuses().map(super::endpoints::status));
     }
     let runtime = environment.compiler.runtime.load();
     balancing.suspects = runtime.number(Balancing::SUSPECTS).is_none_or(|value| value > 0.0);

@@ -87,7 +87,11 @@ pub fn compile(
     }
     let (balancing, panic_threshold) = balancing?;
     let policy = assignment.and_then(|assignment| assignment.policy.as_ref());
-    let names = ClusterNames { name: name.clone(), stat_name: stat_name.clone() };
+    let names = ClusterNames {
+        name: name.clone(),
+        stat_name: stat_name.clone(),
+        metadata: super::metadata::noted(cluster.metadata.as_ref()),
+    };
     let mut compiled = Cluster {
         name,
         stat_name,

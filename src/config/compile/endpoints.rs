@@ -12,7 +12,7 @@ use outrigger_control_api::pb::envoy::r#type::v3::fractional_percent::Denominato
 
 use super::{duration, health_check, port, u32_or};
 use crate::config::balancing::HostMetadata;
-use crate::config::cluster::{Address, DnsName, Health, HostTemplate, InternalAddress, Locality};
+use crate::config::cluster::{Address, DnsName, HealthStatus, HostTemplate, InternalAddress, Locality};
 use crate::config::drops::DropOverload;
 use crate::config::problems::Problems;
 use crate::config::Host;
@@ -268,31 +268,27 @@ fn endpoint(
             priority: group.priority,
             locality: group.locality.clone(),
             locality_weight: group.weight,
-            health: health(entry.health_status()),
+            status: status(entry.health_status()),
             socket_match: super::cluster_tls::socket_match(entry.metadata.as_ref()),
             check: health_check::host_check(target.health_check_config.as_ref(), problems),
             metadata: HostMetadata::of(
                 entry.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.lb")),
             ),
             workload: group.workload(workload::of_endpoint(entry.metadata.as_ref())),
-            passed: match (address, &entry.metadata) {
-                (Some(core::address::Address::EnvoyInternalAddress(_)), Some(metadata)) => {
-                    Some(Arc::new(metadata.filter_metadata.clone().into_iter().collect()))
-                }
-                _ => None,
-            },
+            noted: super::metadata::noted(entry.metadata.as_ref()),
         };
         problems.at("address", |problems| each(address, template, problems));
     });
 }
 
-fn health(status: core::HealthStatus) -> Health {
+pub(super) fn status(status: core::HealthStatus) -> HealthStatus {
     match status {
-        core::HealthStatus::Unknown | core::HealthStatus::Healthy => Health::Healthy,
-        core::HealthStatus::Degraded => Health::Degraded,
-        core::HealthStatus::Unhealthy | core::HealthStatus::Draining | core::HealthStatus::Timeout => {
-            Health::Unhealthy
-        }
+        core::HealthStatus::Unknown => HealthStatus::Unknown,
+        core::HealthStatus::Healthy => HealthStatus::Healthy,
+        core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
+        core::HealthStatus::Draining => HealthStatus::Draining,
+        core::HealthStatus::Timeout => HealthStatus::Timeout,
+        core::HealthStatus::Degraded => HealthStatus::Degraded,
     }
 }
 

@@ -350,6 +350,8 @@ fn filters(
                         on_demand = compiled;
                     }
                 }
+                // The support table has said so.
+                _ if filter.is_optional => {}
                 found => {
                     unsupported = true;
                     let message = format!("the HTTP filter {} ({found}) is not supported yet", filter.name);

@@ -236,19 +236,13 @@ fn tag_value(config: &tag::CustomTag, problems: &mut Problems) -> Option<TagValu
         Type::Metadata(metadata) => {
             use metadata_kind::Kind;
             let key = metadata.metadata_key.as_ref()?;
-            match metadata.kind.as_ref().and_then(|kind| kind.kind.as_ref()) {
-                Some(Kind::Request(_)) | None => {
-                    format(&format!("%DYNAMIC_METADATA({})%", path(key)), &metadata.default_value, problems)
-                }
-                Some(kind) => {
-                    // Another kind is said by the support table.
-                    if matches!(kind, Kind::Cluster(_) | Kind::Host(_)) {
-                        problems.note("metadata.kind", "tags tell dynamic metadata of requests only");
-                    }
-                    let otherwise = metadata.default_value.as_str();
-                    (!otherwise.is_empty()).then(|| TagValue::Text(otherwise.into()))
-                }
-            }
+            let whose = match metadata.kind.as_ref().and_then(|kind| kind.kind.as_ref()) {
+                Some(Kind::Request(_)) | None => "DYNAMIC",
+                Some(Kind::Route(_)) => "ROUTE",
+                Some(Kind::Cluster(_)) => "CLUSTER",
+                Some(Kind::Host(_)) => "UPSTREAM_HOST",
+            };
+            format(&format!("%METADATA({whose}:{})%", path(key)), &metadata.default_value, problems)
         }
         Type::Value(text) => format(text, "", problems),
     }

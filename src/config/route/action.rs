@@ -34,6 +34,13 @@ pub enum Action {
     NonForwarding,
 }
 
+impl Action {
+    /// Whether requests are for a cluster, if only one that there is not.
+    pub fn has_clusters(&self) -> bool {
+        matches!(self, Self::Forward(_) | Self::NonForwarding)
+    }
+}
+
 /// A reply made from config.
 #[derive(Debug, Clone)]
 pub struct DirectResponse {

@@ -374,7 +374,7 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         response_headers: order(&response, &host.response, &scope.table_response),
         buffer_limit: (config.per_request_buffer_limit_bytes.map(|limit| limit.value)).or(host.buffer_limit),
         overrides: if level.is_empty() { host.overrides.clone() } else { merge(&levels) },
-        metadata: config.metadata.clone().map(Box::new),
+        metadata: crate::config::compile::metadata::noted(config.metadata.as_ref()),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| host.on_demand.clone()),
         stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
         limits,

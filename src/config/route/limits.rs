@@ -6,7 +6,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 use outrigger_control_api::pb::envoy::config::route::v3::rate_limit::action::{meta_data, ActionSpecifier};
 use outrigger_control_api::pb::envoy::config::route::v3::rate_limit::r#override::OverrideSpecifier;
@@ -170,7 +169,7 @@ pub struct LimitFacts<'a, R> {
     /// What filters have left.
     pub dynamic: Option<&'a DynamicMetadata>,
     /// Metadata of its route.
-    pub route: Option<&'a Metadata>,
+    pub route: Option<&'a DynamicMetadata>,
 }
 
 impl RateLimits {
@@ -474,7 +473,7 @@ impl Action {
             }
             Action::Metadata { key, namespace, path, default, route, skip } => {
                 let found = if *route {
-                    facts.route.and_then(|all| all.filter_metadata.get(&**namespace))
+                    facts.route.and_then(|all| all.get(&**namespace))
                 } else {
                     facts.dynamic.and_then(|all| all.get(&**namespace))
                 };

@@ -23,15 +23,14 @@ mod tests;
 
 use std::sync::{Arc, LazyLock};
 
-use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
-
 use self::domains::{without_port, Domains};
-use self::path::{matches, Conditions, RequestPath};
+use self::path::{matches, without_parameters, Conditions, RequestPath};
 use self::sleeping::{HostCell, Sleeping};
 use super::demand::RouteOnDemand;
 use super::headers::{HeaderKey, HeaderView, Known, RequestView};
 use super::{Cluster, Slot};
 use crate::http::trace::{Decorator, RouteTracing};
+use crate::telemetry::stream_info::DynamicMetadata;
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
@@ -104,7 +103,7 @@ pub struct Route {
     /// Most body bytes kept for retries and mirrors; `None` = the connection's limit.
     pub buffer_limit: Option<u32>,
     /// Free-form metadata.
-    pub metadata: Option<Box<Metadata>>,
+    pub metadata: Option<Arc<DynamicMetadata>>,
     /// What it says to HTTP filters, its virtual host's and table's words included.
     pub overrides: Option<Arc<Overrides>>,
     /// What it says to the on-demand filter: its own, or its virtual host's or table's.
@@ -158,7 +157,8 @@ impl RouteTable {
         if vhost.wants_tls(request) {
             return Selection::RequireTls(vhost);
         }
-        let path = RequestPath::new(request.path(), self.ignore_path_parameters);
+        let bare = if self.ignore_path_parameters { without_parameters(request.path()) } else { None };
+        let path = RequestPath::new(request.path(), bare.as_deref());
         let found = (vhost.routes.iter())
             .find(|route| matches(&route.matched, &route.conditions, path, request, random));
         match found {

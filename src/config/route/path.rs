@@ -44,13 +44,9 @@ pub(super) struct RequestPath<'r> {
 }
 
 impl<'r> RequestPath<'r> {
-    pub(super) fn new(full: &'r [u8], ignore_parameters: bool) -> Self {
-        let mut bare = without_query(full);
-        if ignore_parameters {
-            let end = memchr::memchr(b';', bare).unwrap_or(bare.len());
-            bare = bare.get(..end).unwrap_or(bare);
-        }
-        Self { full, bare }
+    /// `bare` is its path [`without_parameters`], where those are to be ignored.
+    pub(super) fn new(full: &'r [u8], bare: Option<&'r [u8]>) -> Self {
+        Self { full, bare: bare.unwrap_or_else(|| without_query(full)) }
     }
 }
 
@@ -58,6 +54,14 @@ impl<'r> RequestPath<'r> {
 pub(super) fn without_query(path: &[u8]) -> &[u8] {
     let end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
     path.get(..end).unwrap_or(path)
+}
+
+/// `path` without its query, and without what follows a semicolon in each of its segments; `None` if nothing does.
+pub(super) fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
+    let path = without_query(path);
+    memchr::memchr(b';', path)?;
+    let segments = path.split(|byte| *byte == b'/').map(|segment| segment.split(|byte| *byte == b';').next());
+    Some(segments.map(Option::unwrap_or_default).collect::<Vec<_>>().join(&b'/'))
 }
 
 impl PathText {
@@ -140,7 +144,7 @@ impl RequestMatch {
 
     /// Whether a request meets it.
     pub fn matches<R: RequestView>(&self, request: &R) -> bool {
-        matches(&self.matched, &self.conditions, RequestPath::new(request.path(), false), request, 0)
+        matches(&self.matched, &self.conditions, RequestPath::new(request.path(), None), request, 0)
     }
 }
 

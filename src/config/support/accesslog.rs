@@ -1,5 +1,6 @@
 //! Access loggers and the formats they share with local replies.
 
+use super::whole;
 use outrigger_control_api::support::MessageSupport;
 
 /// What is supported of access logs.
@@ -238,18 +239,9 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    MessageSupport {
-        message: "envoy.extensions.formatter.metadata.v3.Metadata",
-        implemented: &[],
-        observe: &[("*", "%METADATA% is written as a missing value; %DYNAMIC_METADATA% has one")],
-        rejected: &[],
-    },
-    MessageSupport {
-        message: "envoy.extensions.formatter.cel.v3.Cel",
-        implemented: &[],
-        observe: &[("*", "%CEL% is written as a missing value")],
-        rejected: &[],
-    },
+    // They have no fields; %METADATA% and %CEL% are known without them.
+    whole("envoy.extensions.formatter.metadata.v3.Metadata"),
+    whole("envoy.extensions.formatter.cel.v3.Cel"),
     MessageSupport {
         message: "envoy.config.core.v3.JsonFormatOptions",
         implemented: &[],

@@ -62,14 +62,11 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "lrs_report_endpoint_metrics",
             "close_connections_on_host_health_failure",
             "filters",
+            "metadata",
         ],
         observe: &[
             ("dns_jitter", "refreshes are not spread"),
             ("wait_for_warm_on_init", "starting never waits for a cluster"),
-            (
-                "metadata",
-                "what Istio's filters look for in `istio`, and what an internal upstream passes on, takes effect",
-            ),
             ("lrs_server", "loads are reported to load_stats_config of the bootstrap, as in Envoy"),
             ("track_timeout_budgets", "timeout budgets are not tracked"),
             ("track_cluster_stats", "timeout budgets and sizes are not tracked"),

@@ -3,7 +3,7 @@
 use outrigger_control_api::support::MessageSupport;
 
 const NO_TRACING: &str = "there is no tracing yet";
-const METADATA: &str = "only filters and formats read it, and those that do are refused";
+const METADATA: &str = "nothing tells or reads it";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
 const HEDGES: &str = "without effect in Envoy too; a request is hedged when the time of a try is up";
@@ -91,8 +91,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "typed_per_filter_config",
             "decorator",
             "tracing",
+            "metadata",
         ],
-        observe: &[("metadata", METADATA), ("stat_prefix", "statistics are not kept by route")],
+        observe: &[("stat_prefix", "statistics are not kept by route")],
         rejected: &[
             ("filter_action", "filter actions are not supported"),
             ("request_body_buffer_limit", BUFFER_LIMIT),

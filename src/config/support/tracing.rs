@@ -83,13 +83,9 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.type.tracing.v3.CustomTag.Environment"),
     whole("envoy.type.tracing.v3.CustomTag.Header"),
     whole("envoy.type.tracing.v3.CustomTag.Metadata"),
-    MessageSupport {
-        message: "envoy.type.metadata.v3.MetadataKind",
-        implemented: &["request", "cluster", "host"],
-        observe: &[("route", "tags tell dynamic metadata of requests only")],
-        rejected: &[],
-    },
+    whole("envoy.type.metadata.v3.MetadataKind"),
     whole("envoy.type.metadata.v3.MetadataKind.Request"),
+    whole("envoy.type.metadata.v3.MetadataKind.Route"),
     whole("envoy.type.metadata.v3.MetadataKind.Cluster"),
     whole("envoy.type.metadata.v3.MetadataKind.Host"),
 ];

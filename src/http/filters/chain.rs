@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{bandwidth_limit, custom_response, header_to_metadata, Active, Awaited, Encoder};
 use crate::config::http::HttpFilter;
@@ -138,6 +138,14 @@ impl Course {
         };
     }
 
+    /// A filter's answer: what its route does to responses is done to it too.
+    pub(in crate::http) fn answered(&self, reply: Reply) -> Reply {
+        match self.route().filter(|route| route.action.has_clusters()) {
+            Some(route) => reply.on(route, self.choice),
+            None => reply,
+        }
+    }
+
     /// The route, if there is one.
     pub(super) fn route(&self) -> Option<&Arc<Route>> {
         self.found.route()
@@ -214,8 +222,7 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
                 header_to_metadata::Config::encoder(config, over).map(Encoder::HeaderToMetadata)
             }
             HttpFilter::CustomResponse(config) => {
-                let route = course.route().filter(|_| course.forwards()).cloned();
-                Some(Encoder::CustomResponse(custom_response::Config::encoder(config, over, route)))
+                Some(Encoder::CustomResponse(custom_response::Config::encoder(config, over)))
             }
             HttpFilter::AdmissionControl(config) => Some(Encoder::AdmissionControl(config.clone())),
             HttpFilter::BandwidthLimit(config) => {
@@ -304,16 +311,20 @@ fn note_cluster(ex: &mut Exchange<'_>, course: &Course) {
 ///
 /// # Errors
 /// The client is gone.
-pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<Option<Reply>, ()> {
-    let idle = ex.manager.timeouts.stream_idle.map(|idle| Instant::now() + idle);
+pub(in crate::http) async fn wait(
+    ex: &mut Exchange<'_>,
+    course: &Course,
+    wait: Wait,
+) -> Result<Option<Reply>, ()> {
+    let patience = Patience::of(ex, course);
     let until = match wait {
         Wait::Until(until) => until,
-        Wait::Body(most) => return collect(ex, most, Take::Measured, idle).await,
-        Wait::Hold(most) => return collect(ex, most, Take::Whole, idle).await,
-        Wait::Prefix(most) => return collect(ex, most, Take::Beginning, idle).await,
-        Wait::Answer => return answer(ex, idle).await,
+        Wait::Body(most) => return collect(ex, most, Take::Measured, patience).await,
+        Wait::Hold(most) => return collect(ex, most, Take::Whole, patience).await,
+        Wait::Prefix(most) => return collect(ex, most, Take::Beginning, patience).await,
+        Wait::Answer => return answer(ex, patience).await,
     };
-    let deadline = idle.map_or(until, |idle| idle.min(until));
+    let deadline = patience.end(ex.upload.is_received()).map_or(until, |end| end.min(until));
     let waited = poll_fn(|context| {
         let down = &mut *ex.down;
         down.client.nudge(context);
@@ -329,11 +340,11 @@ pub(in crate::http) async fn wait(ex: &mut Exchange<'_>, wait: Wait) -> Result<O
     if deadline == until {
         return Ok(None);
     }
-    Ok(Some(idle_reply(ex)))
+    Ok(Some(patience.reply(ex)))
 }
 
 /// Waits for what a filter has asked for.
-async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<Reply>, ()> {
+async fn answer(ex: &mut Exchange<'_>, mut patience: Patience) -> Result<Option<Reply>, ()> {
     let Some(mut pending) = active(ex).pending.take() else { return Ok(None) };
     // The body comes in meanwhile, as far as it may be held: a client that has sent all of it may be refused and stay.
     let upgrade = ex.request.as_ref().is_some_and(RequestHead::opens_tunnel);
@@ -345,6 +356,7 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
             return Poll::Ready(Ok(Some(awaited)));
         }
         let Exchange { upload, down, .. } = &mut *ex;
+        let before = body.len();
         while takes && !upload.is_passed() && body.len() < down.buffer_limit {
             let mut shelf = Out::Wire(OutBuf::default());
             let each = |piece: Seen<'_>| match piece {
@@ -369,7 +381,8 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
         if down.client.poll_gone(upload.is_received(), down.buffer_limit, context).is_ready() {
             return Poll::Ready(Err(()));
         }
-        down.timer.poll(idle, context).map(|()| Ok(None))
+        patience.note(body.len() > before);
+        down.timer.poll(patience.end(upload.is_received()), context).map(|()| Ok(None))
     })
     .await;
     ex.now = Instant::now();
@@ -389,17 +402,68 @@ async fn answer(ex: &mut Exchange<'_>, idle: Option<Instant>) -> Result<Option<R
                 active(ex).awaited = Some(Awaited::Reply(reply));
                 None
             }
-            None => Some(idle_reply(ex)),
+            None => Some(patience.reply(ex)),
         }),
     }
 }
 
-/// The answer to a request that has waited too long.
-fn idle_reply(ex: &mut Exchange<'_>) -> Reply {
-    ex.manager.stats.downstream_rq_idle_timeout.increment(1);
-    ex.info.flags.insert(ResponseFlags::SI);
-    let status = if ex.upload.is_received() { 504 } else { 408 };
-    Reply::new(status, "stream_idle_timeout").body("stream timeout")
+/// How long a request may be among filters, by the route that it is on.
+struct Patience {
+    /// Without a piece of it that comes.
+    idle: Option<Duration>,
+    active: Instant,
+    /// When all of it must have come.
+    request: Option<Instant>,
+    /// When its stream ends.
+    life: Option<Instant>,
+}
+
+impl Patience {
+    fn of(ex: &Exchange<'_>, course: &Course) -> Self {
+        let (timeouts, forward) = (&ex.manager.timeouts, course.forward());
+        let idle = forward.and_then(|forward| forward.idle_timeout).unwrap_or(timeouts.stream_idle);
+        let life = forward.and_then(|forward| forward.max_stream_duration);
+        let tunnel = ex.request.as_ref().is_some_and(RequestHead::opens_tunnel);
+        let start = ex.info.start;
+        Self {
+            idle,
+            active: Instant::now(),
+            // That of a tunnel never ends.
+            request: timeouts.request.filter(|_| !tunnel).map(|timeout| start + timeout),
+            life: life.unwrap_or(timeouts.max_stream_duration).map(|life| start + life),
+        }
+    }
+
+    fn note(&mut self, moved: bool) {
+        if moved && self.idle.is_some() {
+            self.active = Instant::now();
+        }
+    }
+
+    /// When it is over; `received` says that all of the request is there.
+    fn end(&self, received: bool) -> Option<Instant> {
+        let idle = self.idle.map(|idle| self.active + idle);
+        [idle, self.request.filter(|_| !received), self.life].into_iter().flatten().min()
+    }
+
+    /// The answer to who has waited too long.
+    fn reply(&self, ex: &mut Exchange<'_>) -> Reply {
+        let received = ex.upload.is_received();
+        let (end, stats) = (self.end(received), &ex.manager.stats);
+        if end == self.life {
+            stats.downstream_rq_max_duration_reached.increment(1);
+            // DEADLINE_EXCEEDED
+            let reply = Reply::new(504, "max_duration_timeout").grpc_status(Some("4".into()));
+            return reply.body("downstream duration timeout");
+        }
+        if !received && end == self.request {
+            stats.downstream_rq_timeout.increment(1);
+            return Reply::new(408, "request_overall_timeout").body("request timeout");
+        }
+        stats.downstream_rq_idle_timeout.increment(1);
+        ex.info.flags.insert(ResponseFlags::SI);
+        Reply::new(if received { 504 } else { 408 }, "stream_idle_timeout").body("stream timeout")
+    }
 }
 
 /// How much of a body is taken in.
@@ -416,13 +480,14 @@ async fn collect(
     ex: &mut Exchange<'_>,
     most: usize,
     take: Take,
-    idle: Option<Instant>,
+    mut patience: Patience,
 ) -> Result<Option<Reply>, ()> {
     // Another filter may have taken in the beginning.
     let mut body = active(ex).body.take().map(Vec::from).unwrap_or_default();
     let collected = poll_fn(|context| {
         let Exchange { upload, down, .. } = &mut *ex;
         down.client.nudge(context);
+        let before = body.len();
         loop {
             let mut shelf = Out::Wire(OutBuf::default());
             let each = |piece: Seen<'_>| match piece {
@@ -448,7 +513,8 @@ async fn collect(
                 Poll::Pending => break,
             }
         }
-        down.timer.poll(idle, context).map(|()| Collected::Idle)
+        patience.note(body.len() > before);
+        down.timer.poll(patience.end(upload.is_received()), context).map(|()| Collected::Late)
     })
     .await;
     ex.now = Instant::now();
@@ -479,7 +545,7 @@ async fn collect(
             let body = crate::http::head::reason(refusal.status);
             Ok(Some(Reply::new(refusal.status, refusal.details).body(body)))
         }
-        Collected::Idle => Ok(Some(idle_reply(ex))),
+        Collected::Late => Ok(Some(patience.reply(ex))),
         Collected::Answer(reply) => {
             active(ex).awaited = Some(Awaited::Reply(reply));
             Ok(None)
@@ -494,7 +560,7 @@ enum Collected {
     Enough,
     TooLarge,
     Refused(Refusal),
-    Idle,
+    Late,
     /// A filter wants this answered.
     Answer(Box<Reply>),
     Gone,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::Turn;
 use crate::config::http::BodyFormat;
 use crate::config::matcher::StringMatcher;
-use crate::config::route::{HeaderOps, Override, PathMatch, Redirect, Route, RouteFilter};
+use crate::config::route::{HeaderOps, Override, PathMatch, Redirect, RouteFilter};
 use crate::config::{HeaderKey, HeaderView, Known};
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::{RequestHead, ResponseHead};
@@ -117,8 +117,6 @@ pub enum Place {
 pub(super) struct Answers {
     /// Of the filter, or of the route.
     config: Source,
-    /// The request's route, if it is forwarded.
-    route: Option<Arc<Route>>,
 }
 
 #[derive(Debug)]
@@ -129,13 +127,13 @@ enum Source {
 
 impl Config {
     /// What is to be done to the response.
-    pub(super) fn encoder(config: &Arc<Self>, over: Option<&Override>, route: Option<Arc<Route>>) -> Answers {
+    pub(super) fn encoder(config: &Arc<Self>, over: Option<&Override>) -> Answers {
         let said = over.and_then(|over| over.levels.first());
         let source = match said {
             Some(said) if matches!(**said, RouteFilter::CustomResponse(_)) => Source::Route(said.clone()),
             _ => Source::Filter(config.clone()),
         };
-        Answers { config: source, route }
+        Answers { config: source }
     }
 
     fn policy(&self, seen: &Seen<'_, '_>) -> Option<Found<'_>> {
@@ -257,9 +255,6 @@ impl Answers {
             reply.body = body.into();
         } else if let Some(body) = &policy.body {
             reply.body = body.clone();
-        }
-        if let Some(route) = &self.route {
-            reply = reply.route(route.clone());
         }
         Some(Turn::Reply(Box::new(reply.changed(policy.headers.clone()).direct())))
     }

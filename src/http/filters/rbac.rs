@@ -3,21 +3,18 @@
 //! Comes in: a request's head, its connection and its route. Goes out: 403, or nothing; dynamic metadata that tell what
 //! was decided. The rules are [`crate::policy::rbac`]'s.
 
-use std::sync::LazyLock;
-
-use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
-
 use super::chain::{At, Step};
 use crate::config::route::RouteFilter;
 use crate::http::exchange::{Exchange, Reply};
 use crate::policy::rbac::{Facts, Filter};
 use crate::telemetry::stream_info::dynamic_metadata_are_read;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 /// Whose metadata they are, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.rbac";
 
 /// Those of a route that has none.
-static NO_METADATA: LazyLock<Metadata> = LazyLock::new(Metadata::default);
+static NO_METADATA: DynamicMetadata = DynamicMetadata::new();
 
 /// What is known of a request; `None` while there is none.
 pub(super) fn facts<'a>(ex: &'a Exchange<'_>, at: &'a At<'_>) -> Option<Facts<'a>> {

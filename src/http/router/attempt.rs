@@ -286,11 +286,13 @@ impl Attempts<'_> {
         if let Discovery::OriginalDst { header, port_override } = &self.cluster.cluster.discovery {
             let named =
                 header.as_ref().zip(ex.request.as_ref()).and_then(|(key, request)| request.first(key));
-            let named =
+            let parsed =
                 named.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.parse().ok());
-            let named = ex.info.destination().or(named);
-            let Some(mut address) = named.or_else(|| ex.info.connection.restored()) else {
+            let told = ex.info.destination().or(parsed);
+            if named.is_some() && told.is_none() {
                 self.cluster.cluster.stats().original_dst_host_invalid.increment(1);
+            }
+            let Some(mut address) = told.or_else(|| ex.info.connection.restored()) else {
                 return Err(UpstreamError::NoHealthyHost);
             };
             if let Some(port) = port_override {

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::route::{Forward, GrpcTimeoutLimits};
-use crate::config::{Cluster, Known};
+use crate::config::{Cluster, Known, RequestView};
 use crate::http::exchange::Exchange;
 
 /// Which deadline passed.
@@ -43,6 +43,8 @@ pub(super) struct Deadlines {
     duration: Option<Instant>,
     /// The stream's longest life.
     pub(super) life: Option<Duration>,
+    /// What is expected of the upstream is told as `grpc-timeout` too (`max_grpc_timeout`).
+    pub(super) grpc_told: bool,
     /// The whole request has come; never so where another protocol follows its head.
     complete: bool,
     /// This try has a connection.
@@ -170,15 +172,27 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
     };
     let mut route_timeout = forward.timeout;
     let mut duration = forward.max_stream_duration.unwrap_or(manager.timeouts.max_stream_duration);
+    let mut grpc_told = false;
     if let Some(grpc) = &forward.grpc_timeout {
-        if let Some(asked) =
-            request.and_then(|request| request.fields.get(Known::GrpcTimeout)).and_then(grpc_timeout)
-        {
-            let asked = grpc.max.filter(|max| !max.is_zero()).map_or(asked, |max| asked.min(max));
-            let asked = asked.saturating_sub(grpc.offset);
-            match grpc.limits {
-                GrpcTimeoutLimits::Route => route_timeout = Some(asked).filter(|asked| !asked.is_zero()),
-                GrpcTimeoutLimits::Stream => duration = Some(asked),
+        let asked = request.and_then(|request| request.fields.get(Known::GrpcTimeout)).and_then(grpc_timeout);
+        let max = grpc.max.filter(|max| !max.is_zero());
+        match (grpc.limits, asked) {
+            (GrpcTimeoutLimits::Route, asked) if request.is_some_and(|request| request.is_grpc()) => {
+                // None and zero are the same: no end. The offset never makes an end of what has none, nor takes it away.
+                let asked = asked.filter(|asked| !asked.is_zero());
+                let asked = asked.map(|asked| {
+                    asked.checked_sub(grpc.offset).filter(|left| !left.is_zero()).unwrap_or(asked)
+                });
+                route_timeout = match (asked, max) {
+                    (Some(asked), Some(max)) => Some(asked.min(max)),
+                    (asked, max) => asked.or(max),
+                };
+                grpc_told = true;
+            }
+            (GrpcTimeoutLimits::Route, _) | (GrpcTimeoutLimits::Stream, None) => {}
+            (GrpcTimeoutLimits::Stream, Some(asked)) => {
+                let asked = max.map_or(asked, |max| asked.min(max));
+                duration = Some(asked.saturating_sub(grpc.offset));
             }
         }
     }
@@ -219,6 +233,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         idle: idle_timeout.map(|idle| start + idle),
         duration: duration.map(|duration| start + duration),
         life: duration,
+        grpc_told,
         complete: false,
         connected: false,
         hedge,
@@ -288,6 +303,7 @@ mod tests {
             idle: after(500),
             duration: after(900),
             life: None,
+            grpc_told: false,
             complete: false,
             connected: false,
             hedge: false,

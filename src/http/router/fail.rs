@@ -2,14 +2,13 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Ended, Failure};
 use crate::config::drops::{DropOverload, Refusal};
-use crate::config::route::{Forward, Route};
+use crate::config::route::Forward;
 use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::filters::session;
@@ -27,7 +26,7 @@ struct Told {
     /// The upstream is charged with the status.
     charged: bool,
     grpc: Option<&'static str>,
-    /// It is the connection manager that ends the stream: what the route does to responses does not apply.
+    /// It is the connection manager that ends the stream.
     by_manager: bool,
 }
 
@@ -95,7 +94,7 @@ impl Told {
     }
 
     #[inline]
-    fn reply(self, ex: &Exchange<'_>, route: &Arc<Route>, forward: &Forward) -> Reply {
+    fn reply(self, ex: &Exchange<'_>, forward: &Forward) -> Reply {
         let reply = Reply::new(self.status, self.details)
             .text(self.body)
             .marker((self.flag == ResponseFlags::UO).then_some("x-envoy-overloaded"))
@@ -104,17 +103,12 @@ impl Told {
             return reply;
         }
         let attempts = forward.include_attempt_count_in_response.then_some(ex.info.attempts);
-        reply.attempts(attempts).route(route.clone())
+        reply.attempts(attempts)
     }
 }
 
 /// The answer to a request that runtime or the control plane wants refused before a host is asked.
-pub(super) fn refuse(
-    ex: &mut Exchange<'_>,
-    route: &Arc<Route>,
-    cluster: &Cluster,
-    refusal: Refusal,
-) -> Reply {
+pub(super) fn refuse(ex: &mut Exchange<'_>, cluster: &Cluster, refusal: Refusal) -> Reply {
     let stats = cluster.stats();
     let (flag, details, body, marker) = match refusal {
         Refusal::Maintenance => {
@@ -136,21 +130,16 @@ pub(super) fn refuse(
     stats.responses.count(503);
     stats.upstream_rq_completed.increment(1);
     ex.info.flags.insert(flag);
-    Reply::new(503, details).body(body).marker(Some(marker)).route(route.clone())
+    Reply::new(503, details).body(body).marker(Some(marker))
 }
 
 /// The answer to a request that a breaker has refused before there was a try.
-pub(super) fn overflow(
-    ex: &mut Exchange<'_>,
-    route: &Arc<Route>,
-    forward: &Forward,
-    cluster: &Cluster,
-) -> Reply {
+pub(super) fn overflow(ex: &mut Exchange<'_>, forward: &Forward, cluster: &Cluster) -> Reply {
     cluster.drops.total.fetch_add(1, Ordering::Relaxed);
     let told = Told::overflow(ex);
     ex.info.flags.insert(told.flag);
     told.charge(ex, cluster, true);
-    told.reply(ex, route, forward)
+    told.reply(ex, forward)
 }
 
 impl Attempts<'_> {
@@ -306,7 +295,7 @@ impl Attempts<'_> {
         // What follows the head was for another protocol.
         ex.close |= self.upgrade;
         told.charge(ex, &self.cluster.cluster, reached_host);
-        told.reply(ex, self.route, self.forward).into()
+        told.reply(ex, self.forward).into()
     }
 
     fn late(&self, ex: &Exchange<'_>, expired: Expired) -> Told {

@@ -42,9 +42,6 @@ pub(super) fn mirror(
             let authority = shadow_authority(copy.authority());
             copy.set_authority(&authority);
         }
-        if forward.include_request_attempt_count {
-            copy.fields.set_known(Known::XEnvoyAttemptCount, b"1");
-        }
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
         // It comes from this machine.
         manager::append_forwarded_for(&mut copy, ex.worker.own_address.as_bytes());

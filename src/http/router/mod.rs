@@ -200,7 +200,7 @@ pub(in crate::http) async fn forward(
         filters::on_cluster(ex);
     }
     if let Some(refusal) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
-        return fail::refuse(ex, route, &cluster.cluster, refusal).into();
+        return fail::refuse(ex, &cluster.cluster, refusal).into();
     }
     let Some(request) = &ex.request else { return End::Gone.into() };
     let mut terminate = false;
@@ -222,9 +222,10 @@ pub(in crate::http) async fn forward(
             let Some(request) = &mut ex.request else { return End::Gone.into() };
             prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
         }
-        let reply = fail::overflow(ex, route, forward, &cluster.cluster);
-        // A filter may have waited.
-        return if ex.manager.filters.is_empty() { reply.at_once() } else { reply }.into();
+        let reply = fail::overflow(ex, forward, &cluster.cluster);
+        // A filter may have waited, or who looked for what the control plane gives on demand.
+        let waited = !ex.manager.filters.is_empty() || ex.manager.on_demand.is_some();
+        return if waited { reply } else { reply.at_once() }.into();
     }
     let deadlines = deadlines(ex, forward, &cluster.cluster, upgrade);
     let Some(request) = &mut ex.request else { return End::Gone.into() };
@@ -285,7 +286,8 @@ fn is_refused_at_once(ex: &mut Exchange<'_>, forward: &Forward, cluster: &Cluste
         && forward.metadata_match.is_none()
         && forward.mirrors.is_empty()
         && !cluster.is_aggregate()
-        && !ex.manager.scheme_follows;
+        && !ex.manager.scheme_follows
+        && filters::session(ex).is_none_or(|session| session.wanted().is_none());
     let Some(pool) = plain.then(|| cluster.next()).flatten() else { return false };
     let refused = RequestPermit::is_refused(&cluster.cluster, forward.priority);
     if refused {

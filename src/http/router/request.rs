@@ -35,18 +35,24 @@ pub(super) fn prepare(
     options: &RouterOptions,
 ) {
     request.fields.remove_set(CONTROLS);
+    if forward.include_request_attempt_count {
+        request.fields.set_known(Known::XEnvoyAttemptCount, b"1");
+    }
     let told = options.respect_expected_rq_timeout && request.fields.has(Known::XEnvoyExpectedRqTimeoutMs);
     if !told {
         request.fields.remove_known(Known::XEnvoyExpectedRqTimeoutMs);
     }
-    if !options.suppress_envoy_headers && !told {
-        let of_try = deadlines.try_timeout.filter(|_| !deadlines.hedge);
-        if let Some(expected) = of_try.or(deadlines.route_timeout) {
+    let of_try = deadlines.try_timeout.filter(|_| !deadlines.hedge);
+    if let Some(expected) = of_try.or(deadlines.route_timeout) {
+        if !options.suppress_envoy_headers && !told {
             let mut digits = itoa::Buffer::new();
             request.fields.push_known(
                 Known::XEnvoyExpectedRqTimeoutMs,
                 digits.format(whole_millis(expected)).as_bytes(),
             );
+        }
+        if deadlines.grpc_told {
+            request.fields.set_known(Known::GrpcTimeout, grpc_timeout_text(expected).as_bytes());
         }
     }
     // What limits the stream here limits it further on.
@@ -65,9 +71,11 @@ pub(super) fn prepare(
         rewrite_host(request, &host, forward.append_x_forwarded_host);
     }
     if let Some(path) = forward.rewritten_path(&route.matched, request.path()) {
-        // Also where it stays what it was.
-        let original = request.path().to_vec();
-        request.fields.set_known(Known::XEnvoyOriginalPath, &original);
+        if !options.suppress_envoy_headers {
+            // Also where it stays what it was.
+            let original = request.path().to_vec();
+            request.fields.set_known(Known::XEnvoyOriginalPath, &original);
+        }
         request.set_path(&path);
     }
 }
@@ -105,7 +113,7 @@ impl Attempts<'_> {
                 );
             }
         }
-        if self.forward.include_request_attempt_count {
+        if self.forward.include_request_attempt_count && ex.info.attempts > 1 {
             let mut digits = itoa::Buffer::new();
             request.fields.set_known(Known::XEnvoyAttemptCount, digits.format(ex.info.attempts).as_bytes());
         }

@@ -214,6 +214,7 @@ fn record(port: &Port, key: Option<Key>, start: Instant) -> StreamInfo {
         direct_local: local,
         tls: None,
         server_name: None,
+        listener: "".into(),
         filter_chain: "".into(),
         start,
         inbound: false,

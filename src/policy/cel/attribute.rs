@@ -10,7 +10,7 @@ use super::{CelError, Subject};
 use crate::config::discovery::SanKind;
 use crate::config::{HeaderKey, HeaderView, Known};
 use crate::telemetry::format::told_grpc_status;
-use crate::telemetry::stream_info::{Protocol, StreamInfo};
+use crate::telemetry::stream_info::{read_route_metadata, DynamicMetadata, Protocol, StreamInfo};
 use crate::tls::peer::Facts as Certificate;
 use crate::tls::TlsInfo;
 
@@ -91,6 +91,9 @@ pub(super) enum Attribute {
     Attempts,
     Tls(Side, Tls),
     Metadata,
+    RouteMetadata,
+    ClusterMetadata,
+    HostMetadata,
     FilterState,
     RouteName,
     ClusterName,
@@ -109,10 +112,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("upstream", "locality"),
     ("upstream", "cx_pool_ready_duration"),
     ("xds", "node"),
-    ("xds", "cluster_metadata"),
     ("xds", "listener_metadata"),
-    ("xds", "route_metadata"),
-    ("xds", "upstream_host_metadata"),
     ("xds", "upstream_host_locality_metadata"),
     ("xds", "virtual_host_name"),
     ("xds", "virtual_host_metadata"),
@@ -177,6 +177,12 @@ impl Attribute {
             ("upstream", "request_attempt_count") => Some(Attribute::Attempts),
             ("upstream", name) => tls(Side::Upstream, name),
             ("metadata", "filter_metadata") => Some(Attribute::Metadata),
+            ("xds", "route_metadata") => {
+                read_route_metadata();
+                Some(Attribute::RouteMetadata)
+            }
+            ("xds", "cluster_metadata") => Some(Attribute::ClusterMetadata),
+            ("xds", "upstream_host_metadata") => Some(Attribute::HostMetadata),
             ("xds", "route_name") => Some(Attribute::RouteName),
             ("xds", "cluster_name") => Some(Attribute::ClusterName),
             ("xds", "filter_chain_name") => Some(Attribute::FilterChainName),
@@ -271,6 +277,9 @@ impl Attribute {
                 what.read(tls?)
             }
             Attribute::Metadata => subject.dynamic.map(Value::Namespaces),
+            Attribute::RouteMetadata => whole(stream?.route_metadata.as_deref()?),
+            Attribute::ClusterMetadata => whole(stream?.cluster.as_ref()?.metadata.as_deref()?),
+            Attribute::HostMetadata => whole(stream?.host.as_ref()?.template.noted.as_deref()?),
             Attribute::FilterState => stream.map(Value::State),
             Attribute::RouteName => Some(text(stream?.route_name.as_deref().unwrap_or_default())),
             Attribute::ClusterName => stream?.cluster.as_ref().map(|names| text(&names.name)),
@@ -303,6 +312,11 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
 
 fn first<'a>(head: &'a dyn HeaderView, key: &HeaderKey) -> Option<&'a [u8]> {
     head.first(key)
+}
+
+/// Metadata of a resource, as expressions see the message.
+fn whole(all: &DynamicMetadata) -> Option<Value<'_>> {
+    Some(Value::Map(vec![(text("filter_metadata"), Value::Namespaces(all))]))
 }
 
 fn text(text: &str) -> Value<'_> {

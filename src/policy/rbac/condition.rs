@@ -191,7 +191,7 @@ impl Condition {
             Self::Expression(expression) => expression.is_true(&Subject::from(facts)),
             Self::Metadata(source, matcher) => matcher.matches(match (source, facts.route) {
                 (MetadataSource::Dynamic, _) => facts.dynamic.and_then(|all| all.get(&*matcher.filter)),
-                (MetadataSource::Route, Some(route)) => route.filter_metadata.get(&*matcher.filter),
+                (MetadataSource::Route, Some(route)) => route.get(&*matcher.filter),
                 // Without a route there is nothing that even an inverted matcher could look at.
                 (MetadataSource::Route, None) => return false,
             }),

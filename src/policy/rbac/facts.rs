@@ -2,8 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_control_api::pb::envoy::config::core::v3::Metadata;
-
 use crate::config::discovery::SanKind;
 use crate::config::{HeaderKey, RequestView};
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, StreamInfo};
@@ -20,7 +18,7 @@ pub struct Facts<'a> {
     /// Metadata that filters have left, by namespace.
     pub dynamic: Option<&'a DynamicMetadata>,
     /// Metadata of the request's route.
-    pub route: Option<&'a Metadata>,
+    pub route: Option<&'a DynamicMetadata>,
 }
 
 /// Addresses that rules speak of.

@@ -85,7 +85,7 @@ fn client(names: Option<&[&str]>) -> ConnectionInfo {
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         Peer::of(&[CertificateDer::from(certificate.der().to_vec())]).unwrap()
     });
-    let tls = TlsInfo { version: "", cipher: "", peer, local: None, lenient: false };
+    let tls = TlsInfo { version: "", cipher: "", group: "", peer, local: None, lenient: false };
     info.tls = Some(Rc::new(tls));
     info
 }

@@ -12,7 +12,7 @@ use super::super::socket::{self, Bound};
 use super::super::upgrade::wire::{Purpose, Socket};
 use super::super::worker::Command;
 use super::{form, ListenerManager};
-use crate::config::listener::{FilterChain, Listener, Terminal};
+use crate::config::listener::{FilterChain, Listener, NetworkFilter, Terminal};
 use crate::config::tcp::TcpProxy;
 use crate::config::Retirement;
 use crate::listener::adopt::Adopted;
@@ -146,7 +146,7 @@ impl ListenerManager {
         let chain = all().nth(passage.place).filter(named).or(only).ok_or("no filter chain of this name")?;
         match &chain.terminal {
             Terminal::Tcp(proxy)
-                if chain.tls.is_none() && chain.filters.is_empty() && !chain.sets_objects =>
+                if chain.tls.is_none() && chain.filters.iter().all(NetworkFilter::decides_once) =>
             {
                 Ok((listener.clone(), chain.clone(), proxy.clone()))
             }

@@ -87,7 +87,7 @@ impl Node {
                         return false;
                     }
                     out.extend_from_slice(b"null");
-                } else if !operator.is_number() {
+                } else if !operator.gives_number(ctx) {
                     if let Some(limit) = limit {
                         out.truncate(start.saturating_add(*limit));
                     }

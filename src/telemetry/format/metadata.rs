@@ -1,30 +1,69 @@
-//! `DYNAMIC_METADATA(namespace:key...)`: what filters noted on a request.
+//! `DYNAMIC_METADATA(namespace:key...)`, `METADATA(kind:namespace:key...)`: what filters noted on a request, and what
+//! its route, its cluster and its host say of themselves.
 
 use std::io::Write as _;
 
 use outrigger_control_api::pb::google::protobuf::value::Kind;
 use outrigger_control_api::pb::google::protobuf::{Struct, Value};
 
-use crate::telemetry::stream_info::{read_dynamic_metadata, StreamInfo};
+use crate::telemetry::stream_info::{read_dynamic_metadata, read_route_metadata, StreamInfo};
+
+/// Whose metadata.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Whose {
+    /// What filters noted.
+    Request,
+    Route,
+    Cluster,
+    Host,
+}
 
 /// A namespace, and the way to a value in it.
 #[derive(Debug)]
 pub(super) struct Way {
+    whose: Whose,
     namespace: Box<str>,
     keys: Box<[Box<str>]>,
 }
 
 impl Way {
-    pub(super) fn parse(argument: &str) -> Self {
-        read_dynamic_metadata();
+    pub(super) fn parse(whose: Whose, argument: &str) -> Self {
+        match whose {
+            Whose::Request => read_dynamic_metadata(),
+            Whose::Route => read_route_metadata(),
+            Whose::Cluster | Whose::Host => {}
+        }
         let mut parts = argument.split(':');
         let namespace = parts.next().unwrap_or_default().into();
-        Self { namespace, keys: parts.map(Into::into).collect() }
+        Self { whose, namespace, keys: parts.map(Into::into).collect() }
+    }
+
+    /// `kind:namespace:key...`; `None` if this proxy does not tell metadata of that kind.
+    pub(super) fn of_kind(argument: &str) -> Result<Option<Self>, &'static str> {
+        let (kind, rest) = argument.split_once(':').unwrap_or((argument, ""));
+        let whose = match kind {
+            "DYNAMIC" => Whose::Request,
+            "ROUTE" => Whose::Route,
+            "CLUSTER" => Whose::Cluster,
+            "UPSTREAM_HOST" => Whose::Host,
+            "LISTENER" | "VIRTUAL_HOST" | "LISTENER_FILTER_CHAIN" => return Ok(None),
+            _ => return Err(
+                "the first part must be DYNAMIC, CLUSTER, ROUTE, UPSTREAM_HOST, LISTENER, VIRTUAL_HOST or \
+                            LISTENER_FILTER_CHAIN",
+            ),
+        };
+        Ok(Some(Self::parse(whose, rest)))
     }
 
     /// Appends the value: text as it is, everything else as JSON. False when there is none.
     pub(super) fn write(&self, out: &mut Vec<u8>, info: &StreamInfo) -> bool {
-        let Some(mut fields) = info.metadata.as_ref().and_then(|all| all.get(&*self.namespace)) else {
+        let all = match self.whose {
+            Whose::Request => info.metadata.as_deref(),
+            Whose::Route => info.route_metadata.as_deref(),
+            Whose::Cluster => info.cluster.as_ref().and_then(|names| names.metadata.as_deref()),
+            Whose::Host => info.host.as_ref().and_then(|host| host.template.noted.as_deref()),
+        };
+        let Some(mut fields) = all.and_then(|all| all.get(&*self.namespace)) else {
             return false;
         };
         let Some((last, way)) = self.keys.split_last() else {

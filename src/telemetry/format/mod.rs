@@ -8,6 +8,7 @@
 //! as `\x0a`, and where the format itself puts the operator between double quotes, so are `"` and
 //! `\`. (Envoy writes values as they are.) In JSON, values are escaped as JSON wants it.
 
+mod coalesce;
 mod json;
 mod metadata;
 mod operator;

@@ -1,20 +1,24 @@
 //! The operators: how each is written in config and what it reads.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::coalesce::Coalesce;
 use super::metadata;
 use super::parse::Token;
 use super::time::TimeFormat;
 use super::tls;
 use super::values::{
-    grpc_status, put, put_bytes, put_grpc_name, put_number, put_query_param, put_underscored, split_query,
-    AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS, TEXTS,
+    grpc_status, percent_decode, put, put_bytes, put_found, put_grpc_name, put_number, put_query_param,
+    put_underscored, split_query, AddressOf, Argument, NumberOf, TextOf, ADDRESSES, KEYS, NEVER, NUMBERS,
+    TEXTS,
 };
 use super::{FormatContext, FormatError};
 use crate::config::{HeaderKey, HeaderView};
+use crate::policy::cel::{Expression, Subject};
 use crate::telemetry::filter_state;
-use crate::telemetry::stream_info::{StreamInfo, StreamTimes};
+use crate::telemetry::stream_info::{read_dynamic_metadata, StreamInfo, StreamTimes};
 
 /// A parsed operator.
 #[derive(Debug)]
@@ -47,6 +51,10 @@ pub(super) enum Operator {
     Between { from: Point, to: Point, unit: TimeUnit },
     /// `PATH(query:which)`.
     Path { query: bool, which: WhichPath },
+    /// `QUERY_PARAMS(ORIG)`, or decoded.
+    QueryParams { decoded: bool },
+    /// An address without its port, up to a length.
+    Network(AddressOf, u8),
     /// `QUERY_PARAM(name)`, decoded.
     QueryParam(Box<str>),
     /// `GRPC_STATUS(form)`.
@@ -59,10 +67,14 @@ pub(super) enum Operator {
     Tls(tls::Side, tls::What),
     /// When a peer's certificate begins or ends to be valid.
     Validity(tls::Side, tls::What, TimeFormat),
-    /// `DYNAMIC_METADATA(namespace:key...)`.
-    DynamicMetadata(metadata::Way),
+    /// `DYNAMIC_METADATA(namespace:key...)` and its like.
+    Metadata(metadata::Way),
+    /// `CEL(expression)`.
+    Cel(Box<Expression>),
     /// `FILTER_STATE(name:form)`.
     FilterState(filter_state::Way),
+    /// `COALESCE(operators)`.
+    Coalesce(Coalesce),
     /// Accepted, but this proxy has no such value.
     Never(Box<str>),
 }
@@ -117,7 +129,10 @@ impl Operator {
             | Operator::Trailer(_)
             | Operator::Path { .. }
             | Operator::QueryParam(_)
-            | Operator::DynamicMetadata(_)
+            | Operator::Metadata(_)
+            | Operator::Cel(_)
+            | Operator::Coalesce(_)
+            | Operator::QueryParams { .. }
             | Operator::FilterState(_)
             | Operator::Never(_) => true,
             Operator::Constant(_) => token.argument.is_some(),
@@ -147,16 +162,38 @@ impl Operator {
         let pick = || Pick::parse(required()?).map_err(wrong);
         let time = || TimeFormat::parse(argument).map_err(|reason| wrong(&reason));
         Ok(match token.name {
-            "REQ" => Operator::Request(pick()?),
+            "REQ" | "REQUEST_HEADER" | "STREAM_INFO_REQ" => Operator::Request(pick()?),
+            "COALESCE" => Operator::Coalesce(Coalesce::parse(required()?)?),
             "REQ_WITHOUT_QUERY" => Operator::RequestBare(pick()?),
-            "RESP" => Operator::Response(pick()?),
-            "TRAILER" => Operator::Trailer(pick()?),
+            "RESP" | "RESPONSE_HEADER" => Operator::Response(pick()?),
+            "TRAILER" | "RESPONSE_TRAILER" => Operator::Trailer(pick()?),
             "START_TIME" => Operator::StartTime(time()?),
             "EMIT_TIME" => Operator::EmitTime(time()?),
+            "START_TIME_LOCAL" => Operator::StartTime(time()?.local()),
+            "EMIT_TIME_LOCAL" => Operator::EmitTime(time()?.local()),
             "COMMON_DURATION" => between(required()?).map_err(wrong)?,
             "PATH" => path(argument).map_err(wrong)?,
+            "QUERY_PARAMS" => match argument {
+                "" | "ORIG" => Operator::QueryParams { decoded: false },
+                "DECODED" => Operator::QueryParams { decoded: true },
+                _ => return Err(wrong("must be ORIG or DECODED")),
+            },
             "QUERY_PARAM" => Operator::QueryParam(required()?.into()),
-            "DYNAMIC_METADATA" => Operator::DynamicMetadata(metadata::Way::parse(required()?)),
+            "DYNAMIC_METADATA" => noted(metadata::Whose::Request, required()?),
+            "CLUSTER_METADATA" => noted(metadata::Whose::Cluster, required()?),
+            "UPSTREAM_METADATA" => noted(metadata::Whose::Host, required()?),
+            "METADATA" => match metadata::Way::of_kind(required()?).map_err(wrong)? {
+                Some(way) => Operator::Metadata(way),
+                None => Operator::Never(format!("METADATA({argument})").into()),
+            },
+            "CEL" | "TYPED_CEL" => {
+                let expression =
+                    Expression::of_text(required()?).map_err(|error| wrong(&error.to_string()))?;
+                if expression.reads_metadata() {
+                    read_dynamic_metadata();
+                }
+                Operator::Cel(Box::new(expression))
+            }
             "FILTER_STATE" => Operator::FilterState(filter_state::Way::parse(required()?).map_err(wrong)?),
             "GRPC_STATUS" => Operator::GrpcStatus(match argument {
                 "" | "CAMEL_STRING" => GrpcForm::Camel,
@@ -184,6 +221,11 @@ impl Operator {
                 let operator = by_table(name).ok_or_else(|| FormatError::Unknown(name.into()))?;
                 match operator {
                     (operator, Argument::None) => none().map(|()| operator)?,
+                    // Envoy takes any text for a length and leaves the address whole.
+                    (Operator::Ip(of), Argument::Optional) => match argument.parse() {
+                        Ok(length) => Operator::Network(of, length),
+                        Err(_) => Operator::Ip(of),
+                    },
                     (operator, Argument::Optional) => operator,
                     (operator, Argument::Required) => required().map(|_| operator)?,
                 }
@@ -202,18 +244,26 @@ impl Operator {
         )
     }
 
+    /// Whether the value for this stream is a number in JSON.
+    pub fn gives_number(&self, ctx: &FormatContext<'_>) -> bool {
+        match self {
+            Operator::Coalesce(coalesce) => coalesce.gives_number(ctx),
+            operator => operator.is_number(),
+        }
+    }
+
     /// Appends the value; false when there is none (what was appended is then to be cut off).
     pub fn write(&self, out: &mut Vec<u8>, ctx: &FormatContext<'_>) -> bool {
         let info = ctx.info;
         match self {
             Operator::Constant(value) => put(out, value.as_deref()),
-            Operator::Request(pick) => put_bytes(out, ctx.request.and_then(|view| pick.first(view))),
+            Operator::Request(pick) => put_found(out, ctx.request.and_then(|view| pick.first(view))),
             Operator::RequestBare(pick) => {
                 let value = ctx.request.and_then(|view| pick.first(view));
-                put_bytes(out, value.and_then(|value| value.split(|byte| *byte == b'?').next()))
+                put_found(out, value.and_then(|value| value.split(|byte| *byte == b'?').next()))
             }
-            Operator::Response(pick) => put_bytes(out, ctx.response.and_then(|view| pick.first(view))),
-            Operator::Trailer(pick) => put_bytes(out, ctx.trailers.and_then(|view| pick.first(view))),
+            Operator::Response(pick) => put_found(out, ctx.response.and_then(|view| pick.first(view))),
+            Operator::Trailer(pick) => put_found(out, ctx.trailers.and_then(|view| pick.first(view))),
             Operator::StartTime(format) => {
                 format.write(out, info.start_time());
                 true
@@ -234,13 +284,7 @@ impl Operator {
             }
             Operator::Path { query, which } => {
                 let Some(request) = ctx.request else { return false };
-                let original = || request.first(&KEYS.original_path);
-                let current = || request.first(&KEYS.path);
-                let path = match which {
-                    WhichPath::Original => original(),
-                    WhichPath::Current => current(),
-                    WhichPath::OriginalOrCurrent => original().or_else(current),
-                };
+                let path = which.of(request);
                 let without = |path| if *query { path } else { split_query(path).0 };
                 put_bytes(out, path.map(without))
             }
@@ -278,8 +322,27 @@ impl Operator {
                 }
                 None => false,
             },
-            Operator::DynamicMetadata(way) => way.write(out, info),
+            Operator::Metadata(way) => way.write(out, info),
+            Operator::Cel(expression) => {
+                let text = expression.text(&Subject::from(ctx));
+                put_found(out, text.as_deref().map(str::as_bytes))
+            }
+            Operator::QueryParams { decoded } => {
+                let query =
+                    ctx.request.and_then(|request| request.first(&KEYS.path)).map(|path| split_query(path).1);
+                let start = out.len();
+                match (query, decoded) {
+                    (Some(query), true) => percent_decode(query, out),
+                    (query, _) => out.extend_from_slice(query.unwrap_or_default()),
+                }
+                out.len() > start
+            }
+            Operator::Network(of, length) => of(info).is_some_and(|address| {
+                let (network, length) = network(address.ip(), *length);
+                write!(out, "{network}/{length}").is_ok()
+            }),
             Operator::FilterState(way) => way.write(out, info),
+            Operator::Coalesce(coalesce) => coalesce.write(out, ctx),
             Operator::Never(_) => false,
         }
     }
@@ -295,7 +358,7 @@ fn by_table(name: &str) -> Option<(Operator, Argument)> {
     for (stem, of) in ADDRESSES {
         match name.strip_prefix(stem) {
             Some("_ADDRESS") => return Some((Operator::Address(*of), Argument::None)),
-            Some("_ADDRESS_WITHOUT_PORT") => return Some((Operator::Ip(*of), Argument::None)),
+            Some("_ADDRESS_WITHOUT_PORT") => return Some((Operator::Ip(*of), Argument::Optional)),
             Some("_PORT") => return Some((Operator::Port(*of), Argument::None)),
             _ => {}
         }
@@ -387,11 +450,48 @@ fn path(argument: &str) -> Result<Operator, &'static str> {
         "NQ" => false,
         _ => return Err("the first option must be WQ or NQ"),
     };
-    let which = match which {
-        "ORIG" => WhichPath::Original,
-        "PATH" => WhichPath::Current,
-        "" | "ORIG_OR_PATH" => WhichPath::OriginalOrCurrent,
-        _ => return Err("the second option must be ORIG, PATH or ORIG_OR_PATH"),
-    };
+    let which = WhichPath::parse(which).ok_or("the second option must be ORIG, PATH or ORIG_OR_PATH")?;
     Ok(Operator::Path { query, which })
+}
+
+impl WhichPath {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "ORIG" => Some(WhichPath::Original),
+            "PATH" => Some(WhichPath::Current),
+            "" | "ORIG_OR_PATH" => Some(WhichPath::OriginalOrCurrent),
+            _ => None,
+        }
+    }
+
+    fn of(self, request: &dyn HeaderView) -> Option<&[u8]> {
+        let original = || request.first(&KEYS.original_path);
+        let current = || request.first(&KEYS.path);
+        match self {
+            WhichPath::Original => original(),
+            WhichPath::Current => current(),
+            WhichPath::OriginalOrCurrent => original().or_else(current),
+        }
+    }
+}
+
+/// The network of this length that an address is in; a longer one is the address itself.
+fn network(address: IpAddr, length: u8) -> (IpAddr, u8) {
+    match address {
+        IpAddr::V4(address) => {
+            let length = length.min(32);
+            let mask = u32::MAX.checked_shl(u32::from(32 - length)).unwrap_or(0);
+            (IpAddr::V4((address.to_bits() & mask).into()), length)
+        }
+        IpAddr::V6(address) => {
+            let length = length.min(128);
+            let mask = u128::MAX.checked_shl(u32::from(128 - length)).unwrap_or(0);
+            (IpAddr::V6((address.to_bits() & mask).into()), length)
+        }
+    }
+}
+
+/// What is noted under a name.
+fn noted(whose: metadata::Whose, argument: &str) -> Operator {
+    Operator::Metadata(metadata::Way::parse(whose, argument))
 }

@@ -47,11 +47,17 @@ fn take_text(text: &str, literal: &mut String, quoted: &mut bool) {
 
 /// Names of the operators in `parts` that never have a value here.
 pub(super) fn never_filled(parts: &[Part]) -> Vec<Box<str>> {
-    let name = |part: &Part| match part {
-        Part::Operator { operator: Operator::Never(name), .. } => Some(name.clone()),
-        _ => None,
-    };
-    parts.iter().filter_map(name).collect()
+    let mut names = Vec::new();
+    for part in parts {
+        match part {
+            Part::Operator { operator: Operator::Never(name), .. } => names.push(name.clone()),
+            Part::Operator { operator: Operator::Coalesce(coalesce), .. } => {
+                names.extend(coalesce.never_filled().cloned());
+            }
+            _ => {}
+        }
+    }
+    names
 }
 
 /// `%NAME(ARGUMENT):LIMIT%` taken apart.

@@ -12,8 +12,15 @@ use jiff::Timestamp;
 pub(super) enum TimeFormat {
     /// `2026-01-31T23:59:59.123Z`.
     Default,
-    /// As configured.
-    Custom(Vec<Chunk>),
+    /// As configured, in UTC or in the zone of this machine.
+    Custom(Vec<Chunk>, Zone),
+}
+
+/// Which clock is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Zone {
+    Utc,
+    Local,
 }
 
 #[derive(Debug)]
@@ -51,25 +58,44 @@ impl TimeFormat {
         }
         plain.push_str(rest);
         flush(&mut plain, &mut chunks);
-        let format = TimeFormat::Custom(chunks);
+        let format = TimeFormat::Custom(chunks, Zone::Utc);
         format.write_checked(&mut Vec::new(), UNIX_EPOCH)?;
         Ok(format)
     }
 
-    /// Appends `time` in UTC.
+    /// The same by this machine's own clock.
+    pub fn local(self) -> Self {
+        let chunks = match self {
+            TimeFormat::Custom(chunks, _) => chunks,
+            TimeFormat::Default => {
+                vec![
+                    Chunk::Strftime("%Y-%m-%dT%H:%M:%S.".into()),
+                    Chunk::Fraction(3),
+                    Chunk::Strftime("%z".into()),
+                ]
+            }
+        };
+        TimeFormat::Custom(chunks, Zone::Local)
+    }
+
+    /// Appends `time`.
     pub fn write(&self, out: &mut Vec<u8>, time: SystemTime) {
         match self {
             TimeFormat::Default => write_default(out, time),
             // Directives were checked when the format was parsed.
-            TimeFormat::Custom(_) => drop(self.write_checked(out, time)),
+            TimeFormat::Custom(..) => drop(self.write_checked(out, time)),
         }
     }
 
     fn write_checked(&self, out: &mut Vec<u8>, time: SystemTime) -> Result<(), String> {
-        let TimeFormat::Custom(chunks) = self else { return Ok(()) };
+        let TimeFormat::Custom(chunks, zone) = self else { return Ok(()) };
         let time = timestamp(time);
         let nanos = u32::try_from(time.subsec_nanosecond()).unwrap_or(0);
-        let parts = BrokenDownTime::from(&time.to_zoned(TimeZone::UTC));
+        let zone = match zone {
+            Zone::Utc => TimeZone::UTC,
+            Zone::Local => TimeZone::system(),
+        };
+        let parts = BrokenDownTime::from(&time.to_zoned(zone));
         for chunk in chunks {
             match chunk {
                 Chunk::Strftime(format) => {

@@ -32,11 +32,15 @@ pub(super) enum What {
     Subject(Whose),
     Issuer,
     Serial,
+    /// Of the certificate above the peer's, if the peer sent that.
+    IssuerSerial,
+    IssuerFingerprint256,
     Fingerprint256,
     Fingerprint1,
     Cert,
     Version,
     Cipher,
+    Group,
     /// Of all certificates of the chain.
     ChainFingerprints256,
     ChainFingerprints1,
@@ -61,6 +65,8 @@ const OPERATORS: &[(&str, What)] = &[
     ("PEER_SUBJECT", What::Subject(Whose::Peer)),
     ("PEER_ISSUER", What::Issuer),
     ("PEER_SERIAL", What::Serial),
+    ("PEER_ISSUER_SERIAL", What::IssuerSerial),
+    ("PEER_ISSUER_FINGERPRINT_256", What::IssuerFingerprint256),
     ("PEER_FINGERPRINT_256", What::Fingerprint256),
     ("PEER_FINGERPRINT_1", What::Fingerprint1),
     ("PEER_CERT", What::Cert),
@@ -71,6 +77,7 @@ const OPERATORS: &[(&str, What)] = &[
     ("PEER_CHAIN_SERIALS", What::ChainSerials),
     ("TLS_VERSION", What::Version),
     ("TLS_CIPHER", What::Cipher),
+    ("TLS_GROUP", What::Group),
     // The TLS library keeps these to itself, or certificates rarely have them.
     ("TLS_SESSION_ID", What::Never),
     ("LOCAL_OTHERNAME_SAN", What::Never),
@@ -124,11 +131,19 @@ pub(super) fn write(side: Side, what: What, stream: &StreamInfo, out: &mut Vec<u
         What::Cert => put(out, tls.peer.as_ref().map(|peer| peer.pem())),
         What::Version => put(out, Some(tls.version)),
         What::Cipher => put(out, Some(tls.cipher)),
+        What::Group => put(out, Some(tls.group)),
+        What::IssuerSerial => put(out, issuer(tls).map(|facts| facts.serial).as_deref()),
+        What::IssuerFingerprint256 => put(out, issuer(tls).map(|facts| facts.sha256).as_deref()),
         What::ChainFingerprints256 => chain(tls, |facts| facts.sha256, out),
         What::ChainFingerprints1 => chain(tls, |facts| facts.sha1, out),
         What::ChainSerials => chain(tls, |facts| facts.serial, out),
         What::Begin | What::End | What::Never => false,
     }
+}
+
+/// What the certificate above the peer's says.
+fn issuer(tls: &TlsInfo) -> Option<Facts> {
+    tls.peer.as_ref()?.chain().get(1).map(Facts::of)
 }
 
 fn chain(tls: &TlsInfo, value: fn(Facts) -> String, out: &mut Vec<u8>) -> bool {

@@ -76,6 +76,7 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("UPSTREAM_CLUSTER", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.stat_name))),
     ("UPSTREAM_CLUSTER_RAW", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.name))),
     ("ROUTE_NAME", |c, out| put(out, c.info.route_name.as_deref())),
+    ("LISTENER_NAME", |c, out| put(out, Some(&*c.info.connection.listener))),
     ("FILTER_CHAIN_NAME", |c, out| put(out, Some(&*c.info.connection.filter_chain))),
     ("CONNECTION_TERMINATION_DETAILS", |c, out| put(out, Some(&*c.info.termination_details))),
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", |c, out| {
@@ -124,17 +125,16 @@ pub(super) enum Argument {
 
 pub(super) const NEVER: &[(&str, Argument)] = &[
     ("BYTES_RETRANSMITTED", Argument::None),
-    ("CEL", Argument::Required),
-    ("CLUSTER_METADATA", Argument::Required),
+    ("DOWNSTREAM_CX_RTT", Argument::None),
     ("DOWNSTREAM_DETECTED_CLOSE_TYPE", Argument::None),
     ("DOWNSTREAM_HANDSHAKE_DURATION", Argument::None),
     ("DOWNSTREAM_LOCAL_CLOSE_REASON", Argument::None),
-    ("METADATA", Argument::Required),
     ("PACKETS_RETRANSMITTED", Argument::None),
     ("ROUNDTRIP_DURATION", Argument::None),
+    ("ROUTE_RESOLUTION_COUNT", Argument::None),
+    ("ROUTE_RESOLUTION_TIME_US", Argument::None),
     ("TLS_JA3_FINGERPRINT", Argument::None),
     ("TLS_JA4_FINGERPRINT", Argument::None),
-    ("TYPED_CEL", Argument::Required),
     ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", Argument::None),
     ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Argument::None),
     ("UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", Argument::None),
@@ -146,8 +146,9 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("UPSTREAM_HOSTS_ATTEMPTED", Argument::None),
     ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Argument::None),
     ("UPSTREAM_HOST_NAMES_ATTEMPTED", Argument::None),
+    ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", Argument::None),
     ("UPSTREAM_LOCAL_CLOSE_REASON", Argument::None),
-    ("UPSTREAM_METADATA", Argument::Required),
+    ("UPSTREAM_SERVER_NAME", Argument::None),
     ("VIRTUAL_CLUSTER_NAME", Argument::None),
 ];
 
@@ -187,6 +188,12 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, value: Option<&[u8]>) -> bool {
     let value = value.unwrap_or_default();
     out.extend_from_slice(value);
     !value.is_empty()
+}
+
+/// An empty value is one.
+pub(super) fn put_found(out: &mut Vec<u8>, value: Option<&[u8]>) -> bool {
+    out.extend_from_slice(value.unwrap_or_default());
+    value.is_some()
 }
 
 pub(super) fn put_number(out: &mut Vec<u8>, value: Option<u64>) -> bool {
@@ -238,7 +245,7 @@ pub(super) fn put_query_param(out: &mut Vec<u8>, query: &[u8], name: &[u8]) -> b
     false
 }
 
-fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
+pub(super) fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
     let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let mut rest = text;
     while let Some((first, after)) = rest.split_first() {

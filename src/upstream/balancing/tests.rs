@@ -62,7 +62,7 @@ fn localities_share_by_their_weights_and_their_health() {
     let of = |zone: &str, locality_weight: u32, health: Health| HostTemplate {
         locality: locality(zone),
         locality_weight,
-        health,
+        status: health.into(),
         ..HostTemplate::default()
     };
     let up = Health::Healthy;

@@ -207,7 +207,7 @@ impl CheckPolicy {
             !wanted.contains(&identity(host))
                 && !addresses.contains(&host.address)
                 && is_checked(host)
-                && host.template.health != Health::Unhealthy
+                && host.template.status.health() != Health::Unhealthy
                 && !host.shared.health.has(HealthFlags::FAILED_ACTIVE_HC)
         };
         let kept: Vec<_> = present.all.iter().filter(stays).cloned().collect();

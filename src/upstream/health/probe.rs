@@ -434,6 +434,7 @@ impl Head {
             local: loopback,
             direct_local: loopback,
             server_name: None,
+            listener: "".into(),
             filter_chain: "".into(),
             start,
             inbound: false,

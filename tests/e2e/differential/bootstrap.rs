@@ -112,6 +112,16 @@ impl Bootstrap {
         self
     }
 
+    /// Fields of a listener's router, in YAML's flow style.
+    pub fn router(mut self, name: &str, options: &str) -> Bootstrap {
+        let place = format!("          stat_prefix: {name}\n");
+        let at = self.listeners.find(&place).expect("a listener of this name");
+        let kind = "envoy.extensions.filters.http.router.v3.Router";
+        let at = at + self.listeners[at..].find(kind).expect("its router") + kind.len();
+        self.listeners.insert_str(at, &format!(", {options}"));
+        self
+    }
+
     /// Any other part of the bootstrap.
     pub fn more(mut self, yaml: &str) -> Bootstrap {
         self.more += &format!("{yaml}\n");

@@ -67,6 +67,8 @@ pub struct Case {
     /// The request goes wrong after its head: whether the origin saw that head is a race, only whether it saw a whole
     /// request counts.
     pub partial: bool,
+    /// Names of headers are compared as they are spelled.
+    pub spelled: bool,
 }
 
 /// A case on a listener. Without more said the origins answer `200 ok`.
@@ -83,6 +85,7 @@ pub fn case(listener: &'static str, name: &'static str) -> Case {
         mirrored: 0,
         difference: None,
         partial: false,
+        spelled: false,
     }
 }
 
@@ -151,6 +154,11 @@ impl Case {
 
     pub fn mirrored(mut self, n: usize) -> Case {
         self.mirrored = n;
+        self
+    }
+
+    pub fn spelled(mut self) -> Case {
+        self.spelled = true;
         self
     }
 

@@ -60,13 +60,60 @@ const OPERATORS: &[&str] = &[
     "%QUERY_PARAM(a)%",
     "%GRPC_STATUS%",
     "%DYNAMIC_METADATA(none)%",
+    "%START_TIME_LOCAL(%Y %Z %z)%",
+    "%LISTENER_NAME%",
+    "%QUERY_PARAMS%",
+    "%QUERY_PARAMS(DECODED)%",
+    "%QUERY_PARAMS(ORIG)%",
+    "%REQUEST_HEADER(x-none?x-two):1%",
+    "%RESPONSE_HEADER(x-origin)%",
+    "%RESPONSE_TRAILER(x-none)%",
+    "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(16)%",
+    "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(0)%",
+    "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(200)%",
+    "%DOWNSTREAM_TLS_GROUP%",
+    "%UPSTREAM_TLS_GROUP%",
+    "%METADATA(ROUTE:some.ns:key)%",
+    "%METADATA(ROUTE:some.ns)%",
+    "%METADATA(CLUSTER:some.ns:key)%",
+    "%METADATA(UPSTREAM_HOST:some.ns:deep:key)%",
+    "%METADATA(DYNAMIC:some.ns:key)%",
+    "%CLUSTER_METADATA(some.ns:key)%",
+    "%CLUSTER_METADATA(other.ns)%",
+    "%UPSTREAM_METADATA(some.ns:deep)%",
+    "%CEL(request.path)%",
+    "%CEL(response.code + 1)%",
+    "%CEL(request.headers['x-none'])%",
+    "%CEL(request.headers['x-two'] == '1,2')%",
+    "%CEL(xds.route_metadata.filter_metadata['some.ns']['key'])%",
+    "%CEL(xds.cluster_metadata.filter_metadata['some.ns']['key'])%",
+    "%CEL(xds.upstream_host_metadata.filter_metadata['some.ns']['deep']['key'])%",
+    "%CEL(xds.route_name):2%",
+    "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-none\"}, \"PROTOCOL\"]})%",
+    "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-two\", \"max_length\": 2}, \"RESPONSE_CODE\"]})%",
+    "%COALESCE({\"operators\": [\"REQUESTED_SERVER_NAME\"]}):3%",
     "%%",
 ];
 
+/// A cluster with metadata, and a host with metadata.
+const NOTED: &str = "type: STATIC
+metadata: { filter_metadata: { some.ns: { key: of a cluster, more: 1 }, other.ns: { list: [ 1, true, null ], text: \"quoted\" } } }
+load_assignment:
+  cluster_name: noted
+  endpoints:
+  - lb_endpoints:
+    - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @origin:a@ } } }
+      metadata: { filter_metadata: { some.ns: { deep: { key: of a host } } } }";
+
 fn bootstrap() -> Bootstrap {
-    let text: String = OPERATORS.iter().map(|o| format!("{o};;")).collect();
-    let json: String =
-        OPERATORS.iter().enumerate().map(|(i, o)| format!("\n        field{i:02}: '{o}'")).collect();
+    // In YAML's single quotes.
+    let quoted = |operator: &str| operator.replace('\'', "''");
+    let text: String = OPERATORS.iter().map(|o| format!("{};;", quoted(o))).collect();
+    let json: String = OPERATORS
+        .iter()
+        .enumerate()
+        .map(|(i, o)| format!("\n        field{i:02}: '{}'", quoted(o)))
+        .collect();
     let sink = |file: &str, format: &str| {
         format!(
             "- name: envoy.access_loggers.file\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog\n    path: \"@dir@/{file}.log\"\n{format}"
@@ -94,14 +141,21 @@ fn bootstrap() -> Bootstrap {
   - { match: { prefix: /refused }, name: closed, route: { cluster: refused } }
   - { match: { prefix: /rewritten }, route: { cluster: a, prefix_rewrite: /new } }
   - { match: { prefix: /apart }, route: { cluster: a-apart } }
+  - { match: { prefix: /noted }, route: { cluster: noted }, metadata: { filter_metadata: { some.ns: { key: of a route } } } }
   - { match: { prefix: /a }, name: open, route: { cluster: a } }";
     let with_logs = |base: Bootstrap| base.access_logs("main", &logs);
-    with_logs(Bootstrap::new().origin("a-apart", "alt_stat_name: counted_apart").listener("main", "", hosts))
+    with_logs(
+        Bootstrap::new()
+            .origin("a-apart", "alt_stat_name: counted_apart")
+            .cluster("noted", NOTED)
+            .listener("main", "", hosts),
+    )
 }
 
 /// Runs the requests and returns each log as masked lines.
 async fn lines(side: &Side) -> Vec<(&'static str, Vec<String>)> {
-    let requests: [&[u8]; 10] = [
+    let requests: [&[u8]; 11] = [
+        b"GET /noted?x=1&y=%20z%41 HTTP/1.1\r\nHost: t.test\r\nUser-Agent:\r\n\r\n",
         b"GET /apart HTTP/1.1\r\nHost: t.test\r\n\r\n",
         b"GET /a?a=1&b=2 HTTP/1.1\r\nHost: t.test\r\nUser-Agent: tests/1\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
         b"POST /a HTTP/1.1\r\nHost: t.test\r\nContent-Length: 5\r\n\r\nhello",

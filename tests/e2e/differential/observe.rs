@@ -231,7 +231,7 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
         text
     });
     for (i, message) in responses.iter().enumerate() {
-        describe(&mut lines, &mask, &format!("response[{i}]"), "status", message, &sent);
+        describe(&mut lines, &mask, &format!("response[{i}]"), "status", message, (&sent, case.spelled));
         heads += &format!("  <<< {}\n", message.raw_head.escape_ascii());
     }
     if case.mirrored > 0 {
@@ -249,7 +249,8 @@ pub async fn observe(side: &Side, case: &Case) -> Observation {
                     lines.push((format!("origin-{name}"), "saw a whole request".to_string()));
                 }
             } else {
-                describe(&mut lines, &mask, &format!("origin-{name}[{i}]"), "line", request, &sent);
+                let place = format!("origin-{name}[{i}]");
+                describe(&mut lines, &mask, &place, "line", request, (&sent, case.spelled));
             }
             heads += &format!("  >>> {}: {}\n", name, request.raw_head.escape_ascii());
         }
@@ -327,13 +328,14 @@ fn describe(
     place: &str,
     first: &str,
     message: &Message,
-    sent: &str,
+    (sent, spelled): (&str, bool),
 ) {
     lines.push((format!("{place}.{first}"), mask.text(&message.start_line)));
     for (name, value) in &message.headers {
         let lower = name.to_ascii_lowercase();
         let value = mask.header(&lower, value, sent);
-        lines.push((format!("{place}.header.{lower}"), value));
+        let shown = if spelled { name } else { &lower };
+        lines.push((format!("{place}.header.{shown}"), value));
     }
     let framing = match message.framing {
         Framing::Empty => "none".to_string(),

@@ -43,6 +43,7 @@ fn listener(name: &str, options: &str) -> String {
         says("/own", &own),
         "{ match: { prefix: /direct }, direct_response: { status: 200, body: { inline_string: none } } }"
             .to_owned(),
+        "{ match: { prefix: /full }, route: { cluster: full } }".to_owned(),
         "{ match: { prefix: / }, route: { cluster: both, retry_policy: { retry_on: 5xx } } }".to_owned(),
     ];
     format!(
@@ -55,6 +56,10 @@ fn template(ports: [u16; 2]) -> String {
     let host = |port: u16| {
         format!("{{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }} }}")
     };
+    let cluster = |name: &str, options: &str| {
+        let hosts = ports.map(host).join(", ");
+        format!("  - name: {name}\n    connect_timeout: 1s\n    load_assignment: {{ cluster_name: {name}, endpoints: [ {{ lb_endpoints: [ {hosts} ] }} ] }}\n    {options}\n")
+    };
     [
         "admin: { address: { socket_address: { address: 127.0.0.1, port_value: @port:admin@ } } }\nstatic_resources:\n  listeners:\n".to_owned(),
         listener("plain", &format!("stat_prefix: own, {}", cookie("name: sid"))),
@@ -63,11 +68,7 @@ fn template(ports: [u16; 2]) -> String {
         listener("told", &format!("strict: true, status_on_strict_destination_not_found: 410, {}", cookie("name: sid"))),
         listener("header", &format!("stat_prefix: own, {}", header("x-session"))),
         listener("none", "stat_prefix: own"),
-        format!(
-            "  clusters:\n  - name: both\n    connect_timeout: 1s\n    load_assignment: {{ cluster_name: both, endpoints: [ {{ lb_endpoints: [ {}, {} ] }} ] }}\n",
-            host(ports[0]),
-            host(ports[1])
-        ),
+        format!("  clusters:\n{}{}", cluster("both", ""), cluster("full", "circuit_breakers: { thresholds: [ { max_requests: 0 } ] }")),
     ]
     .concat()
 }
@@ -132,6 +133,9 @@ async fn transcript(kind: Kind, template: &str, hosts: &BTreeMap<&str, String>) 
         asks.push((listener, sid("/p", &held(two, 1)), ""));
         asks.extend([(); 2].map(|()| (listener, sid("/p", &held(two, i64::MAX)), "two")));
         asks.extend([(); 2].map(|()| (listener, sid("/p", &BASE64.encode(two)), "two")));
+        // Nobody is asked there.
+        asks.extend([(); 3].map(|()| (listener, sid("/full", &is_two), "")));
+        asks.extend([(listener, sid("/full", &gone), ""), (listener, bare("/full"), "")]);
         asks.push((listener, sid("/p", "!!"), ""));
         asks.push((listener, sid("/p", ""), ""));
         asks.push((listener, sid("/off", &is_two), ""));
@@ -173,4 +177,103 @@ async fn sessions_stay_with_their_hosts() {
         theirs.iter().any(|line| line.ends_with("failed_closed: 1") || line.contains("410")),
         "{theirs:#?}"
     );
+}
+
+/// What an endpoint's health is said to be, and which may be asked for.
+const STATUSES: [&str; 6] = ["UNKNOWN", "HEALTHY", "UNHEALTHY", "DRAINING", "TIMEOUT", "DEGRADED"];
+/// What Istio sets for sessions that last.
+const ISTIO: &str = "UNKNOWN, HEALTHY, DRAINING, DEGRADED";
+
+/// The hosts that may be asked for, as the names of clusters say it.
+fn askable() -> Vec<(String, String)> {
+    let only = |set: &str| format!("common_lb_config: {{ override_host_status: {{ statuses: [ {set} ] }} }}");
+    let mut all = vec![("unset".to_owned(), String::new()), ("none".to_owned(), only(""))];
+    all.push(("istio".to_owned(), only(ISTIO)));
+    all.extend(STATUSES.map(|status| (status.to_owned(), only(status))));
+    all
+}
+
+/// Clusters with two hosts, the second of which is in a state, by name.
+fn states(ports: [u16; 2]) -> Vec<(String, String)> {
+    let [one, two] = ports
+        .map(|port| format!("address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}"));
+    let hosts = |other: String| {
+        format!("endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ {one} }} }}, {{ {other} }} ] }} ]")
+    };
+    let named =
+        |status: &str| (status.to_owned(), hosts(format!("health_status: {status}, endpoint: {{ {two} }}")));
+    let mut all: Vec<_> = STATUSES.iter().map(|status| named(status)).collect();
+    let failing =
+        hosts(format!("endpoint: {{ {two}, health_check_config: {{ port_value: @port:closed@ }} }}"));
+    all.push(("failing".to_owned(), failing));
+    all
+}
+
+fn health_template(ports: [u16; 2]) -> String {
+    let kind = format!("{FILTERS}.http.stateful_session.v3.StatefulSession");
+    let policies = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    let asked = format!("load_balancing_policy: {{ policies: [ {{ typed_extension_config: {{ name: asked, typed_config: {{ \"@type\": {policies}.override_host.v3.OverrideHost, override_host_sources: [ {{ header: x-host }} ], fallback_policy: {{ policies: [ {{ typed_extension_config: {{ name: random, typed_config: {{ \"@type\": {policies}.random.v3.Random }} }} }} ] }} }} }} }} ] }}");
+    let checks = "health_checks: [ { timeout: 1s, interval: 60s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {} } ]";
+    let mut clusters = String::new();
+    for (state, hosts) in states(ports) {
+        let checks = if state == "failing" { checks } else { "" };
+        let mut add = |name: String, options: &str| {
+            clusters += &format!("  - name: {name}\n    connect_timeout: 1s\n    load_assignment: {{ cluster_name: {name}, {hosts} }}\n    {checks}\n    {options}\n");
+        };
+        askable().iter().for_each(|(which, options)| add(format!("{state}-{which}"), options));
+        add(format!("{state}-asked"), &asked);
+    }
+    format!(
+        "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }} }}\nstatic_resources:\n  listeners:\n  - name: proxy\n    address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:proxy@ }} }}\n    filter_chains:\n    - filters:\n      - name: http\n        typed_config:\n          \"@type\": {FILTERS}.network.http_connection_manager.v3.HttpConnectionManager\n          stat_prefix: proxy\n          route_config: {{ virtual_hosts: [ {{ name: all, domains: [ \"*\" ], routes: [ {{ match: {{ prefix: / }}, route: {{ cluster_header: x-cluster }} }} ] }} ] }}\n          http_filters:\n          - {{ name: sessions, typed_config: {{ \"@type\": {kind}, strict: true, {} }} }}\n          - {{ name: router, typed_config: {{ \"@type\": {FILTERS}.http.router.v3.Router }} }}\n  clusters:\n{clusters}",
+        header("x-session")
+    )
+}
+
+/// Which hosts of which health serve those who ask for them, and what the admin port says of that health.
+async fn asked_for(kind: Kind, template: &str, two: &str) -> Vec<String> {
+    let proxy = Proxy::start(Plan::new(kind, template, &[])).await;
+    let mut lines = Vec::new();
+    let mut client = Client::connect(proxy.port("proxy")).await.expect("connected");
+    for (state, _) in states([1, 2]) {
+        for (which, _) in askable() {
+            let session = BASE64.encode(two);
+            let request = format!("GET / HTTP/1.1\r\nhost: a.test\r\nx-cluster: {state}-{which}\r\nx-session: {session}\r\n\r\n");
+            let answer = client.exchange(request.as_bytes()).await.expect("an answer");
+            lines.push(format!("{state} {which}: {} {}", answer.status(), answer.text()));
+        }
+        // Others are chosen at random.
+        let mut got = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            let request = format!(
+                "GET / HTTP/1.1\r\nhost: a.test\r\nx-cluster: {state}-asked\r\nx-host: {two}\r\n\r\n"
+            );
+            got.insert(client.exchange(request.as_bytes()).await.expect("an answer").text());
+        }
+        lines.push(format!("{state} asked: {got:?}"));
+    }
+    let shown: serde_json::Value =
+        serde_json::from_str(&proxy.admin("/clusters?format=json").await).expect("JSON");
+    for cluster in shown["cluster_statuses"].as_array().into_iter().flatten() {
+        lines.push(format!("{}: {}", cluster["name"], cluster["host_statuses"][1]["health_status"]));
+    }
+    let text = proxy.admin("/clusters").await;
+    let flags = text.lines().filter(|line| line.contains("::health_flags::"));
+    lines.extend(flags.map(|line| line.replace(two, "two")).filter(|line| line.contains("two")));
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn hosts_are_asked_for_by_their_health_as_in_envoy() {
+    if !peers::have(&["envoy"]) {
+        return;
+    }
+    let (one, two) = (named("one").await, named("two").await);
+    let (template, address) =
+        (health_template([one.port(), two.port()]), format!("127.0.0.1:{}", two.port()));
+    let theirs = asked_for(Kind::Envoy, &template, &address).await;
+    let ours = asked_for(Kind::Outrigger, &template, &address).await;
+    let differ = |(theirs, ours): &(&String, &String)| theirs != ours;
+    let wrong: Vec<_> = theirs.iter().zip(&ours).filter(differ).collect();
+    assert!(wrong.is_empty() && theirs.len() == ours.len(), "{wrong:#?}\n{theirs:#?}");
 }

@@ -10,6 +10,8 @@ use crate::harness::{eventually, DEADLINE};
 use crate::peers;
 use h2::Reason;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use tokio::net::TcpStream;
 
 /// What must be there.
 const REQUIRED: &[&str] = &[
@@ -82,6 +84,22 @@ fn exchanges() -> Vec<(Ask, Act)> {
     ]
 }
 
+/// A client whose connection ends while a request of its is unanswered.
+async fn leave(end: &End, upstream: &str) {
+    end.origin.plan(Plan { at_head: false, after: 0, interim: vec![], act: Act::Stall(None) });
+    let stream =
+        TcpStream::connect((Ipv4Addr::LOCALHOST, end.side.proxy.port(upstream))).await.expect("connected");
+    let (mut requests, connection) = h2::client::handshake(stream).await.expect("a handshake");
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("http://t.test/a").body(()).expect("a request");
+    let answer = requests.send_request(request, true).expect("sent");
+    let gauge = format!("cluster.{}.upstream_rq_active", upstream.trim_start_matches("to-"));
+    let asked = || async { end.side.proxy.stats().await.get(&gauge) == Some(&1) };
+    assert!(eventually(DEADLINE, asked).await, "nobody is asked");
+    driver.abort();
+    drop((requests, answer));
+}
+
 async fn traffic(end: &End) -> BTreeMap<String, u64> {
     let (side, origin) = (&end.side, &end.origin);
     for upstream in ["to-h1", "to-h2"] {
@@ -100,6 +118,7 @@ async fn traffic(end: &End) -> BTreeMap<String, u64> {
                 origin.settled().await;
             }
         }
+        leave(end, upstream).await;
     }
     let quiet = || async {
         let stats = side.proxy.stats().await;

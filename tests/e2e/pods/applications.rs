@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::cases::World;
 use super::mesh::Pod;
+use super::user::as_root;
 use super::wire::Wire;
 use crate::harness::DEADLINE;
 use crate::peers::servers::python;
@@ -54,6 +55,7 @@ fn said(mut command: Command, input: &str) -> String {
 
 #[test]
 fn redis_by_pipeline_and_by_publishing() {
+    as_root!();
     if !have(&["redis-server", "redis-cli"]) {
         return;
     }
@@ -97,6 +99,7 @@ fn redis_by_pipeline_and_by_publishing() {
 
 #[test]
 fn nginx_and_curl() {
+    as_root!();
     if !have(&["nginx", "curl"]) {
         return;
     }
@@ -105,7 +108,7 @@ fn nginx_and_curl() {
     let dir = tempfile::Builder::new().prefix("outrigger-nginx").tempdir().expect("a directory");
     let at = dir.path().display();
     let config = format!(
-        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\nevents {{ }}\nhttp {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\nserver {{ listen 8080; listen [::]:8080; location / {{ return 200 \"nginx here\"; }} }} }}"
+        "daemon off; master_process off; user root; pid {at}/pid; error_log {at}/error.log;\nevents {{ }}\nhttp {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\nserver {{ listen 8080; listen [::]:8080; location / {{ return 200 \"nginx here\"; }} }} }}"
     );
     let file = dir.path().join("nginx.conf");
     std::fs::write(&file, config).expect("written");
@@ -127,6 +130,7 @@ fn nginx_and_curl() {
 
 #[test]
 fn a_greeter_of_grpc() {
+    as_root!();
     let Some(python) = python() else { return };
     let example = |name: &str| format!("{}/examples/grpc/{name}", env!("CARGO_MANIFEST_DIR"));
     let world = World::new(&[], false);
@@ -152,6 +156,7 @@ fn a_greeter_of_grpc() {
 /// The server speaks first, and the client's answer is the first that it says.
 #[test]
 fn mariadb_and_its_client() {
+    as_root!();
     if !have(&["mariadbd", "mariadb"]) {
         return;
     }
@@ -187,6 +192,7 @@ fn mariadb_and_its_client() {
 /// A broker: one connection that publishes, and one that listens for as long as it takes.
 #[test]
 fn mosquitto_and_its_clients() {
+    as_root!();
     if !have(&["mosquitto", "mosquitto_pub", "mosquitto_sub"]) {
         return;
     }

@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use super::mesh::{Mesh, Pod};
-use super::server::{Application, COUNTS, ECHO, GREETING, GREETS, HTTP, OTHER, RESETS};
+use super::server::{Application, COUNTS, ECHO, GREETING, GREETS, HTTP, OTHER, RESETS, WELCOMES};
 use super::sidecar::{Plan, Sidecar};
+use super::user::as_root;
 use super::wire::Wire;
 use crate::tls::certs::Certs;
 
@@ -108,6 +110,7 @@ const WAYS: &[Way] = &[
 
 #[test]
 fn every_client_reaches_every_server() {
+    as_root!();
     let world = World::new(&[], false);
     let [captured, server, free, other] = world.pods();
     let mut wrong = Vec::new();
@@ -143,8 +146,32 @@ fn every_client_reaches_every_server() {
     assert_eq!(direct.count(), 1);
 }
 
+/// A client that waits for its server is not made to wait for a timer: with mTLS, where there can be no TLS, and in plain
+/// text where both are taken, once it is known.
+#[test]
+fn greetings_are_not_held_back() {
+    as_root!();
+    let world = World::new(&[], false);
+    let [captured, server, free, _] = world.pods();
+    let greeted = |client: &Pod, port| {
+        let begin = Instant::now();
+        read(&mut client.connect(server.at(false, port)).expect("a connection"), GREETING)
+            .expect("a greeting");
+        begin.elapsed()
+    };
+    for (who, client, port) in [("mTLS", captured, GREETS), ("plain", free, WELCOMES), ("both", free, GREETS)]
+    {
+        let fastest = (0..4).map(|_| greeted(client, port)).min().expect("some");
+        println!("{who}: {fastest:?}");
+        assert!(fastest < Duration::from_millis(200), "{who}: {fastest:?}");
+    }
+    // Others still come with mTLS.
+    WAYS[1].2(captured.connect(server.at(false, GREETS)).expect("a connection")).expect("a greeting");
+}
+
 #[test]
 fn what_sidecars_say_to_each_other_nobody_reads() {
+    as_root!();
     let world = World::new(&[], false);
     let [captured, server, free, other] = world.pods();
     for (client, target, port, way, (readable, encrypted)) in [
@@ -163,6 +190,7 @@ fn what_sidecars_say_to_each_other_nobody_reads() {
 
 #[test]
 fn much_is_carried_both_ways_at_once() {
+    as_root!();
     const SIZE: usize = 8 << 20;
     let world = World::new(&[], false);
     let [captured, server, ..] = world.pods();
@@ -187,6 +215,7 @@ fn much_is_carried_both_ways_at_once() {
 /// To its own address, by way of both listeners of its own sidecar, and not for ever.
 #[test]
 fn an_application_reaches_itself_once() {
+    as_root!();
     let world = World::new(&[], false);
     let [_, server, ..] = world.pods();
     for (to, captured) in
@@ -212,6 +241,7 @@ fn local(port: u16) -> SocketAddr {
 
 #[test]
 fn a_sidecar_that_comes_back_goes_on() {
+    as_root!();
     let mut world = World::new(&[], false);
     let certs = std::mem::replace(&mut world.certs, Certs::new());
     {
@@ -232,6 +262,7 @@ fn a_sidecar_that_comes_back_goes_on() {
 /// Nobody listens at first, then somebody, then nobody, then somebody.
 #[test]
 fn a_server_comes_and_goes() {
+    as_root!();
     let world = World::new(&[], false);
     let [captured, server, ..] = world.pods();
     let port = 7100;
@@ -247,8 +278,65 @@ fn a_server_comes_and_goes() {
     }
 }
 
+/// All that a pod is ends at once: who talks to it hears of it, and so does who comes later; then there is another one.
+#[test]
+fn a_pod_is_killed_and_another_takes_its_place() {
+    as_root!();
+    let mut world = World::new(&[], false);
+    let certs = std::mem::replace(&mut world.certs, Certs::new());
+    let [captured, server, ..] = world.pods();
+    let mut open = Vec::new();
+    let listener = server.listen(7100);
+    for six in [false, true] {
+        let mut stream = captured.connect(server.at(six, 7100)).expect("a connection");
+        stream.write_all(b"x\n").expect("sent");
+        let (mut accepted, _) = listener.accept().expect("a connection");
+        read(&mut accepted, b"x\n").expect("what was sent");
+        open.push(stream);
+    }
+    world.sidecars[1].kill();
+    for stream in &mut open {
+        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)), "nobody is there any more");
+    }
+    let [captured, server, ..] = world.pods();
+    let ask = || {
+        let mut stream = captured.connect(server.at(false, HTTP)).expect("the sidecar's end");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(ask(), "HTTP/1.1 503 Service Unavailable");
+    let plan = Plan { mesh: &[captured, server], ..Plan::PLAIN };
+    let _again = Sidecar::start(server, &plan, &certs);
+    assert_eq!(ask(), "HTTP/1.1 200 OK");
+}
+
+/// A client that resets its connection tells the application so, through both sidecars.
+#[test]
+fn a_reset_of_the_client_ends_the_applications_connection() {
+    as_root!();
+    let world = World::new(&[], false);
+    let [captured, server, free, other] = world.pods();
+    // Behind TLS it is an end; where bytes are only relayed it is what it was.
+    for (from, to, is_reset) in [(captured, server, false), (captured, other, true), (free, server, true)] {
+        let listener = to.listen(7100);
+        let mut stream = from.connect(to.at(false, 7100)).expect("a connection");
+        stream.write_all(b"x\n").expect("sent");
+        let (mut accepted, _) = listener.accept().expect("a connection");
+        accepted.set_read_timeout(Some(crate::harness::DEADLINE)).expect("a timeout");
+        read(&mut accepted, b"x\n").expect("what was sent");
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("set");
+        drop(stream);
+        let got = accepted.read(&mut [0]);
+        let reset = matches!(&got, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset);
+        assert!(reset || !is_reset && matches!(got, Ok(0)), "{got:?}");
+    }
+}
+
 #[test]
 fn strict_servers_take_no_plain_text() {
+    as_root!();
     let mesh = Mesh::new(3);
     let certs = Certs::new();
     let [client, server, free] = mesh.pods.as_slice() else { panic!("three pods") };

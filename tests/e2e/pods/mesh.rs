@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::thread::{move_into_link_name_space, LinkNameSpaceType};
 
+use super::user;
 use crate::harness::DEADLINE;
 use crate::peers;
 
@@ -81,11 +82,13 @@ impl Pod {
         self.namespace.within(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port"))
     }
 
-    /// Starts a program in it, as the group that capture takes for the proxy's.
+    /// Starts a program in it, as the group that capture takes for the proxy's where there is one.
     pub fn program(&self, as_proxy: bool, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.namespace.path()));
-        if as_proxy {
+        if user::is_alone() {
+            command.env("PROXY_MARK", user::MARK);
+        } else if as_proxy {
             command.args(["setpriv", "--regid", "1337", "--clear-groups"]);
         }
         command.arg(program);
@@ -137,6 +140,7 @@ impl Mesh {
     pub fn new(count: u8) -> Mesh {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         assert!(peers::have(&["ip", "nsenter", "setpriv"]));
+        user::prepare();
         let own = format!("og{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let namespace = |part: &str| {
             let name = format!("{own}-{part}");

@@ -1,5 +1,5 @@
 //! Sidecars next to pods: network namespaces with Outrigger's own capture rules, applications that know nothing of it,
-//! and the wire between them. Needs root.
+//! and the wire between them.
 
 mod applications;
 mod cases;
@@ -12,4 +12,5 @@ mod server;
 pub mod sidecar;
 mod tproxy;
 mod upgrade;
+pub mod user;
 mod wire;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::mesh::{Mesh, Pod};
 use super::server::{Application, ECHO, OTHER, PLENTY};
 use super::sidecar::{Plan, Sidecar};
+use super::user::{self, as_root};
 use crate::discovery::mesh::{bootstrap, snapshot, ControlPlane};
 use crate::harness::{eventually, DEADLINE};
 use crate::tls::certs::Certs;
@@ -37,7 +38,7 @@ fn cluster(name: &str, port: u16, pods: &[&Pod]) -> [String; 2] {
     };
     let endpoints: Vec<_> = pods.iter().map(endpoint).collect();
     [
-        format!("\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: {name}\ntype: EDS\nconnect_timeout: 1s\neds_cluster_config: {{ eds_config: {{ resource_api_version: V3, ads: {{}} }} }}\n"),
+        format!("\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: {name}\ntype: EDS\nconnect_timeout: 1s\nupstream_bind_config: {{ {} }}\neds_cluster_config: {{ eds_config: {{ resource_api_version: V3, ads: {{}} }} }}\n", user::socket_options()),
         format!("\"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: {name}\nendpoints: [ {{ lb_endpoints: [ {} ] }} ]\n", endpoints.join(", ")),
     ]
 }
@@ -61,11 +62,12 @@ fn asks(pod: &Pod) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn connections_wait_for_a_control_plane_and_services_for_their_endpoints() {
+    as_root!();
     let mesh = Mesh::new(3);
     let certs = Certs::new();
     let [client, server, control] = mesh.pods.as_slice() else { panic!("three pods") };
     let _application = Application::start(server);
-    client.init(&[]);
+    client.init(&["-o", &CONTROL.to_string()]);
     let text = waits_for(control);
     let _sidecar = Sidecar::spawn(client, &Plan { bootstrap: Some(&text), ..Plan::PLAIN }, &certs);
     // It listens, and waits for somebody who is not there.
@@ -102,6 +104,7 @@ async fn connections_wait_for_a_control_plane_and_services_for_their_endpoints()
 /// They reach the application and the world when there is no sidecar, and only they.
 #[test]
 fn ports_that_are_left_out_need_no_sidecar() {
+    as_root!();
     let mesh = Mesh::new(2);
     let [pod, peer] = mesh.pods.as_slice() else { panic!("two pods") };
     let (_own, _theirs) = (Application::start(pod), Application::start(peer));

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use super::mesh::{Mesh, Pod};
 use super::server::{Application, ECHO, OTHER};
 use super::sidecar::{Plan, Sidecar};
+use super::user::as_root;
 use crate::tls::certs::Certs;
 
 /// Whether an echo answers.
@@ -22,6 +23,7 @@ fn connections(pod: &Pod) -> [u64; 2] {
 
 #[test]
 fn flags_say_what_is_captured() {
+    as_root!();
     let mesh = Mesh::new(2);
     let certs = Certs::new();
     let [pod, peer] = mesh.pods.as_slice() else { panic!("two pods") };
@@ -92,6 +94,7 @@ fn rules_can_be_read_before_they_are_made() {
 
 #[test]
 fn without_the_right_to_it_nothing_is_captured() {
+    as_root!();
     let mesh = Mesh::new(1);
     let pod = &mesh.pods[0];
     let mut command = pod.program(false, "setpriv");

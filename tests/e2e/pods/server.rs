@@ -24,6 +24,8 @@ pub const OTHER: u16 = 7005;
 
 /// Answers requests of HTTP/1.1 as the origins of loads do.
 pub const PLENTY: u16 = 7006;
+/// As [`GREETS`]; no sidecar takes TLS there.
+pub const WELCOMES: u16 = 7007;
 
 pub const GREETING: &[u8] = b"220 hello from the server\r\n";
 
@@ -37,7 +39,7 @@ impl Application {
     /// Starts it in `pod`. It ends with the test's process.
     pub fn start(pod: &Pod) -> Application {
         let application = Application::default();
-        for port in [ECHO, GREETS, COUNTS, RESETS, HTTP, OTHER, PLENTY] {
+        for port in [ECHO, GREETS, COUNTS, RESETS, HTTP, OTHER, PLENTY, WELCOMES] {
             let (listener, known) = (pod.listen(port), application.clone());
             std::thread::spawn(move || known.accept(&listener, port));
         }
@@ -95,7 +97,7 @@ fn serve(mut stream: TcpStream, port: u16) -> std::io::Result<()> {
             }
         }
         _ => {
-            if port == GREETS {
+            if matches!(port, GREETS | WELCOMES) {
                 stream.write_all(GREETING)?;
             }
             loop {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::mesh::Pod;
+use super::server::WELCOMES;
+use super::user;
 use crate::harness::proxy::Kind;
 use crate::harness::DEADLINE;
 use crate::tls::certs::Certs;
@@ -125,16 +127,23 @@ pub fn bootstrap(plan: &Plan<'_>, certs: &Certs) -> String {
             inbound.push(chain("bytes", &to, "", &relays(&bytes)));
         }
     }
+    if !plan.strict {
+        inbound.push(chain("welcomes", &format!("destination_port: {WELCOMES}"), "", &relays("in4")));
+    }
     let keeps = if plan.transparent {
         format!("    - {{ name: s, typed_config: {{ \"@type\": {TYPE}.filters.listener.original_src.v3.OriginalSrc, mark: 1337 }} }}\n")
     } else {
         String::new()
     };
-    let from = |address: &str| match plan.transparent {
-        true => String::new(),
+    let marked = user::socket_options();
+    let from = |address: &str| {
+        match plan.transparent {
+        // What is said here counts alone.
+        true => "    upstream_bind_config: {}\n".to_owned(),
         false => format!(
-            "    upstream_bind_config: {{ source_address: {{ address: \"{address}\", port_value: 0 }} }}\n"
+            "    upstream_bind_config: {{ source_address: {{ address: \"{address}\", port_value: 0 }}, {marked} }}\n"
         ),
+    }
     };
     let towards = |protocol: &str| {
         format!("    transport_socket: {{ name: tls, typed_config: {{ \"@type\": {TYPE}.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{ alpn_protocols: [{protocol}], {} }} }} }}\n", common(certs, "client"))
@@ -144,7 +153,7 @@ pub fn bootstrap(plan: &Plan<'_>, certs: &Certs) -> String {
     };
     let transparent = if plan.transparent { "    transparent: true\n" } else { "" };
     format!(
-        "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: 15000 }} }}\nstatic_resources:\n  listeners:\n{}{}  clusters:\n{}",
+        "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: 15000 }} }}\ncluster_manager: {{ upstream_bind_config: {{ {marked} }} }}\nstatic_resources:\n  listeners:\n{}{}  clusters:\n{}",
         listener("outbound", 15001, "    use_original_dst: true\n    traffic_direction: OUTBOUND\n", &inspectors(""), &outbound),
         listener("inbound", 15006, &format!("    traffic_direction: INBOUND\n{transparent}"), &inspectors(&keeps), &inbound),
         [
@@ -229,6 +238,11 @@ impl Sidecar {
         assert!(status.success(), "the sidecar ended with {status}");
     }
 
+    /// What it has said.
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.dir.path().join("output.log")).unwrap_or_default()
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -240,7 +254,7 @@ impl Drop for Sidecar {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let output = fs::read_to_string(self.dir.path().join("output.log")).unwrap_or_default();
+            let output = self.output();
             let from = output.len().saturating_sub(4000);
             eprintln!("--- a sidecar's output:\n{}---", output.get(from..).unwrap_or(&output));
         }

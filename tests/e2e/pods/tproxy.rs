@@ -1,14 +1,14 @@
 //! The client's address all the way: TPROXY brings connections in, and the sidecar goes on in the client's name.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
 
 use super::cases::World;
 use super::server::{ECHO, GREETING, GREETS, OTHER};
+use super::user::as_root;
 
 #[test]
 fn the_application_sees_the_client() {
+    as_root!();
     let mut world = World::new(&["-m", "TPROXY", "-d", "7005"], true);
     let [captured, server, free, _] = world.pods();
     for six in [false, true] {
@@ -31,12 +31,12 @@ fn the_application_sees_the_client() {
     let mut stream = server.connect(server.at(false, ECHO)).expect("a connection");
     stream.write_all(b"x\n").expect("sent");
     stream.read_exact(&mut [0]).expect("an echo");
-    // Without its sidecar nobody reaches the application, but for the port that is left out.
+    // Without its sidecar nobody reaches the application, and is told so at once, but for the port that is left out.
     world.sidecars[1].kill();
     let [_, server, free, _] = world.pods();
-    let reached = |port| {
-        let to = server.at(false, port);
-        free.namespace.within(move || TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok())
-    };
-    assert_eq!((reached(ECHO), reached(OTHER)), (false, true));
+    for six in [false, true] {
+        let refused = free.connect(server.at(six, ECHO)).expect_err("there is no sidecar");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
+        free.connect(server.at(six, OTHER)).expect("a connection");
+    }
 }

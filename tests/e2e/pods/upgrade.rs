@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::mesh::{Mesh, Pod};
 use super::server::{Application, ECHO, PLENTY};
 use super::sidecar::{Plan, Sidecar};
+use super::user::as_root;
 use crate::harness::{alone, DEADLINE};
 use crate::resilience::load::{Load, Tally};
 use crate::tls::certs::Certs;
@@ -102,6 +103,7 @@ impl Three {
 #[tokio::test]
 async fn sidecars_restarted_one_by_one_lose_no_request() {
     let _alone = alone().await;
+    as_root!();
     let world = Three::new();
     // Long enough for a successor to start in, on a machine that is busy.
     let drain = ["--drain-time-s", "3"];
@@ -169,6 +171,7 @@ impl Talk {
 #[tokio::test]
 async fn sidecars_upgraded_in_place_lose_nothing() {
     let _alone = alone().await;
+    as_root!();
     let world = Three::new();
     let states: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let state = |pod: usize| states[pod].path().to_str().expect("a path");
@@ -222,4 +225,37 @@ async fn sidecars_upgraded_in_place_lose_nothing() {
         sidecar.wait();
     }
     assert!(successors.iter().all(|successor| command_line(successor.0).is_none()));
+}
+
+/// What only the old process can read stays there for as long as it may, and no longer.
+#[tokio::test]
+async fn an_encrypted_connection_stays_for_the_drain_time() {
+    const DRAIN: Duration = Duration::from_secs(3);
+    let _alone = alone().await;
+    as_root!();
+    let world = Three::new();
+    let state = tempfile::tempdir().expect("a directory");
+    let state = state.path().to_str().expect("a path");
+    let mut own = world.sidecar(0, &[]);
+    let mut theirs = world.sidecar(1, &["--drain-time-s", "3", "--state-dir", state]);
+    let [client, server, ..] = world.mesh.pods.as_slice() else { panic!("four pods") };
+    own.ready(client);
+    theirs.ready(server);
+    let mut stream = client.connect(server.at(false, ECHO)).expect("a connection");
+    let mut lives = || stream.write_all(b"x\n").is_ok() && stream.read_exact(&mut [0; 2]).is_ok();
+    assert!(lives());
+    let begin = Instant::now();
+    let _successor = upgraded(&["--state-dir", state]);
+    while lives() {
+        assert!(begin.elapsed() < DRAIN + DEADLINE * 2, "it stays for longer");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let lasted = begin.elapsed();
+    assert!(lasted >= DRAIN, "only {lasted:?}");
+    let cut = "the drain time is over, and 1 requests and relayed connections are cut off";
+    assert!(theirs.output().contains(cut), "{}", theirs.output());
+    // Whoever comes now is the new process's.
+    let mut stream = client.connect(server.at(false, ECHO)).expect("a connection");
+    stream.write_all(b"y\n").expect("sent");
+    stream.read_exact(&mut [0]).expect("an echo");
 }

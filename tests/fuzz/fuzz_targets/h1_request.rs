@@ -19,6 +19,7 @@ fuzz_target!(|input: (u16, &[u8])| {
         custom_methods: true,
         preserve_case: true,
         underscores: Underscores::Allow,
+        ignored_upgrades: Vec::new(),
     };
     let whole = parse_request(bytes, &limits);
     let cut = usize::from(cut) % (bytes.len() + 1);

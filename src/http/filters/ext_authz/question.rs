@@ -153,7 +153,7 @@ impl Config {
         let mut seen = core::Metadata::default();
         let all = at.course.route().and_then(|route| route.metadata.as_ref());
         for name in &self.route_namespaces {
-            if let Some(found) = all.and_then(|all| all.filter_metadata.get(&**name)) {
+            if let Some(found) = all.and_then(|all| all.get(&**name)) {
                 seen.filter_metadata.insert(name.to_string(), found.clone());
             }
         }

@@ -221,7 +221,9 @@ pub(super) async fn serve(seat: Rc<Seat>) {
             reset = stream.reset;
             match next {
                 Next::Keep => {}
-                Next::Abort => codec.rx_reset.increment(1),
+                // Not where it was the connection that ended.
+                Next::Abort if stream.was_reset() => codec.rx_reset.increment(1),
+                Next::Abort => {}
                 // An answer that broke off, with a head or without one.
                 Next::Reset => {
                     codec.tx_reset.increment(1);

@@ -16,6 +16,7 @@ use super::corpus::{Bundle, Corpus};
 use crate::differential::beside::Beside;
 use crate::harness::proxy::Kind;
 use crate::peers;
+use crate::pods::user::as_root;
 use crate::tls::certs::{issue_all, put, Certs};
 
 /// Bundles of each source, requests for each bundle, and what both are chosen by.
@@ -61,6 +62,7 @@ async fn bundles_work_as_with_envoy() {
     if !peers::have(&["envoy"]) {
         return;
     }
+    as_root!();
     let only = crate::differential::set("OUTRIGGER_E2E_CASE").unwrap_or_default();
     let sides = [Side::new(Kind::Envoy), Side::new(Kind::Outrigger)];
     let mut sources = corpus.sources();
