@@ -31,7 +31,7 @@ fn script(request: &Message) -> Answer {
 async fn answers_from_elsewhere() {
     let rules = [
         rule(500, "uri: 'http://b.test/error?x=1'"),
-        rule(501, "uri: 'http://b.test/error', status_code: 299, response_headers_to_add: [ { header: { key: x-was, value: '%RESPONSE_CODE% %RESP(x-a)%' } } ], \
+        rule(501, "uri: 'http://b.test/error', status_code: 299, response_headers_to_add: [ { header: { key: x-was, value: '%RESPONSE_CODE%' } } ], \
             request_headers_to_add: [ { header: { key: x-for, value: '%RESPONSE_CODE% %REQ(:path)%' } } ]"),
         rule(502, "redirect_action: { host_redirect: c.test, path_redirect: /moved, port_redirect: 8443, scheme_redirect: https }"),
         rule(503, "uri: 'http://b.test/nothing/there'"),
