@@ -368,7 +368,16 @@ pub struct UpstreamFilter {
     /// Its name.
     pub name: super::route::FilterName,
     /// What it does.
-    pub filter: crate::http::filters::header_mutation::Config,
+    pub filter: UpstreamFilterKind,
+}
+
+/// What a filter of a cluster does.
+#[derive(Clone, Debug)]
+pub enum UpstreamFilterKind {
+    /// `envoy.filters.http.header_mutation`.
+    HeaderMutation(crate::http::filters::header_mutation::Config),
+    /// `envoy.filters.http.credential_injector`.
+    CredentialInjector(Arc<crate::http::filters::credential_injector::Config>),
 }
 
 /// Protocol towards an upstream.

@@ -226,6 +226,10 @@ pub enum HttpFilter {
     CustomResponse(Arc<filters::custom_response::Config>),
     /// `envoy.filters.http.basic_auth`.
     BasicAuth(Arc<filters::basic_auth::Config>),
+    /// `envoy.filters.http.bandwidth_limit`.
+    BandwidthLimit(Arc<filters::bandwidth_limit::Config>),
+    /// `envoy.filters.http.credential_injector`.
+    CredentialInjector(Arc<filters::credential_injector::Config>),
     /// `envoy.filters.http.oauth2`.
     OAuth2(Arc<filters::oauth2::Config>),
     /// `envoy.filters.http.api_key_auth`.

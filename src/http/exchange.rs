@@ -1,5 +1,6 @@
 //! One request, from its first byte to its log line.
 
+mod again;
 mod finish;
 
 use std::future::poll_fn;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub(super) use self::again::Redirected;
 use super::client::{Client, Wire};
 use super::connection::Downstream;
 use super::fields::Fields;
@@ -72,6 +74,8 @@ pub struct Exchange<'a> {
     pub(super) trailers: Option<Fields>,
     /// The body of an answer of our own, kept for the log.
     pub(super) local_body: Bytes,
+    /// It has been redirected here, or is about to be.
+    pub(super) redirected: Option<Box<Redirected>>,
     /// The clock as last read: while nothing was waited for, it counts as now.
     pub(super) now: Instant,
     keep_alive: bool,
@@ -133,6 +137,7 @@ impl<'a> Exchange<'a> {
             upload: Pump::new(Framing::Empty, false, false, 0),
             close: false,
             local_body: Bytes::new(),
+            redirected: None,
             now,
             keep_alive: true,
             open: false,
@@ -155,7 +160,11 @@ impl<'a> Exchange<'a> {
         self.down.requests += 1;
         self.open = true;
         let stopped = self.take(arrival);
-        let end = self.serve(stopped).await;
+        let mut end = self.serve(stopped).await;
+        while end == End::Again {
+            // Boxed: few requests are served twice.
+            end = Box::pin(self.serve_again()).await;
+        }
         self.open = false;
         self.finish(end)
     }
@@ -185,7 +194,11 @@ impl<'a> Exchange<'a> {
         let _active = Held::new(&self.manager.stats.downstream_rq_active);
         let worker = self.worker;
         let _counted = Counted::new(&worker.active_requests);
-        let end = self.serve(stopped).await;
+        let mut end = self.serve(stopped).await;
+        while end == End::Again {
+            // Boxed: few requests are served twice.
+            end = Box::pin(self.serve_again()).await;
+        }
         self.open = false;
         self.finish(end)
     }
@@ -312,6 +325,12 @@ impl<'a> Exchange<'a> {
             self.info.times.request_complete = Some(self.info.start);
         }
         prepared.err()
+    }
+
+    /// Serves once more what is over for now.
+    async fn serve_again(&mut self) -> End {
+        let stopped = self.begin_again();
+        self.serve(stopped).await
     }
 
     async fn serve(&mut self, stopped: Option<Stop>) -> End {

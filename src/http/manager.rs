@@ -89,6 +89,20 @@ pub fn prepare_request(
     Ok(())
 }
 
+/// As [`prepare_request`], of what was redirected here: what it says of its client was settled the first time.
+///
+/// # Errors
+/// [`Stop`] when the request must not be routed.
+pub fn prepare_again(
+    manager: &HttpConnectionManager,
+    head: &mut RequestHead,
+    info: &StreamInfo,
+) -> Result<(), Stop> {
+    check_path(manager, head)?;
+    strip_authority(manager, head, &info.connection);
+    Ok(())
+}
+
 fn check_path(manager: &HttpConnectionManager, head: &mut RequestHead) -> Result<(), Stop> {
     if head.is_method(b"CONNECT") {
         return Ok(());

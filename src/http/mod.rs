@@ -22,6 +22,7 @@ pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod io;
+pub(crate) mod location;
 pub mod logs;
 pub mod manager;
 mod on_demand;

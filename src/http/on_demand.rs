@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use crate::config::demand::{ClusterSource, Want, PATIENCE};
+use crate::config::http::Routes;
 use crate::config::route::{Route, RouteTable};
 use crate::config::scopes::ScopedRoutes;
 use crate::config::{RequestView, Slot};
@@ -65,6 +66,18 @@ impl Exchange<'_> {
         match self.find(&slot, random) {
             Found::NoHost => Box::pin(self.find_host(&slot, random)).await,
             found => found,
+        }
+    }
+
+    /// As [`Exchange::find`], in whichever table is the request's; what is on demand is not waited for.
+    pub(super) fn find_now(&mut self, random: u64) -> Found {
+        let manager = self.manager;
+        match &manager.routes {
+            Routes::Table(slot) => self.find(slot, random),
+            Routes::Scoped(scoped) => match self.scope(scoped) {
+                Some((slot, _)) => self.find(&slot, random),
+                None => Found::Nothing,
+            },
         }
     }
 

@@ -296,6 +296,7 @@ impl Exchange<'_> {
                 let session = match turn {
                     Turn::Ask(session) => session,
                     Turn::Reply(reply) => return self.reply_instead(*reply, route).await,
+                    Turn::Again => return End::Again,
                 };
                 let asked = ext_proc::reply::consult(self, &session, &mut head, &mut body, encoding.ends);
                 match Box::pin(asked).await {

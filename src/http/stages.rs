@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::exchange::Reply;
 use super::fields::Fields;
+use super::filters::bandwidth_limit::Throttle;
 use super::filters::ext_proc::duplex::Duplex;
 use super::filters::ext_proc::stream::Processor;
 use super::filters::ext_proc::watch::Watch;
@@ -40,6 +41,7 @@ pub(super) enum Stop {
 #[derive(Debug)]
 pub(super) enum Stage {
     Pace(Box<Pace>),
+    Throttle(Box<Throttle>),
     Processor(Box<Processor>),
     Duplex(Box<Duplex>),
     Watch(Box<Watch>),
@@ -64,6 +66,7 @@ impl Stage {
     pub(super) fn hold(&mut self, piece: Bytes) {
         match self {
             Stage::Pace(pace) => pace.hold(piece),
+            Stage::Throttle(throttle) => throttle.hold(piece),
             Stage::Processor(processor) => processor.hold(piece),
             Stage::Duplex(duplex) => duplex.hold(piece),
             Stage::Watch(watch) => watch.hold(piece),
@@ -73,6 +76,7 @@ impl Stage {
     pub(super) fn hold_end(&mut self, trailers: Option<Fields>) {
         match self {
             Stage::Pace(pace) => pace.hold_end(trailers),
+            Stage::Throttle(throttle) => throttle.hold_end(trailers),
             Stage::Processor(processor) => processor.hold_end(trailers),
             Stage::Duplex(duplex) => duplex.hold_end(trailers),
             Stage::Watch(watch) => watch.hold_end(trailers),
@@ -82,6 +86,7 @@ impl Stage {
     fn length(&self) -> usize {
         match self {
             Stage::Pace(pace) => pace.length(),
+            Stage::Throttle(throttle) => throttle.length(),
             Stage::Processor(processor) => processor.length(),
             Stage::Duplex(duplex) => duplex.length(),
             Stage::Watch(watch) => watch.length(),
@@ -92,13 +97,14 @@ impl Stage {
         match self {
             Stage::Processor(processor) => processor.gather(context),
             Stage::Duplex(duplex) => duplex.gather(context),
-            Stage::Pace(_) | Stage::Watch(_) => {}
+            Stage::Pace(_) | Stage::Throttle(_) | Stage::Watch(_) => {}
         }
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Passes, Stop>> {
         match self {
             Stage::Pace(pace) => pace.poll_next(context).map(Ok),
+            Stage::Throttle(throttle) => throttle.poll_next(context).map(Ok),
             Stage::Processor(processor) => processor.poll_next(context),
             Stage::Duplex(duplex) => duplex.poll_next(context),
             Stage::Watch(watch) => watch.poll_next(context),

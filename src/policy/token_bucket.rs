@@ -90,6 +90,19 @@ impl TokenBucket {
         taken.is_ok()
     }
 
+    /// Takes up to `most` tokens, and says how many.
+    pub fn take_some(&self, most: u64, now: Instant) -> u64 {
+        let now = self.at(now);
+        let mut taken = 0;
+        let _ = self.empty_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
+            let tokens = self.tokens(now, empty_at);
+            // Not negative.
+            taken = (tokens as u64).min(most);
+            (taken > 0).then(|| now.saturating_sub(((tokens - taken as f64) * self.each) as i64))
+        });
+        taken
+    }
+
     /// Puts `count` tokens back; what does not fit is lost.
     pub fn put_back(&self, count: u64, now: Instant) {
         let count = count as f64;

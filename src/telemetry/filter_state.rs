@@ -73,12 +73,18 @@ impl Kind {
 pub struct Object {
     kind: Kind,
     text: Arc<str>,
+    /// The JSON of its message, where that is not its text's.
+    json: Option<Arc<str>>,
     shared: bool,
     /// It is shared with the upstream's upstream too, where that is in this process.
     onward: bool,
 }
 
 impl Object {
+    fn own(text: Arc<str>, json: Option<Arc<str>>) -> Self {
+        Self { kind: Kind::Own, text, json, shared: false, onward: false }
+    }
+
     /// Its text.
     pub fn text(&self) -> &str {
         &self.text
@@ -208,7 +214,7 @@ impl Setter {
             Kind::Text | Kind::Hashable | Kind::Own => {}
         }
         let Setter { kind, shared, onward, .. } = *self;
-        Some(Object { kind, text: text.into(), shared, onward })
+        Some(Object { kind, text: text.into(), json: None, shared, onward })
     }
 }
 
@@ -245,9 +251,14 @@ impl StreamInfo {
     /// TLS offers these protocols to the upstream, unless something else was said before.
     pub fn offer_protocols(&mut self, offer: &Arc<str>) {
         if self.object(APPLICATION_PROTOCOLS).is_none() {
-            let object = Object { kind: Kind::Own, text: offer.clone(), shared: false, onward: false };
-            self.objects.get_or_insert_default().set(&OFFER, object);
+            self.objects.get_or_insert_default().set(&OFFER, Object::own(offer.clone(), None));
         }
+    }
+
+    /// Leaves an object of a filter's own: what it is as text, and as the JSON of its message.
+    pub fn leave_object(&mut self, name: &Arc<str>, text: &str, json: &str) {
+        let object = Object::own(text.into(), Some(json.into()));
+        self.objects.get_or_insert_default().set(name, object);
     }
 
     /// Whether there may be any.
@@ -327,6 +338,10 @@ impl Way {
         let Some(object) = info.object(&self.name) else { return false };
         if self.plain {
             out.extend_from_slice(object.text.as_bytes());
+            return true;
+        }
+        if let Some(json) = &object.json {
+            out.extend_from_slice(json.as_bytes());
             return true;
         }
         // Text is always valid JSON.

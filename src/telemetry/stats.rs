@@ -298,7 +298,10 @@ stats! {
             downstream_rq_overload_close, downstream_rq_too_many_premature_resets, rs_too_large,
             no_route, no_cluster, rq_total, rq_redirect, rq_direct_response,
             rq_reset_after_downstream_response_started, rq_overload_local_reply,
-            passthrough_internal_redirect_bad_location,
+            passthrough_internal_redirect_bad_location, passthrough_internal_redirect_no_route,
+            passthrough_internal_redirect_predicate,
+            passthrough_internal_redirect_too_many_redirects,
+            passthrough_internal_redirect_unsafe_scheme,
         }
         gauges {
             downstream_cx_active, downstream_cx_ssl_active, downstream_cx_http1_active,

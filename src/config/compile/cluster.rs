@@ -24,8 +24,8 @@ use super::endpoints::{self, static_hosts};
 use super::http_options::{http1_options, http2_options};
 use super::runtime::DROP_OVERLOAD_LIMIT;
 use super::{
-    buffer_limit, cluster_tls, duration_or, extension, health_check, idle, istio, keepalive, orca,
-    socket_options, u32_or, upstream_filters, Environment,
+    buffer_limit, cluster_tls, duration_or, extension, generic_secret, health_check, idle, istio, keepalive,
+    orca, socket_options, u32_or, upstream_filters, Environment,
 };
 use crate::config::balancing::Members;
 use crate::config::cluster::{
@@ -51,7 +51,7 @@ pub fn compile(
         if cluster.alt_stat_name.is_empty() { name.clone() } else { cluster.alt_stat_name.as_str().into() };
     let connect_timeout =
         duration_or(&cluster.connect_timeout, Duration::from_secs(5), "connect_timeout", problems);
-    let http = protocol_options(cluster, problems);
+    let http = protocol_options(cluster, &stat_name, problems);
     let breakers = breakers(cluster, environment, problems);
     let assignment = cluster.load_assignment.as_ref();
     let overprovisioning = assignment
@@ -80,6 +80,7 @@ pub fn compile(
     });
     let health = health_check::health(cluster, kind?, &http, hosts.len(), environment, problems);
     istio::cluster_filters(&cluster.filters, problems);
+    generic_secret::meet_wants(environment, problems);
     let orca = orca::wanted(cluster, balancing.as_ref().map(|(balancing, _)| balancing), problems);
     if problems.count() > before {
         return None;
@@ -362,7 +363,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
 
-fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamHttp {
+fn protocol_options(cluster: &pb::Cluster, stat_name: &str, problems: &mut Problems) -> UpstreamHttp {
     // The extension replaces the deprecated fields, as in Envoy.
     let mut common = cluster.common_http_protocol_options;
     let mut http1 = cluster.http_protocol_options.clone();
@@ -383,7 +384,7 @@ fn protocol_options(cluster: &pb::Cluster, problems: &mut Problems) -> UpstreamH
                 common = options.common_http_protocol_options;
                 let policies = crate::config::route::hash_policies(&options.hash_policy, problems);
                 hash_policies = (!policies.is_empty()).then(|| policies.into());
-                filters = upstream_filters::compile(&options.http_filters, problems);
+                filters = upstream_filters::compile(&options.http_filters, stat_name, problems);
                 let (kind, one, two, field) = upstream_protocol(options.upstream_protocol_options);
                 (protocol, http1) = (kind, one);
                 http2 = problems.at(field, |problems| http2_options(two.as_ref(), problems));

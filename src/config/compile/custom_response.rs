@@ -6,6 +6,9 @@ use outrigger_control_api::pb::envoy::extensions::filters::http::custom_response
 use outrigger_control_api::pb::envoy::extensions::http::custom_response::local_response_policy::v3::{
     local_response_policy::ResponseCodeDetailsAction, LocalResponsePolicy,
 };
+use outrigger_control_api::pb::envoy::extensions::http::custom_response::redirect_policy::v3::{
+    redirect_policy::RedirectActionSpecifier, RedirectPolicy,
+};
 use outrigger_control_api::pb::envoy::r#type::matcher::v3 as envoy;
 use outrigger_control_api::pb::xds::core::v3::TypedExtensionConfig;
 use outrigger_control_api::pb::xds::r#type::matcher::v3 as pb;
@@ -15,26 +18,29 @@ use super::rbac_tree::of_xds;
 use super::{cel, data_source, extension, local_reply};
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
-use crate::config::route::HeaderOps;
+use crate::config::route::{redirect_action, HeaderOps, RedirectPath};
 use crate::config::HeaderKey;
-use crate::http::filters::custom_response::{Config, Policy, Test, Then};
+use crate::http::filters::custom_response::{Config, Elsewhere, ElsewhereStats, Place, Policy, Test, Then};
+use crate::http::location::Location;
+use crate::telemetry::metrics::Scope;
 
 /// The type of the filter, and of what a route says to it.
 pub(super) const TYPE: &str = "envoy.extensions.filters.http.custom_response.v3.CustomResponse";
 
+const REDIRECT: &str = "envoy.extensions.http.custom_response.redirect_policy.v3.RedirectPolicy";
 const LOCAL: &str = "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy";
 const CEL: &str = "xds.type.matcher.v3.CelMatcher";
 const ATTRIBUTES: &str = "xds.type.matcher.v3.HttpAttributesCelMatchInput";
 
-/// Compiles `config`. `None` when a problem was reported.
-pub(super) fn compile(config: &CustomResponse, problems: &mut Problems) -> Option<Config> {
+/// Compiles `config`, which counts in `stats`. `None` when a problem was reported.
+pub(super) fn compile(config: &CustomResponse, stats: &Scope, problems: &mut Problems) -> Option<Config> {
     let Some(matcher) = &config.custom_response_matcher else {
         return Some(Config { rules: Vec::new(), otherwise: None });
     };
-    problems.at("custom_response_matcher", |problems| rules(matcher, problems))
+    problems.at("custom_response_matcher", |problems| rules(matcher, stats, problems))
 }
 
-fn rules(matcher: &pb::Matcher, problems: &mut Problems) -> Option<Config> {
+fn rules(matcher: &pb::Matcher, stats: &Scope, problems: &mut Problems) -> Option<Config> {
     use pb::matcher::MatcherType;
     let before = problems.count();
     let mut rules = Vec::new();
@@ -49,7 +55,7 @@ fn rules(matcher: &pb::Matcher, problems: &mut Problems) -> Option<Config> {
                         return;
                     };
                     let test = problems.at("predicate", |problems| test(predicate, problems));
-                    let then = problems.at("on_match", |problems| then(on_match, problems));
+                    let then = problems.at("on_match", |problems| then(on_match, stats, problems));
                     rules.extend(test.zip(then));
                 });
             }
@@ -58,11 +64,11 @@ fn rules(matcher: &pb::Matcher, problems: &mut Problems) -> Option<Config> {
     let otherwise = matcher
         .on_no_match
         .as_ref()
-        .and_then(|config| problems.at("on_no_match", |problems| then(config, problems)));
+        .and_then(|config| problems.at("on_no_match", |problems| then(config, stats, problems)));
     (problems.count() == before).then_some(Config { rules, otherwise })
 }
 
-fn then(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Then> {
+fn then(config: &pb::matcher::OnMatch, stats: &Scope, problems: &mut Problems) -> Option<Then> {
     use pb::matcher::on_match::OnMatch as Kind;
     if config.keep_matching {
         problems.report_at("keep_matching", "the first match counts");
@@ -71,16 +77,23 @@ fn then(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Then> 
     let action = match config.on_match.as_ref()? {
         Kind::Action(action) => action,
         Kind::Matcher(matcher) => {
-            let inner = problems.at("matcher", |problems| rules(matcher, problems))?;
+            let inner = problems.at("matcher", |problems| rules(matcher, stats, problems))?;
             return Some(Then::Rules(Box::new(inner)));
         }
     };
     // Demanded by a field rule.
     let any = action.typed_config.as_ref()?;
     problems.at("action.typed_config", |problems| {
-        if type_of(any) != LOCAL {
-            problems.report(format_args!("is of type {}, must be of {LOCAL}", type_of(any)));
-            return None;
+        match type_of(any) {
+            LOCAL => {}
+            REDIRECT => {
+                let policy = elsewhere(&extension(any, "", problems)?, stats, problems)?;
+                return Some(Then::Elsewhere(Arc::new(policy)));
+            }
+            found => {
+                problems.report(format_args!("is of type {found}, must be of {LOCAL} or {REDIRECT}"));
+                return None;
+            }
         }
         let config: LocalResponsePolicy = extension(any, "", problems)?;
         let before = problems.count();
@@ -104,6 +117,42 @@ fn then(config: &pb::matcher::OnMatch, problems: &mut Problems) -> Option<Then> 
                 Some(ResponseCodeDetailsAction::ResponseCodeDetails(text)) => Some(text.into()),
             },
         })))
+    })
+}
+
+fn elsewhere(config: &RedirectPolicy, stats: &Scope, problems: &mut Problems) -> Option<Elsewhere> {
+    let before = problems.count();
+    // A missing one breaks a field rule.
+    let place = match config.redirect_action_specifier.as_ref()? {
+        RedirectActionSpecifier::Uri(uri) => {
+            if Location::of(uri.as_bytes()).is_none() {
+                problems.report_at("uri", format_args!("{uri:?} is no absolute URL"));
+            }
+            Some(Place::Url(uri.as_str().into()))
+        }
+        RedirectActionSpecifier::RedirectAction(action) => problems.at("redirect_action", |problems| {
+            let redirect = redirect_action(action, false, problems)?;
+            if matches!(redirect.path, RedirectPath::Rewrite(_)) {
+                problems.report("prefix_rewrite and regex_rewrite are not supported here, in Envoy either");
+            }
+            Some(Place::Action(Box::new(redirect)))
+        }),
+    };
+    // Its field rule bounds it.
+    let status = config.status_code.and_then(|status| u16::try_from(status.value).ok());
+    if status.is_some_and(|status| status < 200 || matches!(status, 204 | 304)) {
+        problems.report_at("status_code", "is one of answers without a body");
+    }
+    let mut headers = |list: &[_], field: &str| HeaderOps::compile(list, field, &[], "", problems);
+    let response_headers = headers(&config.response_headers_to_add, "response_headers_to_add");
+    let request_headers = headers(&config.request_headers_to_add, "request_headers_to_add");
+    (problems.count() == before).then_some(())?;
+    Some(Elsewhere {
+        place: place?,
+        status,
+        response_headers: response_headers?,
+        request_headers: request_headers?,
+        stats: ElsewhereStats::new(stats),
     })
 }
 

@@ -70,6 +70,9 @@ pub(super) fn compile(
     let rules = config.decoder_header_mutation_rules.as_ref().and_then(|config| {
         problems.at("decoder_header_mutation_rules", |problems| MutationRules::compile(config, problems))
     });
+    if config.shadow_mode && config.validate_mutations {
+        problems.report_at("shadow_mode", "cannot be set with validate_mutations yet");
+    }
     let status = config.status_on_error.as_ref().map_or(403, |status| status.code);
     let scope = stats.sub("ext_authz");
     let scope = match config.stat_prefix.trim_end_matches('.') {
@@ -90,6 +93,7 @@ pub(super) fn compile(
     Some(Config {
         service: service?,
         fail_open: config.failure_mode_allow,
+        shadow: config.shadow_mode,
         tell_failure: config.failure_mode_allow_header_add,
         status_on_error: u16::try_from(status).unwrap_or(403),
         body: config.with_request_body.as_ref().map(buffering),

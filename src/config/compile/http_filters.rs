@@ -26,9 +26,9 @@ use crate::config::{Cluster, Directory};
 use crate::http::filters::grpc_stats::{ByMethod, Config};
 use crate::http::filters::istio::{alpn, authn, peer_metadata};
 use crate::http::filters::{
-    adaptive_concurrency, admission_control, api_key_auth, basic_auth, buffer, conditional, cors, csrf,
-    fault, grpc_http1_bridge, header_mutation, header_to_metadata, health_check, local_ratelimit,
-    set_filter_state, set_metadata, stateful_session,
+    adaptive_concurrency, admission_control, api_key_auth, bandwidth_limit, basic_auth, buffer, conditional,
+    cors, credential_injector, csrf, fault, grpc_http1_bridge, header_mutation, header_to_metadata,
+    health_check, local_ratelimit, set_filter_state, set_metadata, stateful_session,
 };
 use crate::telemetry::istio::StandardMetrics;
 use crate::telemetry::metrics::Scope;
@@ -46,6 +46,8 @@ const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3
 const CSRF: &str = "envoy.extensions.filters.http.csrf.v3.CsrfPolicy";
 const BASIC_AUTH: &str = "envoy.extensions.filters.http.basic_auth.v3.BasicAuth";
 const BASIC_AUTH_PER_ROUTE: &str = "envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute";
+const BANDWIDTH_LIMIT: &str = "envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit";
+const CREDENTIAL_INJECTOR: &str = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector";
 const API_KEY: &str = "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth";
 const API_KEY_PER_ROUTE: &str = "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute";
 const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
@@ -148,6 +150,8 @@ pub(super) fn knows(kind: &str) -> bool {
             | LOCAL_RATE_LIMIT
             | CSRF
             | BASIC_AUTH
+            | BANDWIDTH_LIMIT
+            | CREDENTIAL_INJECTOR
             | API_KEY
             | BUFFER
             | custom_response::TYPE
@@ -213,8 +217,17 @@ pub(super) fn compile(
             Some(HttpFilter::BasicAuth(Arc::new(config)))
         }
         custom_response::TYPE => {
-            let config = custom_response::compile(&extension(any, "", problems)?, problems)?;
+            let config = custom_response::compile(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::CustomResponse(Arc::new(config)))
+        }
+        BANDWIDTH_LIMIT => {
+            let config = bandwidth_limit::Config::compile(&extension(any, "", problems)?, false, problems)?;
+            Some(HttpFilter::BandwidthLimit(Arc::new(config)))
+        }
+        CREDENTIAL_INJECTOR => {
+            let config =
+                credential_injector::Config::compile(&extension(any, "", problems)?, stats, problems)?;
+            Some(HttpFilter::CredentialInjector(Arc::new(config)))
         }
         API_KEY => {
             let config = api_key_auth::Config::compile(&extension(any, "", problems)?, stats, problems)?;
@@ -381,8 +394,12 @@ pub(crate) fn compile_route(
         CSRF => csrf::Policy::compile(&extension(any, "", problems)?, problems).map(RouteFilter::Csrf),
         BASIC_AUTH_PER_ROUTE => basic_auth::PerRoute::compile(&extension(any, "", problems)?, problems)
             .map(RouteFilter::BasicAuth),
-        custom_response::TYPE => custom_response::compile(&extension(any, "", problems)?, problems)
-            .map(RouteFilter::CustomResponse),
+        custom_response::TYPE => {
+            custom_response::compile(&extension(any, "", problems)?, &Scope::raw(""), problems)
+                .map(RouteFilter::CustomResponse)
+        }
+        BANDWIDTH_LIMIT => bandwidth_limit::Config::compile(&extension(any, "", problems)?, true, problems)
+            .map(|config| RouteFilter::BandwidthLimit(Arc::new(config))),
         API_KEY_PER_ROUTE => api_key_auth::PerRoute::compile(&extension(any, "", problems)?, problems)
             .map(RouteFilter::ApiKeyAuth),
         BUFFER_PER_ROUTE => {

@@ -7,16 +7,22 @@ use outrigger_control_api::pb::envoy::extensions::filters::network::http_connect
 use outrigger_control_api::type_of;
 
 use super::extension;
-use crate::config::cluster::UpstreamFilter;
+use crate::config::cluster::{UpstreamFilter, UpstreamFilterKind};
 use crate::config::problems::Problems;
 use crate::config::route::FilterName;
-use crate::http::filters::header_mutation;
+use crate::http::filters::{credential_injector, header_mutation};
+use crate::telemetry::metrics::Scope;
 
 const CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
+const CREDENTIAL_INJECTOR: &str = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector";
 const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
 
-/// The filters before the codec, which is the last one.
-pub(super) fn compile(list: &[pb::HttpFilter], problems: &mut Problems) -> Arc<[UpstreamFilter]> {
+/// The filters before the codec, which is the last one, of a cluster that counts under `stat_name`.
+pub(super) fn compile(
+    list: &[pb::HttpFilter],
+    stat_name: &str,
+    problems: &mut Problems,
+) -> Arc<[UpstreamFilter]> {
     let mut filters = Vec::new();
     let mut ends = list.is_empty();
     for (index, config) in list.iter().enumerate() {
@@ -45,6 +51,15 @@ pub(super) fn compile(list: &[pb::HttpFilter], problems: &mut Problems) -> Arc<[
                         }
                     }
                     if let Some(filter) = header_mutation::Config::compile(&config_of, problems) {
+                        let filter = UpstreamFilterKind::HeaderMutation(filter);
+                        filters.push(UpstreamFilter { name: FilterName::new(&config.name), filter });
+                    }
+                }),
+                CREDENTIAL_INJECTOR => problems.at("typed_config", |problems| {
+                    let Some(config_of) = extension(any, "", problems) else { return };
+                    let stats = Scope::cluster(stat_name);
+                    if let Some(filter) = credential_injector::Config::compile(&config_of, &stats, problems) {
+                        let filter = UpstreamFilterKind::CredentialInjector(Arc::new(filter));
                         filters.push(UpstreamFilter { name: FilterName::new(&config.name), filter });
                     }
                 }),

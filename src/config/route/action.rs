@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::header_ops::HeaderOps;
+use super::internal_redirect::InternalRedirects;
 use super::overrides::Overrides;
 use super::path::PathMatch;
 use super::redirect::Redirect;
@@ -71,6 +72,8 @@ pub struct Forward {
     pub retry: Option<Arc<RetryPolicy>>,
     /// A try whose time is up goes on beside the next: the route's policy, or its virtual host's.
     pub hedge_on_per_try_timeout: bool,
+    /// Redirects of the upstream that are followed here.
+    pub redirects: Option<Box<InternalRedirects>>,
     /// Routing priority: 0 DEFAULT, 1 HIGH.
     pub priority: usize,
     /// Status when the cluster is unknown. Default 503.

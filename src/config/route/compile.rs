@@ -429,8 +429,12 @@ pub(super) fn route_match(
     Some((path?, conditions))
 }
 
-/// `template` says that the route's path matches one.
-fn redirect(config: &pb::RedirectAction, template: bool, problems: &mut Problems) -> Option<Redirect> {
+/// Compiles `config`; `template` says that the route's path matches one.
+pub(crate) fn redirect(
+    config: &pb::RedirectAction,
+    template: bool,
+    problems: &mut Problems,
+) -> Option<Redirect> {
     use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned().into());

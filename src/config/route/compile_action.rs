@@ -13,6 +13,7 @@ use super::action::{
 };
 use super::compile::{header_ops, HostScope, Scope};
 use super::header_ops::HeaderOps;
+use super::internal_redirect::InternalRedirects;
 use super::overrides::{merge, Level};
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
@@ -55,6 +56,7 @@ pub(super) fn forward(
         retry,
         hedge_on_per_try_timeout: (config.hedge_policy.as_ref())
             .map_or(host.hedge, |policy| policy.hedge_on_per_try_timeout),
+        redirects: InternalRedirects::compile(config, problems).map(Box::new),
         priority: match config.priority() {
             RoutingPriority::Default => 0,
             RoutingPriority::High => 1,

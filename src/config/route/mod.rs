@@ -10,6 +10,7 @@ mod compile;
 mod compile_action;
 mod domains;
 mod header_ops;
+mod internal_redirect;
 mod limits;
 mod overrides;
 mod path;
@@ -35,9 +36,11 @@ pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
     HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
 };
+pub(crate) use compile::redirect as redirect_action;
 pub use compile::{compile, compile_encoded, Look};
 pub(crate) use compile_action::hash_policies;
 pub use header_ops::HeaderOps;
+pub use internal_redirect::{InternalRedirects, Leads, RoutesSoFar};
 pub use limits::{Descriptor, DescriptorEntries, LimitFacts, LimitsOf, RateLimits, RouteLimits};
 pub use overrides::{FilterName, Override, Overrides, RouteFilter};
 pub use path::{PathMatch, PathText, RequestMatch};

@@ -57,6 +57,7 @@ pub enum RouteFilter {
     Csrf(filters::csrf::Policy),
     BasicAuth(filters::basic_auth::PerRoute),
     CustomResponse(filters::custom_response::Config),
+    BandwidthLimit(Arc<filters::bandwidth_limit::Config>),
     ApiKeyAuth(filters::api_key_auth::PerRoute),
     Buffer(filters::buffer::PerRoute),
     HeaderToMetadata(filters::header_to_metadata::Config),

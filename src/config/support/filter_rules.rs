@@ -24,6 +24,14 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
         &[FieldRule::Field(3, &[Check::AtLeast(200.0), Check::Below(600.0)])],
     ),
     (
+        "envoy.extensions.http.custom_response.redirect_policy.v3.RedirectPolicy",
+        &[
+            FieldRule::OneOf("redirect_action_specifier"),
+            FieldRule::Field(1, NAMED),
+            FieldRule::Field(3, &[Check::AtLeast(100.0), Check::AtMost(599.0)]),
+        ],
+    ),
+    (
         "envoy.extensions.filters.http.basic_auth.v3.BasicAuth",
         &[
             FieldRule::Field(2, HEADER),
@@ -34,6 +42,23 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
     (
         "envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute",
         &[FieldRule::Field(1, &[Check::Required]), FieldRule::Field(2, &[Check::Pattern(NO_CONTROL)])],
+    ),
+    (
+        "envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit",
+        &[
+            FieldRule::Field(1, NAMED),
+            FieldRule::Field(2, &[Check::DefinedOnly]),
+            FieldRule::Field(3, &[Check::AtLeast(1.0)]),
+            FieldRule::Field(4, &[Check::AtLeast(0.02), Check::AtMost(1.0)]),
+        ],
+    ),
+    (
+        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+        &[FieldRule::Field(3, &[Check::Required])],
+    ),
+    (
+        "envoy.extensions.http.injected_credentials.generic.v3.Generic",
+        &[FieldRule::Field(1, &[Check::Required]), FieldRule::Field(2, HEADER)],
     ),
     ("envoy.extensions.filters.http.jwt_authn.v3.JwtProvider", &[FieldRule::OneOf("jwks_source_specifier")]),
     ("envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks", &[FieldRule::Field(1, &[Check::Required])]),

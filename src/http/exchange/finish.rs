@@ -29,15 +29,22 @@ impl Exchange<'_> {
         let stats = &self.manager.stats;
         self.info.times.end = Some(now);
         self.info.times.last_downstream_tx = Some(now);
-        self.info.bytes_received = self.upload.bytes;
+        let again = end == End::Again;
+        let first = !self.is_again();
+        let before = self.redirected.as_ref().map_or(0, |redirected| redirected.received);
+        self.info.bytes_received = before + self.upload.bytes;
         self.worker.last_request.set(now);
         self.down.idle_since = now;
-        stats
-            .downstream_cx_rx_bytes_total
-            .increment(self.info.request_headers_bytes + self.info.bytes_received);
-        stats.downstream_cx_tx_bytes_total.increment(self.info.response_headers_bytes + self.info.bytes_sent);
+        if first {
+            let received = self.info.request_headers_bytes + self.info.bytes_received;
+            stats.downstream_cx_rx_bytes_total.increment(received);
+        }
+        if !again {
+            let sent = self.info.response_headers_bytes + self.info.bytes_sent;
+            stats.downstream_cx_tx_bytes_total.increment(sent);
+        }
         match end {
-            End::Done => {}
+            End::Done | End::Again => {}
             End::Gone if self.down.client.was_reset() => {
                 self.info.flags.insert(ResponseFlags::DR);
                 self.info.details = Cow::Borrowed("http2.remote_reset");
@@ -77,22 +84,13 @@ impl Exchange<'_> {
         if self.filters.is_some() {
             filters::on_end(self, end == End::Done);
         }
-        let stats = &self.manager.stats;
-        // A client that left before any answer has no completed request.
-        let answered = end != End::Gone || cut || self.info.response_code != 0;
-        if answered && !self.info.health_check {
-            stats.downstream_rq_completed.increment(1);
+        // One that begins again counts where it ends.
+        if !again {
+            // A client that left before any answer has no completed request.
+            let answered = end != End::Gone || cut || self.info.response_code != 0;
+            self.count(answered);
+            self.manager.stats.downstream_rq_time.record(since.as_secs_f64() * 1000.0);
         }
-        match self.info.response_code / 100 {
-            _ if self.info.health_check => {}
-            1 => stats.downstream_rq_1xx.increment(1),
-            2 => stats.downstream_rq_2xx.increment(1),
-            3 => stats.downstream_rq_3xx.increment(1),
-            4 => stats.downstream_rq_4xx.increment(1),
-            5 => stats.downstream_rq_5xx.increment(1),
-            _ => {}
-        }
-        stats.downstream_rq_time.record(since.as_secs_f64() * 1000.0);
         if !self.manager.access_logs.is_empty() {
             let context = self.context();
             for log in &self.manager.access_logs {
@@ -101,11 +99,29 @@ impl Exchange<'_> {
         }
         match end {
             End::Done if self.close => Next::Close,
-            End::Done => Next::Keep,
+            End::Done | End::Again => Next::Keep,
             End::Cut if self.down.client.is_http2() => Next::Reset,
             End::Cut => Next::Close,
             End::Gone => Next::Abort,
             End::Broken => Next::Reset,
+        }
+    }
+
+    fn count(&self, answered: bool) {
+        if self.info.health_check {
+            return;
+        }
+        let stats = &self.manager.stats;
+        if answered {
+            stats.downstream_rq_completed.increment(1);
+        }
+        match self.info.response_code / 100 {
+            1 => stats.downstream_rq_1xx.increment(1),
+            2 => stats.downstream_rq_2xx.increment(1),
+            3 => stats.downstream_rq_3xx.increment(1),
+            4 => stats.downstream_rq_4xx.increment(1),
+            5 => stats.downstream_rq_5xx.increment(1),
+            _ => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::{custom_response, header_to_metadata, Active, Awaited, Encoder};
+use super::{bandwidth_limit, custom_response, header_to_metadata, Active, Awaited, Encoder};
 use crate::config::http::HttpFilter;
 use crate::config::route::{Action, Chosen, FilterName, Forward, Override, Overrides, Route, RouteFilter};
 use crate::config::{Cluster, Known};
@@ -225,6 +225,10 @@ pub(in crate::http) fn create(ex: &mut Exchange<'_>, course: &mut Course) -> Opt
                 Some(Encoder::CustomResponse(custom_response::Config::encoder(config, over)))
             }
             HttpFilter::AdmissionControl(config) => Some(Encoder::AdmissionControl(config.clone())),
+            HttpFilter::BandwidthLimit(config) => {
+                let turn = bandwidth_limit::Config::encoder(config, over);
+                Some(Encoder::BandwidthLimit(Box::new(turn)))
+            }
             HttpFilter::StandardMetrics(_) => {
                 ex.reported = true;
                 None

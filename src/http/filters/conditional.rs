@@ -23,6 +23,7 @@ pub fn sees_all(filter: &HttpFilter) -> bool {
             | HttpFilter::HeaderToMetadata(_)
             | HttpFilter::AdmissionControl(_)
             | HttpFilter::CustomResponse(_)
+            | HttpFilter::BandwidthLimit(_)
             | HttpFilter::Discovered(_)
             | HttpFilter::Conditional(_)
     )

@@ -11,6 +11,7 @@
 pub mod adaptive_concurrency;
 pub mod admission_control;
 pub mod api_key_auth;
+pub mod bandwidth_limit;
 pub mod basic_auth;
 pub mod buffer;
 pub mod by_cluster;
@@ -18,6 +19,7 @@ pub(super) mod chain;
 pub mod compressor;
 pub mod conditional;
 pub mod cors;
+pub mod credential_injector;
 pub mod csrf;
 pub mod custom_response;
 pub mod decompressor;
@@ -171,12 +173,18 @@ enum Encoder {
     Decompressor(Arc<decompressor::Config>),
     ExtProc(Rc<RefCell<Session>>),
     CustomResponse(custom_response::Answers),
+    BandwidthLimit(Box<bandwidth_limit::Turn>),
     StatefulSession,
     /// Whether the client is told the id and the workload.
     PeerMetadata(Arc<istio::peer_metadata::Config>, [bool; 2]),
 }
 
 impl Active {
+    /// For a request whose body has come before.
+    pub(super) fn of_body(body: Bytes) -> Self {
+        Self { body: Some(body), ..Self::default() }
+    }
+
     /// Notes what the filter at `place` does to the response.
     fn encode(&mut self, place: usize, encoder: Encoder) {
         let at = self.encoders.partition_point(|(other, _)| *other <= place);
@@ -203,6 +211,8 @@ fn decode(ex: &mut Exchange<'_>, filter: &HttpFilter, at: &At<'_>) -> Step {
         HttpFilter::LocalRateLimit(config) => return config.on_request(ex, at),
         HttpFilter::Csrf(config) => return config.on_request(ex, at),
         HttpFilter::BasicAuth(config) => return config.on_request(ex, at),
+        HttpFilter::BandwidthLimit(_) => return bandwidth_limit::on_request(ex, at),
+        HttpFilter::CredentialInjector(config) => return config.on_request(ex),
         HttpFilter::Buffer(config) => return config.on_request(ex, at),
         HttpFilter::HealthCheck(config) => return config.on_request(ex, at),
         HttpFilter::SetMetadata(config) => return config.on_request(ex),
@@ -335,6 +345,8 @@ pub(super) enum Turn {
     Ask(Rc<RefCell<Session>>),
     /// No filter sees it any more: this is the answer.
     Reply(Box<Reply>),
+    /// Nor does the client: the request begins again.
+    Again,
 }
 
 /// Filters are to see a response's head. `ends` says that nothing follows it.
@@ -379,9 +391,10 @@ impl Encoding {
                 Encoder::LocalRateLimit(level) => level.on_response(head),
                 Encoder::HeaderToMetadata(rules) => rules.on_response(ex, head),
                 Encoder::StatefulSession => stateful_session::on_response(ex, head),
+                Encoder::BandwidthLimit(turn) => turn.on_response(ex, head, ends, self.own),
                 Encoder::CustomResponse(answers) => {
-                    if let Some(reply) = answers.on_response(ex, head, self.own) {
-                        return Some(Turn::Reply(Box::new(reply)));
+                    if let Some(turn) = answers.on_response(ex, head, self.own) {
+                        return Some(turn);
                     }
                 }
                 Encoder::HealthCheck(config) => config.on_response(ex, head),

@@ -106,7 +106,9 @@ impl Attempts<'_> {
         }
         // Written before there is a connection: the client's body is taken in meanwhile.
         if !self.terminate {
-            self.stamp(ex, &pool, was_timeout);
+            if let Some(reply) = self.stamp(ex, &pool, was_timeout) {
+                return Err(Failure::Answer(reply).into());
+            }
             let http2 = match self.cluster.cluster.http.protocol {
                 UpstreamProtocol::Auto => self.find_out(ex, &pool).await?,
                 _ => self.speaks_http2(ex),

@@ -212,7 +212,8 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         .filter(|per_try| !per_try.is_zero() && route_timeout.is_none_or(|route| *per_try < route));
     let try_life = millis(Known::XEnvoyUpstreamStreamDurationMs).unwrap_or(cluster.http.max_stream_duration);
     let idle_timeout = forward.idle_timeout.unwrap_or(manager.timeouts.stream_idle);
-    let start = ex.info.start;
+    // A request that was redirected here began anew.
+    let start = if ex.is_again() { ex.now } else { ex.info.start };
     let alternative =
         request.is_some_and(|request| request.fields.has(Known::XEnvoyUpstreamRqTimeoutAltResponse));
     let hedge = match request.and_then(|request| request.fields.get(Known::XEnvoyHedgeOnPerTryTimeout)) {

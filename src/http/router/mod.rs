@@ -4,7 +4,8 @@
 //! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
 //! answer that says why there is none. In the order of a request's life: [`request`] turns its head
 //! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
-//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`hedge`] lets slow ones go on, [`respond`] passes the response on,
+//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`hedge`] lets slow ones go on, [`redirect`]
+//! sends the request elsewhere, [`respond`] passes the response on,
 //! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
 //! watched all the while.
 
@@ -18,6 +19,7 @@ mod health;
 mod hedge;
 mod lent;
 mod mirror;
+mod redirect;
 mod report;
 mod request;
 mod respond;
@@ -68,6 +70,8 @@ pub enum End {
     Cut,
     /// Its answer was cut off, and only a reset can show it.
     Broken,
+    /// It has none yet: it is to be served again, as its head is now.
+    Again,
 }
 
 /// What is left to do for a request. An answer of our own is sent in one place, for which what the attempts took is
@@ -237,7 +241,8 @@ pub(in crate::http) async fn forward(
         || (protocol == UpstreamProtocol::Downstream && ex.down.client.is_http2());
     ex.upload.keep_trailers(http2 || cluster.cluster.http.http1.enable_trailers);
     // Without retries, for what an HTTP/2 upstream says it did not begin with.
-    let keep = if retries.is_some() { Some(limit) } else { http2.then(|| limit.min(REPLAY)) };
+    let kept = retries.is_some() || forward.redirects.is_some();
+    let keep = if kept { Some(limit) } else { http2.then(|| limit.min(REPLAY)) };
     let mut copies = Copies::new(keep, limit);
     let body = filters::take_body(ex);
     if !upgrade && !forward.mirrors.is_empty() {

@@ -8,7 +8,7 @@ use super::Attempts;
 use crate::config::http::RouterOptions;
 use crate::config::route::{Forward, Route, WeightedCluster, RETRY_HEADERS};
 use crate::config::{Known, KnownSet, RequestView};
-use crate::http::exchange::Exchange;
+use crate::http::exchange::{Exchange, Reply};
 use crate::http::h1;
 use crate::http::head::RequestHead;
 use crate::http::io::OutBuf;
@@ -92,12 +92,17 @@ fn rewrite_host(request: &mut RequestHead, host: &[u8], forwarded: bool) {
 }
 
 impl Attempts<'_> {
-    /// Says in the request's head what is of this try alone.
-    pub(super) fn stamp(&self, ex: &mut Exchange<'_>, pool: &HostPool, was_timeout: bool) {
+    /// Says in the request's head what is of this try alone. An answer where a filter of the cluster refuses it.
+    pub(super) fn stamp(
+        &self,
+        ex: &mut Exchange<'_>,
+        pool: &HostPool,
+        was_timeout: bool,
+    ) -> Option<Box<Reply>> {
         if ex.span.is_some() {
             trace::on_try(ex, &pool.host);
         }
-        let Some(request) = &mut ex.request else { return };
+        let request = ex.request.as_mut()?;
         if self.forward.auto_host_rewrite() {
             let hostname = pool.host.template.hostname.clone();
             if !hostname.is_empty() {
@@ -124,9 +129,10 @@ impl Attempts<'_> {
                 request.fields.set_known(Known::XEnvoyExpectedRqTimeoutMs, left);
             }
         }
-        if !self.upstream().http.filters.is_empty() {
-            self.filter_request(ex);
+        if self.upstream().http.filters.is_empty() {
+            return None;
         }
+        self.filter_request(ex)
     }
 
     /// Writes the request's head for an HTTP/1 connection.

@@ -25,6 +25,11 @@ use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 impl Attempts<'_> {
     /// Passes the response on.
     pub(super) async fn respond(&mut self, ex: &mut Exchange<'_>, answered: Answered) -> Ended {
+        if let Some(policy) = &self.forward.redirects {
+            if self.redirect(ex, policy, &answered.parsed) {
+                return self.leave(ex, answered);
+            }
+        }
         let Answered { parsed, mut connection, request_permit, mut sent } = answered;
         let now = Instant::now();
         ex.now = now;
@@ -89,6 +94,14 @@ impl Attempts<'_> {
                 let session = match turn {
                     Turn::Ask(session) => session,
                     Turn::Reply(reply) => return Ended::Reply(reply),
+                    Turn::Again => {
+                        if empty {
+                            connection.give_back(keep_alive && sent.out.is_empty(), now);
+                        } else {
+                            self.count_given_up(ex);
+                        }
+                        return End::Again.into();
+                    }
                 };
                 let mut asked = Consulted {
                     head: &mut head,

@@ -52,6 +52,16 @@ impl Copies {
         self.kept.is_some()
     }
 
+    /// The body as it was kept, if it was.
+    pub(super) fn take(&mut self) -> Option<Bytes> {
+        let mut pieces = self.kept.take()?;
+        Some(match pieces.len() {
+            0 => Bytes::new(),
+            1 => pieces.swap_remove(0),
+            _ => pieces.concat().into(),
+        })
+    }
+
     pub(super) fn add_mirror(&mut self, feed: Rc<Feed>) {
         self.mirrors.push(feed);
     }
@@ -208,7 +218,8 @@ impl Attempts<'_> {
     fn moved(&mut self, ex: &mut Exchange<'_>, was_received: bool) {
         if self.copies.abandoned > 0 {
             let abandoned = std::mem::take(&mut self.copies.abandoned);
-            if self.retries.is_some() || self.copies.is_kept() {
+            let kept = self.retries.is_some() || self.forward.redirects.is_some();
+            if kept || self.copies.is_kept() {
                 self.cluster.cluster.stats().retry_or_shadow_abandoned.increment(abandoned);
             }
             if !self.copies.is_kept() {

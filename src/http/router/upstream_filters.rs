@@ -1,9 +1,9 @@
 //! HTTP filters of a cluster: they see the heads of each try, after everything that routes do to them.
 
 use super::Attempts;
-use crate::config::cluster::UpstreamFilter;
+use crate::config::cluster::{UpstreamFilter, UpstreamFilterKind};
 use crate::config::route::RouteFilter;
-use crate::http::exchange::Exchange;
+use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::ResponseHead;
 use std::sync::Arc;
 
@@ -15,23 +15,32 @@ impl Attempts<'_> {
         all.and_then(|all| all.find(&filter.name)).map(|over| &*over.levels).unwrap_or_default()
     }
 
-    /// The head of a try goes through the filters. As in Envoy what they add is there in the next try too.
-    pub(super) fn filter_request(&self, ex: &mut Exchange<'_>) {
-        if self.upstream().http.filters.is_empty() {
-            return;
-        }
+    /// The head of a try goes through the filters. As in Envoy what they add is there in the next try too. An answer where
+    /// one of them refuses it.
+    pub(super) fn filter_request(&self, ex: &mut Exchange<'_>) -> Option<Box<Reply>> {
         let filters = self.upstream().http.filters.clone();
         for filter in &*filters {
-            if let Some(request) = &mut ex.request {
-                filter.filter.change_request(request, &ex.info, self.said(filter));
+            let request = ex.request.as_mut()?;
+            match &filter.filter {
+                UpstreamFilterKind::HeaderMutation(config) => {
+                    config.change_request(request, &ex.info, self.said(filter));
+                }
+                UpstreamFilterKind::CredentialInjector(config) => {
+                    if let Some(reply) = config.inject(request) {
+                        return Some(Box::new(reply));
+                    }
+                }
             }
         }
+        None
     }
 
     /// The head of its answer does, the other way round.
     pub(super) fn filter_response(&self, ex: &Exchange<'_>, head: &mut ResponseHead) {
         for filter in self.upstream().http.filters.iter().rev() {
-            filter.filter.change_response(ex, head, self.said(filter));
+            if let UpstreamFilterKind::HeaderMutation(config) = &filter.filter {
+                config.change_response(ex, head, self.said(filter));
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 pub struct Bootstrap {
     listeners: String,
     clusters: String,
+    secrets: String,
     more: String,
 }
 
@@ -27,7 +28,8 @@ impl Bootstrap {
     /// A bootstrap with the clusters `a`, `b` (an origin each), `refused` (nobody listens there) and `empty` (no
     /// endpoint).
     pub fn new() -> Bootstrap {
-        let bootstrap = Bootstrap { listeners: String::new(), clusters: String::new(), more: String::new() };
+        let (listeners, clusters, secrets, more) = Default::default();
+        let bootstrap = Bootstrap { listeners, clusters, secrets, more };
         bootstrap
             .origin("a", "")
             .origin("b", "")
@@ -100,6 +102,16 @@ impl Bootstrap {
         self
     }
 
+    /// A generic secret.
+    pub fn secret(mut self, name: &str, text: &str) -> Bootstrap {
+        if self.secrets.is_empty() {
+            self.secrets += "  secrets:\n";
+        }
+        self.secrets +=
+            &format!("  - {{ name: {name}, generic_secret: {{ secret: {{ inline_string: {text:?} }} }} }}\n");
+        self
+    }
+
     /// Fields of a listener's router, in YAML's flow style.
     pub fn router(mut self, name: &str, options: &str) -> Bootstrap {
         let place = format!("          stat_prefix: {name}\n");
@@ -139,8 +151,8 @@ impl Bootstrap {
         format!(
             "admin:\n  address: {{ socket_address: {{ address: 127.0.0.1, port_value: @port:admin@ }} }}\n\
              node: {{ id: differential, cluster: tests }}\n\
-             {}static_resources:\n  listeners:\n{}  clusters:\n{}",
-            self.more, self.listeners, self.clusters
+             {}static_resources:\n{}  listeners:\n{}  clusters:\n{}",
+            self.more, self.secrets, self.listeners, self.clusters
         )
     }
 }

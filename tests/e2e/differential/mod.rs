@@ -6,6 +6,7 @@
 //! whose name contains the text, `OUTRIGGER_E2E_ENVOY_ONLY=1` leaves Outrigger out.
 
 mod api_key_auth;
+mod bandwidth;
 mod basic_auth;
 pub mod beside;
 pub mod bootstrap;
@@ -14,6 +15,8 @@ mod cel;
 mod clusters;
 mod compression;
 pub mod counters;
+mod credentials;
+mod custom_redirect;
 mod custom_response;
 mod descriptors;
 mod dns;
@@ -31,6 +34,7 @@ mod first_look;
 mod forwarded;
 pub mod grpc_service;
 mod hedging;
+mod internal_redirects;
 pub mod jwt;
 mod limits;
 mod local_replies;

@@ -6,6 +6,7 @@
 
 pub mod question;
 pub mod rules;
+mod shadow;
 mod verdict;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::http::exchange::{Exchange, Reply};
 use crate::policy::rbac::MetadataMatcher;
 use crate::telemetry::stream_info::ResponseFlags;
 use rules::MutationRules;
+use shadow::Decision;
 pub(super) use verdict::{Changes, Verdict};
 
 crate::stats! {
@@ -54,6 +56,8 @@ pub struct Config {
     pub service: Service,
     /// Without an answer the request passes; then a header may say so.
     pub fail_open: bool,
+    /// Decisions are counted and noted, and no request is refused.
+    pub shadow: bool,
     /// That header is added.
     pub tell_failure: bool,
     /// The status without an answer.
@@ -237,6 +241,14 @@ impl Config {
                 let told = ex.worker.runtime.load().number(key);
                 told.map_or(*default, |told| told != 0.0)
             });
+            if denies && self.shadow {
+                ex.info.flags.insert(ResponseFlags::UAEX);
+                return self.note(
+                    ex,
+                    at,
+                    Decision::Denied { status: self.status_on_error, headers: &[], http: false },
+                );
+            }
             return if denies { self.failure(ex) } else { Step::Continue };
         }
         match self.buffering(ex, at) {

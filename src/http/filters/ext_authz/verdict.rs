@@ -8,7 +8,8 @@ use outrigger_control_api::pb::envoy::service::auth::v3::check_response::HttpRes
 use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct, Value};
 
 use super::rules::Change;
-use super::{any, is_pseudo, is_valid, Config, HttpService, NAMESPACE};
+use super::shadow::Decision;
+use super::{any, is_pseudo, is_valid, Config, HttpService, Service, NAMESPACE};
 use crate::config::matcher::StringMatcher;
 use crate::config::query::Query;
 use crate::config::{HeaderKey, HeaderMutate, HeaderView, Known, RequestView};
@@ -206,11 +207,17 @@ impl Config {
                     at.encode(ex, Encoder::ExtAuthz(Changes(allowed.response)));
                 }
                 self.count(ex, at, |stats| &stats.ok, |stats| &stats.ok);
+                if self.shadow {
+                    return self.note(ex, at, Decision::Ok);
+                }
                 Step::Continue
             }
             Verdict::Denied(denied) => self.deny(denied, ex, at),
             Verdict::Error => {
                 self.count(ex, at, |stats| &stats.error, |stats| &stats.error);
+                if self.shadow {
+                    return self.note(ex, at, Decision::Error(self.status_on_error));
+                }
                 if !self.fail_open {
                     return self.failure(ex);
                 }
@@ -251,6 +258,11 @@ impl Config {
         self.count(ex, at, |stats| &stats.denied, |stats| &stats.denied);
         if self.charge {
             charge(ex, at, denied.status);
+        }
+        if self.shadow {
+            let http = matches!(self.service(at), Service::Http(_));
+            let decision = Decision::Denied { status: denied.status, headers: &denied.headers, http };
+            return self.note(ex, at, decision);
         }
         if self.validate && denied.headers.iter().any(|(name, value)| !is_valid(name, value)) {
             return self.invalid(ex, at);

@@ -161,7 +161,8 @@ pub struct Keys {
     pub hmac: Vec<u8>,
 }
 
-fn secret(place: &Secret) -> Option<Vec<u8>> {
+/// What is in a secret; `None` where it has not come, or is empty.
+pub(super) fn secret(place: &Secret) -> Option<Vec<u8>> {
     match &place.get()?.load().as_ref()?.content {
         Content::Generic(secret) if !secret.is_empty() => Some(secret.to_vec()),
         _ => None,

@@ -2,6 +2,7 @@
 
 mod lost;
 mod retried;
+mod shadow;
 
 use super::bootstrap::{endpoints, Bootstrap};
 use super::case::{case, Case};
