@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::route::{Forward, GrpcTimeoutLimits};
-use crate::config::{Cluster, Known, RequestView};
+use crate::config::{Cluster, Known};
 use crate::http::exchange::Exchange;
 
 /// Which deadline passed.
