@@ -239,9 +239,14 @@ pub const ACCESS_LOG: &[MessageSupport] = &[
         observe: &[],
         rejected: &[],
     },
-    // They have no fields; %METADATA% and %CEL% are known without them.
+    // %METADATA% and %CEL% are known without them.
     whole("envoy.extensions.formatter.metadata.v3.Metadata"),
-    whole("envoy.extensions.formatter.cel.v3.Cel"),
+    MessageSupport {
+        message: "envoy.extensions.formatter.cel.v3.Cel",
+        implemented: &[],
+        observe: &[],
+        rejected: &[("cel_config", "what Envoy switches off in CEL stays off")],
+    },
     MessageSupport {
         message: "envoy.config.core.v3.JsonFormatOptions",
         implemented: &[],

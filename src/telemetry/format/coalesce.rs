@@ -53,11 +53,11 @@ impl Coalesce {
         })
     }
 
-    /// Whether the one that has a value gives a number.
-    pub(super) fn gives_number(&self, ctx: &FormatContext<'_>) -> bool {
+    /// Whether what has a value gives JSON by itself.
+    pub(super) fn gives_json(&self, ctx: &FormatContext<'_>) -> bool {
         let mut value = Vec::new();
         let first = self.0.iter().find(|(operator, _)| operator.write(&mut value, ctx));
-        first.is_some_and(|(operator, _)| operator.gives_number(ctx))
+        first.is_some_and(|(operator, _)| operator.gives_json(ctx))
     }
 
     /// The names of those that never have one.

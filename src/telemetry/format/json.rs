@@ -87,7 +87,7 @@ impl Node {
                         return false;
                     }
                     out.extend_from_slice(b"null");
-                } else if !operator.gives_number(ctx) {
+                } else if !operator.gives_json(ctx) {
                     if let Some(limit) = limit {
                         out.truncate(start.saturating_add(*limit));
                     }

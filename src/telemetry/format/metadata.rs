@@ -57,37 +57,55 @@ impl Way {
 
     /// Appends the value: text as it is, everything else as JSON. False when there is none.
     pub(super) fn write(&self, out: &mut Vec<u8>, info: &StreamInfo) -> bool {
+        match self.find(info) {
+            None => false,
+            Some(Found::All(fields)) => {
+                object(fields, out);
+                true
+            }
+            Some(Found::One(Kind::StringValue(text))) => {
+                out.extend_from_slice(text.as_bytes());
+                true
+            }
+            Some(Found::One(kind)) => {
+                json(kind, out);
+                true
+            }
+        }
+    }
+
+    /// Whether the value is text, rather than one that is JSON by itself.
+    pub(super) fn is_text(&self, info: &StreamInfo) -> bool {
+        matches!(self.find(info), Some(Found::One(Kind::StringValue(_))))
+    }
+
+    fn find<'i>(&self, info: &'i StreamInfo) -> Option<Found<'i>> {
         let all = match self.whose {
             Whose::Request => info.metadata.as_deref(),
             Whose::Route => info.route_metadata.as_deref(),
             Whose::Cluster => info.cluster.as_ref().and_then(|names| names.metadata.as_deref()),
             Whose::Host => info.host.as_ref().and_then(|host| host.template.noted.as_deref()),
         };
-        let Some(mut fields) = all.and_then(|all| all.get(&*self.namespace)) else {
-            return false;
-        };
-        let Some((last, way)) = self.keys.split_last() else {
-            object(fields, out);
-            return true;
-        };
+        let mut fields = all?.get(&*self.namespace)?;
+        let Some((last, way)) = self.keys.split_last() else { return Some(Found::All(fields)) };
         for key in way {
-            match fields.fields.get(&**key).and_then(|value| value.kind.as_ref()) {
-                Some(Kind::StructValue(inner)) => fields = inner,
-                _ => return false,
+            match fields.fields.get(&**key)?.kind.as_ref()? {
+                Kind::StructValue(inner) => fields = inner,
+                _ => return None,
             }
         }
-        match fields.fields.get(&**last).and_then(|value| value.kind.as_ref()) {
-            Some(Kind::StringValue(text)) => {
-                out.extend_from_slice(text.as_bytes());
-                true
-            }
-            Some(Kind::NullValue(_)) | None => false,
-            Some(kind) => {
-                json(kind, out);
-                true
-            }
+        match fields.fields.get(&**last)?.kind.as_ref()? {
+            Kind::NullValue(_) => None,
+            kind => Some(Found::One(kind)),
         }
     }
+}
+
+/// What stands at the end of a way.
+enum Found<'i> {
+    /// The whole namespace.
+    All(&'i Struct),
+    One(&'i Kind),
 }
 
 fn object(fields: &Struct, out: &mut Vec<u8>) {

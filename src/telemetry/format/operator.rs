@@ -244,10 +244,11 @@ impl Operator {
         )
     }
 
-    /// Whether the value for this stream is a number in JSON.
-    pub fn gives_number(&self, ctx: &FormatContext<'_>) -> bool {
+    /// Whether the value for this stream is JSON by itself: a number, a structure.
+    pub fn gives_json(&self, ctx: &FormatContext<'_>) -> bool {
         match self {
-            Operator::Coalesce(coalesce) => coalesce.gives_number(ctx),
+            Operator::Coalesce(coalesce) => coalesce.gives_json(ctx),
+            Operator::Metadata(way) => !way.is_text(ctx.info),
             operator => operator.is_number(),
         }
     }

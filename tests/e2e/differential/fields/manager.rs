@@ -124,7 +124,7 @@ async fn spelling_of_names() {
             get("our own answer", "X-Envoy-Upstream-RQ-Timeout-MS: 200\r\n"),
         ]);
     }
-    let all = cases.into_iter().map(|case| case.spelled()).collect();
+    let all = cases.into_iter().map(Case::spelled).collect();
     check_but(bootstrap, all, &["http.proper.downstream_rq_"], BUT).await;
 }
 
