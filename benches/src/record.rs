@@ -237,6 +237,15 @@ impl Recorder {
         }
     }
 
+    /// These bytes were no answer: of the first such, the start is kept.
+    pub fn unexpected(&mut self, bytes: &[u8]) {
+        /// Bytes shown.
+        const SHOWN: usize = 200;
+        if self.totals.unexpected.is_empty() {
+            self.totals.unexpected = bytes.get(..SHOWN).unwrap_or(bytes).escape_ascii().to_string();
+        }
+    }
+
     /// The measured time is over; what comes is for the accounts only.
     pub fn end(&mut self) {
         let rest = Slice::new(AFTER, self.open);

@@ -86,18 +86,27 @@ pub fn is_unreserved(byte: u8) -> bool {
 
 /// Without percent escapes.
 pub fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    decoded_where(text, |_| true)
+}
+
+/// The byte whose percent escape `text` begins with.
+pub fn escaped(text: &[u8]) -> Option<u8> {
+    let digit = |one: u8| char::from(one).to_digit(16);
+    match *text {
+        [b'%', high, low, ..] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
+        _ => None,
+    }
+}
+
+/// Without the percent escapes of what is `wanted`; the others stay.
+pub fn decoded_where(text: &[u8], wanted: impl Fn(u8) -> bool) -> Cow<'_, [u8]> {
     if memchr::memchr(b'%', text).is_none() {
         return Cow::Borrowed(text);
     }
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((byte, after)) = rest.split_first() {
-        let escaped = after.first_chunk::<2>().filter(|_| *byte == b'%').and_then(|digits| {
-            let digit = |one: u8| char::from(one).to_digit(16);
-            let [high, low] = *digits;
-            u8::try_from(digit(high)? * 16 + digit(low)?).ok()
-        });
-        match escaped {
+        match escaped(rest).filter(|byte| wanted(*byte)) {
             Some(byte) => {
                 out.push(byte);
                 rest = after.get(2..).unwrap_or_default();

@@ -161,7 +161,7 @@ impl<'a> Exchange<'a> {
         self.open = true;
         let stopped = self.take(arrival);
         let mut end = self.serve(stopped).await;
-        while end == End::Again {
+        if end == End::Again {
             // Boxed: few requests are served twice.
             end = Box::pin(self.serve_again()).await;
         }
@@ -195,7 +195,7 @@ impl<'a> Exchange<'a> {
         let worker = self.worker;
         let _counted = Counted::new(&worker.active_requests);
         let mut end = self.serve(stopped).await;
-        while end == End::Again {
+        if end == End::Again {
             // Boxed: few requests are served twice.
             end = Box::pin(self.serve_again()).await;
         }
@@ -327,10 +327,15 @@ impl<'a> Exchange<'a> {
         prepared.err()
     }
 
-    /// Serves once more what is over for now.
+    /// Serves what is over for now, as often as its redirects ask for that.
     async fn serve_again(&mut self) -> End {
-        let stopped = self.begin_again();
-        self.serve(stopped).await
+        loop {
+            let stopped = self.begin_again();
+            let end = self.serve(stopped).await;
+            if end != End::Again {
+                return end;
+            }
+        }
     }
 
     async fn serve(&mut self, stopped: Option<Stop>) -> End {
@@ -364,7 +369,7 @@ impl<'a> Exchange<'a> {
             found = Box::pin(self.find_host(slot, random)).await;
         }
         if let Found::Route(route) = &found {
-            self.info.taken(&route.name, route.metadata.as_ref());
+            self.info.taken(route.name.as_ref(), route.metadata.as_ref());
         }
         if manager.tracing.is_some() {
             trace::begin(self, found.route().map(|route| &**route));
@@ -428,7 +433,7 @@ impl<'a> Exchange<'a> {
                         Routes::Scoped(scoped) => self.find_scoped(scoped, course.random).await,
                     };
                     if let Found::Route(route) = &found {
-                        self.info.taken(&route.name, route.metadata.as_ref());
+                        self.info.taken(route.name.as_ref(), route.metadata.as_ref());
                     }
                     course.reroute(self, found);
                 }

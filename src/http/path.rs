@@ -2,6 +2,7 @@
 //! `path_with_escaped_slashes_action` ask for.
 
 use crate::config::http::EscapedSlashes;
+use crate::config::query::{encode, escaped, is_unreserved};
 
 /// What became of a path.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub enum Normalized {
 }
 
 /// Normalises the path part of `path`; the query is left alone.
-pub fn normalize(path: &[u8], dots: bool, slashes: bool, escaped: EscapedSlashes) -> Normalized {
+pub fn normalize(path: &[u8], dots: bool, slashes: bool, escaped_slashes: EscapedSlashes) -> Normalized {
     let end = memchr::memchr(b'?', path).unwrap_or(path.len());
     let (before, query) = path.split_at(end);
     if is_normal(before) {
@@ -29,9 +30,9 @@ pub fn normalize(path: &[u8], dots: bool, slashes: bool, escaped: EscapedSlashes
     };
     let mut current = before.to_vec();
     let mut redirect = false;
-    if escaped != EscapedSlashes::Keep && has_escaped_slash(&current) {
+    if escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(&current) {
         current = unescape_slashes(&current);
-        match escaped {
+        match escaped_slashes {
             EscapedSlashes::Keep | EscapedSlashes::UnescapeAndForward => {}
             EscapedSlashes::Reject => return Normalized::Refused(Some(whole(current))),
             EscapedSlashes::UnescapeAndRedirect => redirect = true,
@@ -163,43 +164,24 @@ fn remove_dots(path: &[u8]) -> Option<Vec<u8>> {
 fn decode(segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut rest = segment;
     while let Some((first, after)) = rest.split_first() {
-        rest = after;
         match *first {
             0 => return None,
             b'\\' => out.push(b'/'),
-            b'%' => {
-                let escape =
-                    after.first().and_then(|high| hex(*high)).zip(after.get(1).and_then(|low| hex(*low)));
-                let byte = escape.map(|(high, low)| high * 16 + low);
-                match byte {
-                    Some(0) => return None,
-                    Some(byte)
-                        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') =>
-                    {
-                        out.push(byte);
-                        rest = after.get(2..).unwrap_or_default();
-                    }
-                    Some(_) => {
-                        out.push(b'%');
-                        out.extend_from_slice(after.get(..2).unwrap_or_default());
-                        rest = after.get(2..).unwrap_or_default();
-                    }
-                    None => out.push(b'%'),
+            b'%' => match escaped(rest) {
+                Some(0) => return None,
+                Some(byte) if is_unreserved(byte) => {
+                    out.push(byte);
+                    rest = rest.get(3..).unwrap_or_default();
+                    continue;
                 }
-            }
-            byte if must_be_escaped(byte) => {
-                const HEX: &[u8; 16] = b"0123456789ABCDEF";
-                out.push(b'%');
-                out.extend([byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit)]));
-            }
+                _ => out.push(b'%'),
+            },
+            byte if must_be_escaped(byte) => encode(out, &[byte], |_| false),
             byte => out.push(byte),
         }
+        rest = after;
     }
     Some(())
-}
-
-fn hex(byte: u8) -> Option<u8> {
-    (byte as char).to_digit(16).map(|digit| digit as u8)
 }
 
 #[cfg(test)]

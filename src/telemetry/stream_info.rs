@@ -323,10 +323,11 @@ impl StreamTimes {
 }
 
 impl StreamInfo {
-    /// Notes the route that was taken.
-    pub fn taken(&mut self, name: &Option<Arc<str>>, metadata: Option<&Arc<DynamicMetadata>>) {
-        self.route_name.clone_from(name);
-        if metadata.is_some() && ROUTES_READ.load(Ordering::Relaxed) {
+    /// Notes the route that was taken, or that there is none any more.
+    pub fn taken(&mut self, name: Option<&Arc<str>>, metadata: Option<&Arc<DynamicMetadata>>) {
+        self.route_name = name.cloned();
+        let told = metadata.is_some() || self.route_metadata.is_some();
+        if told && ROUTES_READ.load(Ordering::Relaxed) {
             self.route_metadata = metadata.cloned();
         }
     }

@@ -28,8 +28,6 @@ const TIMEOUTS: u64 = 50 * MILLISECOND;
 /// How long to wait for the answer to a hello.
 const HELLO: u64 = 1000 * MILLISECOND;
 /// Reads of one connection before others have their turn.
-/// Bytes shown of what was no answer.
-const SHOWN: usize = 200;
 const TURN: u32 = 16;
 const BUFFER: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
@@ -389,15 +387,8 @@ impl<C: Client> Worker<C> {
                     let bytes = self.buffer.get(..count).unwrap_or_default();
                     let used =
                         client.received(&mut self.shared, bytes, &mut session).inspect_err(|reason| {
-                            let unexpected = &mut self.recorder.totals.unexpected;
-                            if *reason == Reason::Protocol && unexpected.is_empty() {
-                                *unexpected = bytes
-                                    .iter()
-                                    .take(SHOWN)
-                                    .copied()
-                                    .collect::<Vec<_>>()
-                                    .escape_ascii()
-                                    .to_string();
+                            if *reason == Reason::Protocol {
+                                self.recorder.unexpected(bytes);
                             }
                         })?;
                     link.keep(bytes.get(used..).unwrap_or_default());

@@ -115,7 +115,8 @@ impl Exchange<'_> {
 /// Logs name the route and the cluster that a redirect leads to, even where it is not followed.
 fn note_target(ex: &mut Exchange<'_>, found: &Found, random: u64) {
     let route = found.route();
-    ex.info.route_name = route.and_then(|route| route.name.clone());
+    let known = route.and_then(|route| route.name.as_ref());
+    ex.info.taken(known, route.and_then(|route| route.metadata.as_ref()));
     let target = route.and_then(|route| match &route.action {
         Action::Forward(forward) => Some((forward, choice(ex, route, random))),
         _ => None,

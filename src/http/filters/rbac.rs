@@ -7,8 +7,7 @@ use super::chain::{At, Step};
 use crate::config::route::RouteFilter;
 use crate::http::exchange::{Exchange, Reply};
 use crate::policy::rbac::{Facts, Filter};
-use crate::telemetry::stream_info::dynamic_metadata_are_read;
-use crate::telemetry::stream_info::DynamicMetadata;
+use crate::telemetry::stream_info::{dynamic_metadata_are_read, DynamicMetadata};
 
 /// Whose metadata they are, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.rbac";

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::route::{Forward, GrpcTimeoutLimits};
-use crate::config::{Cluster, Known};
+use crate::config::{Cluster, Known, RequestView};
 use crate::http::exchange::Exchange;
 
 /// Which deadline passed.
@@ -177,9 +177,7 @@ pub(super) fn deadlines(ex: &Exchange<'_>, forward: &Forward, cluster: &Cluster,
         let asked = request.and_then(|request| request.fields.get(Known::GrpcTimeout)).and_then(grpc_timeout);
         let max = grpc.max.filter(|max| !max.is_zero());
         match (grpc.limits, asked) {
-            (GrpcTimeoutLimits::Route, asked)
-                if request.is_some_and(crate::config::headers::RequestView::is_grpc) =>
-            {
+            (GrpcTimeoutLimits::Route, asked) if request.is_some_and(RequestView::is_grpc) => {
                 // None and zero are the same: no end. The offset never makes an end of what has none, nor takes it away.
                 let asked = asked.filter(|asked| !asked.is_zero());
                 let asked = asked.map(|asked| {

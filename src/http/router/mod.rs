@@ -4,8 +4,8 @@
 //! Comes in: a request whose route forwards it. Goes out: its response, written to the client, or an
 //! answer that says why there is none. In the order of a request's life: [`request`] turns its head
 //! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
-//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another, [`hedge`] lets slow ones go on, [`redirect`]
-//! sends the request elsewhere, [`respond`] passes the response on,
+//! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another,
+//! [`hedge`] lets slow ones go on, [`redirect`] sends the request elsewhere, [`respond`] passes the response on,
 //! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
 //! watched all the while.
 

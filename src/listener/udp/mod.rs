@@ -11,6 +11,7 @@ mod sessions;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_control_api::pb::google::protobuf::{value::Kind, Struct, Value};
@@ -48,6 +49,8 @@ struct Port {
     state: UdpSocketState,
     /// Where it is bound.
     address: Option<SocketAddr>,
+    /// The listener's.
+    name: Arc<str>,
 }
 
 /// What a worker does with the datagrams of one listener.
@@ -66,7 +69,7 @@ pub async fn run(
     mut fate: watch::Receiver<Fate>,
     census: Rc<Census>,
 ) {
-    let mut service = match Port::new(worker, socket) {
+    let mut service = match Port::new(worker, &share, socket) {
         Ok(port) => Service::new(port),
         Err(error) => {
             tracing::error!("a worker cannot use a UDP socket: {error}");
@@ -114,12 +117,13 @@ pub async fn run(
 }
 
 impl Port {
-    fn new(worker: Rc<Worker>, socket: std::net::UdpSocket) -> io::Result<Rc<Self>> {
+    fn new(worker: Rc<Worker>, share: &Share, socket: std::net::UdpSocket) -> io::Result<Rc<Self>> {
         let state = UdpSocketState::new((&socket).into())?;
         // Long datagrams may be cut up on their way, as their senders expect.
         socket::allow_fragments(&socket)?;
         let address = socket.local_addr().ok();
-        Ok(Rc::new(Self { worker, socket: UdpSocket::from_std(socket)?, state, address }))
+        let name = share.get().name.clone();
+        Ok(Rc::new(Self { worker, socket: UdpSocket::from_std(socket)?, state, address, name }))
     }
 
     /// Sends to a client, from the address that it has sent to.
@@ -214,7 +218,7 @@ fn record(port: &Port, key: Option<Key>, start: Instant) -> StreamInfo {
         direct_local: local,
         tls: None,
         server_name: None,
-        listener: "".into(),
+        listener: port.name.clone(),
         filter_chain: "".into(),
         start,
         inbound: false,

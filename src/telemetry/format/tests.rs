@@ -1,3 +1,8 @@
+use std::sync::Arc;
+
+use outrigger_control_api::pb::google::protobuf::value::Kind;
+use outrigger_control_api::pb::google::protobuf::{Struct, Value};
+
 use super::*;
 use crate::telemetry::fixtures::{failed_stream, stream, Head};
 
@@ -142,6 +147,23 @@ fn addresses_can_be_cut_to_networks() {
         info.client = Some(address.parse().unwrap());
         let format = format!("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT({length})%");
         assert_eq!(render_as(&format, Style::Log, &FormatContext::new(&info)), want, "{address} {length}");
+    }
+}
+
+#[test]
+fn metadata_are_those_of_the_route_that_was_taken_last() {
+    let value = Value { kind: Some(Kind::StringValue("one's".into())) };
+    let fields = Struct { fields: [("key".to_owned(), value)].into() };
+    let metadata = Arc::new([("ns".to_owned(), fields)].into());
+    // Reading them is noted where a format is compiled.
+    assert!(Format::parse("%METADATA(ROUTE:ns:key)%").unwrap().never_filled().is_empty());
+    let mut info = stream();
+    for (name, metadata, want) in
+        [("one", Some(&metadata), "one one's"), ("two", None, "two -"), ("one", Some(&metadata), "one one's")]
+    {
+        info.taken(Some(&name.into()), metadata);
+        let format = "%ROUTE_NAME% %METADATA(ROUTE:ns:key)%";
+        assert_eq!(render_as(format, Style::Log, &FormatContext::new(&info)), want);
     }
 }
 

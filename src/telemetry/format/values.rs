@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::operator::{GrpcForm, TimeUnit};
 use super::{FormatContext, LogType};
+use crate::config::query::{decoded, decoded_where};
 use crate::config::{HeaderKey, HeaderView, Known};
 use crate::http::head::is_grpc_type;
 use crate::telemetry::stream_info::{NamedFlag, Protocol, StreamInfo};
@@ -231,22 +232,15 @@ pub(super) fn split_query(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 pub(super) fn put_query_param(out: &mut Vec<u8>, query: &[u8], name: &[u8]) -> bool {
-    let mut decoded = Vec::new();
     for pair in query.split(|b| *b == b'&') {
         let mut halves = pair.splitn(2, |b| *b == b'=');
-        decoded.clear();
-        percent_decode(halves.next().unwrap_or_default(), &mut decoded);
-        if decoded == name {
-            let start = out.len();
-            percent_decode(halves.next().unwrap_or_default(), out);
-            return out.len() > start;
+        if *decoded(halves.next().unwrap_or_default()) == *name {
+            let value = decoded(halves.next().unwrap_or_default());
+            out.extend_from_slice(&value);
+            return !value.is_empty();
         }
     }
     false
-}
-
-fn percent_decode(text: &[u8], out: &mut Vec<u8>) {
-    decode_where(text, |_| true, out);
 }
 
 /// Decodes what can be shown: as in Envoy, other escapes stay.
@@ -254,24 +248,7 @@ pub(super) fn decode_shown(text: &[u8], out: &mut Vec<u8>) {
     let shown = |byte: u8| {
         byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'{' | b'|' | b'}')
     };
-    decode_where(text, shown, out);
-}
-
-fn decode_where(text: &[u8], wanted: impl Fn(u8) -> bool, out: &mut Vec<u8>) {
-    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        if let (b'%', [high, low, tail @ ..]) = (first, after) {
-            let byte = digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low);
-            if let Some(byte) = byte.filter(|byte| wanted(*byte)) {
-                out.push(byte);
-                rest = tail;
-                continue;
-            }
-        }
-        out.push(*first);
-        rest = after;
-    }
+    out.extend_from_slice(&decoded_where(text, shown));
 }
 
 /// The gRPC status of the stream: from the trailers, else the response head, else as the HTTP status

@@ -2,12 +2,10 @@
 //! line, a long text format, and JSON.
 
 use super::bootstrap::Bootstrap;
-use super::{always, run_side, set, Side};
+use super::{always, both_sides, Side};
 use crate::harness::client::Client;
 use crate::harness::origin::{Answer, Then};
-use crate::harness::proxy::Kind;
 use crate::harness::{eventually, DEADLINE};
-use crate::peers;
 
 /// Operators whose values must be equal on both sides (after masking).
 const OPERATORS: &[&str] = &[
@@ -232,18 +230,7 @@ fn is_duration(operator: &str) -> bool {
 
 #[tokio::test]
 async fn access_logs() {
-    if !peers::have(&["envoy"]) {
-        return;
-    }
-    let template = bootstrap().render();
-    let envoy = run_side(Kind::Envoy, &template).await;
-    let theirs = lines(&envoy).await;
-    if set("OUTRIGGER_E2E_ENVOY_ONLY").is_some() {
-        println!("{theirs:#?}");
-        return;
-    }
-    let ours = run_side(Kind::Outrigger, &template).await;
-    let mine = lines(&ours).await;
+    let Some((theirs, mine)) = both_sides(&bootstrap().render(), lines).await else { return };
     let mut wrong = Vec::new();
     for ((name, theirs), (_, mine)) in theirs.iter().zip(&mine) {
         if theirs.len() != mine.len() {

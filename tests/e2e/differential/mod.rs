@@ -93,6 +93,20 @@ async fn run_side(kind: Kind, template: &str) -> Side {
     Side { proxy, origins: vec![("a", a), ("b", b)] }
 }
 
+/// What `look` finds on Envoy's side and then on ours, each with a proxy of its own; `None` without an Envoy, or when only
+/// what it shows was asked for.
+async fn both_sides<T: std::fmt::Debug>(template: &str, look: impl AsyncFn(&Side) -> T) -> Option<(T, T)> {
+    if !peers::have(&["envoy"]) {
+        return None;
+    }
+    let theirs = look(&run_side(Kind::Envoy, template).await).await;
+    if set("OUTRIGGER_E2E_ENVOY_ONLY").is_some() {
+        println!("{theirs:#?}");
+        return None;
+    }
+    Some((theirs, look(&run_side(Kind::Outrigger, template).await).await))
+}
+
 /// Runs a group; panics at the end with every case that differs.
 async fn run(group: Group) {
     if !peers::have(&["envoy"]) {

@@ -1,6 +1,6 @@
 //! Sidecars replaced under load, by a restart and in place: nobody notices.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -242,14 +242,14 @@ async fn an_encrypted_connection_stays_for_the_drain_time() {
     own.ready(client);
     theirs.ready(server);
     let mut stream = client.connect(server.at(false, ECHO)).expect("a connection");
-    let mut lives = || stream.write_all(b"x\n").is_ok() && stream.read_exact(&mut [0; 2]).is_ok();
-    assert!(lives());
+    let mut echo = || stream.write_all(b"x\n").is_ok() && stream.read_exact(&mut [0; 2]).is_ok();
+    assert!(echo());
     let begin = Instant::now();
     let _successor = upgraded(&["--state-dir", state]);
-    while lives() {
-        assert!(begin.elapsed() < DRAIN + DEADLINE * 2, "it stays for longer");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    assert!(echo(), "it is cut at once");
+    stream.set_read_timeout(Some(DRAIN + DEADLINE * 2)).expect("a timeout");
+    let end = stream.read(&mut [0]);
+    assert!(matches!(&end, Ok(0)) || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset), "it stays");
     let lasted = begin.elapsed();
     assert!(lasted >= DRAIN, "only {lasted:?}");
     let cut = "the drain time is over, and 1 requests and relayed connections are cut off";

@@ -2,12 +2,10 @@
 
 use crate::differential::bootstrap::Bootstrap;
 use crate::differential::observe::Mask;
-use crate::differential::{always, beside::Beside, run_side, set, Side};
+use crate::differential::{always, beside::Beside, both_sides, Side};
 use crate::harness::client::Client;
 use crate::harness::origin::Answer;
-use crate::harness::proxy::Kind;
 use crate::harness::{eventually, DEADLINE};
-use crate::peers;
 
 const FORMAT: &str =
     "log_format: { text_format_source: { inline_string: \"%REQ(:PATH)% %RESPONSE_CODE%\\n\" } }";
@@ -112,19 +110,9 @@ fn ordered(line: &str) -> String {
 
 #[tokio::test]
 async fn filters_and_forms() {
-    if !peers::have(&["envoy"]) {
-        return;
-    }
-    let template = bootstrap().render();
-    let envoy = run_side(Kind::Envoy, &template).await;
-    let theirs = lines(&envoy).await;
-    if set("OUTRIGGER_E2E_ENVOY_ONLY").is_some() {
-        println!("{theirs:#?}");
-        return;
-    }
-    let ours = run_side(Kind::Outrigger, &template).await;
+    let Some((theirs, mine)) = both_sides(&bootstrap().render(), lines).await else { return };
     let mut beside = Beside::default();
-    for ((name, theirs), (_, mine)) in theirs.iter().zip(lines(&ours).await) {
+    for ((name, theirs), (_, mine)) in theirs.iter().zip(mine) {
         beside.texts(name, &theirs.join("\n"), &mine.join("\n"));
     }
     beside.end();
