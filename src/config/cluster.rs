@@ -161,8 +161,7 @@ impl Cluster {
                     gauges.remaining_cx.set(left(&breakers.connections));
                     gauges.remaining_pending.set(left(&breakers.pending));
                     gauges.remaining_rq.set(left(&breakers.requests));
-                    // Nothing limits the number of pools.
-                    gauges.remaining_cx_pools.set(f64::from(u32::MAX));
+                    gauges.remaining_cx_pools.set(left(&breakers.pools));
                     if breakers.retry_budget.is_none() {
                         gauges.remaining_retries.set(left(&breakers.retries));
                     }
@@ -262,6 +261,8 @@ pub struct Breakers {
     pub requests: Limit,
     /// Retries in flight. Default 3.
     pub retries: Limit,
+    /// Pools with connections for HTTP. Unlimited by default.
+    pub pools: Limit,
     /// Replaces `retries` when set.
     pub retry_budget: Option<RetryBudget>,
     /// Publish `remaining_*` gauges.

@@ -15,6 +15,7 @@ pub(crate) fn cluster(name: &str, discovery: Discovery) -> Cluster {
         pending: Limit::new(1024),
         requests: Limit::new(1024),
         retries: Limit::new(3),
+        pools: Limit::new(u32::MAX),
         retry_budget: None,
         track_remaining: false,
         per_host_connections: None,

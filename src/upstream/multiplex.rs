@@ -369,7 +369,7 @@ impl HostPool {
                 return Ok(slot);
             }
             if !connections.connecting.get() {
-                if let Some(permit) = self.connection_permit(priority) {
+                if let Some(permit) = self.new_permit(priority)? {
                     let connection = self.begin_multiplexed(permit).await?;
                     if let Some(send) = connection.handle() {
                         let slot = self.place(connection, send, false);

@@ -13,6 +13,7 @@ pub(super) enum Kind {
     Pending,
     Requests,
     Retries,
+    Pools,
 }
 
 fn limit(cluster: &Cluster, priority: usize, kind: Kind) -> &Limit {
@@ -23,6 +24,7 @@ fn limit(cluster: &Cluster, priority: usize, kind: Kind) -> &Limit {
         Kind::Pending => &breakers.pending,
         Kind::Requests => &breakers.requests,
         Kind::Retries => &breakers.retries,
+        Kind::Pools => &breakers.pools,
     }
 }
 
@@ -43,6 +45,7 @@ fn publish(cluster: &Cluster, priority: usize, kind: Kind) {
             Kind::Pending => &gauges.rq_pending_open,
             Kind::Requests => &gauges.rq_open,
             Kind::Retries => &gauges.rq_retry_open,
+            Kind::Pools => &gauges.cx_pool_open,
         };
         gauge.set(if open { 1.0 } else { 0.0 });
     }
@@ -55,6 +58,7 @@ fn publish(cluster: &Cluster, priority: usize, kind: Kind) {
             Kind::Pending => &gauges.remaining_pending,
             Kind::Requests => &gauges.remaining_rq,
             Kind::Retries => &gauges.remaining_retries,
+            Kind::Pools => &gauges.remaining_cx_pools,
         };
         gauge.set(f64::from(limit.max().saturating_sub(limit.used())));
     }

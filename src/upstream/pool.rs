@@ -60,6 +60,8 @@ pub struct HostPool {
     tls: HostTls,
     /// Whether the host speaks HTTP/2, where it is the host that says so.
     speaks_http2: Cell<Option<bool>>,
+    /// That it has connections, or is about to, counts against `max_connection_pools`. Those of TCP do not.
+    standing: RefCell<Option<Permit>>,
     /// Pools of connections that ask for other names.
     named: RefCell<HashMap<Names, Rc<HostPool>>>,
 }
@@ -229,6 +231,7 @@ impl HostPool {
             cluster: cluster.clone(),
             idle: RefCell::default(),
             waiting: RefCell::default(),
+            standing: RefCell::default(),
             open: Cell::new(0),
             retired: Cell::new(false),
             ahead: Ahead::default(),
@@ -295,7 +298,7 @@ impl HostPool {
         }
         let _pending = self.pending(priority)?;
         loop {
-            let permit = if self.has_orphans() { None } else { self.connection_permit(priority) };
+            let permit = if self.has_orphans() { None } else { self.new_permit(priority)? };
             if let Some(permit) = permit {
                 if let Some(ratio) = self.preconnects() {
                     self.preconnect(ratio, priority, 1);
@@ -443,7 +446,37 @@ impl HostPool {
             .is_some_and(|most| open() >= most)
     }
 
-    pub(super) fn connection_permit(&self, priority: usize) -> Option<Permit> {
+    /// For a connection for HTTP, if there may be one more.
+    ///
+    /// # Errors
+    /// The pool has none, and there are too many pools that have.
+    pub(super) fn new_permit(&self, priority: usize) -> Result<Option<Permit>, UpstreamError> {
+        self.stand(priority)?;
+        Ok(self.connection_permit(priority))
+    }
+
+    /// Makes the pool one of those that count.
+    fn stand(&self, priority: usize) -> Result<(), UpstreamError> {
+        let mut standing = self.standing.borrow_mut();
+        if standing.is_none() {
+            *standing = Permit::take(&self.cluster, priority, Kind::Pools);
+        }
+        if standing.is_none() {
+            self.cluster.stats().upstream_cx_pool_overflow.increment(1);
+            // As in Envoy, whoever has no pool has no host.
+            return Err(UpstreamError::NoHealthyHost);
+        }
+        Ok(())
+    }
+
+    /// The pool counts no longer if nothing is left of it.
+    fn fall_if_unused(&self) {
+        if self.open.get() == 0 && self.waiting.borrow().is_empty() {
+            self.standing.take();
+        }
+    }
+
+    fn connection_permit(&self, priority: usize) -> Option<Permit> {
         if !self.is_full(priority) {
             if let Some(permit) = Permit::take(&self.cluster, priority, Kind::Connections) {
                 return Some(permit);
@@ -486,6 +519,8 @@ impl HostPool {
         self.open.set(self.open.get().saturating_sub(1));
         if let Some(waiter) = self.next_waiter() {
             waiter.retry();
+        } else {
+            self.fall_if_unused();
         }
     }
 }
@@ -550,6 +585,7 @@ impl Drop for Leave<'_> {
             Waiting::Retry => self.pool.wake_next(),
             _ => {}
         }
+        self.pool.fall_if_unused();
     }
 }
 

@@ -346,6 +346,7 @@ fn breakers(cluster: &pb::Cluster, environment: &Environment<'_>, problems: &mut
             pending: limit("max_pending_requests", entry.max_pending_requests, 1024),
             requests: limit("max_requests", entry.max_requests, 1024),
             retries: limit("max_retries", entry.max_retries, 3),
+            pools: limit("max_connection_pools", entry.max_connection_pools, u32::MAX),
             // The message without either field leaves `max_retries` in force, as in Envoy.
             retry_budget: entry
                 .retry_budget

@@ -240,6 +240,10 @@ impl Attempts<'_> {
             Failure::Refused(refusal) => return ex.refusal(refusal).into(),
             Failure::Answer(reply) => return Ended::Reply(reply),
             Failure::Upstream(UpstreamError::NoHealthyHost) => {
+                if ex.info.attempts <= 1 {
+                    // The one that was chosen may have no pool: then it is nobody's.
+                    ex.info.host = None;
+                }
                 let status = session(ex).and_then(Session::status).unwrap_or(503);
                 Told::new(status, ResponseFlags::UH, "no_healthy_upstream", "no healthy upstream")
             }

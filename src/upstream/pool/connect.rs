@@ -46,7 +46,7 @@ impl HostPool {
             if let Some(known) = self.speaks_http2() {
                 return Ok(known);
             }
-            let permit = if self.has_orphans() { None } else { self.connection_permit(priority) };
+            let permit = if self.has_orphans() { None } else { self.new_permit(priority)? };
             let Some(permit) = permit else {
                 if let Some(connection) = self.wait().await {
                     self.give_back(connection, true, Instant::now());

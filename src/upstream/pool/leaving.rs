@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ConnectionPermit, HostPool};
+use super::{ConnectionPermit, HostPool, Kind, Permit};
 use crate::config::Host;
 
 /// Idle connections of a host that left are closed after this long; the sweep that does it comes about once a second,
@@ -99,6 +99,8 @@ impl ConnectionPermit {
     fn move_to(&mut self, pool: &Rc<HostPool>) {
         pool.host.shared.active_connections.fetch_add(1, Ordering::Relaxed);
         pool.open.set(pool.open.get() + 1);
+        let stand = || Permit::take_anyway(&pool.cluster, 0, Kind::Pools);
+        pool.standing.borrow_mut().get_or_insert_with(stand);
         let former = std::mem::replace(&mut self.pool, pool.clone());
         former.host.shared.active_connections.fetch_sub(1, Ordering::Relaxed);
         former.closed_one();

@@ -69,6 +69,7 @@ impl HostPool {
     }
 
     fn permit_ahead(&self, priority: usize) -> Option<Permit> {
+        self.stand(priority).ok()?;
         let permit =
             (!self.is_full(priority)).then(|| Permit::take(&self.cluster, priority, Kind::Connections));
         let permit = permit.flatten();

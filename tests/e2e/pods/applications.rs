@@ -1,57 +1,15 @@
 //! Real programs, unchanged, through two sidecars with mTLS between them.
 
-use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::cases::World;
-use super::mesh::Pod;
+use super::program::{program, said, Program};
 use super::user::as_root;
 use super::wire::Wire;
 use crate::harness::DEADLINE;
+use crate::peers::have;
 use crate::peers::servers::python;
-use crate::peers::{find, have};
-
-/// A server program in a pod; killed when dropped.
-struct Program(Child);
-
-impl Program {
-    /// Starts it, and waits until something listens on `port` of its pod.
-    fn start(pod: &Pod, mut command: Command, port: u16) -> Program {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let program = Program(child.expect("a program"));
-        let end = Instant::now() + DEADLINE * 2;
-        while pod.connect(std::net::SocketAddr::from(([127, 0, 0, 1], port))).is_err() {
-            assert!(Instant::now() < end, "nothing listens on {port}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        program
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn program(pod: &Pod, name: &str) -> Command {
-    pod.program(false, &find(name).expect(name).display().to_string())
-}
-
-fn said(mut command: Command, input: &str) -> String {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("a client");
-    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("sent");
-    let output = child.wait_with_output().expect("the client's end");
-    let text = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&text).into_owned()
-}
 
 #[test]
 fn redis_by_pipeline_and_by_publishing() {
@@ -187,47 +145,4 @@ fn mariadb_and_its_client() {
         assert_eq!(wire.saw(b"for the mesh only"), (false, true));
     }
     assert_eq!(client.counter("tcp.mesh.downstream_cx_total"), 2);
-}
-
-/// A broker: one connection that publishes, and one that listens for as long as it takes.
-#[test]
-fn mosquitto_and_its_clients() {
-    as_root!();
-    if !have(&["mosquitto", "mosquitto_pub", "mosquitto_sub"]) {
-        return;
-    }
-    let world = World::new(&[], false);
-    let [client, server, ..] = world.pods();
-    let dir = tempfile::Builder::new().prefix("outrigger-mosquitto").tempdir().expect("a directory");
-    let file = dir.path().join("mosquitto.conf");
-    let config =
-        "listener 1883 0.0.0.0\nlistener 1883 ::\nallow_anonymous true\nuser root\npersistence false\n";
-    std::fs::write(&file, config).expect("written");
-    let mut command = program(server, "mosquitto");
-    command.arg("-c").arg(&file);
-    let _broker = Program::start(server, command, 1883);
-    for address in [server.v4.to_string(), server.v6.to_string()] {
-        let wire = Wire::tap(&world.mesh);
-        let at = |name: &str, arguments: &[&str]| {
-            let mut command = program(client, name);
-            command.args(["-h", &address, "-q", "1"]).args(arguments);
-            command
-        };
-        // The second message is what the subscriber waits for; the first is there when it comes.
-        assert_eq!(said(at("mosquitto_pub", &["-t", "news", "-m", "kept for later", "-r"]), ""), "");
-        let mut subscriber = at("mosquitto_sub", &["-t", "news", "-C", "2"]);
-        let mut subscriber = subscriber.stdout(Stdio::piped()).spawn().expect("mosquitto_sub");
-        let mut heard = std::io::BufReader::new(subscriber.stdout.take().expect("its output"));
-        let mut line = || {
-            let mut line = String::new();
-            std::io::BufRead::read_line(&mut heard, &mut line).expect("a line");
-            line
-        };
-        assert_eq!(line(), "kept for later\n");
-        assert_eq!(said(at("mosquitto_pub", &["-t", "news", "-m", "only just now"]), ""), "");
-        assert_eq!(line(), "only just now\n");
-        assert!(subscriber.wait().expect("its end").success());
-        assert_eq!(wire.saw(b"only just now"), (false, true));
-    }
-    assert_eq!(client.counter("tcp.mesh.downstream_cx_total"), 6);
 }

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::mesh::{Mesh, Pod};
+use super::program::Program;
 use super::server::{Application, COUNTS, ECHO, GREETING, GREETS, HTTP, OTHER, RESETS, WELCOMES};
 use super::sidecar::{Plan, Sidecar};
 use super::user::as_root;
@@ -278,6 +279,14 @@ fn a_server_comes_and_goes() {
     }
 }
 
+/// An application that keeps its connections.
+const KEEPS: &str = "import socket
+own = socket.create_server(('::', 7100), family=socket.AF_INET6, dualstack_ipv6=True)
+kept = []
+while True:
+    kept.append(own.accept()[0])
+    kept[-1].sendall(kept[-1].recv(2))";
+
 /// All that a pod is ends at once: who talks to it hears of it, and so does who comes later; then there is another one.
 #[test]
 fn a_pod_is_killed_and_another_takes_its_place() {
@@ -286,15 +295,17 @@ fn a_pod_is_killed_and_another_takes_its_place() {
     let certs = std::mem::replace(&mut world.certs, Certs::new());
     let [captured, server, ..] = world.pods();
     let mut open = Vec::new();
-    let listener = server.listen(7100);
+    let mut command = server.program(false, "python3");
+    command.args(["-c", KEEPS]);
+    let mut application = Program::start(server, command, 7100);
     for six in [false, true] {
         let mut stream = captured.connect(server.at(six, 7100)).expect("a connection");
         stream.write_all(b"x\n").expect("sent");
-        let (mut accepted, _) = listener.accept().expect("a connection");
-        read(&mut accepted, b"x\n").expect("what was sent");
+        read(&mut stream, b"x\n").expect("an echo");
         open.push(stream);
     }
     world.sidecars[1].kill();
+    application.kill();
     for stream in &mut open {
         assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)), "nobody is there any more");
     }

@@ -2,11 +2,13 @@
 //! and the wire between them.
 
 mod applications;
+mod brokers;
 mod cases;
 mod jobs;
 pub mod mesh;
 mod names;
 mod plane;
+mod program;
 mod rules;
 mod server;
 pub mod sidecar;

@@ -6,6 +6,7 @@ mod chaos;
 mod counts;
 pub mod load;
 pub mod origin;
+mod pools;
 
 use crate::harness::json;
 use crate::harness::proxy::{Kind, Plan, Proxy};
