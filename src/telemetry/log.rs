@@ -108,6 +108,7 @@ const LOGGERS: &[(&str, &[&str])] = &[
     ("grpc", &["outrigger::discovery"]),
     ("http", &["outrigger::http"]),
     ("http2", &["outrigger::http::h2", "h2"]),
+    ("lua", &["outrigger::http::filters::lua"]),
     ("main", &["outrigger", "outrigger::runtime"]),
     ("pool", &["outrigger::upstream::pool"]),
     ("router", &["outrigger::http::router"]),
@@ -119,7 +120,7 @@ const LOGGERS: &[(&str, &[&str])] = &[
 const SILENT_LOGGERS: &str = "alternate_protocols_cache aws assert backtrace basic_auth cache_filter \
     client compression credential_injector decompression dubbo dynamic_modules envoy_bug ext_authz \
     ext_proc forward_proxy geolocation golang happy_eyeballs hc health_checker hystrix init io jwt \
-    json_rpc kafka key_value_store local_rate_limit lua matcher mcp misc mongo multi_connection \
+    json_rpc kafka key_value_store local_rate_limit matcher mcp misc mongo multi_connection \
     notification oauth2 quic quic_stream rate_limit_quota rbac rds redis rocketmq runtime secret \
     stats_sinks tap testing thrift tracing udp wasm websocket";
 

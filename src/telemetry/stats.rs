@@ -42,6 +42,18 @@ macro_rules! stats {
             }
         }
 
+        impl $name {
+            /// Those of what has none.
+            #[allow(dead_code)]
+            pub fn silent() -> Self {
+                Self {
+                    $($counter: ::metrics::Counter::noop(),)*
+                    $($gauge: ::metrics::Gauge::noop(),)*
+                    $($histogram: ::metrics::Histogram::noop(),)*
+                }
+            }
+        }
+
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(stringify!($name))

@@ -15,7 +15,7 @@ use outrigger_control_api::type_of;
 
 use super::discovery::config_source;
 use super::{
-    bool_or, compression, custom_response, ext_authz, ext_proc, extension, istio, jwt_authn, oauth2,
+    bool_or, compression, custom_response, ext_authz, ext_proc, extension, istio, jwt_authn, lua, oauth2,
     ratelimit, rbac, rbac_tree, Environment,
 };
 use crate::config::http::HttpFilter;
@@ -174,6 +174,7 @@ pub(super) fn knows(kind: &str) -> bool {
             | ext_authz::TYPE
             | ratelimit::TYPE
             | ext_proc::TYPE
+            | lua::TYPE
             | compression::COMPRESSOR
             | compression::DECOMPRESSOR
     )
@@ -269,6 +270,10 @@ pub(super) fn compile(
         }
         ext_proc::TYPE => {
             let config = ext_proc::compile(&extension(any, "", problems)?, stats, clusters, problems)?;
+            Some(HttpFilter::ExtProc(Arc::new(config)))
+        }
+        lua::TYPE => {
+            let config = lua::compile(&extension(any, "", problems)?, stats, problems)?;
             Some(HttpFilter::ExtProc(Arc::new(config)))
         }
         compression::COMPRESSOR => {
@@ -423,6 +428,7 @@ pub(crate) fn compile_route(
         ext_proc::PER_ROUTE => {
             ext_proc::per_route(&extension(any, "", problems)?, clusters, problems).map(RouteFilter::ExtProc)
         }
+        lua::PER_ROUTE => lua::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Lua),
         compression::PER_ROUTE => {
             compression::per_route(&extension(any, "", problems)?, problems).map(RouteFilter::Compressor)
         }

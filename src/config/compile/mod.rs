@@ -40,6 +40,7 @@ mod known_clusters;
 pub mod listener;
 mod listener_filters;
 pub(crate) mod local_reply;
+mod lua;
 pub(in crate::config) mod metadata;
 mod network_filters;
 mod oauth2;

@@ -70,6 +70,7 @@ pub enum RouteFilter {
     RateLimit(filters::ratelimit::PerRoute),
     Compressor(filters::compressor::PerRoute),
     ExtProc(filters::ext_proc::PerRoute),
+    Lua(filters::lua::PerRoute),
 }
 
 /// What a route says to all filters.

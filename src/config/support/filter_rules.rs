@@ -114,6 +114,7 @@ pub(super) static FILTERS: &[(&str, &[FieldRule])] = &[
         "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
         &[FieldRule::OneOf("override"), FieldRule::Field(1, &[Check::Bool(true)])],
     ),
+    ("envoy.extensions.filters.http.lua.v3.LuaPerRoute", &[FieldRule::Field(1, &[Check::Bool(true)])]),
     ("envoy.extensions.filters.http.compressor.v3.Compressor", &[FieldRule::Field(6, &[Check::Required])]),
     (
         "envoy.extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",

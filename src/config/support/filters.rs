@@ -137,6 +137,33 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             ("allow_content_length_header", "lengths are told as they are"),
         ],
     },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.lua.v3.Lua",
+        implemented: &[
+            "inline_code",
+            "source_codes",
+            "default_source_code",
+            "stat_prefix",
+            "clear_route_cache",
+            "filter_context",
+        ],
+        observe: &[],
+        rejected: &[
+            ("shared_vm_id", "scripts have an interpreter each on each worker"),
+            ("package_paths", "scripts load no modules from other places than the interpreter's own"),
+            ("package_cpaths", "scripts load no native code"),
+        ],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
+        implemented: &["disabled", "name", "source_code", "filter_context"],
+        observe: &[],
+        rejected: &[
+            ("shared_vm_id", "scripts have an interpreter each on each worker"),
+            ("package_paths", "scripts load no modules from other places than the interpreter's own"),
+            ("package_cpaths", "scripts load no native code"),
+        ],
+    },
     whole("envoy.extensions.filters.http.ext_proc.v3.ProcessingMode"),
     whole("envoy.extensions.filters.http.ext_proc.v3.HeaderForwardingRules"),
     whole("envoy.extensions.filters.http.ext_proc.v3.ExtProcHttpService"),

@@ -36,6 +36,7 @@ pub mod health_check;
 pub mod istio;
 pub mod jwt_authn;
 pub mod local_ratelimit;
+pub mod lua;
 pub mod oauth2;
 pub mod ratelimit;
 mod rbac;

@@ -39,6 +39,7 @@ pub mod jwt;
 mod limits;
 mod local_replies;
 mod logs;
+mod lua;
 mod matching;
 mod messages;
 mod mutation;

@@ -38,6 +38,7 @@ use self::stream::{Look, Processor};
 use self::watch::Watch;
 use super::chain::{active, At, Step, Wait};
 use super::ext_authz::rules::MutationRules;
+use super::lua::{Run, Scripts};
 use super::{is_over, Awaited, Encoder, Pending};
 use crate::config::matcher::StringMatcher;
 use crate::config::route::RouteFilter;
@@ -114,6 +115,8 @@ pub enum Service {
     Grpc(Arc<GrpcTarget>),
     /// A request of its own for each question, in JSON; it sees heads.
     Http(Arc<HttpService>),
+    /// No service, but scripts that are asked in place.
+    Lua(Arc<Scripts>),
 }
 
 /// A service that is asked over HTTP.
@@ -221,6 +224,16 @@ impl Config {
             // What a route says is not known to be about such a service when it is compiled.
             mode = mode.of_heads();
         }
+        let mut run = None;
+        if let Service::Lua(scripts) = &self.service {
+            let said = at.levels().iter().find_map(|level| match &**level {
+                RouteFilter::Lua(said) => Some(said),
+                _ => None,
+            });
+            let Some(chosen) = scripts.choose(said, at.name) else { return Step::Continue };
+            (mode.request_head, mode.response_head) = (chosen.script.on_request, chosen.script.on_response);
+            run = Some(Rc::new(Run::new(chosen, ex.worker.clone())));
+        }
         let terms = Terms {
             service: self.service_for(&said),
             fail_open: said.iter().find_map(|said| said.fail_open).unwrap_or(self.fail_open),
@@ -234,6 +247,7 @@ impl Config {
         };
         let session = Session::new(self.clone(), ex.worker.clone(), terms, mode);
         let session = Rc::new(RefCell::new(session));
+        session.borrow_mut().run = run;
         session.borrow_mut().tell(self.attributes_of(Side::Request, ex, None));
         at.encode(ex, Encoder::ExtProc(session.clone()));
         let mut turn = Turn { place: at.place, phase: Phase::Head, session, replacement: None };

@@ -20,6 +20,7 @@ use super::watch::Watcher;
 use super::{http, Body, Config, Mode, Service};
 use crate::http::call_stream::{Ended, GrpcStream};
 use crate::http::exchange::Exchange;
+use crate::http::filters::lua::Run;
 use crate::http::worker::Worker;
 
 const PATH: &[u8] = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process";
@@ -31,7 +32,6 @@ const KEPT: usize = 1 << 20;
 const NAME: &str = "envoy.filters.http.ext_proc";
 
 /// The stream.
-#[derive(Debug)]
 pub(in crate::http) struct Session {
     pub(in crate::http) config: Arc<Config>,
     pub(in crate::http) mode: Mode,
@@ -58,6 +58,10 @@ pub(in crate::http) struct Session {
     pub(super) noted: Vec<(String, Struct)>,
     /// The service is not asked any more.
     pub(super) done: bool,
+    /// The script that is asked in place of a service.
+    pub(super) run: Option<Rc<Run>>,
+    /// Its answers to come, by side.
+    answers: [VecDeque<Pin<Box<dyn Future<Output = pb::ProcessingResponse>>>>; 2],
 }
 
 /// How far a side is whose body the service takes and gives as it likes.
@@ -111,7 +115,7 @@ enum Begun {
     /// On the stream; an answer may take so long.
     Sent(Option<Duration>),
     /// In a call of its own, which may.
-    Called(Duration, Pin<Box<dyn Future<Output = Said>>>),
+    Called(Option<Duration>, Pin<Box<dyn Future<Output = Said>>>),
 }
 
 /// What came of a question.
@@ -127,6 +131,12 @@ pub(in crate::http) enum Said {
     NotOk,
     /// The service is not asked any more.
     Nothing,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("mode", &self.mode).field("done", &self.done).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Session {
@@ -153,6 +163,8 @@ impl Session {
             introduced: false,
             noted: Vec::new(),
             done: false,
+            run: None,
+            answers: [const { VecDeque::new() }; 2],
         }
     }
 
@@ -163,6 +175,9 @@ impl Session {
 
     /// The metadata that the service sees.
     pub(in crate::http) fn metadata(&self, ex: &Exchange<'_>) -> Metadata {
+        if let Some(run) = &self.run {
+            run.look(ex);
+        }
         let (mut seen, told) = (Metadata::default(), &self.terms.told);
         if let Some(all) = ex.info.metadata.as_ref().filter(|_| !told.is_empty()) {
             for name in told.iter() {
@@ -278,6 +293,10 @@ impl Session {
         if self.is_done() {
             return;
         }
+        if let Some(answer) = self.of_script(&ask) {
+            self.answers[side as usize].push_back(Box::pin(answer));
+            return;
+        }
         let bytes = self.question(ask, metadata).encode_to_vec();
         let Service::Grpc(target) = &self.terms.service else { return };
         let (worker, stats) = (&self.worker, &self.config.stats);
@@ -296,6 +315,13 @@ impl Session {
         stats.stream_msgs_sent.increment(1);
     }
 
+    /// What a script makes of it, where there is one in place of a service.
+    fn of_script(&self, ask: &Ask) -> Option<impl Future<Output = pb::ProcessingResponse> + 'static> {
+        let (Service::Lua(scripts), Some(run)) = (&self.terms.service, &self.run) else { return None };
+        let (scripts, run, ask) = (scripts.clone(), run.clone(), ask.clone());
+        Some(async move { run.ask(&scripts, ask).await })
+    }
+
     /// Asks, and waits for what the service says to that.
     pub(in crate::http) fn ask(
         session: Rc<RefCell<Self>>,
@@ -308,10 +334,14 @@ impl Session {
             let (timeout, call) = match begun {
                 Begun::Nothing => return Said::Nothing,
                 Begun::Sent(timeout) => (timeout, None),
-                Begun::Called(timeout, call) => (Some(timeout), Some(call)),
+                Begun::Called(timeout, call) => (timeout, Some(call)),
             };
-            if let (Some(call), Some(timeout)) = (call, timeout) {
-                return tokio::time::timeout(timeout, call).await.unwrap_or(Said::TimedOut);
+            match (call, timeout) {
+                (Some(call), Some(timeout)) => {
+                    return tokio::time::timeout(timeout, call).await.unwrap_or(Said::TimedOut);
+                }
+                (Some(call), None) => return call.await,
+                (None, _) => {}
             }
             let mut limit = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
             let mut extended = false;
@@ -350,11 +380,14 @@ impl Session {
             return Begun::Nothing;
         }
         let timeout = self.config.timeout;
+        if let Some(answer) = self.of_script(&ask) {
+            return Begun::Called(None, Box::pin(async move { Said::Answer(Box::new(answer.await)) }));
+        }
         if let Service::Http(target) = &self.terms.service {
             let target = target.clone();
             let question = self.question(ask, metadata);
             self.config.stats.stream_msgs_sent.increment(1);
-            return Begun::Called(timeout, Box::pin(http::ask(self.worker.clone(), target, question)));
+            return Begun::Called(Some(timeout), Box::pin(http::ask(self.worker.clone(), target, question)));
         }
         let (duplex, ends) = match &ask {
             Ask::RequestHeaders(head) => (self.mode.request_body == Body::Duplex, head.end_of_stream),
@@ -375,6 +408,11 @@ impl Session {
             self.kept_bytes = self.kept_bytes.saturating_sub(kept.encoded_len());
             self.asked[side as usize] = self.asked[side as usize].saturating_sub(1);
             return Poll::Ready(Said::Answer(kept));
+        }
+        if let Some(answer) = self.answers[side as usize].front_mut() {
+            let answer = ready!(answer.as_mut().poll(context));
+            self.answers[side as usize].pop_front();
+            return Poll::Ready(Said::Answer(Box::new(answer)));
         }
         while let Some(stream) = &mut self.stream {
             if self.kept_bytes >= KEPT {

@@ -92,6 +92,9 @@ impl Config {
                 return Err(Box::new(self.failed(ended)));
             }
         };
+        let of_script = session.borrow().run.as_ref().map(|run| run.take_noted());
+        let is_script = of_script.is_some();
+        session.borrow_mut().noted.extend(of_script.unwrap_or_default());
         let Some(says) = answer.response else { return self.out_of_turn(session, UNHANDLED).map(|()| None) };
         if let Some(metadata) = answer.dynamic_metadata {
             let mut session = session.borrow_mut();
@@ -110,7 +113,7 @@ impl Config {
             let mut session = session.borrow_mut();
             let mode = self.mode.overridden(mode).map(|mode| match session.terms.service {
                 Service::Http(_) => mode.of_heads(),
-                Service::Grpc(_) => mode,
+                Service::Grpc(_) | Service::Lua(_) => mode,
             });
             if let Some(mode) = mode {
                 let same = |other: &Mode| Mode { request_head: mode.request_head, ..*other } == mode;
@@ -124,7 +127,9 @@ impl Config {
                 return self.out_of_turn(session, NO_IMMEDIATE).map(|()| None);
             }
             stats.stream_msgs_received.increment(1);
-            session.borrow_mut().close();
+            if !is_script {
+                session.borrow_mut().close();
+            }
             return Err(Box::new(self.immediate(said)));
         }
         Ok(Some(says))
