@@ -64,10 +64,23 @@ fn wrong_connection_managers_are_refused() {
     for (changes, expected) in [
         (json!({"http_filters": [router(), router()]}), "http_filters[0]: the router (router) must be the last filter"),
         (json!({"http_filters/0/disabled": true}), "http_filters[0].disabled: the router cannot be disabled"),
-        (json!({"http_filters": [{"name": "lua", "typed_config": {
-            "@type": typed("extensions.filters.http.lua.v3.Lua")}}, router()]}),
-         "http_filters[0].typed_config: the extension type envoy.extensions.filters.http.lua.v3.Lua is known but \
+        (json!({"http_filters": [{"name": "geoip", "typed_config": {
+            "@type": typed("extensions.filters.http.geoip.v3.Geoip")}}, router()]}),
+         "http_filters[0].typed_config: the extension type envoy.extensions.filters.http.geoip.v3.Geoip is known but \
           not supported"),
+        (json!({"http_filters": [{"name": "lua", "typed_config": {
+            "@type": typed("extensions.filters.http.lua.v3.Lua"), "inline_code": "function oh no"}}, router()]}),
+         "http_filters[0].typed_config.inline_code: script load error: syntax error: [string \"function oh no\"]:1: \
+          '(' expected near 'no'"),
+        (json!({"http_filters": [{"name": "lua", "typed_config": {
+            "@type": typed("extensions.filters.http.lua.v3.Lua"), "source_codes": {
+                "one": {"inline_string": "nothing()"}}}}, router()]}),
+         "http_filters[0].typed_config.source_codes[\"one\"]: script load error: runtime error: \
+          [string \"nothing()\"]:1: attempt to call global 'nothing' (a nil value)"),
+        (json!({"http_filters": [{"name": "lua", "typed_config": {
+            "@type": typed("extensions.filters.http.lua.v3.Lua"), "inline_code": "x = 1",
+            "default_source_code": {"inline_string": "x = 1"}}}, router()]}),
+         "http_filters[0].typed_config.inline_code: only one of inline_code and default_source_code can be set"),
         (json!({"codec_type": "HTTP3"}), "codec_type: HTTP/3 is not supported"),
         (json!({"max_request_headers_kb": 0}), "max_request_headers_kb: is 0, must be greater than 0"),
         (json!({"max_request_headers_kb": 8193}), "max_request_headers_kb: is 8193, must be at most 8192"),

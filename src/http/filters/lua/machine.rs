@@ -98,9 +98,14 @@ fn log(level: &str, text: &str) {
     }
 }
 
-/// Logs what has gone wrong in a script: its first line says where.
+/// Logs what has gone wrong in a script.
 pub(super) fn failed(error: &mlua::Error) {
+    tracing::error!("script log: {}", text_of(error));
+}
+
+/// What has gone wrong, and where, without the stack.
+pub(super) fn text_of(error: &mlua::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("runtime error: ").unwrap_or(&text);
-    tracing::error!("script log: {}", text.lines().next().unwrap_or_default());
+    text.lines().next().unwrap_or_default().to_owned()
 }

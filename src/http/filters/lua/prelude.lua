@@ -47,7 +47,10 @@ function Headers:get(name)
             found = found and found .. "," .. self.list[at + 1] or self.list[at + 1]
         end
     end
-    return found
+    -- As in Envoy, what is not there is no value, not even nil.
+    if found then
+        return found
+    end
 end
 
 function Headers:getAtIndex(name, index)
@@ -60,7 +63,6 @@ function Headers:getAtIndex(name, index)
             index = index - 1
         end
     end
-    return nil
 end
 
 function Headers:getNumValues(name)
@@ -148,7 +150,10 @@ end
 local Map = class()
 
 function Map:get(key)
-    return self.entries[key]
+    local value = self.entries[key]
+    if value ~= nil then
+        return value
+    end
 end
 
 function Map:__pairs()
@@ -163,7 +168,10 @@ end
 local Dynamic = class()
 
 function Dynamic:get(filter)
-    return self.stream:metadata_now()[filter]
+    local fields = self.stream:metadata_now()[filter]
+    if fields then
+        return fields
+    end
 end
 
 function Dynamic:set(filter, key, value)

@@ -18,7 +18,7 @@ use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_request:
 use outrigger_control_api::pb::envoy::service::ext_proc::v3::processing_response::Response as Says;
 use outrigger_control_api::pb::google::protobuf::{BoolValue, Struct};
 
-use super::machine::{failed, Machine};
+use super::machine::{failed, text_of, Machine};
 use super::view::View;
 use super::{convert, Chosen, Scripts};
 use crate::config::{HeaderKey, HeaderMutate, Known};
@@ -258,7 +258,7 @@ impl Run {
                     given = match self.call(&part.machine, yielded).await {
                         Ok(given) => given,
                         Err(error) => {
-                            let text = part.machine.lua.create_string(error.to_string());
+                            let text = part.machine.lua.create_string(text_of(&error));
                             Given::from_iter([Value::Nil, text.map_or(Value::Nil, Value::String)])
                         }
                     };
