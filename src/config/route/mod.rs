@@ -8,6 +8,7 @@ mod action;
 mod beyond;
 mod compile;
 mod compile_action;
+mod counted;
 mod domains;
 mod header_ops;
 mod internal_redirect;
@@ -39,6 +40,7 @@ pub use action::{
 pub(crate) use compile::redirect as redirect_action;
 pub use compile::{compile, compile_encoded, Look};
 pub(crate) use compile_action::hash_policies;
+pub use counted::{CountedBy, Counts};
 pub use header_ops::HeaderOps;
 pub use internal_redirect::{InternalRedirects, Leads, RoutesSoFar};
 pub use limits::{Descriptor, DescriptorEntries, LimitFacts, LimitsOf, RateLimits, RouteLimits};
@@ -108,8 +110,8 @@ pub struct Route {
     pub overrides: Option<Arc<Overrides>>,
     /// What it says to the on-demand filter: its own, or its virtual host's or table's.
     pub on_demand: Option<Arc<RouteOnDemand>>,
-    /// Name for statistics.
-    pub stat_prefix: Option<Arc<str>>,
+    /// What counts its requests, beside their cluster.
+    pub counted: Option<Box<CountedBy>>,
     /// By what rate limits count its requests.
     pub limits: Option<Box<RouteLimits>>,
     /// What it says of traces.

@@ -62,11 +62,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "per_request_buffer_limit_bytes",
             "request_mirror_policies",
             "rate_limits",
+            "virtual_clusters",
         ],
-        observe: &[
-            ("virtual_clusters", "statistics are not kept by virtual cluster"),
-            ("metadata", METADATA),
-        ],
+        observe: &[("metadata", METADATA)],
         rejected: &[
             ("matcher", "match trees are not supported; use routes"),
             ("retry_policy_typed_config", DEPRECATED_RETRY),
@@ -92,8 +90,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "decorator",
             "tracing",
             "metadata",
+            "stat_prefix",
         ],
-        observe: &[("stat_prefix", "statistics are not kept by route")],
+        observe: &[],
         rejected: &[
             ("filter_action", "filter actions are not supported"),
             ("request_body_buffer_limit", BUFFER_LIMIT),
@@ -127,6 +126,7 @@ pub const ROUTE: &[MessageSupport] = &[
     all("envoy.config.route.v3.RouteMatch.TlsContextMatchOptions"),
     all("envoy.config.route.v3.RouteMatch.ConnectMatcher"),
     all("envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions"),
+    all("envoy.config.route.v3.VirtualCluster"),
     all("envoy.config.route.v3.HeaderMatcher"),
     all("envoy.config.route.v3.QueryParameterMatcher"),
     all("envoy.config.route.v3.CookieMatcher"),

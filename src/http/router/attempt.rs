@@ -150,6 +150,7 @@ impl Attempts<'_> {
             }
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
+        self.counts.each(|stats| stats.counters.upstream_rq_total.increment(1));
         ex.info.upstream_connection_id = connection.id;
         ex.info.upstream_local = connection.local;
         ex.info.upstream_tls.clone_from(&connection.tls);

@@ -273,6 +273,7 @@ impl Attempts<'_> {
         let stats = self.cluster.cluster.stats();
         stats.responses.count(status);
         stats.upstream_rq_completed.increment(1);
+        self.counts.each(|stats| stats.count(status));
         host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -50,6 +50,7 @@ impl Attempts<'_> {
         else {
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
+        self.counts.each(|stats| stats.counters.upstream_rq_total.increment(1));
         ex.info.upstream_connection_id = slot.connection().id();
         ex.info.upstream_local = slot.connection().local();
         ex.info.upstream_tls = slot.connection().tls().cloned();

@@ -1,6 +1,7 @@
 //! Fields that few configurations set, one after the other: each does to requests what it does in Envoy.
 
 mod clusters;
+mod counted;
 mod filters;
 mod local_reply;
 mod logs;
