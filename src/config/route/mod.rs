@@ -35,7 +35,7 @@ use crate::telemetry::stream_info::DynamicMetadata;
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
-    HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
+    HashInput, HashPolicy, Mirror, MirrorHost, Target, WeightedCluster, WeightedClusters,
 };
 pub(crate) use compile::redirect as redirect_action;
 pub use compile::{compile, compile_encoded, Look};

@@ -2,7 +2,6 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-const NO_TRACING: &str = "there is no tracing yet";
 const METADATA: &str = "nothing tells or reads it";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
@@ -218,12 +217,16 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
-        implemented: &["cluster", "cluster_header", "runtime_fraction", "disable_shadow_host_suffix_append"],
-        observe: &[("trace_sampled", NO_TRACING)],
-        rejected: &[
-            ("request_headers_mutations", "not supported yet"),
-            ("host_rewrite_literal", "not supported yet"),
+        implemented: &[
+            "cluster",
+            "cluster_header",
+            "runtime_fraction",
+            "disable_shadow_host_suffix_append",
+            "request_headers_mutations",
+            "host_rewrite_literal",
         ],
+        observe: &[("trace_sampled", "mirrored requests have no spans")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.route.v3.WeightedCluster",
