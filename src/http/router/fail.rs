@@ -157,20 +157,23 @@ pub(super) fn overflow(
 impl Attempts<'_> {
     /// Charges a response to its cluster and host.
     pub(super) fn charge(&self, ex: &Exchange<'_>, status: u16, took: Duration) {
-        let stats = self.cluster.cluster.stats();
-        stats.responses.count(status);
-        stats.upstream_rq_completed.increment(1);
+        self.count_response(status);
         let took = took.as_secs_f64() * 1000.0;
-        stats.responses.time.record(took);
-        self.counts.each(|stats| {
-            stats.count(status);
-            stats.responses.time.record(took);
-        });
+        self.cluster.cluster.stats().responses.time.record(took);
+        self.counts.each(|stats| stats.responses.time.record(took));
         if let Some(host) = &ex.info.host {
             let counter =
                 if status >= 500 { &host.shared.counters.rq_error } else { &host.shared.counters.rq_success };
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a response by its status.
+    pub(super) fn count_response(&self, status: u16) {
+        let stats = self.cluster.cluster.stats();
+        stats.responses.count(status);
+        stats.upstream_rq_completed.increment(1);
+        self.counts.each(|stats| stats.count(status));
     }
 
     /// Counts a try that is not the last against its host: the client never sees what came of it.
