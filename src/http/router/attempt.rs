@@ -403,9 +403,7 @@ impl Attempts<'_> {
         reading: &mut Reading,
         context: &mut Context<'_>,
     ) -> Poll<Result<ParsedResponse, Failure>> {
-        let http = &self.upstream().http;
-        let preserve_case = http.http1.header_case == crate::config::http::HeaderCase::Preserve;
-        let limits = ResponseLimits { preserve_case, ..ResponseLimits::of(http) };
+        let limits = ResponseLimits::of(&self.upstream().http);
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         loop {
             if !connection.input.is_empty() {
