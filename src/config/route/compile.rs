@@ -225,6 +225,7 @@ fn table(
         virtual_hosts: hosts.into(),
         domains: Arc::new(domains),
         sleeping: sleeping.map(Arc::new),
+        vhost_header: (!config.vhost_header.is_empty()).then(|| HeaderKey::new(&config.vhost_header)),
         ignore_port: config.ignore_port_in_host_matching,
         ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
         has_more: config.vhds.is_some(),

@@ -65,6 +65,8 @@ pub struct RouteTable {
     domains: Arc<Domains>,
     /// What those that sleep are made from.
     sleeping: Option<Arc<Sleeping>>,
+    /// Names the virtual host in place of the authority.
+    vhost_header: Option<HeaderKey>,
     ignore_port: bool,
     ignore_path_parameters: bool,
     /// A control plane may have more virtual hosts (VHDS).
@@ -145,7 +147,10 @@ impl RouteTable {
     /// weighted clusters. Allocates nothing, but for the first request to a virtual host that sleeps:
     /// that one compiles it.
     pub fn select<'t, R: RequestView>(&'t self, request: &R, random: u64) -> Selection<'t> {
-        let mut authority = request.authority();
+        let mut authority = match &self.vhost_header {
+            None => request.authority(),
+            Some(key) => request.first(key).unwrap_or_default(),
+        };
         if self.ignore_port {
             authority = without_port(authority);
         }
@@ -198,6 +203,7 @@ impl RouteTable {
             virtual_hosts: self.virtual_hosts.iter().map(HostCell::rested).collect(),
             domains: self.domains.clone(),
             sleeping: self.sleeping.clone(),
+            vhost_header: self.vhost_header.clone(),
             ignore_port: self.ignore_port,
             ignore_path_parameters: self.ignore_path_parameters,
             has_more: self.has_more,
