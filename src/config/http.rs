@@ -134,6 +134,8 @@ pub struct RequestLimits {
     pub custom_methods: bool,
     /// Keep the spelling of names.
     pub preserve_case: bool,
+    /// Names that are added are spelled `Proper-Case` then.
+    pub proper_added: bool,
     /// What to do with names that contain an underscore.
     pub underscores: Underscores,
     /// Protocols to which no HTTP/1.1 request is upgraded (`ignore_http_11_upgrade`): it goes on without that wish.
@@ -151,6 +153,7 @@ impl Default for RequestLimits {
             chunked_length: false,
             custom_methods: false,
             preserve_case: false,
+            proper_added: false,
             underscores: Underscores::Allow,
             ignored_upgrades: Vec::new(),
         }
@@ -333,6 +336,10 @@ pub struct Http1Options {
     pub allow_chunked_length: bool,
     /// Spelling of header names we write.
     pub header_case: HeaderCase,
+    /// Where names are kept as they were received, those that are added are spelled `Proper-Case`.
+    pub proper_added: bool,
+    /// Reason phrases are passed on.
+    pub forward_reason: bool,
 }
 
 /// `header_key_format`.

@@ -320,6 +320,7 @@ impl<'a> Exchange<'a> {
         if expects_continue && !self.manager.proxy_100_continue {
             head.fields.remove_known(Known::Expect);
             self.down.client.send_continue();
+            self.count_interim();
         }
         if self.upload.is_received() {
             self.info.times.request_complete = Some(self.info.start);

@@ -32,6 +32,10 @@ pub struct Fields {
     buf: Vec<u8>,
     list: Vec<Field>,
     present: KnownSet,
+    /// Names before this place in the buffer are spelled as they came; 0 = none is, all are in lower case.
+    kept: u32,
+    /// Those behind it are spelled `Proper-Case` then.
+    proper: bool,
 }
 
 /// What one thread keeps for reuse; more than this is freed.
@@ -48,7 +52,19 @@ impl Fields {
     pub fn recycled() -> Self {
         let spare = SPARE.with(|spare| spare.borrow_mut().pop());
         let (buf, list) = spare.unwrap_or_else(|| (Vec::with_capacity(1024), Vec::with_capacity(24)));
-        Self { buf, list, present: 0 }
+        Self { buf, list, present: 0, kept: 0, proper: false }
+    }
+
+    /// What was loaded keeps its spelling; names that are added are spelled `Proper-Case` if `proper`.
+    pub(super) fn keep_spelling(&mut self, proper: bool) {
+        // Heads are limited, see `span`.
+        self.kept = self.buf.len() as u32;
+        self.proper = proper;
+    }
+
+    /// Whether names that were added are spelled `Proper-Case`, where others are as they came.
+    pub(super) fn kept_spelling(&self) -> Option<bool> {
+        (self.kept > 0).then_some(self.proper)
     }
 
     /// Copies `raw` into the buffer and returns where it begins, for spans into it.
@@ -283,15 +299,25 @@ impl Fields {
 
     /// Appends all fields with `Proper-Case` names.
     pub fn write_lines_proper(&self, out: &mut Vec<u8>) {
-        for (_, name, value) in self.iter() {
-            let mut upper = true;
-            out.extend(name.iter().map(|byte| {
-                let written = if upper { byte.to_ascii_uppercase() } else { *byte };
-                upper = !byte.is_ascii_alphanumeric();
-                written
-            }));
+        self.write_lines_from(0, out);
+    }
+
+    /// Appends all fields, with `Proper-Case` names where they did not come with a spelling.
+    pub fn write_lines_kept(&self, out: &mut Vec<u8>) {
+        self.write_lines_from(self.kept, out);
+    }
+
+    /// Appends all fields, with `Proper-Case` names from this place in the buffer on.
+    fn write_lines_from(&self, place: u32, out: &mut Vec<u8>) {
+        for field in &self.list {
+            let name = self.bytes(field.name);
+            if field.name.start >= place {
+                proper_name(out, name);
+            } else {
+                out.extend_from_slice(name);
+            }
             out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
+            out.extend_from_slice(self.bytes(field.value));
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -311,6 +337,8 @@ impl Clone for Fields {
         copy.buf.extend_from_slice(&self.buf);
         copy.list.extend_from_slice(&self.list);
         copy.present = self.present;
+        copy.kept = self.kept;
+        copy.proper = self.proper;
         copy
     }
 }
@@ -331,6 +359,16 @@ impl Drop for Fields {
             }
         });
     }
+}
+
+/// Appends a name as `Proper-Case`.
+pub(super) fn proper_name(out: &mut Vec<u8>, name: &[u8]) {
+    let mut upper = true;
+    out.extend(name.iter().map(|byte| {
+        let written = if upper { byte.to_ascii_uppercase() } else { *byte };
+        upper = !byte.is_ascii_alphanumeric();
+        written
+    }));
 }
 
 /// Lower-cases a name, eight bytes at a time: most names are short, and every byte of every one is

@@ -274,12 +274,13 @@ pub struct ResponseHead {
     /// The version it came by.
     pub protocol: Protocol,
     status_text: [u8; 3],
+    reason: Option<Box<str>>,
 }
 
 impl ResponseHead {
     /// A head with this status.
     pub fn new(fields: Fields, status: u16, protocol: Protocol) -> Self {
-        let mut head = Self { fields, status, protocol, status_text: [0; 3] };
+        let mut head = Self { fields, status, protocol, status_text: [0; 3], reason: None };
         head.set_status(status);
         head
     }
@@ -289,6 +290,16 @@ impl ResponseHead {
         let digit = |n: u16| b'0' + (n % 10) as u8;
         self.status = status;
         self.status_text = [digit(status / 100), digit(status / 10), digit(status)];
+    }
+
+    /// Passes this reason phrase on, unless it is empty.
+    pub fn set_reason(&mut self, reason: &str) {
+        self.reason = (!reason.is_empty()).then(|| reason.into());
+    }
+
+    /// The reason phrase that is passed on, if it is not the status's own.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
     }
 
     /// The status as text.

@@ -154,7 +154,7 @@ impl Exchange<'_> {
         self.manager.stats.downstream_cx_protocol_error.increment(1);
         self.info.flags.insert(ResponseFlags::DPE);
         self.close = true;
-        if self.request.is_none() {
+        if self.request.is_none() && self.upload.is_received() {
             // Nothing of it was understood: the codec gives up on the stream.
             self.manager.stats.downstream_rq_rx_reset.increment(1);
             self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);

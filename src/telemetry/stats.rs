@@ -286,6 +286,50 @@ impl ResponseCodes {
 }
 
 stats! {
+    /// What the requests of a virtual cluster, or of a route with a name for statistics, are counted by.
+    pub struct RouteCounters {
+        counters {
+            upstream_rq_total, upstream_rq_completed, upstream_rq_timeout, upstream_rq_retry,
+            upstream_rq_retry_backoff_exponential, upstream_rq_retry_backoff_ratelimited,
+            upstream_rq_retry_limit_exceeded, upstream_rq_retry_overflow, upstream_rq_retry_success,
+        }
+        gauges {}
+        histograms {}
+    }
+}
+
+/// Everything that is counted for a virtual cluster, or for a route with a name for statistics.
+#[derive(Debug)]
+pub struct RouteStats {
+    /// Requests and retries.
+    pub counters: RouteCounters,
+    /// `upstream_rq_<code>`, `upstream_rq_<class>xx` and `upstream_rq_time`.
+    pub responses: ResponseCodes,
+}
+
+impl RouteStats {
+    /// `vhost.<virtual_host>.vcluster.<virtual_cluster>.`
+    pub fn for_virtual_cluster(virtual_host: &str, virtual_cluster: &str) -> Self {
+        Self::new(&Scope::virtual_cluster(virtual_host, virtual_cluster))
+    }
+
+    /// `vhost.<virtual_host>.route.<stat_prefix>.`
+    pub fn for_route(virtual_host: &str, stat_prefix: &str) -> Self {
+        Self::new(&Scope::route(virtual_host, stat_prefix))
+    }
+
+    fn new(scope: &Scope) -> Self {
+        Self { counters: RouteCounters::new(scope), responses: ResponseCodes::new(scope) }
+    }
+
+    /// Counts one response with this status.
+    pub fn count(&self, status: u16) {
+        self.counters.upstream_rq_completed.increment(1);
+        self.responses.count(status);
+    }
+}
+
+stats! {
     /// `http.<stat_prefix>.` statistics.
     pub struct HcmStats {
         counters {

@@ -267,6 +267,8 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     /// Its metadata, if anything reads those.
     pub route_metadata: Option<Arc<DynamicMetadata>>,
+    /// The virtual cluster that the request belongs to.
+    pub virtual_cluster: Option<Arc<str>>,
     /// Cluster the request went to.
     pub cluster: Option<Arc<ClusterNames>>,
     /// The service that the cluster stands for, where it is known.
@@ -357,6 +359,7 @@ impl StreamInfo {
             trace: None,
             route_name: None,
             route_metadata: None,
+            virtual_cluster: None,
             cluster: None,
             service: None,
             peers: Peers::default(),

@@ -173,6 +173,7 @@ fn request_limits(
         chunked_length: options.allow_chunked_length,
         custom_methods: http1.allow_custom_methods,
         preserve_case: options.header_case == HeaderCase::Preserve,
+        proper_added: options.proper_added,
         underscores: match common.headers_with_underscores_action() {
             core::http_protocol_options::HeadersWithUnderscoresAction::Allow => Underscores::Allow,
             core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,

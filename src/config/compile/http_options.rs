@@ -1,6 +1,9 @@
 //! Codec options, shared by both sides.
 
 use outrigger_control_api::pb::envoy::config::core::v3 as core;
+use outrigger_control_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
+use outrigger_control_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig as Preserve;
+use prost::Message;
 
 use super::{duration, u32_or};
 use crate::config::http::{HeaderCase, Http1Options};
@@ -13,15 +16,24 @@ pub(super) fn http1_options(options: Option<&core::Http1ProtocolOptions>) -> Htt
     let default = core::Http1ProtocolOptions::default();
     let options = options.unwrap_or(&default);
     let format = options.header_key_format.as_ref().and_then(|format| format.header_format.as_ref());
+    let kept = match format {
+        Some(HeaderFormat::StatefulFormatter(formatter)) => {
+            // `preserve_case` is the only formatter that the support table lets through, with bytes that it has read.
+            let config = formatter.typed_config.as_ref();
+            config.and_then(|config| Preserve::decode(&*config.value).ok()).unwrap_or_default()
+        }
+        _ => Preserve::default(),
+    };
     Http1Options {
         enable_trailers: options.enable_trailers,
         allow_chunked_length: options.allow_chunked_length,
         header_case: match format {
             None => HeaderCase::Lower,
             Some(HeaderFormat::ProperCaseWords(_)) => HeaderCase::Proper,
-            // `preserve_case` is the only formatter that the support table lets through.
             Some(HeaderFormat::StatefulFormatter(_)) => HeaderCase::Preserve,
         },
+        proper_added: kept.formatter_type_on_envoy_headers() == FormatterTypeOnEnvoyHeaders::ProperCase,
+        forward_reason: kept.forward_reason_phrase,
     }
 }
 

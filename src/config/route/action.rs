@@ -20,6 +20,7 @@ use crate::config::matcher::{number, Fraction};
 use crate::config::regex::Substitution;
 use crate::config::slot::Slot;
 use crate::config::Cluster;
+use crate::http::filters::header_mutation::Mutations;
 
 /// A route's action.
 #[derive(Debug)]
@@ -302,8 +303,21 @@ pub struct Mirror {
     pub cluster: ClusterRef,
     /// Of which requests.
     pub fraction: Fraction,
-    /// Append `-shadow` to the authority.
-    pub append_shadow_suffix: bool,
+    /// Changes to the copy's head.
+    pub headers: Option<Arc<Mutations>>,
+    /// The copy's authority.
+    pub host: MirrorHost,
+}
+
+/// The authority of a copy.
+#[derive(Debug, Clone)]
+pub enum MirrorHost {
+    /// The request's, with `-shadow` behind the name.
+    Suffixed,
+    /// The request's.
+    Kept,
+    /// This one.
+    Literal(Bytes),
 }
 
 /// What a consistent-hash balancer hashes.

@@ -16,6 +16,7 @@ use prost::Message;
 
 use super::action::{DirectResponse, Mirror};
 use super::beyond::Beyond;
+use super::counted::{CountedBy, VirtualClusters};
 use super::domains::Domains;
 use super::header_ops::HeaderOps;
 use super::limits::{LimitsOf, RateLimits, RouteLimits};
@@ -100,6 +101,8 @@ pub(super) struct HostScope {
     pub(super) include_attempt_count_in_response: bool,
     pub(super) include_is_timeout_retry_header: bool,
     limits: Option<Arc<RateLimits>>,
+    name: Box<str>,
+    virtual_clusters: Option<Arc<VirtualClusters>>,
 }
 
 /// Compiles `config`; clusters it names get a slot in `clusters`, whether they exist or not. `None` if
@@ -222,6 +225,7 @@ fn table(
         virtual_hosts: hosts.into(),
         domains: Arc::new(domains),
         sleeping: sleeping.map(Arc::new),
+        vhost_header: (!config.vhost_header.is_empty()).then(|| HeaderKey::new(&config.vhost_header)),
         ignore_port: config.ignore_port_in_host_matching,
         ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
         has_more: config.vhds.is_some(),
@@ -237,14 +241,15 @@ fn needs_files(host: &pb::VirtualHost) -> bool {
     })
 }
 
-/// Whether the host has what must not be made anew: token buckets.
+/// Whether the host has what must not be made anew: token buckets and counters.
 fn has_state(host: &pb::VirtualHost) -> bool {
     let of = |options: &HashMap<String, Any>| {
         let counts =
             |any: &Any| any.type_url.ends_with(".LocalRateLimit") || any.type_url.ends_with(".FilterConfig");
         options.values().any(counts)
     };
-    of(&host.typed_per_filter_config)
+    !host.virtual_clusters.is_empty()
+        || of(&host.typed_per_filter_config)
         || host.routes.iter().any(|route| {
             let weighted = match &route.action {
                 Some(pb::route::Action::Route(action)) => match &action.cluster_specifier {
@@ -255,7 +260,8 @@ fn has_state(host: &pb::VirtualHost) -> bool {
                 },
                 _ => &[],
             };
-            of(&route.typed_per_filter_config)
+            !route.stat_prefix.is_empty()
+                || of(&route.typed_per_filter_config)
                 || weighted.iter().any(|cluster| of(&cluster.typed_per_filter_config))
         })
 }
@@ -284,6 +290,8 @@ fn virtual_host(config: &pb::VirtualHost, scope: &Scope, problems: &mut Problems
         include_attempt_count_in_response: config.include_attempt_count_in_response,
         include_is_timeout_retry_header: config.include_is_timeout_retry_header,
         limits: RateLimits::compile(&config.rate_limits, LimitsOf::Route, problems),
+        name: config.name.as_str().into(),
+        virtual_clusters: VirtualClusters::compile(config, problems),
     };
     let routes = (config.routes.iter().enumerate())
         .filter_map(|(index, config)| {
@@ -376,7 +384,7 @@ fn route(config: &pb::Route, scope: &Scope, host: &HostScope, problems: &mut Pro
         overrides: if level.is_empty() { host.overrides.clone() } else { merge(&levels) },
         metadata: crate::config::compile::metadata::noted(config.metadata.as_ref()),
         on_demand: on_demand::of_route(&config.typed_per_filter_config).or_else(|| host.on_demand.clone()),
-        stat_prefix: (!config.stat_prefix.is_empty()).then(|| config.stat_prefix.as_str().into()),
+        counted: CountedBy::new(&host.name, &config.stat_prefix, host.virtual_clusters.as_ref()),
         limits,
     })
 }

@@ -8,7 +8,7 @@ use outrigger_control_api::pb::envoy::config::core::v3::{RoutingPriority, TypedE
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
 use super::action::{
-    ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror, Target,
+    ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror, MirrorHost, Target,
     WeightedCluster, WeightedClusters,
 };
 use super::compile::{header_ops, HostScope, Scope};
@@ -25,6 +25,7 @@ use crate::config::matcher::{substitution, Fraction};
 use crate::config::problems::Problems;
 use crate::config::slot::Directory;
 use crate::config::Cluster;
+use crate::http::filters::header_mutation::Mutations;
 
 /// A route's timeout unless it has its own.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -237,7 +238,18 @@ pub(super) fn mirrors(
                     fraction: (policy.runtime_fraction.as_ref()).map_or(Fraction::ALL, |share| {
                         Fraction::of_runtime(share, "runtime_fraction", problems)
                     }),
-                    append_shadow_suffix: !policy.disable_shadow_host_suffix_append,
+                    headers: (!policy.request_headers_mutations.is_empty())
+                        .then(|| {
+                            let list = &policy.request_headers_mutations;
+                            Mutations::of_requests(list, "request_headers_mutations", problems)
+                        })
+                        .flatten()
+                        .map(Arc::new),
+                    host: match policy.host_rewrite_literal.as_str() {
+                        "" if policy.disable_shadow_host_suffix_append => MirrorHost::Kept,
+                        "" => MirrorHost::Suffixed,
+                        host => MirrorHost::Literal(host.to_owned().into()),
+                    },
                 })
             })
         })

@@ -8,6 +8,7 @@ mod action;
 mod beyond;
 mod compile;
 mod compile_action;
+mod counted;
 mod domains;
 mod header_ops;
 mod internal_redirect;
@@ -34,11 +35,12 @@ use crate::telemetry::stream_info::DynamicMetadata;
 
 pub use action::{
     Action, Chosen, ClusterRef, DirectResponse, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie,
-    HashInput, HashPolicy, Mirror, Target, WeightedCluster, WeightedClusters,
+    HashInput, HashPolicy, Mirror, MirrorHost, Target, WeightedCluster, WeightedClusters,
 };
 pub(crate) use compile::redirect as redirect_action;
 pub use compile::{compile, compile_encoded, Look};
 pub(crate) use compile_action::hash_policies;
+pub use counted::{CountedBy, Counts};
 pub use header_ops::HeaderOps;
 pub use internal_redirect::{InternalRedirects, Leads, RoutesSoFar};
 pub use limits::{Descriptor, DescriptorEntries, LimitFacts, LimitsOf, RateLimits, RouteLimits};
@@ -63,6 +65,8 @@ pub struct RouteTable {
     domains: Arc<Domains>,
     /// What those that sleep are made from.
     sleeping: Option<Arc<Sleeping>>,
+    /// Names the virtual host in place of the authority.
+    vhost_header: Option<HeaderKey>,
     ignore_port: bool,
     ignore_path_parameters: bool,
     /// A control plane may have more virtual hosts (VHDS).
@@ -108,8 +112,8 @@ pub struct Route {
     pub overrides: Option<Arc<Overrides>>,
     /// What it says to the on-demand filter: its own, or its virtual host's or table's.
     pub on_demand: Option<Arc<RouteOnDemand>>,
-    /// Name for statistics.
-    pub stat_prefix: Option<Arc<str>>,
+    /// What counts its requests, beside their cluster.
+    pub counted: Option<Box<CountedBy>>,
     /// By what rate limits count its requests.
     pub limits: Option<Box<RouteLimits>>,
     /// What it says of traces.
@@ -143,7 +147,10 @@ impl RouteTable {
     /// weighted clusters. Allocates nothing, but for the first request to a virtual host that sleeps:
     /// that one compiles it.
     pub fn select<'t, R: RequestView>(&'t self, request: &R, random: u64) -> Selection<'t> {
-        let mut authority = request.authority();
+        let mut authority = match &self.vhost_header {
+            None => request.authority(),
+            Some(key) => request.first(key).unwrap_or_default(),
+        };
         if self.ignore_port {
             authority = without_port(authority);
         }
@@ -196,6 +203,7 @@ impl RouteTable {
             virtual_hosts: self.virtual_hosts.iter().map(HostCell::rested).collect(),
             domains: self.domains.clone(),
             sleeping: self.sleeping.clone(),
+            vhost_header: self.vhost_header.clone(),
             ignore_port: self.ignore_port,
             ignore_path_parameters: self.ignore_path_parameters,
             has_more: self.has_more,

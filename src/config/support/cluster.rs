@@ -297,15 +297,7 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     },
     whole("envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat"),
     whole("envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords"),
-    MessageSupport {
-        message: "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
-        implemented: &["formatter_type_on_envoy_headers"],
-        observe: &[],
-        rejected: &[
-            ("forward_reason_phrase", "reason phrases are not forwarded"),
-            ("formatter_type_on_envoy_headers=PROPER_CASE", "headers that the proxy adds are in lower case"),
-        ],
-    },
+    whole("envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"),
     MessageSupport {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         implemented: &[

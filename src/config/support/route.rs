@@ -2,7 +2,6 @@
 
 use outrigger_control_api::support::MessageSupport;
 
-const NO_TRACING: &str = "there is no tracing yet";
 const METADATA: &str = "nothing tells or reads it";
 const EXTENSIONS: &str = "route extensions are not supported";
 const BUFFER_LIMIT: &str = "not supported yet; per_request_buffer_limit_bytes is";
@@ -62,11 +61,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "per_request_buffer_limit_bytes",
             "request_mirror_policies",
             "rate_limits",
+            "virtual_clusters",
         ],
-        observe: &[
-            ("virtual_clusters", "statistics are not kept by virtual cluster"),
-            ("metadata", METADATA),
-        ],
+        observe: &[("metadata", METADATA)],
         rejected: &[
             ("matcher", "match trees are not supported; use routes"),
             ("retry_policy_typed_config", DEPRECATED_RETRY),
@@ -92,8 +89,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "decorator",
             "tracing",
             "metadata",
+            "stat_prefix",
         ],
-        observe: &[("stat_prefix", "statistics are not kept by route")],
+        observe: &[],
         rejected: &[
             ("filter_action", "filter actions are not supported"),
             ("request_body_buffer_limit", BUFFER_LIMIT),
@@ -127,6 +125,7 @@ pub const ROUTE: &[MessageSupport] = &[
     all("envoy.config.route.v3.RouteMatch.TlsContextMatchOptions"),
     all("envoy.config.route.v3.RouteMatch.ConnectMatcher"),
     all("envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions"),
+    all("envoy.config.route.v3.VirtualCluster"),
     all("envoy.config.route.v3.HeaderMatcher"),
     all("envoy.config.route.v3.QueryParameterMatcher"),
     all("envoy.config.route.v3.CookieMatcher"),
@@ -218,12 +217,16 @@ pub const ROUTE: &[MessageSupport] = &[
     },
     MessageSupport {
         message: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
-        implemented: &["cluster", "cluster_header", "runtime_fraction", "disable_shadow_host_suffix_append"],
-        observe: &[("trace_sampled", NO_TRACING)],
-        rejected: &[
-            ("request_headers_mutations", "not supported yet"),
-            ("host_rewrite_literal", "not supported yet"),
+        implemented: &[
+            "cluster",
+            "cluster_header",
+            "runtime_fraction",
+            "disable_shadow_host_suffix_append",
+            "request_headers_mutations",
+            "host_rewrite_literal",
         ],
+        observe: &[("trace_sampled", "mirrored requests have no spans")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.config.route.v3.WeightedCluster",

@@ -44,6 +44,8 @@ impl Exchange<'_> {
             stats.downstream_cx_tx_bytes_total.increment(sent);
         }
         match end {
+            // What is left of the request is not wanted: that is a reset of ours, too.
+            End::Done if !self.upload.is_received() => stats.downstream_rq_rx_reset.increment(1),
             End::Done | End::Again => {}
             End::Gone if self.down.client.was_reset() => {
                 self.info.flags.insert(ResponseFlags::DR);
@@ -104,6 +106,25 @@ impl Exchange<'_> {
             End::Cut => Next::Close,
             End::Gone => Next::Abort,
             End::Broken => Next::Reset,
+        }
+    }
+
+    /// Counts a response that is not the last.
+    #[cold]
+    pub(in crate::http) fn count_interim(&self) {
+        if !self.info.health_check {
+            self.manager.stats.downstream_rq_completed.increment(1);
+            self.manager.stats.downstream_rq_1xx.increment(1);
+        }
+    }
+
+    /// The answer to a request all of which is here is as if the rest of it had not come yet: over HTTP/1 a piece of a
+    /// body is looked at before it shows whether it is the last.
+    pub(in crate::http) fn answer_early(&mut self) {
+        if self.upload.is_received() && !self.down.client.is_http2() {
+            self.close = true;
+            self.manager.stats.downstream_rq_rx_reset.increment(1);
+            self.manager.stats.downstream_rq_response_before_rq_complete.increment(1);
         }
     }
 

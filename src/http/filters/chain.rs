@@ -545,6 +545,7 @@ async fn collect(
         }
         Collected::TooLarge => {
             ex.manager.stats.downstream_rq_too_large.increment(1);
+            ex.answer_early();
             Ok(Some(Reply::new(413, "request_payload_too_large").body("Payload Too Large")))
         }
         Collected::Refused(refusal) => {

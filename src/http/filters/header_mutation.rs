@@ -100,8 +100,13 @@ impl Mutations {
 
     /// Compiles changes of requests alone, `config` of the connection manager's. `None` when a problem was reported.
     pub fn early(config: &EarlyConfig, problems: &mut Problems) -> Option<Self> {
+        Self::of_requests(&config.mutations, "mutations", problems)
+    }
+
+    /// Compiles changes of requests alone, those in `field`. `None` when a problem was reported.
+    pub fn of_requests(list: &[Mutation], field: &str, problems: &mut Problems) -> Option<Self> {
         let before = problems.count();
-        let request = changes(&config.mutations, "mutations", problems);
+        let request = changes(list, field, problems);
         (problems.count() == before).then(|| Self { request, ..Self::default() })
     }
 

@@ -6,7 +6,7 @@ use super::framing::{content_length, reads_as_framing, request_framing, transfer
 use super::target::{check_authority, known_method, shaped_like_target, Target};
 use super::{Framing, Refusal};
 use crate::config::cluster::UpstreamHttp;
-use crate::config::http::{RequestLimits, Underscores};
+use crate::config::http::{HeaderCase, RequestLimits, Underscores};
 use crate::config::matcher::StringMatcher;
 use crate::config::token::is_token;
 use crate::config::Known;
@@ -38,6 +38,10 @@ pub struct ResponseLimits {
     pub max_fields: usize,
     /// Keep the spelling of names.
     pub preserve_case: bool,
+    /// Spell those that are added `Proper-Case` then.
+    pub proper_added: bool,
+    /// Keep the reason phrase.
+    pub reason: bool,
     /// Accept a length beside chunked.
     pub chunked_length: bool,
 }
@@ -48,14 +52,22 @@ impl ResponseLimits {
         Self {
             max_head: http.max_response_headers,
             max_fields: http.max_headers_count as usize,
-            preserve_case: false,
+            preserve_case: http.http1.header_case == HeaderCase::Preserve,
+            proper_added: http.http1.proper_added,
+            reason: http.http1.forward_reason,
             chunked_length: http.http1.allow_chunked_length,
         }
     }
 
     /// Those of a cluster that sets none.
-    pub const UNSET: Self =
-        Self { max_head: 60 * 1024, max_fields: 100, preserve_case: false, chunked_length: false };
+    pub const UNSET: Self = Self {
+        max_head: 60 * 1024,
+        max_fields: 100,
+        preserve_case: false,
+        proper_added: false,
+        reason: false,
+        chunked_length: false,
+    };
 }
 
 /// A complete response head.
@@ -113,6 +125,9 @@ pub fn parse_request(input: &[u8], limits: &RequestLimits) -> Result<Option<Pars
     let base = fields.load(raw);
     let how = Loading { preserve_case: limits.preserve_case, underscores: limits.underscores, folded: false };
     load_fields(&mut fields, parsed.headers, raw, base, &how)?;
+    if limits.preserve_case {
+        fields.keep_spelling(limits.proper_added);
+    }
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Refusal::CODEC);
     };
@@ -241,6 +256,9 @@ pub fn parse_response(
     let base = fields.load(raw);
     let how = Loading { preserve_case: limits.preserve_case, underscores: Underscores::Allow, folded };
     load_fields(&mut fields, parsed.headers, raw, base, &how).map_err(|_| PROTOCOL)?;
+    if limits.preserve_case {
+        fields.keep_spelling(limits.proper_added);
+    }
 
     let length = content_length(&fields).map_err(|_| PROTOCOL)?;
     let chunked = transfer_encoding(&fields).map_err(|_| PROTOCOL)?;
@@ -271,7 +289,10 @@ pub fn parse_response(
     let keep_alive = connection.keep_alive(protocol)
         && !(chunked && protocol == Protocol::Http10)
         && !matches!(framing, Framing::UntilClose | Framing::Tunnel);
-    let head = ResponseHead::new(fields, status, protocol);
+    let mut head = ResponseHead::new(fields, status, protocol);
+    if limits.reason {
+        head.set_reason(parsed.reason.unwrap_or_default());
+    }
     Ok(Some(ParsedResponse { head, consumed, framing, keep_alive }))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::http::HeaderCase;
 use crate::config::RequestView;
-use crate::http::fields::Fields;
+use crate::http::fields::{proper_name, Fields};
 use crate::http::head::{reason, RequestHead, ResponseHead};
 
 /// Appends a request head; `extra` are complete lines that go last.
@@ -11,14 +11,11 @@ pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, ext
     out.push(b' ');
     // CONNECT has no path; its target is the authority.
     out.extend_from_slice(if head.path().is_empty() { head.authority() } else { head.path() });
-    out.extend_from_slice(match case {
-        HeaderCase::Lower => b" HTTP/1.1\r\nhost: ",
-        HeaderCase::Proper | HeaderCase::Preserve => b" HTTP/1.1\r\nHost: ",
-    });
+    let lower = case != HeaderCase::Proper && head.fields.kept_spelling().is_none();
+    out.extend_from_slice(if lower { b" HTTP/1.1\r\nhost: " } else { b" HTTP/1.1\r\nHost: " });
     out.extend_from_slice(head.authority());
     out.extend_from_slice(b"\r\n");
-    lines(out, &head.fields, case);
-    out.extend_from_slice(extra);
+    lines(out, &head.fields, case, extra);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -26,27 +23,45 @@ pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, ext
 /// client in its own version.
 pub fn response_head(out: &mut Vec<u8>, head: &ResponseHead, case: HeaderCase, extra: &[u8], http_10: bool) {
     status_line(out, head, http_10);
-    lines(out, &head.fields, case);
-    out.extend_from_slice(extra);
+    lines(out, &head.fields, case, extra);
     out.extend_from_slice(b"\r\n");
 }
 
 fn status_line(out: &mut Vec<u8>, head: &ResponseHead, http_10: bool) {
-    if head.status == 200 && !http_10 {
+    if head.status == 200 && !http_10 && head.reason().is_none() {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         return;
     }
     out.extend_from_slice(if http_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(head.status_text());
     out.push(b' ');
-    out.extend_from_slice(reason(head.status).as_bytes());
+    out.extend_from_slice(head.reason().unwrap_or_else(|| reason(head.status)).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
-fn lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase) {
-    match case {
-        HeaderCase::Lower | HeaderCase::Preserve => fields.write_lines(out),
-        HeaderCase::Proper => fields.write_lines_proper(out),
+/// What came with its spelling has it where it goes, whatever is the rule there.
+fn lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase, extra: &[u8]) {
+    let proper = match fields.kept_spelling() {
+        None if case == HeaderCase::Proper => {
+            fields.write_lines_proper(out);
+            true
+        }
+        Some(true) => {
+            fields.write_lines_kept(out);
+            true
+        }
+        None | Some(false) => {
+            fields.write_lines(out);
+            false
+        }
+    };
+    if !proper {
+        return out.extend_from_slice(extra);
+    }
+    for line in extra.split_inclusive(|byte| *byte == b'\n') {
+        let (name, value) = line.split_at(memchr::memchr(b':', line).unwrap_or(0));
+        proper_name(out, name);
+        out.extend_from_slice(value);
     }
 }
 

@@ -150,6 +150,7 @@ impl Attempts<'_> {
             }
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
+        self.counts.each(|stats| stats.counters.upstream_rq_total.increment(1));
         ex.info.upstream_connection_id = connection.id;
         ex.info.upstream_local = connection.local;
         ex.info.upstream_tls.clone_from(&connection.tls);
@@ -359,9 +360,31 @@ impl Attempts<'_> {
         .await
     }
 
+    /// Passes a response on that is not the last, and counts it.
+    #[cold]
+    pub(super) fn pass_interim(
+        &mut self,
+        ex: &mut Exchange<'_>,
+        head: &ResponseHead,
+        reading: &Reading,
+        context: &mut Context<'_>,
+    ) {
+        // Others are not known to be such, and are left out.
+        if !matches!(head.status, 100 | 102..=104) {
+            return;
+        }
+        self.count_response(head.status);
+        // An answer has begun.
+        self.retries = None;
+        if ex.manager.proxy_100_continue && !reading.quiet {
+            ex.count_interim();
+            ex.down.client.interim(head, context);
+        }
+    }
+
     /// Reads towards the head of an answer.
     pub(super) fn poll_head(
-        &self,
+        &mut self,
         ex: &mut Exchange<'_>,
         lent: &mut Lent,
         reading: &mut Reading,
@@ -374,15 +397,13 @@ impl Attempts<'_> {
     }
 
     fn poll_wire_head(
-        &self,
+        &mut self,
         ex: &mut Exchange<'_>,
         connection: &mut UpstreamConnection,
         reading: &mut Reading,
         context: &mut Context<'_>,
     ) -> Poll<Result<ParsedResponse, Failure>> {
-        let cluster = self.upstream();
-        let preserve_case = cluster.http.http1.header_case == crate::config::http::HeaderCase::Preserve;
-        let limits = ResponseLimits { preserve_case, ..ResponseLimits::of(&cluster.http) };
+        let limits = ResponseLimits::of(&self.upstream().http);
         let to_head = ex.request.as_ref().is_some_and(|request| request.is_method(b"HEAD"));
         loop {
             if !connection.input.is_empty() {
@@ -392,9 +413,7 @@ impl Attempts<'_> {
                         if !reading.may_pass_interim() {
                             return Poll::Ready(Err(Failure::Protocol));
                         }
-                        if ex.manager.proxy_100_continue && !reading.quiet {
-                            ex.down.client.interim(&parsed.head, context);
-                        }
+                        self.pass_interim(ex, &parsed.head, reading, context);
                         continue;
                     }
                     Ok(Some(parsed)) if parsed.head.status == 101 && !self.upgrade => {

@@ -8,7 +8,7 @@ use super::attempt::Failed;
 use super::deadlines::Expired;
 use super::{Attempts, End, Ended, Failure};
 use crate::config::drops::{DropOverload, Refusal};
-use crate::config::route::Forward;
+use crate::config::route::{Counts, Forward};
 use crate::config::Cluster;
 use crate::http::exchange::{Exchange, Reply};
 use crate::http::filters::session;
@@ -80,7 +80,7 @@ impl Told {
 
     /// Counts it as the upstream's, where there is one to charge.
     #[inline]
-    fn charge(&self, ex: &Exchange<'_>, cluster: &Cluster, reached_host: bool) {
+    fn charge(&self, ex: &Exchange<'_>, cluster: &Cluster, counts: Counts<'_>, reached_host: bool) {
         let no_host = self.flag == ResponseFlags::UH;
         if !self.charged || (ex.info.host.is_none() && !no_host) {
             return;
@@ -88,6 +88,7 @@ impl Told {
         let stats = cluster.stats();
         stats.responses.count(self.status);
         stats.upstream_rq_completed.increment(1);
+        counts.each(|stats| stats.count(self.status));
         if let Some(host) = ex.info.host.as_ref().filter(|_| !no_host && reached_host) {
             host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
         }
@@ -108,7 +109,12 @@ impl Told {
 }
 
 /// The answer to a request that runtime or the control plane wants refused before a host is asked.
-pub(super) fn refuse(ex: &mut Exchange<'_>, cluster: &Cluster, refusal: Refusal) -> Reply {
+pub(super) fn refuse(
+    ex: &mut Exchange<'_>,
+    cluster: &Cluster,
+    counts: Counts<'_>,
+    refusal: Refusal,
+) -> Reply {
     let stats = cluster.stats();
     let (flag, details, body, marker) = match refusal {
         Refusal::Maintenance => {
@@ -129,31 +135,45 @@ pub(super) fn refuse(ex: &mut Exchange<'_>, cluster: &Cluster, refusal: Refusal)
     }
     stats.responses.count(503);
     stats.upstream_rq_completed.increment(1);
+    counts.each(|stats| stats.count(503));
     ex.info.flags.insert(flag);
     Reply::new(503, details).body(body).marker(Some(marker))
 }
 
 /// The answer to a request that a breaker has refused before there was a try.
-pub(super) fn overflow(ex: &mut Exchange<'_>, forward: &Forward, cluster: &Cluster) -> Reply {
+pub(super) fn overflow(
+    ex: &mut Exchange<'_>,
+    forward: &Forward,
+    cluster: &Cluster,
+    counts: Counts<'_>,
+) -> Reply {
     cluster.drops.total.fetch_add(1, Ordering::Relaxed);
     let told = Told::overflow(ex);
     ex.info.flags.insert(told.flag);
-    told.charge(ex, cluster, true);
+    told.charge(ex, cluster, counts, true);
     told.reply(ex, forward)
 }
 
 impl Attempts<'_> {
     /// Charges a response to its cluster and host.
     pub(super) fn charge(&self, ex: &Exchange<'_>, status: u16, took: Duration) {
-        let stats = self.cluster.cluster.stats();
-        stats.responses.count(status);
-        stats.upstream_rq_completed.increment(1);
-        stats.responses.time.record(took.as_secs_f64() * 1000.0);
+        self.count_response(status);
+        let took = took.as_secs_f64() * 1000.0;
+        self.cluster.cluster.stats().responses.time.record(took);
+        self.counts.each(|stats| stats.responses.time.record(took));
         if let Some(host) = &ex.info.host {
             let counter =
                 if status >= 500 { &host.shared.counters.rq_error } else { &host.shared.counters.rq_success };
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a response by its status.
+    pub(super) fn count_response(&self, status: u16) {
+        let stats = self.cluster.cluster.stats();
+        stats.responses.count(status);
+        stats.upstream_rq_completed.increment(1);
+        self.counts.each(|stats| stats.count(status));
     }
 
     /// Counts a try that is not the last against its host: the client never sees what came of it.
@@ -216,7 +236,10 @@ impl Attempts<'_> {
         let stats = self.cluster.cluster.stats();
         match expired {
             Expired::Request => ex.manager.stats.downstream_rq_timeout.increment(1),
-            Expired::Route => stats.upstream_rq_timeout.increment(1),
+            Expired::Route => {
+                stats.upstream_rq_timeout.increment(1);
+                self.counts.each(|stats| stats.counters.upstream_rq_timeout.increment(1));
+            }
             Expired::PerTry => stats.upstream_rq_per_try_timeout.increment(1),
             Expired::PerTryIdle => stats.upstream_rq_per_try_idle_timeout.increment(1),
             Expired::TryDuration => stats.upstream_rq_max_duration_reached.increment(1),
@@ -298,7 +321,7 @@ impl Attempts<'_> {
         ex.info.flags.insert(told.flag);
         // What follows the head was for another protocol.
         ex.close |= self.upgrade;
-        told.charge(ex, &self.cluster.cluster, reached_host);
+        told.charge(ex, &self.cluster.cluster, self.counts, reached_host);
         told.reply(ex, self.forward).into()
     }
 

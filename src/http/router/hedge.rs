@@ -270,9 +270,7 @@ impl Attempts<'_> {
             Failure::Timeout(_) | Failure::Upstream(UpstreamError::NoHealthyHost) => return,
             _ => 503,
         };
-        let stats = self.cluster.cluster.stats();
-        stats.responses.count(status);
-        stats.upstream_rq_completed.increment(1);
+        self.count_response(status);
         host.shared.counters.rq_error.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::shadow::{self, Feed};
 use super::upload::Copies;
 use super::Deadlines;
-use crate::config::route::{Chosen, Forward};
+use crate::config::route::{Chosen, Forward, MirrorHost};
 use crate::config::{Known, RequestView};
 use crate::http::exchange::Exchange;
 use crate::http::manager;
@@ -38,9 +38,16 @@ pub(super) fn mirror(
         };
         let Some(cluster) = slot.and_then(|slot| ex.worker.upstreams.cluster(&slot)) else { continue };
         let mut copy = request.clone();
-        if mirror.append_shadow_suffix {
-            let authority = shadow_authority(copy.authority());
-            copy.set_authority(&authority);
+        if let Some(changes) = &mirror.headers {
+            changes.change_request(&mut copy, &ex.info);
+        }
+        match &mirror.host {
+            MirrorHost::Suffixed => {
+                let authority = shadow_authority(copy.authority());
+                copy.set_authority(&authority);
+            }
+            MirrorHost::Kept => {}
+            MirrorHost::Literal(host) => copy.set_authority(host),
         }
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
         // It comes from this machine.

@@ -54,7 +54,7 @@ use super::trace;
 use crate::config::cluster::{HostShared, UpstreamProtocol};
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
-use crate::config::route::{Chosen, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
+use crate::config::route::{Chosen, CountedBy, Counts, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
 use crate::config::{Cluster, HeaderView, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ClusterLocal, RequestPermit, UpstreamError};
@@ -127,6 +127,8 @@ struct Attempts<'r> {
     forward: &'r Forward,
     weighted: Option<&'r WeightedCluster>,
     cluster: Rc<ClusterLocal>,
+    /// What counts the request beside its cluster.
+    counts: Counts<'r>,
     /// The cluster of the host that was picked, where `cluster` is an aggregate.
     member: Option<Arc<Cluster>>,
     /// The hash of the request, once a pick has asked for it.
@@ -199,8 +201,12 @@ pub(in crate::http) async fn forward(
     if ex.filters.is_some() {
         filters::on_cluster(ex);
     }
+    let counts = match &route.counted {
+        None => Counts::default(),
+        Some(counted) => counts(ex, counted),
+    };
     if let Some(refusal) = cluster.cluster.drops.refuses(|| ex.worker.random()) {
-        return fail::refuse(ex, &cluster.cluster, refusal).into();
+        return fail::refuse(ex, &cluster.cluster, counts, refusal).into();
     }
     let Some(request) = &ex.request else { return End::Gone.into() };
     let mut terminate = false;
@@ -222,7 +228,7 @@ pub(in crate::http) async fn forward(
             let Some(request) = &mut ex.request else { return End::Gone.into() };
             prepare(request, route, forward, weighted, &ex.info, &deadlines, &ex.manager.router);
         }
-        let reply = fail::overflow(ex, forward, &cluster.cluster);
+        let reply = fail::overflow(ex, forward, &cluster.cluster, counts);
         // A filter may have waited, or who looked for what the control plane gives on demand.
         let waited = !ex.manager.filters.is_empty() || ex.manager.on_demand.is_some();
         return if waited { reply } else { reply.at_once() }.into();
@@ -256,6 +262,7 @@ pub(in crate::http) async fn forward(
         forward,
         weighted,
         cluster,
+        counts,
         member: None,
         hashed: None,
         retries,
@@ -273,6 +280,15 @@ pub(in crate::http) async fn forward(
     let ended = attempts.run(ex).await;
     attempts.count_bytes(ex);
     ended
+}
+
+/// What counts the request beside its cluster, which is then known of it.
+#[cold]
+fn counts<'r>(ex: &mut Exchange<'_>, counted: &'r CountedBy) -> Counts<'r> {
+    let Some(request) = &ex.request else { return Counts::default() };
+    let (counts, name) = counted.of(request);
+    ex.info.virtual_cluster = name.cloned();
+    counts
 }
 
 /// Whether a breaker is in the way of a request whose host is nobody's choice. That is then counted, and is found out

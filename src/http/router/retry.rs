@@ -187,6 +187,7 @@ impl Attempts<'_> {
         if !retries.wants_after_response(head) {
             if retries.permit.take().is_some() {
                 self.cluster.cluster.stats().upstream_rq_retry_success.increment(1);
+                self.counts.each(|stats| stats.counters.upstream_rq_retry_success.increment(1));
             }
             return false;
         }
@@ -237,9 +238,11 @@ impl Attempts<'_> {
         if !retries.wants_after_response(head) {
             if retries.permit.take().is_some() {
                 stats.upstream_rq_retry_success.increment(1);
+                self.counts.each(|stats| stats.counters.upstream_rq_retry_success.increment(1));
             }
         } else if retries.left == 0 {
             stats.upstream_rq_retry_limit_exceeded.increment(1);
+            self.counts.each(|stats| stats.counters.upstream_rq_retry_limit_exceeded.increment(1));
             ex.info.flags.insert(ResponseFlags::URX);
         }
     }
@@ -261,6 +264,7 @@ impl Attempts<'_> {
         retries.permit = None;
         if retries.left == 0 {
             stats.upstream_rq_retry_limit_exceeded.increment(1);
+            self.counts.each(|stats| stats.counters.upstream_rq_retry_limit_exceeded.increment(1));
             ex.info.flags.insert(ResponseFlags::URX);
             return false;
         }
@@ -268,10 +272,12 @@ impl Attempts<'_> {
         retries.permit = RetryPermit::take(&self.cluster.cluster, self.forward.priority);
         if retries.permit.is_none() {
             stats.upstream_rq_retry_overflow.increment(1);
+            self.counts.each(|stats| stats.counters.upstream_rq_retry_overflow.increment(1));
             ex.info.flags.insert(ResponseFlags::UO);
             return false;
         }
         stats.upstream_rq_retry.increment(1);
+        self.counts.each(|stats| stats.counters.upstream_rq_retry.increment(1));
         true
     }
 
@@ -283,10 +289,12 @@ impl Attempts<'_> {
         let pause = match retries.pause(ex.worker.random()) {
             Pause::Exponential(pause) => {
                 stats.upstream_rq_retry_backoff_exponential.increment(1);
+                self.counts.each(|stats| stats.counters.upstream_rq_retry_backoff_exponential.increment(1));
                 pause
             }
             Pause::RateLimited(pause) => {
                 stats.upstream_rq_retry_backoff_ratelimited.increment(1);
+                self.counts.each(|stats| stats.counters.upstream_rq_retry_backoff_ratelimited.increment(1));
                 pause
             }
         };

@@ -50,6 +50,7 @@ impl Attempts<'_> {
         else {
             return Err(Failure::Upstream(UpstreamError::Overflow("max_requests")).into());
         };
+        self.counts.each(|stats| stats.counters.upstream_rq_total.increment(1));
         ex.info.upstream_connection_id = slot.connection().id();
         ex.info.upstream_local = slot.connection().local();
         ex.info.upstream_tls = slot.connection().tls().cloned();
@@ -91,7 +92,7 @@ impl Attempts<'_> {
 
     /// As [`Attempts::poll_head`].
     pub(super) fn poll_stream_head(
-        &self,
+        &mut self,
         ex: &mut Exchange<'_>,
         stream: &mut ClientStream,
         reading: &mut Reading,
@@ -105,9 +106,7 @@ impl Attempts<'_> {
                     if !reading.may_pass_interim() || head.status == 101 {
                         return Poll::Ready(Err(Failure::Protocol));
                     }
-                    if ex.manager.proxy_100_continue && !reading.quiet {
-                        ex.down.client.interim(&head, context);
-                    }
+                    self.pass_interim(ex, &head, reading, context);
                 }
                 Err(StreamError::Closed) => return Poll::Ready(Err(Failure::Closed)),
                 Err(StreamError::Protocol(_)) => return Poll::Ready(Err(Failure::Protocol)),

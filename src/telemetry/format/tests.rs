@@ -125,12 +125,12 @@ fn literals_are_known_beforehand() {
     );
     assert_eq!(render("%ENVIRONMENT(OUTRIGGER_NOT_SET)%"), "-");
     let format =
-        Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %VIRTUAL_CLUSTER_NAME%")
+        Format::parse("%ROUNDTRIP_DURATION% %PROTOCOL% %UPSTREAM_TLS_VERSION% %UPSTREAM_SERVER_NAME%")
             .unwrap();
-    assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("VIRTUAL_CLUSTER_NAME")]);
-    let format = r#"%COALESCE({"operators": ["VIRTUAL_CLUSTER_NAME", "PROTOCOL"]})% %METADATA(LISTENER:a)%"#;
+    assert_eq!(format.never_filled(), [Box::from("ROUNDTRIP_DURATION"), Box::from("UPSTREAM_SERVER_NAME")]);
+    let format = r#"%COALESCE({"operators": ["UPSTREAM_SERVER_NAME", "PROTOCOL"]})% %METADATA(LISTENER:a)%"#;
     let format = Format::parse(format).unwrap();
-    assert_eq!(format.never_filled(), [Box::from("VIRTUAL_CLUSTER_NAME"), Box::from("METADATA(LISTENER:a)")]);
+    assert_eq!(format.never_filled(), [Box::from("UPSTREAM_SERVER_NAME"), Box::from("METADATA(LISTENER:a)")]);
 }
 
 #[test]

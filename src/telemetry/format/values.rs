@@ -77,6 +77,7 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("UPSTREAM_CLUSTER", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.stat_name))),
     ("UPSTREAM_CLUSTER_RAW", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.name))),
     ("ROUTE_NAME", |c, out| put(out, c.info.route_name.as_deref())),
+    ("VIRTUAL_CLUSTER_NAME", |c, out| put(out, c.info.virtual_cluster.as_deref())),
     ("LISTENER_NAME", |c, out| put(out, Some(&*c.info.connection.listener))),
     ("FILTER_CHAIN_NAME", |c, out| put(out, Some(&*c.info.connection.filter_chain))),
     ("CONNECTION_TERMINATION_DETAILS", |c, out| put(out, Some(&*c.info.termination_details))),
@@ -150,7 +151,6 @@ pub(super) const NEVER: &[(&str, Argument)] = &[
     ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", Argument::None),
     ("UPSTREAM_LOCAL_CLOSE_REASON", Argument::None),
     ("UPSTREAM_SERVER_NAME", Argument::None),
-    ("VIRTUAL_CLUSTER_NAME", Argument::None),
 ];
 
 pub(super) struct Keys {

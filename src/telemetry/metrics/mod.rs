@@ -164,6 +164,15 @@ impl Scope {
         )
     }
 
+    /// `vhost.<virtual_host>.route.<stat_prefix>.`, tags of both.
+    pub fn route(virtual_host: &str, stat_prefix: &str) -> Self {
+        Self::root().tagged("vhost", "envoy_virtual_host", virtual_host).tagged(
+            "route",
+            "envoy_route",
+            stat_prefix,
+        )
+    }
+
     /// `server.`
     pub fn server() -> Self {
         Self::raw("server")

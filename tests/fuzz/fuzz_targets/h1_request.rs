@@ -18,6 +18,7 @@ fuzz_target!(|input: (u16, &[u8])| {
         chunked_length: true,
         custom_methods: true,
         preserve_case: true,
+        proper_added: true,
         underscores: Underscores::Allow,
         ignored_upgrades: Vec::new(),
     };

@@ -13,6 +13,8 @@ fuzz_target!(|input: (u8, u16, &[u8])| {
         max_head: 60 * 1024,
         max_fields: 100,
         preserve_case,
+        proper_added: flags & 16 != 0,
+        reason: flags & 32 != 0,
         chunked_length: flags & 8 != 0,
     };
     let whole = parse_response(bytes, &limits, to_head, to_connect);

@@ -107,12 +107,14 @@ async fn spelling_of_names() {
         ("proper", proper.to_string()),
         ("kept", kept("")),
         ("default", kept(", formatter_type_on_envoy_headers: DEFAULT")),
+        ("mixed", kept(", formatter_type_on_envoy_headers: PROPER_CASE")),
+        ("reason", kept(", forward_reason_phrase: true, formatter_type_on_envoy_headers: PROPER_CASE")),
     ];
     let mut bootstrap = Bootstrap::new();
     let mut cases: Vec<Case> = Vec::new();
     for (name, options) in listeners {
         let cluster = format!("a-{name}");
-        let routes = format!("- name: all\n  domains: ['*']\n  routes:\n  - match: {{ prefix: / }}\n    route: {{ cluster: {cluster} }}\n    request_headers_to_add: [ {{ header: {{ key: X-Added-HERE, value: '1' }} }} ]\n    response_headers_to_add: [ {{ header: {{ key: x-ADDED-back, value: '1' }} }} ]\n");
+        let routes = format!("- name: all\n  domains: ['*']\n  routes:\n  - {{ match: {{ prefix: /gone }}, direct_response: {{ status: 410, body: {{ inline_string: gone }} }} }}\n  - {{ match: {{ prefix: /plain }}, route: {{ cluster: a }} }}\n  - match: {{ prefix: / }}\n    route: {{ cluster: {cluster} }}\n    request_headers_to_add: [ {{ header: {{ key: X-Added-HERE, value: '1' }} }} ]\n    response_headers_to_add: [ {{ header: {{ key: x-ADDED-back, value: '1' }} }} ]\n");
         bootstrap = bootstrap.origin(&cluster, &upstream(&options)).listener(name, &options, &routes);
         let get = |what: &str, headers: &str| case(name, format!("{name}: {what}").leak()).get("/", headers);
         cases.extend([
@@ -121,7 +123,21 @@ async fn spelling_of_names() {
             get("an answer", "").answers(Answer::raw(
                 "HTTP/1.1 218 Such Is Life\r\nX-oDD: 1\r\nCONTENT-length: 2\r\nEtag: x\r\n\r\nok",
             )),
+            get("an answer without a reason", "")
+                .answers(Answer::raw("HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok")),
+            get("an answer with another reason", "")
+                .answers(Answer::raw("HTTP/1.1 200 Fine\r\nContent-Length: 2\r\n\r\nok")),
+            get("an answer in chunks", "").answers(Answer::raw(
+                "HTTP/1.1 200 OK\r\nTransfer-ENCODING: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            )),
+            case(name, format!("{name}: a body in chunks").leak()).raw(
+                "POST / HTTP/1.1\r\nHost: t.test\r\nTransfer-ENCODING: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            ),
             get("our own answer", "X-Envoy-Upstream-RQ-Timeout-MS: 200\r\n"),
+            case(name, format!("{name}: an answer of ours").leak()).get("/gone", ""),
+            case(name, format!("{name}: the other side has no rule").leak()).get("/plain", "X-oDD: 1\r\n").answers(
+                Answer::raw("HTTP/1.1 218 Such Is Life\r\nX-oDD: 1\r\nCONTENT-length: 2\r\n\r\nok"),
+            ),
         ]);
     }
     let all = cases.into_iter().map(Case::spelled).collect();

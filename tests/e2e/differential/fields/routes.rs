@@ -234,11 +234,19 @@ async fn routers() {
 #[tokio::test]
 async fn mirrors_keep_their_hosts_name() {
     let policy = |options: &str| format!("request_mirror_policies: [ {{ cluster: b{options} }} ]");
+    let changes = "{ remove: x-gone }, { append: { header: { key: x-host, value: '%REQ(:authority)% %REQ(x-gone)%' } } }, \
+                   { append: { header: { key: x-kept, value: '%REQ(:path)%' }, append_action: OVERWRITE_IF_EXISTS_OR_ADD } }, \
+                   { append: { header: { key: x-kept, value: more } } }, \
+                   { append: { header: { key: x-envoy-internal, value: said }, append_action: OVERWRITE_IF_EXISTS_OR_ADD } }, \
+                   { append: { header: { key: x-host-of, value: '%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %RESPONSE_CODE%' } } }, \
+                   { remove_on_match: { key_matcher: { prefix: x-drop- } } }";
     let routes = format!(
-        "- name: all\n  domains: ['*']\n  routes:\n  - {{ match: {{ prefix: /kept }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /changed }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /off }}, route: {{ cluster: a, {} }} }}\n",
+        "- name: all\n  domains: ['*']\n  routes:\n  - {{ match: {{ prefix: /kept }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /changed }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /off }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /literal }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /rewritten }}, route: {{ cluster: a, prefix_rewrite: /new, host_rewrite_literal: new.test, append_x_forwarded_host: true, {} }}, request_headers_to_add: [ {{ header: {{ key: x-route, value: added }} }} ] }}\n",
         policy(", disable_shadow_host_suffix_append: true"),
         policy(""),
         policy(", runtime_fraction: { default_value: { numerator: 0 } }"),
+        policy(", host_rewrite_literal: 'mirror.test:81'"),
+        policy(&format!(", host_rewrite_literal: mirror.test, request_headers_mutations: [ {changes} ]")),
     );
     let bootstrap = Bootstrap::new().listener("main", "", &routes);
     let cases = vec![
@@ -247,6 +255,13 @@ async fn mirrors_keep_their_hosts_name() {
         case("main", "with a port").host("t.test:8080", "/changed").mirrored(2),
         case("main", "off").get("/off", ""),
         case("main", "a body").send("POST", "/kept", "", "hello").mirrored(2),
+        case("main", "a name of its own").get("/literal", "").mirrored(2),
+        case("main", "changed heads")
+            .get("/rewritten/x", "X-Gone: 1\r\nX-Kept: 2\r\nX-Drop-A: 3\r\nx-drop-b: 4\r\n")
+            .mirrored(2),
+        case("main", "changed heads, a body")
+            .send("POST", "/rewritten", "X-Gone: 1\r\nX-Drop-A: 3\r\n", "hello")
+            .mirrored(2),
     ];
     check_but(bootstrap, cases, &["cluster.a.upstream_rq_", "cluster.b.upstream_rq_t"], BUT).await;
 }
