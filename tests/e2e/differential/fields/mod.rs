@@ -1,12 +1,15 @@
 //! Fields that few configurations set, one after the other: each does to requests what it does in Envoy.
 
+mod balancing;
 mod clusters;
 mod filters;
 mod local_reply;
 mod logs;
 mod manager;
 mod matchers;
+mod outliers;
 mod routes;
+mod table;
 
 /// Statistics that are not compared: a version that is not spoken here, whether the rest of a request that was answered
 /// early came before the answer went, and errors of one library.
