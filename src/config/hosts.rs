@@ -265,7 +265,9 @@ impl Host {
     /// Whether it is in no host count: panic and the split between priorities do not see it.
     pub fn is_excluded(&self, ignore_new_hosts: bool) -> bool {
         let new = if ignore_new_hosts { HealthFlags::PENDING_ACTIVE_HC } else { 0 };
-        self.shared.health.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL | new)
+        // One that drains is on its way out: it must not look like a loss.
+        self.template.status == HealthStatus::Draining
+            || self.shared.health.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL | new)
     }
 
     /// What stands for it in a consistent hash.

@@ -7,7 +7,6 @@ use aws_lc_rs::digest::{Context, SHA256};
 use bytes::BytesMut;
 use tokio_rustls::rustls;
 
-use rustls::crypto::aws_lc_rs::Ticketer as RandomTickets;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::ServerConfig;
@@ -19,7 +18,7 @@ use super::identity::Identity;
 use super::ocsp::{Action, Policy};
 use super::params::Params;
 use super::secret::{Content, Secret, Slot};
-use super::sessions::Ticketer;
+use super::sessions::{random_tickets, Ticketer};
 use super::stats::SslStats;
 use super::validation::Validation;
 use super::verifier::Clients;
@@ -283,7 +282,8 @@ impl DownstreamTls {
         config.send_tls13_tickets = TICKETS;
         match (&spec.resume, &current.keys) {
             (Resume::Tickets, _) => {
-                config.ticketer = RandomTickets::new().map_err(|error| error.to_string())?;
+                let tickets = random_tickets(spec.session_timeout).map_err(|error| error.to_string())?;
+                config.ticketer = Arc::new(tickets);
             }
             (Resume::Keys(_), Some(secret)) => {
                 let Content::TicketKeys(keys) = &secret.content else {

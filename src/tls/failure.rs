@@ -31,7 +31,12 @@ pub enum VerifyFailure {
         presented: Vec<String>,
     },
     /// None of its names is that of the host meant.
-    NameList,
+    NameList {
+        /// What they may be.
+        expected: Vec<String>,
+        /// What they are.
+        presented: Vec<String>,
+    },
     /// It is none of those that are pinned.
     Hash,
     /// It is no certificate that a SPIFFE workload may have.
@@ -59,7 +64,10 @@ impl fmt::Display for VerifyFailure {
             VerifyFailure::Name { presented } => {
                 write!(f, "SAN matcher, certificate SANs are [{}]", presented.join(", "))
             }
-            VerifyFailure::NameList => f.write_str("verify SAN list"),
+            VerifyFailure::NameList { expected, presented } => {
+                let (expected, presented) = (expected.join(", "), presented.join(", "));
+                write!(f, "verify SAN list, expected SANs: [{expected}], certificate SANs: [{presented}]")
+            }
             VerifyFailure::Hash => f.write_str("cert hash and spki"),
             VerifyFailure::NoSvid => f.write_str("cert precheck"),
             VerifyFailure::TrustDomain => f.write_str("no trust bundle store"),

@@ -9,13 +9,19 @@ use aws_lc_rs::rand;
 use tokio_rustls::rustls;
 
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::crypto::GetRandomFailed;
 use rustls::pki_types::ServerName;
 use rustls::server::ProducesTickets;
+use rustls::ticketer::TicketRotator;
 use rustls::NamedGroup;
 
 /// Length of a configured ticket key (`TlsSessionTicketKeys`): a name and two keys.
 pub const TICKET_KEY: usize = 80;
 const NAME: usize = 16;
+/// How long a ticket is honoured unless config says otherwise, in seconds.
+const LIFETIME: u32 = 7200;
+/// The longest that a ticket may be honoured, in seconds (RFC 8446 section 4.6.1).
+const LONGEST: u32 = 604_800;
 
 /// Keys of session tickets: the first encrypts, all decrypt.
 pub struct TicketKeys(Vec<TicketKey>);
@@ -66,8 +72,8 @@ pub struct Ticketer {
 impl Ticketer {
     /// With these keys, for clients of a context that `context` stands for.
     pub fn new(keys: std::sync::Arc<TicketKeys>, lifetime: Option<Duration>, context: [u8; 32]) -> Self {
-        let lifetime = lifetime.map_or(7200, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-        Self { keys, lifetime: lifetime.min(604_800), context }
+        let lifetime = lifetime.map_or(LIFETIME, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        Self { keys, lifetime: lifetime.min(LONGEST), context }
     }
 }
 
@@ -100,6 +106,21 @@ impl ProducesTickets for Ticketer {
         sealed.truncate(length);
         Some(sealed)
     }
+}
+
+/// Tickets of keys that nobody else knows and that change with time: one is honoured for `lifetime`, 2 h unless given.
+///
+/// # Errors
+/// There are no random numbers to be had.
+pub fn random_tickets(lifetime: Option<Duration>) -> Result<TicketRotator, rustls::Error> {
+    let lifetime = lifetime.map_or(LIFETIME, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    // A key makes tickets for half of the time, and reads them for the other half too.
+    TicketRotator::new(lifetime.clamp(2, LONGEST) / 2, || {
+        let mut key = [0u8; TICKET_KEY];
+        rand::fill(&mut key).map_err(|_| GetRandomFailed)?;
+        let keys = TicketKeys::new([key.as_slice()]).map_err(|_| GetRandomFailed)?;
+        Ok(Box::new(Ticketer::new(std::sync::Arc::new(keys), None, [0; 32])))
+    })
 }
 
 /// The sessions that a worker keeps with one host: at most `max_session_keys` of them, the latest.
@@ -179,6 +200,19 @@ mod tests {
     fn keys(first: &[u8]) -> Arc<TicketKeys> {
         let keys: Vec<Vec<u8>> = first.iter().map(|byte| vec![*byte; TICKET_KEY]).collect();
         Arc::new(TicketKeys::new(keys.iter().map(Vec::as_slice)).unwrap())
+    }
+
+    #[test]
+    fn tickets_live_as_long_as_is_said() {
+        let lives = |time: Option<u64>| random_tickets(time.map(Duration::from_secs)).unwrap().lifetime();
+        assert_eq!(
+            [lives(None), lives(Some(100)), lives(Some(0)), lives(Some(u64::MAX))],
+            [7200, 100, 2, LONGEST]
+        );
+        let tickets = random_tickets(None).unwrap();
+        let ticket = tickets.encrypt(b"session").unwrap();
+        assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        assert_eq!(random_tickets(None).unwrap().decrypt(&ticket), None);
     }
 
     #[test]

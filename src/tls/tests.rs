@@ -68,9 +68,17 @@ fn now() -> UnixTime {
 }
 
 fn verdict(validation: &Validation, chain: &[CertificateDer<'_>]) -> Result<(), VerifyFailure> {
+    verdict_of(Role::Server, validation, chain)
+}
+
+fn verdict_of(
+    role: Role,
+    validation: &Validation,
+    chain: &[CertificateDer<'_>],
+) -> Result<(), VerifyFailure> {
     let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
     let counters = SslCounters::new(&Scope::raw("tls_tests"));
-    validation.verify(chain, Role::Server, &ExpectedNames::default(), now(), algorithms, &counters)
+    validation.verify(chain, role, &ExpectedNames::default(), now(), algorithms, &counters)
 }
 
 fn text(result: Result<(), VerifyFailure>) -> String {
@@ -91,9 +99,11 @@ fn chains_and_their_lengths() {
     assert_eq!(text(verdict(&trust, &whole)), "good");
     let missing = text(verdict(&trust, &whole[..1]));
     assert!(missing.ends_with("at depth 0: unable to get local issuer certificate"), "{missing}");
-    let short = Validation { max_depth: Some(0), ..trust.clone() };
-    assert!(verdict(&short, &whole).is_err());
-    assert_eq!(text(verdict(&Validation { max_depth: Some(1), ..trust }, &whole)), "good");
+    let of = |depth| Validation { max_depth: Some(depth), ..trust.clone() };
+    assert!(verdict(&of(0), &whole).is_err());
+    assert_eq!(text(verdict(&of(1), &whole)), "good");
+    assert!(verdict_of(Role::Client, &of(1), &whole).is_err());
+    assert_eq!(text(verdict_of(Role::Client, &of(2), &whole)), "good");
     // A certificate between may be trusted itself, and so may the peer's own.
     assert_eq!(text(verdict(&trusting(&[middle.der()]), &whole)), "good");
     assert_eq!(text(verdict(&trusting(&[&leaf]), &whole)), "good");

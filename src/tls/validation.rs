@@ -273,15 +273,18 @@ impl Validation {
         stats: &SslCounters,
     ) -> Result<(), VerifyFailure> {
         if !also.names.is_empty() || !self.names.is_empty() {
-            let wrong = |presented: Vec<(_, String)>| VerifyFailure::Name {
-                presented: presented.into_iter().map(|(_, text)| text).collect(),
-            };
+            let texts = |presented: Vec<(_, String)>| presented.into_iter().map(|(_, text)| text).collect();
+            let wrong = |presented| VerifyFailure::Name { presented: texts(presented) };
             let presented = names(leaf);
             let listed =
                 |(kind, text): &(_, String)| also.names.iter().any(|wanted| is_name(*kind, text, wanted));
             if !also.names.is_empty() && !presented.iter().any(listed) {
                 stats.fail_verify_san.increment(1);
-                return Err(if also.by_request { VerifyFailure::NameList } else { wrong(presented) });
+                if !also.by_request {
+                    return Err(wrong(presented));
+                }
+                let expected = also.names.iter().map(ToString::to_string).collect();
+                return Err(VerifyFailure::NameList { expected, presented: texts(presented) });
             }
             let fits = |(kind, text): &(_, String)| self.names.iter().any(|name| name.matches(*kind, text));
             if !self.names.is_empty() && !presented.iter().any(fits) {
@@ -357,11 +360,11 @@ impl Validation {
     ) -> Result<(), webpki::Error> {
         let certificate = EndEntityCert::try_from(leaf)?;
         let lists: Vec<&CertRevocationList<'_>> = crls.iter().flat_map(|crls| &crls.0).collect();
-        let depth =
+        let revoked =
             if self.leaf_crl_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
             builder
-                .with_depth(depth)
+                .with_depth(revoked)
                 .with_status_policy(UnknownStatusPolicy::Deny)
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
@@ -370,7 +373,12 @@ impl Validation {
             Role::Server => KeyUsage::server_auth(),
             Role::Client => KeyUsage::client_auth(),
         };
-        let most = usize::try_from(self.max_depth.unwrap_or(MAX_DEPTH)).unwrap_or(usize::MAX);
+        // Of clients Envoy takes one less for a chain's length, but no less than none.
+        let depth = match role {
+            Role::Server => self.max_depth.unwrap_or(MAX_DEPTH),
+            Role::Client => self.max_depth.map_or(MAX_DEPTH, |depth| depth.saturating_sub(1)),
+        };
+        let most = usize::try_from(depth).unwrap_or(usize::MAX);
         let short_enough = |path: &webpki::VerifiedPath<'_>| {
             if path.intermediate_certificates().count() > most {
                 return Err(webpki::Error::MaximumPathDepthExceeded);

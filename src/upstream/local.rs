@@ -18,8 +18,8 @@ use super::pool::leaving::Leavers;
 use super::pool::HostPool;
 use super::replay::ReplayBudget;
 use super::{Places, UpstreamError};
-use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost};
-use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate};
+use crate::config::balancing::{Criteria, LbPolicy, LocalityLb, OverrideHost, ZoneAware};
+use crate::config::cluster::{Address, Discovery, Health, HealthFlags, HostShared, HostTemplate, Split};
 use crate::config::{Cluster, Host, HostSet};
 
 /// A cluster as one worker uses it.
@@ -282,7 +282,7 @@ impl ClusterLocal {
 
     fn choose_special(&self, view: &mut View, context: &PickContext<'_>) -> Option<Rc<HostPool>> {
         let View { set, picker, pools, rng, more } = view;
-        let more = more.get_or_insert_with(Box::default);
+        let more = &mut **more.get_or_insert_with(Box::default);
         let balancing = &self.cluster.balancing;
         while let Some(index) = more.foreseen.pop_front() {
             let Some(pool) = pools.get(index) else { continue };
@@ -304,14 +304,10 @@ impl ClusterLocal {
                 (now, before) => now.is_none() && before.is_none(),
             };
             if !same || !more.zone_known {
-                let threshold = self.cluster.panic_threshold.into();
-                let (zone, note) =
-                    ZoneRouting::new(&set.all, &set.split, local.as_deref(), options, threshold);
-                self.cluster.stats().lb_recalculate_zone_structures.increment(1);
-                self.count_zone(note);
-                picker.set_zone(Some(zone));
                 more.local = local;
                 more.zone_known = true;
+                more.subsets.clear();
+                picker.set_zone(Some(self.zone(options, set, &set.split, more.local.as_deref())));
             }
         }
         let mut now = if balancing.slow_start.is_some() { clock() } else { 0 };
@@ -351,6 +347,7 @@ impl ClusterLocal {
                 Target::Any => {
                     let chosen = picker.pick(ground, &context, rng);
                     self.after(picker, set);
+                    self.count_zone(picker.take_zone_note());
                     chosen
                 }
                 Target::Subset(subset) => {
@@ -360,10 +357,16 @@ impl ClusterLocal {
                     } else {
                         let own = more.subsets.entry(*subset).or_insert_with(|| {
                             let factor = set.options.overprovisioning;
-                            Picker::new(balancing, &found.split, factor, rng)
+                            let mut own = Picker::new(balancing, &found.split, factor, rng);
+                            if let LocalityLb::ZoneAware(options) = &balancing.locality {
+                                let local = more.local.as_deref();
+                                own.set_zone(Some(self.zone(options, set, &found.split, local)));
+                            }
+                            own
                         });
                         let chosen = own.pick(Ground { split: &found.split, ..ground }, &context, rng);
                         self.after(own, set);
+                        self.count_zone(own.take_zone_note());
                         chosen
                     }
                 }
@@ -378,6 +381,21 @@ impl ClusterLocal {
             }
         }
         None
+    }
+
+    /// Decides on routing by zone for the hosts of `split`, all of `set` or a subset.
+    fn zone(
+        &self,
+        options: &ZoneAware,
+        set: &HostSet,
+        split: &Split,
+        local: Option<&HostSet>,
+    ) -> ZoneRouting {
+        let threshold = self.cluster.panic_threshold.into();
+        let (zone, note) = ZoneRouting::new(&set.all, split, local, options, threshold);
+        self.cluster.stats().lb_recalculate_zone_structures.increment(1);
+        self.count_zone(note);
+        zone
     }
 
     fn count_zone(&self, note: Option<ZoneNote>) {

@@ -35,6 +35,12 @@ pub(super) fn balancing(
         }
         None => classic(cluster, kind, environment, problems)?,
     };
+    if environment.compiler.local_cluster.as_ref().is_some_and(|local| **local.name() == *cluster.name) {
+        // As near as a host of the local cluster is to itself, there is nothing to reckon with.
+        if let LocalityLb::ZoneAware(_) = balancing.locality {
+            balancing.locality = LocalityLb::None;
+        }
+    }
     let common = cluster.common_lb_config.as_ref();
     if let Some(common) = common {
         balancing.close_on_host_set_change = common.close_connections_on_host_set_change;
@@ -156,7 +162,7 @@ fn classic(
             };
             balancing.locality = zone.compile(environment);
         }
-        None => {}
+        None => near_first(&mut balancing, environment),
     }
     if let Some(config) = &cluster.lb_subset_config {
         problems.at("lb_subset_config", |problems| {
@@ -328,6 +334,7 @@ fn of(any: &Any, environment: &Environment<'_>, problems: &mut Problems) -> Opti
             let options = orca::weights(&config, problems)?;
             let mut balancing = Balancing::new(LbPolicy::ClientSideWeighted(Box::new(options)));
             balancing.slow_start = slow_start(config.slow_start_config.as_ref(), problems);
+            near_first(&mut balancing, environment);
             Some(balancing)
         }
         "cluster_provided.v3.ClusterProvided" => Some(Balancing::new(LbPolicy::ClusterProvided)),
@@ -422,6 +429,7 @@ fn slow_start(
 }
 
 /// `zone_aware_lb_config`, both forms.
+#[derive(Default)]
 struct Zone {
     routing_enabled: Option<Percent>,
     min_cluster_size: Option<UInt64Value>,
@@ -467,7 +475,14 @@ fn locality(
             };
             balancing.locality = zone.compile(environment);
         }
-        None => {}
+        None => near_first(balancing, environment),
+    }
+}
+
+/// Where config does not speak of localities, near ones come first, for all policies that can.
+fn near_first(balancing: &mut Balancing, environment: &Environment<'_>) {
+    if !balancing.hashes() && balancing.policy != LbPolicy::ClusterProvided {
+        balancing.locality = Zone::default().compile(environment);
     }
 }
 

@@ -192,13 +192,18 @@ impl SubsetIndex {
         self.fall_back(plan);
     }
 
-    /// The criteria without keys that no selector asks for: those of the first selector all of whose keys
-    /// they have.
+    /// The criteria without keys that no selector asks for: those of the selector with the most keys among those all
+    /// of whose keys they have, and of the first of these.
     fn reduced(&self, criteria: &Criteria) -> Option<Criteria> {
-        self.options.selectors.iter().find_map(|selector| {
-            let reduced = criteria.only(&selector.keys);
-            (reduced.pairs().len() == selector.keys.len()).then_some(reduced)
-        })
+        let mut most: Option<Criteria> = None;
+        for selector in &self.options.selectors {
+            let longer = most.as_ref().is_none_or(|most| most.pairs().len() < selector.keys.len());
+            let reduced = longer.then(|| criteria.only(&selector.keys));
+            if let Some(reduced) = reduced.filter(|reduced| reduced.pairs().len() == selector.keys.len()) {
+                most = Some(reduced);
+            }
+        }
+        most
     }
 
     fn fall_back(&self, plan: &mut Plan) {
@@ -218,10 +223,7 @@ impl SubsetIndex {
 impl Subset {
     fn new(set: &HostSet, options: &Subsets, hosts: Vec<u32>, single: bool) -> Self {
         let single = if single { hosts.first().copied() } else { None };
-        let mut sorting = set.options;
-        // Without it, weights of localities stop at the border of a subset.
-        sorting.localities = set.options.localities && options.locality_weight_aware;
-        let mut split = Split::new(&set.all, &set.states, hosts.into_iter(), sorting);
+        let mut split = Split::new(&set.all, &set.states, hosts.into_iter(), set.options);
         if options.scale_locality_weight {
             for (level, whole) in split.priorities.iter_mut().zip(&set.priorities) {
                 let sizes: BTreeMap<&Locality, usize> =

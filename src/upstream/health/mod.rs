@@ -85,7 +85,8 @@ impl ClusterHealth {
     pub fn heard(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, status: u16, heard: Heard) {
         if let Some(outlier) = &self.outlier {
             outlier.report(cluster, host, Outcome::Answered(status));
-            if heard.degraded {
+            // A failure counts as one, whatever else it says.
+            if heard.degraded && status < 500 {
                 outlier.report_degraded(cluster, host);
             }
         }

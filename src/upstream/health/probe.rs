@@ -17,7 +17,7 @@ use crate::config::{Cluster, HeaderKey, HeaderMutate, HeaderView, Host, Known};
 use crate::http::h1::{parse_response, BodyDecoder, BodyEvent, Framing, ResponseLimits};
 use crate::runtime::socket;
 use crate::runtime::Stream;
-use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo, WallClock};
+use crate::telemetry::stream_info::{ConnectionInfo, Protocol, StreamInfo, WallClock};
 use crate::tls::upstream::Purpose;
 
 /// Largest head of an answer, in bytes.
@@ -179,7 +179,7 @@ impl Prober {
     ) -> Result<Answer, Broken> {
         let authority = authority_of(&self.host, &probe.host, &self.cluster.name);
         let mut head = Head::new(probe.method, &probe.path, &authority);
-        head.change(&probe.headers, &self.host);
+        head.change(&probe.headers, &self.host, if probe.http2 { Protocol::Http2 } else { Protocol::Http11 });
         if !probe.send.is_empty() {
             head.set(&Known::ContentLength.into(), probe.send.len().to_string().as_bytes());
         }
@@ -253,7 +253,7 @@ impl Prober {
         let mut head = Head::new("POST", "/grpc.health.v1.Health/Check", &authority);
         head.set(&Known::ContentType.into(), b"application/grpc");
         head.set(&Known::Te.into(), b"trailers");
-        head.change(&probe.metadata, &self.host);
+        head.change(&probe.metadata, &self.host, Protocol::Http2);
         let timeout = options.timeout.as_millis().min(99_999_999);
         head.set(&Known::GrpcTimeout.into(), format!("{timeout}m").as_bytes());
         let request = HealthCheckRequest { service: probe.service.to_string() };
@@ -421,7 +421,7 @@ impl Head {
     }
 
     /// Makes the changes that config asks for. Formats see the host, and no client.
-    fn change(&mut self, headers: &HeaderOps, host: &Arc<Host>) {
+    fn change(&mut self, headers: &HeaderOps, host: &Arc<Host>, protocol: Protocol) {
         if headers.is_empty() {
             return;
         }
@@ -447,6 +447,7 @@ impl Head {
         };
         let mut info = StreamInfo::new(Rc::new(connection), start, WallClock::now());
         info.host = Some(host.clone());
+        info.protocol = Some(protocol);
         headers.apply_to_request(self, &info);
     }
 
@@ -520,8 +521,17 @@ impl HeaderView for Head {
 
 impl HeaderMutate for Head {
     fn append(&mut self, key: &HeaderKey, value: &[u8]) {
-        match self.pseudo(key.name()) {
-            Some(place) => *place = value.to_vec(),
+        if let Some(place) = self.pseudo(key.name()) {
+            *place = value.to_vec();
+            return;
+        }
+        let user_agent = self.fields.iter_mut().find(|(name, _)| **name == *"user-agent");
+        match user_agent.filter(|_| key.name() == "user-agent") {
+            // One field of which there is no more than one.
+            Some((_, agents)) => {
+                agents.push(b',');
+                agents.extend_from_slice(value);
+            }
             None => self.fields.push((key.name().into(), value.to_vec())),
         }
     }

@@ -161,7 +161,9 @@ async fn every_failure_and_success_is_logged_where_that_is_wanted() {
 async fn what_a_check_sends() {
     let http = ", method: POST, send: { text: \"6869\" }, host: h.test, request_headers_to_add: [ { header: { key: x-a, value: b } }, \
                 { header: { key: x-host, value: \"%UPSTREAM_HOST%\" } } ], request_headers_to_remove: [ user-agent ]";
-    for more in ["", ", method: PUT", http] {
+    let more = ", request_headers_to_add: [ { header: { key: user-agent, value: more } }, \
+                { header: { key: x-protocol, value: \"%PROTOCOL%\" } } ]";
+    for more in ["", ", method: PUT", http, more] {
         beside(Setup::new(1, &http_check(more)), |bed| async move {
             let mut text = bed.until_flags(&[WELL]).await;
             let request = bed.origins[0].take().remove(0);

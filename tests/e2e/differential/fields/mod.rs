@@ -1,5 +1,6 @@
 //! Fields that few configurations set, one after the other: each does to requests what it does in Envoy.
 
+mod balancing;
 mod clusters;
 mod counted;
 mod early;
@@ -8,7 +9,9 @@ mod local_reply;
 mod logs;
 mod manager;
 mod matchers;
+mod outliers;
 mod routes;
+mod table;
 
 /// Statistics that are not compared: a version that is not spoken here, and errors of one library.
 const BUT: &[&str] = &[
