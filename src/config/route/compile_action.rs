@@ -8,8 +8,8 @@ use outrigger_control_api::pb::envoy::config::core::v3::{RoutingPriority, TypedE
 use outrigger_control_api::pb::envoy::config::route::v3 as pb;
 
 use super::action::{
-    ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror, MirrorHost, Target,
-    WeightedCluster, WeightedClusters,
+    ClusterRef, Forward, GrpcTimeout, GrpcTimeoutLimits, HashCookie, HashInput, HashPolicy, Mirror,
+    MirrorHost, Target, WeightedCluster, WeightedClusters,
 };
 use super::compile::{header_ops, HostScope, Scope};
 use super::header_ops::HeaderOps;

@@ -21,7 +21,11 @@ pub struct CountedBy {
 
 impl CountedBy {
     /// For a route with this name for statistics, which may be empty; `None` = by their cluster alone.
-    pub(super) fn new(host: &str, prefix: &str, clusters: Option<&Arc<VirtualClusters>>) -> Option<Box<Self>> {
+    pub(super) fn new(
+        host: &str,
+        prefix: &str,
+        clusters: Option<&Arc<VirtualClusters>>,
+    ) -> Option<Box<Self>> {
         let own = (!prefix.is_empty()).then(|| RouteStats::for_route(host, prefix));
         (own.is_some() || clusters.is_some()).then(|| Box::new(Self { own, clusters: clusters.cloned() }))
     }

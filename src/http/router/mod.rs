@@ -54,7 +54,9 @@ use super::trace;
 use crate::config::cluster::{HostShared, UpstreamProtocol};
 use crate::config::http::Upgrade;
 use crate::config::matcher::number;
-use crate::config::route::{Chosen, CountedBy, Counts, Forward, RequestRetries, RetryOn, Route, WeightedCluster};
+use crate::config::route::{
+    Chosen, CountedBy, Counts, Forward, RequestRetries, RetryOn, Route, WeightedCluster,
+};
 use crate::config::{Cluster, HeaderView, Known, RequestView, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ClusterLocal, RequestPermit, UpstreamError};

@@ -29,8 +29,7 @@ fn retries(policy: RetryPolicy) -> Retries {
 }
 
 fn response(status: u16, fields: &str) -> ResponseHead {
-    let limits =
-        ResponseLimits { max_head: 1000, max_fields: 10, ..ResponseLimits::UNSET };
+    let limits = ResponseLimits { max_head: 1000, max_fields: 10, ..ResponseLimits::UNSET };
     let text = format!("HTTP/1.1 {status} X\r\n{fields}\r\n");
     parse_response(text.as_bytes(), &limits, false, false).unwrap().unwrap().head
 }

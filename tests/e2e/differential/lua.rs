@@ -198,7 +198,8 @@ fn bootstrap() -> Bootstrap {
         quoted(other)
     );
     Bootstrap::new()
-        .listener("main", "", &host("", &routes))
+        .cluster("trailed", TRAILED)
+        .listener("main", "http_protocol_options: { enable_trailers: true }", &host("", &routes))
         .filters("main", &filter("lua", "lua.v3.Lua", &options))
 }
 

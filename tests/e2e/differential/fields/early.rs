@@ -19,8 +19,7 @@ fn post(listener: &'static str, name: &'static str, path: &str, headers: &str, b
 #[tokio::test]
 async fn requests_that_are_too_large() {
     const PER_ROUTE: &str = "extensions.filters.http.buffer.v3.BufferPerRoute";
-    let routes =
-        route("/small", &[says("buffer", PER_ROUTE, "buffer: { max_request_bytes: 4 }")]) + ROUTES;
+    let routes = route("/small", &[says("buffer", PER_ROUTE, "buffer: { max_request_bytes: 4 }")]) + ROUTES;
     let bootstrap = Bootstrap::new()
         .listener("main", "", &host("", &routes))
         .filters("main", &filter("buffer", "buffer.v3.Buffer", "max_request_bytes: 100000"));
@@ -45,7 +44,13 @@ async fn answers_before_the_end() {
     let cases = vec![
         post("main", "direct, all is there", "/direct", "Content-Length: 5\r\n", "hello"),
         post("main", "direct, nothing is there", "/direct", "Content-Length: 5\r\n", ""),
-        post("main", "direct, chunks", "/direct", "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        post(
+            "main",
+            "direct, chunks",
+            "/direct",
+            "Transfer-Encoding: chunked\r\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+        ),
         post("main", "direct, no body", "/direct", "Content-Length: 0\r\n", ""),
         post("main", "no route", "/none", "Content-Length: 5\r\n", "hello"),
         post("main", "the origin is quick", "/x", "Content-Length: 5\r\n", "he")
@@ -60,9 +65,11 @@ async fn answers_before_the_end() {
 
 #[tokio::test]
 async fn responses_that_are_not_the_last() {
-    let bootstrap = Bootstrap::new()
-        .listener("main", "", &host("", ROUTES))
-        .listener("passing", "proxy_100_continue: true\n", &host("", ROUTES));
+    let bootstrap = Bootstrap::new().listener("main", "", &host("", ROUTES)).listener(
+        "passing",
+        "proxy_100_continue: true\n",
+        &host("", ROUTES),
+    );
     let expect = "Content-Length: 5\r\nExpect: 100-continue\r\n";
     let granted = || Answer::ok("ok").interim("HTTP/1.1 100 Continue\r\n\r\n");
     let then_hello = |case: Case| case.step(Step::Read).step(Step::Send(b"hello".to_vec()));

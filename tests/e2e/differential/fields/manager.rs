@@ -135,9 +135,9 @@ async fn spelling_of_names() {
             ),
             get("our own answer", "X-Envoy-Upstream-RQ-Timeout-MS: 200\r\n"),
             case(name, format!("{name}: an answer of ours").leak()).get("/gone", ""),
-            case(name, format!("{name}: the other side has no rule").leak()).get("/plain", "X-oDD: 1\r\n").answers(
-                Answer::raw("HTTP/1.1 218 Such Is Life\r\nX-oDD: 1\r\nCONTENT-length: 2\r\n\r\nok"),
-            ),
+            case(name, format!("{name}: the other side has no rule").leak())
+                .get("/plain", "X-oDD: 1\r\n")
+                .answers(Answer::raw("HTTP/1.1 218 Such Is Life\r\nX-oDD: 1\r\nCONTENT-length: 2\r\n\r\nok")),
         ]);
     }
     let all = cases.into_iter().map(Case::spelled).collect();
