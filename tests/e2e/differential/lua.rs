@@ -59,7 +59,8 @@ function envoy_on_response(handle)
 end"),
     ("/wrapped", "
 function envoy_on_request(handle)
-  handle:headers():add('x-length', handle:body(true):length())
+  local length = handle:body(true):length()
+  handle:headers():add('x-length', length)
 end"),
     ("/set", "
 function envoy_on_request(handle)
@@ -139,7 +140,7 @@ function envoy_on_request(handle)
   headers:add('x-ssl', tostring(handle:connection():ssl()) .. tostring(info:downstreamSslConnection()))
   headers:add('x-encoded', handle:base64Escape('some bytes'))
   headers:add('x-now', tostring(handle:timestamp() > 1600000000000))
-  headers:add('x-context', tostring(handle:filterContext()['name']))
+  headers:add('x-context', tostring(handle:filterContext():get('name')))
   info:dynamicMetadata():set('ns', 'table', { a = 'b', list = { 1, 2 } })
   info:dynamicMetadata():set('ns', 'flag', true)
 end

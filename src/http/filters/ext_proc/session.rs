@@ -176,7 +176,7 @@ impl Session {
     /// The metadata that the service sees.
     pub(in crate::http) fn metadata(&self, ex: &Exchange<'_>) -> Metadata {
         if let Some(run) = &self.run {
-            run.look(ex);
+            run.look(ex, &self.noted);
         }
         let (mut seen, told) = (Metadata::default(), &self.terms.told);
         if let Some(all) = ex.info.metadata.as_ref().filter(|_| !told.is_empty()) {

@@ -291,7 +291,7 @@ function Handle:metadata()
 end
 
 function Handle:filterContext()
-    return streams[self].look("filterContext") or {}
+    return map(streams[self].look("filterContext"))
 end
 
 function Handle:streamInfo()

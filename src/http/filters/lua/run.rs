@@ -82,9 +82,9 @@ impl Run {
         Self { chosen, worker, view, parts: RefCell::default(), noted: RefCell::default() }
     }
 
-    /// Looks at the stream as it is now.
-    pub(in crate::http) fn look(&self, ex: &Exchange<'_>) {
-        self.view.borrow_mut().look(ex);
+    /// Looks at the stream as it is now, with what is to be `noted` of it.
+    pub(in crate::http) fn look(&self, ex: &Exchange<'_>, noted: &[(String, Struct)]) {
+        self.view.borrow_mut().look(ex, noted.iter().chain(&*self.noted.borrow()));
     }
 
     /// What is to be noted of the stream.
@@ -116,7 +116,7 @@ impl Run {
             Step::Respond(status, lines, body) => immediate(status, lines, body),
             Step::Waits(waits) => {
                 let common = if waits == Waits::Body { None } else { self.changes(side) };
-                of_head(side, common.unwrap_or_default(), mode(side, waits))
+                of_head(side, common.unwrap_or_default(), self.mode(side, waits))
             }
         }
     }
@@ -192,12 +192,12 @@ impl Run {
 
     /// Begins the function of a side.
     fn begin(&self, scripts: &Scripts, side: usize, before: Lines, ends: bool) -> Option<Part> {
-        scripts.stats.executions.increment(1);
         let Some(machine) = Machine::of(&self.chosen.script) else {
             scripts.stats.errors.increment(1);
             return None;
         };
         let entry = if side == 0 { machine.request.clone() } else { machine.response.clone() }?;
+        scripts.stats.executions.increment(1);
         let begun = || -> Result<(Table, Thread)> {
             let lua = &machine.lua;
             let view = self.view.clone();
@@ -349,6 +349,27 @@ impl Run {
         let _ = set.clear();
     }
 
+    /// What is to be looked at where a function waits for that.
+    fn mode(&self, side: usize, waits: Waits) -> Option<ProcessingMode> {
+        if waits == Waits::Nothing {
+            return None;
+        }
+        let body = match waits {
+            Waits::Body => BodySendMode::Buffered,
+            Waits::Chunk => BodySendMode::Streamed,
+            Waits::Nothing | Waits::Trailers => BodySendMode::None,
+        };
+        // What is not said is as for any script.
+        let head = if self.chosen.script.on_response { HeaderSendMode::Send } else { HeaderSendMode::Skip };
+        let mut mode = ProcessingMode { response_header_mode: head.into(), ..ProcessingMode::default() };
+        let (bodies, trailers) = match side {
+            0 => (&mut mode.request_body_mode, &mut mode.request_trailer_mode),
+            _ => (&mut mode.response_body_mode, &mut mode.response_trailer_mode),
+        };
+        (*bodies, *trailers) = (body.into(), HeaderSendMode::Send.into());
+        Some(mode)
+    }
+
     /// Calls a cluster, and waits for its answer.
     async fn call(&self, machine: &Machine, yielded: MultiValue) -> Result<Given> {
         type Wanted = (LuaString, LuaString, Table, Option<LuaString>, Option<f64>);
@@ -484,25 +505,6 @@ fn changed(headers: &Table, before: &Lines) -> Option<pb::HeaderMutation> {
         }
     }
     (changes != pb::HeaderMutation::default()).then_some(changes)
-}
-
-/// What is to be looked at where a function waits for that.
-fn mode(side: usize, waits: Waits) -> Option<ProcessingMode> {
-    if waits == Waits::Nothing {
-        return None;
-    }
-    let body = match waits {
-        Waits::Body => BodySendMode::Buffered,
-        Waits::Chunk => BodySendMode::Streamed,
-        Waits::Nothing | Waits::Trailers => BodySendMode::None,
-    };
-    let mut mode = ProcessingMode::default();
-    let (bodies, trailers) = match side {
-        0 => (&mut mode.request_body_mode, &mut mode.request_trailer_mode),
-        _ => (&mut mode.response_body_mode, &mut mode.response_trailer_mode),
-    };
-    (*bodies, *trailers) = (body.into(), HeaderSendMode::Send.into());
-    Some(mode)
 }
 
 fn says(response: Says, mode_override: Option<ProcessingMode>) -> pb::ProcessingResponse {

@@ -41,7 +41,7 @@ impl View {
         }
     }
 
-    pub(super) fn look(&mut self, ex: &Exchange<'_>) {
+    pub(super) fn look<'n>(&mut self, ex: &Exchange<'_>, noted: impl Iterator<Item = &'n (String, Struct)>) {
         let info = &ex.info;
         self.connection = Some(info.connection.clone());
         self.client = info.client;
@@ -49,6 +49,10 @@ impl View {
         self.route_name.clone_from(&info.route_name);
         self.route_metadata.clone_from(&info.route_metadata);
         self.metadata.clone_from(&info.metadata);
+        for (name, fields) in noted {
+            let all = self.metadata.get_or_insert_default();
+            all.entry(name.clone()).or_default().fields.extend(fields.fields.clone());
+        }
     }
 
     /// What is asked for; nil where there is nothing.
