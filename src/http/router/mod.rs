@@ -6,9 +6,8 @@
 //! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
 //! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another,
 //! [`hedge`] lets slow ones go on, [`log`] tells of each, [`redirect`] sends the request elsewhere, [`respond`]
-//! passes the response on,
-//! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
-//! watched all the while.
+//! passes the response on, [`tunnel`] relays another protocol after it, [`fail`] answers when there is none.
+//! [`deadlines`] are watched all the while.
 
 mod attempt;
 mod consult;
