@@ -130,11 +130,10 @@ impl Attempts<'_> {
 
 /// Why there was no connection.
 fn reason(ex: &Exchange<'_>, failure: &Failure) -> Option<Box<str>> {
-    let reason = match failure {
-        Failure::Upstream(UpstreamError::Connect { reason, .. } | UpstreamError::Tls { reason, .. }) => {
-            reason
-        }
-        _ => return None,
+    let Failure::Upstream(UpstreamError::Connect { reason, .. } | UpstreamError::Tls { reason, .. }) =
+        failure
+    else {
+        return None;
     };
     Some(connect_failure(ex.info.host.as_deref(), reason).into())
 }
