@@ -288,6 +288,17 @@ pub struct RouterOptions {
     pub strict_check_headers: Vec<super::HeaderKey>,
     /// Respect `x-envoy-expected-rq-timeout-ms` of the previous hop.
     pub respect_expected_rq_timeout: bool,
+    /// What is told of single tries.
+    pub upstream_logs: Option<UpstreamLogs>,
+}
+
+/// `upstream_log`.
+#[derive(Debug)]
+pub struct UpstreamLogs {
+    /// At least one.
+    pub list: Box<[AccessLog]>,
+    /// They are also told of a try that has got its connection.
+    pub when_connected: bool,
 }
 
 /// `server_header_transformation`.

@@ -32,10 +32,19 @@ pub struct Fields {
     buf: Vec<u8>,
     list: Vec<Field>,
     present: KnownSet,
-    /// Names before this place in the buffer are spelled as they came; 0 = none is, all are in lower case.
-    kept: u32,
-    /// Those behind it are spelled `Proper-Case` then.
+    /// How names are spelled where they are not all in lower case.
+    spelling: Option<Box<Spelling>>,
+}
+
+/// Names that are spelled as they came.
+#[derive(Clone, Debug)]
+struct Spelling {
+    /// Those that came. A field that is added under one of them is spelled like it.
+    came: Vec<Span>,
+    /// Others are spelled `Proper-Case`.
     proper: bool,
+    /// The reason phrase of a response, where it is passed on; empty = none.
+    reason: Box<str>,
 }
 
 /// What one thread keeps for reuse; more than this is freed.
@@ -52,19 +61,52 @@ impl Fields {
     pub fn recycled() -> Self {
         let spare = SPARE.with(|spare| spare.borrow_mut().pop());
         let (buf, list) = spare.unwrap_or_else(|| (Vec::with_capacity(1024), Vec::with_capacity(24)));
-        Self { buf, list, present: 0, kept: 0, proper: false }
+        Self { buf, list, present: 0, spelling: None }
     }
 
     /// What was loaded keeps its spelling; names that are added are spelled `Proper-Case` if `proper`.
+    #[cold]
     pub(super) fn keep_spelling(&mut self, proper: bool) {
-        // Heads are limited, see `span`.
-        self.kept = self.buf.len() as u32;
-        self.proper = proper;
+        let came = self.list.iter().map(|field| field.name).collect();
+        self.spelling = Some(Box::new(Spelling { came, proper, reason: Box::default() }));
     }
 
-    /// Whether names that were added are spelled `Proper-Case`, where others are as they came.
-    pub(super) fn kept_spelling(&self) -> Option<bool> {
-        (self.kept > 0).then_some(self.proper)
+    /// Beside their spelling, a response's reason phrase is kept.
+    #[cold]
+    pub(super) fn keep_reason(&mut self, reason: &str) {
+        if let Some(spelling) = &mut self.spelling {
+            spelling.reason = reason.into();
+        }
+    }
+
+    /// The reason phrase that is kept.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.spelling.as_ref().map(|spelling| &*spelling.reason).filter(|reason| !reason.is_empty())
+    }
+
+    /// Whether names are spelled as they came.
+    pub(super) fn keeps_spelling(&self) -> bool {
+        self.spelling.is_some()
+    }
+
+    /// Appends `name`, which is in lower case, as it is spelled here.
+    pub(super) fn write_name(&self, name: &[u8], out: &mut Vec<u8>) {
+        let Some(spelling) = &self.spelling else { return out.extend_from_slice(name) };
+        let mut came = spelling.came.iter().map(|came| self.bytes(*came));
+        match came.find(|came| came.eq_ignore_ascii_case(name)) {
+            Some(came) => out.extend_from_slice(came),
+            None if spelling.proper => proper_name(out, name),
+            None => out.extend_from_slice(name),
+        }
+    }
+
+    /// A name that is about to be added, as it is spelled here, where it is not in lower case.
+    #[inline]
+    fn spelled(&self, name: &[u8]) -> Option<Vec<u8>> {
+        self.spelling.as_ref()?;
+        let mut out = Vec::with_capacity(name.len());
+        self.write_name(name, &mut out);
+        Some(out)
     }
 
     /// Copies `raw` into the buffer and returns where it begins, for spans into it.
@@ -109,6 +151,14 @@ impl Fields {
     /// Adds a field. The name is written as given: lower case unless case is preserved.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let known = Known::of(name);
+        match self.spelled(name) {
+            Some(spelled) => self.push_spelled(known, &spelled, value),
+            None => self.push_spelled(known, name, value),
+        }
+    }
+
+    #[inline]
+    fn push_spelled(&mut self, known: Known, name: &[u8], value: &[u8]) {
         let name_start = self.buf.len();
         self.buf.reserve(name.len() + value.len() + 4);
         self.buf.extend_from_slice(name);
@@ -128,6 +178,9 @@ impl Fields {
     /// Adds a known field.
     pub fn push_known(&mut self, known: Known, value: &[u8]) {
         let start = known.line_start().as_bytes();
+        if self.spelling.is_some() {
+            return self.push(start.strip_suffix(b": ").unwrap_or(start), value);
+        }
         let name_start = self.buf.len();
         let value_start = name_start + start.len();
         self.buf.extend_from_slice(start);
@@ -299,25 +352,10 @@ impl Fields {
 
     /// Appends all fields with `Proper-Case` names.
     pub fn write_lines_proper(&self, out: &mut Vec<u8>) {
-        self.write_lines_from(0, out);
-    }
-
-    /// Appends all fields, with `Proper-Case` names where they did not come with a spelling.
-    pub fn write_lines_kept(&self, out: &mut Vec<u8>) {
-        self.write_lines_from(self.kept, out);
-    }
-
-    /// Appends all fields, with `Proper-Case` names from this place in the buffer on.
-    fn write_lines_from(&self, place: u32, out: &mut Vec<u8>) {
-        for field in &self.list {
-            let name = self.bytes(field.name);
-            if field.name.start >= place {
-                proper_name(out, name);
-            } else {
-                out.extend_from_slice(name);
-            }
+        for (_, name, value) in self.iter() {
+            proper_name(out, name);
             out.extend_from_slice(b": ");
-            out.extend_from_slice(self.bytes(field.value));
+            out.extend_from_slice(value);
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -337,8 +375,7 @@ impl Clone for Fields {
         copy.buf.extend_from_slice(&self.buf);
         copy.list.extend_from_slice(&self.list);
         copy.present = self.present;
-        copy.kept = self.kept;
-        copy.proper = self.proper;
+        copy.spelling.clone_from(&self.spelling);
         copy
     }
 }
@@ -496,5 +533,25 @@ mod tests {
         };
         assert_eq!(lines(&known), b"x-request-id: 1\r\n");
         assert_eq!(lines(&known), lines(&named));
+    }
+
+    #[test]
+    fn names_that_are_added_are_spelled_like_those_that_came() {
+        let spelled = |proper: bool| {
+            let mut fields = Fields::default();
+            let raw = b"X-REQUEST-id: 1\r\nx-Odd: 2\r\n";
+            let base = fields.load(raw);
+            fields.push_loaded((base, 12), (base + 14, 1), false);
+            fields.push_loaded((base + 17, 5), (base + 24, 1), false);
+            fields.keep_spelling(proper);
+            fields.set_known(Known::XRequestId, b"3");
+            fields.push(b"x-new_name", b"4");
+            fields.push(b"x-odd", b"5");
+            let mut out = Vec::new();
+            fields.clone().write_lines(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(spelled(false), "x-Odd: 2\r\nX-REQUEST-id: 3\r\nx-new_name: 4\r\nx-Odd: 5\r\n");
+        assert_eq!(spelled(true), "x-Odd: 2\r\nX-REQUEST-id: 3\r\nX-New_Name: 4\r\nx-Odd: 5\r\n");
     }
 }

@@ -274,13 +274,12 @@ pub struct ResponseHead {
     /// The version it came by.
     pub protocol: Protocol,
     status_text: [u8; 3],
-    reason: Option<Box<str>>,
 }
 
 impl ResponseHead {
     /// A head with this status.
     pub fn new(fields: Fields, status: u16, protocol: Protocol) -> Self {
-        let mut head = Self { fields, status, protocol, status_text: [0; 3], reason: None };
+        let mut head = Self { fields, status, protocol, status_text: [0; 3] };
         head.set_status(status);
         head
     }
@@ -294,12 +293,12 @@ impl ResponseHead {
 
     /// Passes this reason phrase on, unless it is empty.
     pub fn set_reason(&mut self, reason: &str) {
-        self.reason = (!reason.is_empty()).then(|| reason.into());
+        self.fields.keep_reason(reason);
     }
 
     /// The reason phrase that is passed on, if it is not the status's own.
     pub fn reason(&self) -> Option<&str> {
-        self.reason.as_deref()
+        self.fields.reason()
     }
 
     /// The status as text.
@@ -359,7 +358,6 @@ pub fn reason(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         101 => "Switching Protocols",
-        102 => "Processing",
         200 => "OK",
         201 => "Created",
         202 => "Accepted",

@@ -290,7 +290,6 @@ stats! {
     pub struct RouteCounters {
         counters {
             upstream_rq_total, upstream_rq_completed, upstream_rq_timeout, upstream_rq_retry,
-            upstream_rq_retry_backoff_exponential, upstream_rq_retry_backoff_ratelimited,
             upstream_rq_retry_limit_exceeded, upstream_rq_retry_overflow, upstream_rq_retry_success,
         }
         gauges {}

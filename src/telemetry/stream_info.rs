@@ -135,6 +135,18 @@ impl ResponseFlags {
         self.0 |= other.0;
     }
 
+    /// Those that are not of `other`.
+    #[must_use]
+    pub fn without(self, other: ResponseFlags) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Those that are among `these`.
+    #[must_use]
+    pub fn only<const N: usize>(self, these: [ResponseFlags; N]) -> Self {
+        Self(self.0 & these.iter().fold(0, |set, flag| set | flag.0))
+    }
+
     /// Whether all flags of `other` are set.
     pub fn contains(self, other: ResponseFlags) -> bool {
         self.0 & other.0 == other.0
@@ -220,6 +232,10 @@ pub struct Trace {
     pub span: u64,
 }
 
+/// The name of a virtual cluster.
+#[derive(Debug)]
+pub struct VirtualClusterName(pub Box<str>);
+
 /// The record of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamInfo {
@@ -268,7 +284,7 @@ pub struct StreamInfo {
     /// Its metadata, if anything reads those.
     pub route_metadata: Option<Arc<DynamicMetadata>>,
     /// The virtual cluster that the request belongs to.
-    pub virtual_cluster: Option<Arc<str>>,
+    pub virtual_cluster: Option<Arc<VirtualClusterName>>,
     /// Cluster the request went to.
     pub cluster: Option<Arc<ClusterNames>>,
     /// The service that the cluster stands for, where it is known.

@@ -70,6 +70,7 @@ pub(super) fn compile(
     let max_timeout =
         duration_or(&config.max_message_timeout, Duration::ZERO, "max_message_timeout", problems);
     let options = config.metadata_options.clone().unwrap_or_default();
+    let told_of_cluster = of_cluster(Some(&options), problems).unwrap_or_default();
     let forwarded = options.forwarding_namespaces.unwrap_or_default();
     let (told, told_typed) = (names(&forwarded.untyped), names(&forwarded.typed));
     if config.disable_clear_route_cache && config.route_cache_action() != RouteCacheAction::Default {
@@ -114,6 +115,7 @@ pub(super) fn compile(
         disallowed: disallowed.into(),
         told,
         told_typed,
+        told_of_cluster,
         heard: heard_of(&options.receiving_namespaces.unwrap_or_default(), problems),
         attributes,
         stats: ProcessorStats::new(&stats.sub("ext_proc").sub(config.stat_prefix.trim_end_matches('.'))),
@@ -201,6 +203,7 @@ fn overrides(
     let forwarded = options.and_then(|options| options.forwarding_namespaces.as_ref());
     let told = forwarded.map(|all| names(&all.untyped));
     let told_typed = forwarded.map(|all| names(&all.typed));
+    let told_of_cluster = of_cluster(options, problems);
     let heard = options.and_then(|options| options.receiving_namespaces.as_ref());
     let heard = heard.map(|namespaces| heard_of(namespaces, problems));
     if told.as_ref().is_some_and(|told| !told.is_empty()) {
@@ -213,8 +216,19 @@ fn overrides(
         fail_open: config.failure_mode_allow.map(|value| value.value),
         told,
         told_typed,
+        told_of_cluster,
         heard,
     })
+}
+
+/// The namespaces of a cluster's metadata that a service sees.
+fn of_cluster(options: Option<&pb::MetadataOptions>, problems: &mut Problems) -> Option<Arc<[Box<str>]>> {
+    let told = options?.cluster_metadata_forwarding_namespaces.as_ref()?;
+    if !told.typed.is_empty() {
+        let field = "metadata_options.cluster_metadata_forwarding_namespaces.typed";
+        problems.report_at(field, "messages among a cluster's metadata are not kept: use untyped");
+    }
+    Some(names(&told.untyped))
 }
 
 /// The namespaces that a service may set.

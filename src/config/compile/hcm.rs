@@ -22,7 +22,7 @@ use crate::config::demand::OnDemand;
 use crate::config::http::{
     CertDetails, ClientCert, Codec, EscapedSlashes, HcmTimeouts, HeaderCase, Http1Options,
     HttpConnectionManager, HttpFilter, InstalledFilter, RequestLimits, RouterOptions, Routes, ServerHeader,
-    StripPort, Underscores, Upgrade, MAX_FILTERS,
+    StripPort, Underscores, Upgrade, UpstreamLogs, MAX_FILTERS,
 };
 use crate::config::matcher::StringMatcher;
 use crate::config::problems::Problems;
@@ -329,7 +329,8 @@ fn filters(
                     if filter.disabled {
                         problems.report_at("disabled", "the router cannot be disabled");
                     }
-                    router = problems.at("typed_config", |problems| router_options(any, problems));
+                    router =
+                        problems.at("typed_config", |problems| router_options(any, environment, problems));
                     unsupported |= router.is_none();
                 }
                 found if http_filters::knows(found) => {
@@ -375,6 +376,7 @@ fn filters(
 
 fn router_options(
     any: &outrigger_control_api::pb::google::protobuf::Any,
+    environment: &Environment<'_>,
     problems: &mut Problems,
 ) -> Option<RouterOptions> {
     let config: Router = extension(any, "", problems)?;
@@ -392,10 +394,16 @@ fn router_options(
             });
         }
     }
+    let logs = rooms::access_logs(&config.upstream_log, "upstream_log", environment, problems);
     Some(RouterOptions {
         suppress_envoy_headers: config.suppress_envoy_headers,
         strict_check_headers: config.strict_check_headers.iter().map(|name| HeaderKey::new(name)).collect(),
         respect_expected_rq_timeout: config.respect_expected_rq_timeout,
+        upstream_logs: (!logs.is_empty()).then(|| UpstreamLogs {
+            list: logs.into(),
+            when_connected: (config.upstream_log_options.as_ref())
+                .is_some_and(|options| options.flush_upstream_log_on_upstream_stream),
+        }),
     })
 }
 

@@ -84,6 +84,7 @@ pub(super) fn compile(config: &pb::Lua, stats: &Scope, problems: &mut Problems) 
         disallowed: Box::default(),
         told: Arc::default(),
         told_typed: Arc::default(),
+        told_of_cluster: Arc::default(),
         heard: Arc::default(),
         attributes: Default::default(),
         stats: ProcessorStats::silent(),

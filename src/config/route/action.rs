@@ -307,6 +307,8 @@ pub struct Mirror {
     pub headers: Option<Arc<Mutations>>,
     /// The copy's authority.
     pub host: MirrorHost,
+    /// Whether its span is sampled; `None` = as the request's.
+    pub sampled: Option<bool>,
 }
 
 /// The authority of a copy.

@@ -250,6 +250,7 @@ pub(super) fn mirrors(
                         "" => MirrorHost::Suffixed,
                         host => MirrorHost::Literal(host.to_owned().into()),
                     },
+                    sampled: policy.trace_sampled.map(|sampled| sampled.value),
                 })
             })
         })

@@ -9,6 +9,7 @@ use crate::config::headers::RequestView;
 use crate::config::matcher::HeaderMatcher;
 use crate::config::problems::Problems;
 use crate::telemetry::stats::RouteStats;
+use crate::telemetry::stream_info::VirtualClusterName;
 
 /// By what a route's requests are counted beside their cluster.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl CountedBy {
     }
 
     /// What counts `request`, and the name of the virtual cluster that it belongs to.
-    pub fn of<R: RequestView>(&self, request: &R) -> (Counts<'_>, Option<&Arc<str>>) {
+    pub fn of<R: RequestView>(&self, request: &R) -> (Counts<'_>, Option<&Arc<VirtualClusterName>>) {
         let (stats, name) = match &self.clusters {
             None => (None, None),
             Some(clusters) => {
@@ -67,7 +68,7 @@ pub(super) struct VirtualClusters {
 
 #[derive(Debug)]
 struct VirtualCluster {
-    name: Arc<str>,
+    name: Arc<VirtualClusterName>,
     headers: Box<[HeaderMatcher]>,
     stats: RouteStats,
 }
@@ -81,7 +82,8 @@ impl VirtualClusters {
             }
             let headers = HeaderMatcher::compile_all(&cluster.headers, "headers", problems)?;
             let stats = RouteStats::for_virtual_cluster(&config.name, &cluster.name);
-            Some(VirtualCluster { name: cluster.name.as_str().into(), headers, stats })
+            let name = Arc::new(VirtualClusterName(cluster.name.as_str().into()));
+            Some(VirtualCluster { name, headers, stats })
         };
         let list: Box<[_]> = (config.virtual_clusters.iter().enumerate())
             .filter_map(|(index, cluster)| {
@@ -92,7 +94,7 @@ impl VirtualClusters {
         (!list.is_empty()).then(|| Arc::new(Self { list, other: other() }))
     }
 
-    fn of<R: RequestView>(&self, request: &R) -> (&RouteStats, Option<&Arc<str>>) {
+    fn of<R: RequestView>(&self, request: &R) -> (&RouteStats, Option<&Arc<VirtualClusterName>>) {
         let of = |cluster: &&VirtualCluster| cluster.headers.iter().all(|matcher| matcher.matches(request));
         match self.list.iter().find(of) {
             Some(cluster) => (&cluster.stats, Some(&cluster.name)),

@@ -149,7 +149,10 @@ impl RouteTable {
     pub fn select<'t, R: RequestView>(&'t self, request: &R, random: u64) -> Selection<'t> {
         let mut authority = match &self.vhost_header {
             None => request.authority(),
-            Some(key) => request.first(key).unwrap_or_default(),
+            Some(key) => match request.first(key) {
+                Some(named) => named,
+                None => return Selection::NotFound,
+            },
         };
         if self.ignore_port {
             authority = without_port(authority);

@@ -169,9 +169,13 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
     whole("envoy.extensions.filters.http.ext_proc.v3.ExtProcHttpService"),
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_proc.v3.MetadataOptions",
-        implemented: &["forwarding_namespaces", "receiving_namespaces"],
+        implemented: &[
+            "forwarding_namespaces",
+            "receiving_namespaces",
+            "cluster_metadata_forwarding_namespaces",
+        ],
         observe: &[],
-        rejected: &[("cluster_metadata_forwarding_namespaces", "not supported yet")],
+        rejected: &[],
     },
     MessageSupport {
         message: "envoy.extensions.filters.http.ext_proc.v3.MetadataOptions.MetadataNamespaces",

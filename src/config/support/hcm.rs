@@ -5,7 +5,6 @@ use outrigger_control_api::support::MessageSupport;
 use super::{observed, whole};
 
 const XDSTP: &str = "xdstp collections are not supported";
-const UPSTREAM_LOG: &str = "there are no logs of single tries yet";
 
 pub(super) const MESSAGES: &[MessageSupport] = &[
     MessageSupport {
@@ -160,12 +159,20 @@ pub(super) const MESSAGES: &[MessageSupport] = &[
             "respect_expected_rq_timeout",
             "upstream_http_filters",
             "start_child_span",
+            "upstream_log",
+            "upstream_log_options",
         ],
         observe: &[
             ("dynamic_stats", "per-code statistics are always kept"),
             ("suppress_grpc_request_failure_code_stats", "gRPC failures are not counted apart"),
         ],
-        rejected: &[("upstream_log", UPSTREAM_LOG), ("upstream_log_options", UPSTREAM_LOG)],
+        rejected: &[],
+    },
+    MessageSupport {
+        message: "envoy.extensions.filters.http.router.v3.Router.UpstreamAccessLogOptions",
+        implemented: &["flush_upstream_log_on_upstream_stream"],
+        observe: &[],
+        rejected: &[("upstream_log_flush_interval", "logs are told when a try has its connection and when it ends")],
     },
     observed(
         "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",

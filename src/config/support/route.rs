@@ -28,11 +28,11 @@ pub const ROUTE: &[MessageSupport] = &[
             "ignore_path_parameters_in_path_matching",
             "vhds",
             "typed_per_filter_config",
+            "vhost_header",
         ],
         observe: &[("metadata", METADATA)],
         rejected: &[
             ("cluster_specifier_plugins", "cluster specifier plugins are not supported"),
-            ("vhost_header", "virtual hosts are chosen by authority only"),
             ("route_specifiers", EXTENSIONS),
         ],
     },
@@ -224,8 +224,9 @@ pub const ROUTE: &[MessageSupport] = &[
             "disable_shadow_host_suffix_append",
             "request_headers_mutations",
             "host_rewrite_literal",
+            "trace_sampled",
         ],
-        observe: &[("trace_sampled", "mirrored requests have no spans")],
+        observe: &[],
         rejected: &[],
     },
     MessageSupport {

@@ -11,8 +11,9 @@ pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, ext
     out.push(b' ');
     // CONNECT has no path; its target is the authority.
     out.extend_from_slice(if head.path().is_empty() { head.authority() } else { head.path() });
-    let lower = case != HeaderCase::Proper && head.fields.kept_spelling().is_none();
-    out.extend_from_slice(if lower { b" HTTP/1.1\r\nhost: " } else { b" HTTP/1.1\r\nHost: " });
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    name(out, &head.fields, case, b"host");
+    out.extend_from_slice(b": ");
     out.extend_from_slice(head.authority());
     out.extend_from_slice(b"\r\n");
     lines(out, &head.fields, case, extra);
@@ -41,27 +42,26 @@ fn status_line(out: &mut Vec<u8>, head: &ResponseHead, http_10: bool) {
 
 /// What came with its spelling has it where it goes, whatever is the rule there.
 fn lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase, extra: &[u8]) {
-    let proper = match fields.kept_spelling() {
-        None if case == HeaderCase::Proper => {
-            fields.write_lines_proper(out);
-            true
-        }
-        Some(true) => {
-            fields.write_lines_kept(out);
-            true
-        }
-        None | Some(false) => {
-            fields.write_lines(out);
-            false
-        }
-    };
-    if !proper {
+    let kept = fields.keeps_spelling();
+    match case {
+        HeaderCase::Proper if !kept => fields.write_lines_proper(out),
+        _ => fields.write_lines(out),
+    }
+    if case != HeaderCase::Proper && !kept {
         return out.extend_from_slice(extra);
     }
     for line in extra.split_inclusive(|byte| *byte == b'\n') {
-        let (name, value) = line.split_at(memchr::memchr(b':', line).unwrap_or(0));
-        proper_name(out, name);
+        let (key, value) = line.split_at(memchr::memchr(b':', line).unwrap_or(0));
+        name(out, fields, case, key);
         out.extend_from_slice(value);
+    }
+}
+
+/// Appends a name that is in lower case.
+fn name(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase, name: &[u8]) {
+    match case {
+        HeaderCase::Proper if !fields.keeps_spelling() => proper_name(out, name),
+        _ => fields.write_name(name, out),
     }
 }
 

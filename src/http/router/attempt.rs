@@ -157,10 +157,12 @@ impl Attempts<'_> {
         let sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at);
         if self.terminate {
+            self.log_connected(ex);
             let connection = Lent::Http1(connection);
             return Ok(Answered { parsed: accepted(), connection, request_permit, sent });
         }
         ex.info.upstream_protocol = Some(Protocol::Http11);
+        self.log_connected(ex);
         self.deadlines.try_connected(sent.at);
         let reused = connection.reused;
         let mut connection = Lent::Http1(connection);

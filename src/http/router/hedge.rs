@@ -16,6 +16,7 @@ use std::time::Instant;
 use super::attempt::{Answered, Failed, Reading, Sent};
 use super::deadlines::Expired;
 use super::lent::Lent;
+use super::log::Noted;
 use super::{Attempts, End, Ended, Failure};
 use crate::config::{Cluster, Host};
 use crate::http::exchange::Exchange;
@@ -32,6 +33,7 @@ pub(super) struct Late {
     reading: Reading,
     trace: Trace,
     member: Option<Arc<Cluster>>,
+    noted: Option<Box<Noted>>,
     /// Another try was begun for it: its answer is no reason for one more.
     retried: bool,
 }
@@ -97,9 +99,10 @@ impl Attempts<'_> {
     /// The time of a try is up, and it goes on.
     pub(super) fn set_aside(&mut self, ex: &Exchange<'_>, answered: Unanswered) -> Failed {
         let Unanswered { connection, sent, request_permit, mut reading } = answered;
-        let (trace, member) = (Trace::of(&ex.info), self.member.clone());
+        let (trace, member, noted) = (Trace::of(&ex.info), self.member.clone(), self.noted.take());
         reading.quiet = true;
-        self.late.push(Late { connection, sent, request_permit, reading, trace, member, retried: false });
+        let late = Late { connection, sent, request_permit, reading, trace, member, noted, retried: false };
+        self.late.push(late);
         Failed { failure: Failure::Late, started: true, unprocessed: false }
     }
 
@@ -119,6 +122,7 @@ impl Attempts<'_> {
     fn swap(&mut self, ex: &mut Exchange<'_>, late: &mut Late) {
         late.trace.swap(&mut ex.info);
         std::mem::swap(&mut self.member, &mut late.member);
+        std::mem::swap(&mut self.noted, &mut late.noted);
     }
 
     /// Looks after the late tries. Ready when one of them decides the request.
@@ -147,6 +151,8 @@ impl Attempts<'_> {
                     if !last && self.is_retriable(&parsed.head) {
                         self.charge_error(ex);
                         self.count_given_up(ex);
+                        self.note_head(&parsed.head);
+                        self.log_end(ex, None);
                         None
                     } else {
                         Some(Ok(parsed))
@@ -156,6 +162,7 @@ impl Attempts<'_> {
                     let failed = started(failure);
                     self.count(ex, &failed);
                     self.failed(ex, &failed);
+                    self.log_end(ex, Some(&failed.failure));
                     if last {
                         Some(Err(failed.failure))
                     } else {
@@ -191,6 +198,7 @@ impl Attempts<'_> {
     pub(super) async fn overtaken(&mut self, ex: &mut Exchange<'_>, began: bool) -> Ended {
         if began {
             self.count_given_up(ex);
+            self.log_end(ex, None);
         }
         self.give_up_late(ex);
         self.end_retries();
@@ -200,7 +208,10 @@ impl Attempts<'_> {
         match outcome {
             Ok(parsed) => {
                 let Late { connection, sent, request_permit, .. } = late;
-                self.respond(ex, Answered { parsed, connection, request_permit, sent }).await
+                self.note_head(&parsed.head);
+                let ended = self.respond(ex, Answered { parsed, connection, request_permit, sent }).await;
+                self.log_answered(ex);
+                ended
             }
             Err(failure) => self.fail(ex, failure),
         }
@@ -240,6 +251,7 @@ impl Attempts<'_> {
                 self.count_timeout(ex, Expired::Route);
                 self.count_given_up(ex);
                 self.charge_abort(ex, failure);
+                self.log_end(ex, None);
                 self.swap(ex, &mut late);
             }
         }
@@ -251,6 +263,7 @@ impl Attempts<'_> {
         for mut late in std::mem::take(&mut self.late) {
             self.swap(ex, &mut late);
             self.count_given_up(ex);
+            self.log_end(ex, None);
             self.swap(ex, &mut late);
         }
     }

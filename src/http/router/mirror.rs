@@ -11,7 +11,8 @@ use super::Deadlines;
 use crate::config::route::{Chosen, Forward, MirrorHost};
 use crate::config::{Known, RequestView};
 use crate::http::exchange::Exchange;
-use crate::http::manager;
+use crate::http::trace::mirror::Mirrored;
+use crate::http::{manager, trace};
 
 /// Without any timeout, a mirror that has not answered so long after its request is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -52,6 +53,7 @@ pub(super) fn mirror(
         copy.fields.set_known(Known::XEnvoyInternal, b"true");
         // It comes from this machine.
         manager::append_forwarded_for(&mut copy, ex.worker.own_address.as_bytes());
+        let span = trace::mirror::begin(ex, &mut copy, mirror.sampled);
         let feed = Rc::new(Feed::default());
         // A filter may have waited for all of it, or for its beginning.
         if let Some(body) = body.filter(|body| !body.is_empty()) {
@@ -69,6 +71,8 @@ pub(super) fn mirror(
             trailers: (ex.down.client.is_http2() || ex.manager.http1.enable_trailers)
                 && cluster.cluster.http.http1.enable_trailers,
             cluster,
+            span,
+            said: Mirrored::default(),
             feed,
             patience: deadlines.route_timeout.or(ex.manager.timeouts.stream_idle).unwrap_or(PATIENCE),
         };

@@ -5,9 +5,9 @@
 //! answer that says why there is none. In the order of a request's life: [`request`] turns its head
 //! into what goes upstream, [`mirror`] and [`shadow`] send copies of it, [`attempt`] is one try ([`stream`]
 //! over HTTP/2) on what is [`lent`] for it with [`upload`] moving the body, [`retry`] decides on another,
-//! [`hedge`] lets slow ones go on, [`redirect`] sends the request elsewhere, [`respond`] passes the response on,
-//! [`tunnel`] relays another protocol after it, [`fail`] answers when there is none. [`deadlines`] are
-//! watched all the while.
+//! [`hedge`] lets slow ones go on, [`log`] tells of each, [`redirect`] sends the request elsewhere, [`respond`]
+//! passes the response on, [`tunnel`] relays another protocol after it, [`fail`] answers when there is none.
+//! [`deadlines`] are watched all the while.
 
 mod attempt;
 mod consult;
@@ -18,6 +18,7 @@ mod hash;
 mod health;
 mod hedge;
 mod lent;
+mod log;
 mod mirror;
 mod redirect;
 mod report;
@@ -41,6 +42,7 @@ use self::deadlines::{deadlines, Deadlines, Expired};
 pub(in crate::http) use self::hash::choice;
 use self::hash::Hashed;
 use self::hedge::{Late, Won};
+use self::log::Noted;
 use self::mirror::mirror;
 use self::request::prepare;
 use self::retry::Retries;
@@ -150,6 +152,8 @@ struct Attempts<'r> {
     won: Option<Box<Won>>,
     /// There is none but those.
     alone: bool,
+    /// The try of the moment, where logs are told of it.
+    noted: Option<Box<Noted>>,
     /// Another protocol may follow the heads.
     upgrade: bool,
     /// The upstream is given what follows a CONNECT, not the CONNECT itself.
@@ -276,6 +280,7 @@ pub(in crate::http) async fn forward(
         late: Vec::new(),
         won: None,
         alone: false,
+        noted: None,
         upgrade,
         terminate,
     };
@@ -303,6 +308,7 @@ fn is_refused_at_once(ex: &mut Exchange<'_>, forward: &Forward, cluster: &Cluste
     let plain = forward.hash_policies.is_empty()
         && forward.metadata_match.is_none()
         && forward.mirrors.is_empty()
+        && ex.manager.router.upstream_logs.is_none()
         && !cluster.is_aggregate()
         && !ex.manager.scheme_follows
         && filters::session(ex).is_none_or(|session| session.wanted().is_none());
@@ -368,24 +374,30 @@ impl Attempts<'_> {
         let mut hedged = false;
         loop {
             ex.info.attempts += 1;
+            self.note_try(ex);
             match self.attempt(ex, was_timeout).await {
                 Ok(mut answered) => {
                     self.filter_response(ex, &mut answered.parsed.head);
                     self.heard(ex, &answered.parsed.head);
                     trace::on_answer(ex, answered.parsed.head.status);
                     self.note_load(ex.info.host.as_ref(), &answered.parsed.head.fields);
+                    self.note_head(&answered.parsed.head);
                     if !self.retry_response(ex, &answered.parsed.head) {
                         if !self.late.is_empty() {
                             if self.is_retriable(&answered.parsed.head) {
                                 self.charge_error(ex);
                                 self.count_given_up(ex);
+                                self.log_end(ex, None);
                                 drop(answered);
                                 return Box::pin(self.wait_for_late(ex)).await;
                             }
                             self.give_up_late(ex);
                         }
-                        return self.respond(ex, answered).await;
+                        let ended = self.respond(ex, answered).await;
+                        self.log_answered(ex);
+                        return ended;
                     }
+                    self.log_end(ex, None);
                     was_timeout = false;
                     let (parsed, connection) = (answered.parsed, answered.connection);
                     if matches!(parsed.framing, Framing::Empty | Framing::Length(0)) && parsed.keep_alive {
@@ -424,6 +436,7 @@ impl Attempts<'_> {
                         self.deadlines.try_ended();
                         continue;
                     }
+                    self.log_end(ex, Some(&failed.failure));
                     self.count(ex, &failed);
                     self.failed(ex, &failed);
                     if !self.retry_failure(ex, &failed) {

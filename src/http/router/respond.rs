@@ -37,6 +37,7 @@ impl Attempts<'_> {
         // Over HTTP/2 a head is counted as it is without compression.
         let head_size = if connection.is_http2() { head.fields.size() } else { consumed };
         ex.info.upstream_wire_received += head_size as u64;
+        self.note_head_size(head_size as u64);
         self.copies.stop();
         if !keep_alive {
             self.upstream().stats().upstream_cx_close_notify.increment(1);

@@ -289,12 +289,10 @@ impl Attempts<'_> {
         let pause = match retries.pause(ex.worker.random()) {
             Pause::Exponential(pause) => {
                 stats.upstream_rq_retry_backoff_exponential.increment(1);
-                self.counts.each(|stats| stats.counters.upstream_rq_retry_backoff_exponential.increment(1));
                 pause
             }
             Pause::RateLimited(pause) => {
                 stats.upstream_rq_retry_backoff_ratelimited.increment(1);
-                self.counts.each(|stats| stats.counters.upstream_rq_retry_backoff_ratelimited.increment(1));
                 pause
             }
         };

@@ -24,6 +24,7 @@ use crate::http::h2::client::{ClientStream, Heard};
 use crate::http::h2::{Outgoing, Piece};
 use crate::http::head::RequestHead;
 use crate::http::io::{poll_read, OutBuf, FIRST_READ};
+use crate::http::trace::mirror::{MirrorSpan, Mirrored};
 use crate::http::worker::Worker;
 use crate::telemetry::stream_info::Protocol;
 use crate::upstream::{ClusterLocal, HostPool, PickContext, RequestPermit, UpstreamConnection};
@@ -105,6 +106,9 @@ impl Feed {
 pub(super) struct Shadow {
     pub(super) worker: Rc<Worker>,
     pub(super) cluster: Rc<ClusterLocal>,
+    pub(super) span: Option<Box<MirrorSpan>>,
+    /// What comes of it.
+    pub(super) said: Mirrored,
     pub(super) request: RequestHead,
     /// The body is written chunked, with its trailers if `trailers`.
     pub(super) chunked: bool,
@@ -116,14 +120,18 @@ pub(super) struct Shadow {
 
 impl Shadow {
     /// Sends it. Nobody is told when that fails.
-    pub(super) async fn send(self) {
+    pub(super) async fn send(mut self) {
         let _ = self.exchange().await;
         // Nothing more is to be kept for it.
         self.feed.cut();
+        if let Some(span) = self.span.take() {
+            span.end(&self.worker, &self.cluster, &self.said);
+        }
     }
 
-    async fn exchange(&self) -> Option<()> {
+    async fn exchange(&mut self) -> Option<()> {
         let pool = self.cluster.pick(&PickContext::default()).ok()?;
+        self.said.host = Some(pool.host.clone());
         let cluster = pool.cluster();
         let http2 = match cluster.http.protocol {
             UpstreamProtocol::Http2 => true,
@@ -136,6 +144,7 @@ impl Shadow {
         let connection = tokio::time::timeout(self.patience, pool.connection(0)).await;
         let mut connection = connection.ok()?.ok()?;
         let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
+        self.said.protocol = Some(Protocol::Http11);
         let mut out = OutBuf::default();
         let extra = framing_line(&self.request, self.chunked, false);
         h1::write::request_head(out.flat(), &self.request, cluster.http.http1.header_case, extra);
@@ -149,11 +158,12 @@ impl Shadow {
             sent
         })
         .await?;
+        let patience = self.patience;
         let rest = async {
             poll_fn(|context| self.poll_send(&connection, &mut out, &mut framed, context)).await?;
             self.answer(&mut connection).await
         };
-        let reusable = tokio::time::timeout(self.patience, rest).await.ok()??;
+        let reusable = tokio::time::timeout(patience, rest).await.ok()??;
         let now = Instant::now();
         self.worker.last_request.set(now);
         pool.give_back(connection, reusable, now);
@@ -161,10 +171,11 @@ impl Shadow {
     }
 
     /// As [`Shadow::exchange`], over HTTP/2.
-    async fn exchange_stream(&self, pool: &Rc<HostPool>) -> Option<()> {
+    async fn exchange_stream(&mut self, pool: &Rc<HostPool>) -> Option<()> {
         let cluster = pool.cluster();
         let slot = tokio::time::timeout(self.patience, pool.stream(0)).await.ok()?.ok()?;
         let _permit = RequestPermit::take(cluster, 0, &pool.host)?;
+        self.said.protocol = Some(Protocol::Http2);
         let mut out = Outgoing::default();
         if self.feed.state.get() == State::Ended && self.feed.pieces.borrow().is_empty() {
             out.finish(self.feed.trailers.borrow().as_ref());
@@ -179,6 +190,7 @@ impl Shadow {
             sent
         })
         .await?;
+        let patience = self.patience;
         let rest = async {
             poll_fn(|context| self.poll_frames(&mut out, context)).await?;
             let max_fields = cluster.http.max_headers_count as usize;
@@ -193,10 +205,11 @@ impl Shadow {
             let stats = cluster.stats();
             stats.responses.count(parsed.head.status);
             stats.upstream_rq_completed.increment(1);
+            self.said.status = parsed.head.status;
             while let Piece::Data(_) = poll_fn(|context| stream.incoming.poll_next(context)).await.ok()? {}
             Some(())
         };
-        tokio::time::timeout(self.patience, rest).await.ok()??;
+        tokio::time::timeout(patience, rest).await.ok()??;
         self.worker.last_request.set(Instant::now());
         Some(())
     }
@@ -257,7 +270,7 @@ impl Shadow {
     }
 
     /// Reads the answer away. Says whether the connection can be used again.
-    async fn answer(&self, connection: &mut UpstreamConnection) -> Option<bool> {
+    async fn answer(&mut self, connection: &mut UpstreamConnection) -> Option<bool> {
         let cluster = connection.pool().cluster().clone();
         let http = &cluster.http;
         let limits = ResponseLimits::of(http);
@@ -281,6 +294,7 @@ impl Shadow {
         let stats = cluster.stats();
         stats.responses.count(parsed.head.status);
         stats.upstream_rq_completed.increment(1);
+        self.said.status = parsed.head.status;
         let mut decoder = BodyDecoder::new(parsed.framing, http.max_response_headers);
         let complete = poll_fn(|context| loop {
             match decoder.next(&mut connection.input) {

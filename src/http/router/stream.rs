@@ -70,6 +70,7 @@ impl Attempts<'_> {
         let mut connection = Lent::Http2(Box::new(stream));
         let mut sent = Sent { at: if waited { Instant::now() } else { ex.now }, out };
         ex.info.times.first_upstream_tx = Some(sent.at);
+        self.log_connected(ex);
         self.deadlines.try_connected(sent.at);
         let mut reading = Reading::default();
         match self.exchange_heads(ex, &mut connection, &mut sent, &mut reading).await {

@@ -7,6 +7,7 @@
 
 pub mod context;
 pub mod export;
+pub mod mirror;
 mod otlp;
 pub mod tags;
 #[cfg(test)]
@@ -297,6 +298,7 @@ pub(super) fn end(ex: &mut Exchange<'_>) {
         tags: tags::downstream(tracing, span.route.as_deref(), &context),
     };
     let mut spans: SmallVec<[Finished<'_>; 2]> = SmallVec::new();
+    let (all, own) = tags::custom(tracing, span.route.as_deref());
     let last = span.tries.len().saturating_sub(1);
     for (number, attempt) in span.tries.iter().enumerate() {
         let end = attempt.end.filter(|_| number < last).unwrap_or(ended);
@@ -307,8 +309,8 @@ pub(super) fn end(ex: &mut Exchange<'_>) {
             start: ex.info.clock.system(attempt.start),
             end: ex.info.clock.system(end),
             tags: tags::upstream(
-                tracing,
-                span.route.as_deref(),
+                all,
+                own,
                 &context,
                 attempt.host.as_deref(),
                 tags::Tried { number, status: attempt.status, last: number == last },

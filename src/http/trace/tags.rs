@@ -8,6 +8,7 @@ use crate::config::{HeaderKey, Host, Known};
 use crate::http::head::is_grpc_type;
 use crate::telemetry::format::{told_grpc_status, FormatContext};
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
+use crate::telemetry::tag::CustomTag;
 
 macro_rules! keys {
     ($($name:ident = $text:literal),* $(,)?) => {
@@ -66,7 +67,7 @@ pub(super) fn downstream<'a>(
         }
     }
     tags.push(("request_size", info.bytes_received.to_string()));
-    common(&mut tags, (tracing, route), context, (info.response_code, info.flags));
+    common(&mut tags, custom(tracing, route), context, (info.response_code, info.flags));
     tags
 }
 
@@ -83,8 +84,8 @@ pub(super) struct Tried {
 
 /// The tags of a try's span.
 pub(super) fn upstream<'a>(
-    tracing: &'a Tracing,
-    route: Option<&'a RouteTracing>,
+    all: &'a [CustomTag],
+    own: &'a [CustomTag],
     context: &FormatContext<'_>,
     host: Option<&Host>,
     tried: Tried,
@@ -103,13 +104,21 @@ pub(super) fn upstream<'a>(
     }
     // That no more tries are left is found out later.
     let flags = ResponseFlags(context.info.flags.0 & !ResponseFlags::URX.0);
-    common(&mut tags, (tracing, route), context, (tried.status, flags));
+    common(&mut tags, (all, own), context, (tried.status, flags));
     tags
+}
+
+/// The tags that config adds: the connection manager's, and the route's.
+pub(super) fn custom<'a>(
+    tracing: &'a Tracing,
+    route: Option<&'a RouteTracing>,
+) -> (&'a [CustomTag], &'a [CustomTag]) {
+    (&tracing.tags, route.map(|route| &*route.tags).unwrap_or_default())
 }
 
 fn common<'a>(
     tags: &mut Tags<'a>,
-    (tracing, route): (&'a Tracing, Option<&'a RouteTracing>),
+    (all, own): (&'a [CustomTag], &'a [CustomTag]),
     context: &FormatContext<'_>,
     (status, flags): (u16, ResponseFlags),
 ) {
@@ -136,8 +145,7 @@ fn common<'a>(
     tags.push(("response_size", info.bytes_sent.to_string()));
     let flags: Vec<_> = flags.ordered(true).map(|(_, short, _)| *short).collect();
     tags.push(("response_flags", if flags.is_empty() { "-".into() } else { flags.join(",") }));
-    let own = route.map(|route| &*route.tags).unwrap_or_default();
-    for tag in tracing.tags.iter().chain(own) {
+    for tag in all.iter().chain(own) {
         if let Some(value) = tag.value.of(context) {
             match tags.iter_mut().find(|(name, _)| *name == &*tag.name) {
                 Some((_, there)) => *there = value,

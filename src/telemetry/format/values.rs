@@ -77,7 +77,7 @@ pub(super) const TEXTS: &[(&str, TextOf)] = &[
     ("UPSTREAM_CLUSTER", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.stat_name))),
     ("UPSTREAM_CLUSTER_RAW", |c, out| put(out, c.info.cluster.as_ref().map(|names| &*names.name))),
     ("ROUTE_NAME", |c, out| put(out, c.info.route_name.as_deref())),
-    ("VIRTUAL_CLUSTER_NAME", |c, out| put(out, c.info.virtual_cluster.as_deref())),
+    ("VIRTUAL_CLUSTER_NAME", |c, out| put(out, c.info.virtual_cluster.as_ref().map(|name| &*name.0))),
     ("LISTENER_NAME", |c, out| put(out, Some(&*c.info.connection.listener))),
     ("FILTER_CHAIN_NAME", |c, out| put(out, Some(&*c.info.connection.filter_chain))),
     ("CONNECTION_TERMINATION_DETAILS", |c, out| put(out, Some(&*c.info.termination_details))),

@@ -157,20 +157,14 @@ impl Scope {
 
     /// `vhost.<virtual_host>.vcluster.<virtual_cluster>.`, tags of both.
     pub fn virtual_cluster(virtual_host: &str, virtual_cluster: &str) -> Self {
-        Self::root().tagged("vhost", "envoy_virtual_host", virtual_host).tagged(
-            "vcluster",
-            "envoy_virtual_cluster",
-            virtual_cluster,
-        )
+        let host = Self::root().tagged_plain("vhost", "envoy_virtual_host", virtual_host);
+        host.tagged_plain("vcluster", "envoy_virtual_cluster", virtual_cluster)
     }
 
     /// `vhost.<virtual_host>.route.<stat_prefix>.`, tags of both.
     pub fn route(virtual_host: &str, stat_prefix: &str) -> Self {
-        Self::root().tagged("vhost", "envoy_virtual_host", virtual_host).tagged(
-            "route",
-            "envoy_route",
-            stat_prefix,
-        )
+        let host = Self::root().tagged_plain("vhost", "envoy_virtual_host", virtual_host);
+        host.tagged_plain("route", "envoy_route", stat_prefix)
     }
 
     /// `server.`
@@ -209,9 +203,14 @@ impl Scope {
 
     /// The scope `<part>.<value>.` below this one, shown to Prometheus as `<part>_...{tag="value"}`.
     pub fn tagged(&self, part: &str, tag: &'static str, value: &str) -> Self {
+        self.tagged_plain(part, tag, &sanitized(value))
+    }
+
+    /// As [`Scope::tagged`], with colons as they are.
+    fn tagged_plain(&self, part: &str, tag: &'static str, value: &str) -> Self {
         let node = &*self.0;
-        let value = sanitized(value);
-        let mut tags = vec![(Cow::Borrowed(tag), value.as_ref().into())];
+        let value = value.replace(|c: char| c < ' ', "_");
+        let mut tags = vec![(Cow::Borrowed(tag), value.as_str().into())];
         tags.extend(node.tags.iter().cloned());
         Self::open(format!("{}{part}.{value}.", node.prefix), format!("{}{part}.", node.family), tags)
     }

@@ -136,15 +136,23 @@ async fn processor_over_http() {
             "/requests",
             &[says("proc", PER_ROUTE, "overrides: { processing_mode: { response_header_mode: SKIP } }")],
         ),
+        "- { match: { prefix: /meta }, route: { cluster: a-meta } }\n".to_string(),
+        "- { match: { prefix: /direct }, direct_response: { status: 200 } }\n".to_string(),
         "- { match: { prefix: / }, route: { cluster: a } }\n".to_string(),
     ]
     .concat();
     let hosts = host("", &routes);
-    let mut bootstrap = Bootstrap::new().cluster("proc", &endpoints(&[&port.to_string()]));
+    let mut bootstrap = Bootstrap::new()
+        .origin(
+            "a-meta",
+            "metadata: { filter_metadata: { mesh: { a: 1 }, both: { of: cluster }, hidden: { b: 2 } } }",
+        )
+        .cluster("proc", &endpoints(&[&port.to_string()]));
     let set = filter("set", "set_metadata.v3.Config", "metadata: [ { metadata_namespace: one, value: { a: b } }, { metadata_namespace: two, typed_value: { '@type': type.googleapis.com/google.protobuf.StringValue, value: text } }, { metadata_namespace: two, typed_value: { '@type': type.googleapis.com/google.protobuf.StringValue, value: denied } }, { metadata_namespace: three, typed_value: { '@type': type.googleapis.com/google.protobuf.Int32Value, value: 3 } }, { metadata_namespace: three, allow_overwrite: true, typed_value: { '@type': type.googleapis.com/envoy.type.v3.Percent, value: 4 } }, { metadata_namespace: both, value: { c: d }, typed_value: { '@type': type.googleapis.com/google.protobuf.BoolValue, value: true } } ]");
     for (name, options) in [
         ("main", service.to_string()),
         ("told", format!("{service}, request_attributes: [ request.path, request.size ], response_attributes: [ response.code ], metadata_options: {{ forwarding_namespaces: {{ untyped: [ one, both ], typed: [ two, three, both, none ] }} }}")),
+        ("clustered", format!("{service}, metadata_options: {{ forwarding_namespaces: {{ untyped: [ one, both ] }}, cluster_metadata_forwarding_namespaces: {{ untyped: [ mesh, both, none ] }} }}")),
         ("open", format!("{service}, failure_mode_allow: true")),
         ("lost", lost.to_string()),
         ("lost-open", format!("{lost}, failure_mode_allow: true, status_on_error: {{ code: 503 }}")),
@@ -194,6 +202,9 @@ async fn processor_over_http() {
         );
     }
     cases.push(get("told", "x", "/x"));
+    for path in ["/x", "/meta", "/direct"] {
+        cases.push(get("clustered", "x", path));
+    }
     cases.push(get("lost", "x", "/x"));
     cases.push(get("lost-open", "x", "/x"));
     // Envoy hears nothing that is said of answers of its own, such as the probe's.

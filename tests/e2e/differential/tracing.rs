@@ -43,11 +43,23 @@ fn listener(name: &str, direction: &str, tracing: &Value, route: &Value) -> Valu
     }
     let gone = json!({"match": {"prefix": "/gone"}, "route": {"cluster": "gone"}});
     let retry = json!({"match": {"prefix": "/retry"}, "route": {"cluster": "origin", "retry_policy": {"retry_on": "5xx", "num_retries": 1}}});
+    let copies = |more: &Value| {
+        let mut copy = json!({"cluster": "origin", "disable_shadow_host_suffix_append": true});
+        if let (Value::Object(copy), Value::Object(more)) = (&mut copy, more.clone()) {
+            copy.extend(more);
+        }
+        json!({"cluster": "origin", "request_mirror_policies": [copy]})
+    };
+    let unsampled =
+        json!({"match": {"prefix": "/mirror/not"}, "route": copies(&json!({"trace_sampled": false}))});
+    let sampled =
+        json!({"match": {"prefix": "/mirror/too"}, "route": copies(&json!({"trace_sampled": true}))});
+    let mirror = json!({"match": {"prefix": "/mirror"}, "route": copies(&json!({}))});
     let router = json!({"name": "router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router", json!({}))});
     let manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         json!({"stat_prefix": name, "tracing": tracing, "http_filters": [router], "generate_request_id": true,
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [gone, retry, all]}]}}),
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [gone, retry, unsampled, sampled, mirror, all]}]}}),
     );
     json!({"name": name, "traffic_direction": direction,
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": format!("@port:{name}@")}},
@@ -113,6 +125,10 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("ingress", "/sampled", "traceparent: 00-@trace@-@caller@-01\r\ntracestate: a=1\r\ntracestate: b=2\r\n"),
     ("ingress", "/unsampled", "traceparent: 00-@trace@-@caller@-00\r\n"),
     ("ingress", "/broken", "traceparent: 00-@trace@-0000000000000000-01\r\n"),
+    ("ingress", "/mirror", ""),
+    ("ingress", "/mirror/not", ""),
+    ("rare", "/mirror", ""),
+    ("zipkin", "/mirror", ""),
     ("ingress", "/grpc", "content-type: application/grpc\r\ngrpc-timeout: 1S\r\n"),
     ("egress", "/plain", ""),
     ("egress", "/answered", ""),
@@ -245,7 +261,13 @@ async fn observe(kind: Kind) -> Vec<(String, Vec<String>)> {
         let mut names = Names(BTreeMap::new());
         names.0.insert(PARENT.to_owned(), "their trace".to_owned());
         names.0.insert(CALLER.to_owned(), "their span".to_owned());
-        let seen = origin.take();
+        let copied = path.starts_with("/mirror");
+        if copied {
+            assert!(origin.wait_for(2).await, "{kind:?}, {listener} {path}: no copy came");
+        }
+        let mut seen = origin.take();
+        // A copy may come first; it says that it comes from here.
+        seen.sort_by_key(|seen| seen.header("x-envoy-internal").is_some());
         let mut lines: Vec<String> = seen.iter().flat_map(|seen| context(seen, &mut names)).collect();
         for name in ["x-envoy-decorator-operation", "x-request-id"] {
             lines.extend(answer.header(name).map(|value| format!("the client sees {name} {}", id(value))));
@@ -265,6 +287,7 @@ async fn observe(kind: Kind) -> Vec<(String, Vec<String>)> {
             (format!(":{port}"), ":<client>"),
             (id, "<id>"),
         ];
+        let copies = usize::from(copied && *path != "/mirror/not");
         if sampled || unseen {
             let whole =
                 |spans: &[Span]| spans.iter().any(|span| span.kind == 2 || !listener.starts_with("spawn"));
@@ -277,7 +300,7 @@ async fn observe(kind: Kind) -> Vec<(String, Vec<String>)> {
                     let body: Vec<Value> = serde_json::from_str(&message.text()).expect("JSON");
                     reported.extend(body);
                 }
-                std::future::ready(!reported.is_empty() || !spans.is_empty() && whole(&spans))
+                std::future::ready(reported.len() > copies || spans.len() > copies && whole(&spans))
             })
             .await;
             assert!(came, "{kind:?}, {listener} {path}: no span came");

@@ -138,7 +138,13 @@ fn mirrors_and_limits_are_inherited() {
     };
     let mirrors =
         |table: &RouteTable, path: &str| match &the_forward(table, &Request::get("h", path)).mirrors[..] {
-            [Mirror { cluster: ClusterRef::Slot(slot), append_shadow_suffix: true, fraction }] => {
+            [Mirror {
+                cluster: ClusterRef::Slot(slot),
+                host: MirrorHost::Suffixed,
+                headers: None,
+                sampled: None,
+                fraction,
+            }] => {
                 assert!(fraction.holds(u64::MAX));
                 slot.name().to_string()
             }
@@ -257,4 +263,12 @@ fn basic_auth_is_refused_with_its_line() {
         ["virtual_hosts[0].routes[0].typed_per_filter_config[\"auth\"].users: line 1: the password is to be a digest \
           that begins with {SHA}"]
     );
+}
+
+#[test]
+fn a_virtual_cluster_needs_headers() {
+    let (table, problems, _) = try_table(json!({"virtual_hosts": [{"name": "a", "domains": ["*"],
+        "virtual_clusters": [{"name": "all"}], "routes": []}]}));
+    assert!(table.is_none());
+    assert_eq!(problems, ["virtual_hosts[0].virtual_clusters[0].headers: is required"]);
 }

@@ -95,3 +95,29 @@ fn bytes_that_are_no_table_are_told_from_a_table() {
     }
     assert!(split(&[0xff; 12]).is_none());
 }
+
+#[test]
+fn what_counts_requests_stays_when_its_virtual_host_could_sleep() {
+    let mut config = hosts(40);
+    config["virtual_hosts"][5]["name"] = json!("stays");
+    config["virtual_hosts"][5]["virtual_clusters"] =
+        json!([{"name": "all", "headers": [{"name": ":path", "string_match": {"prefix": "/"}}]}]);
+    config["virtual_hosts"][6]["name"] = json!("stays:too");
+    config["virtual_hosts"][6]["routes"][0]["stat_prefix"] = json!("main");
+    let counts = |name: &str| crate::telemetry::metrics::snapshot().number(name);
+    let table = encoded_table(&config).1.unwrap();
+    let (counted, name) = the_route(&table, &Request::get("s5.local", "/"))
+        .counted
+        .as_ref()
+        .unwrap()
+        .of(&Request::get("s5.local", "/"));
+    assert_eq!(name.map(|name| &*name.0), Some("all"));
+    counted.each(|stats| stats.count(204));
+    drop((table.rested(), table));
+    assert_eq!(counts("vhost.stays.vcluster.all.upstream_rq_204"), None, "nothing refers to it any more");
+    let table = encoded_table(&config).1.unwrap().rested();
+    for name in ["stays.vcluster.all", "stays.vcluster.other", "stays:too.route.main"] {
+        assert_eq!(counts(&format!("vhost.{name}.upstream_rq_total")), Some(0), "{name}");
+    }
+    assert_eq!(table.awake(), 0);
+}

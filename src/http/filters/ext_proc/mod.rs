@@ -48,6 +48,7 @@ use crate::http::exchange::{Exchange, Reply};
 use crate::http::head::RequestHead;
 use crate::http::stages::Stage;
 use crate::policy::cel::Expression;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 crate::stats! {
     /// `http.<stat_prefix>.ext_proc.[<stat_prefix>.]`.
@@ -99,6 +100,8 @@ pub struct Config {
     pub told: Arc<[Box<str>]>,
     /// Messages among them, likewise.
     pub told_typed: Arc<[Box<str>]>,
+    /// Metadata of the request's cluster that it sees, by namespace.
+    pub told_of_cluster: Arc<[Box<str>]>,
     /// Those that it may set.
     pub heard: Arc<[Box<str>]>,
     /// What it is told of the connection and the stream, with the first message of each side: names, and what they are
@@ -164,6 +167,8 @@ pub struct Overrides {
     pub told: Option<Arc<[Box<str>]>>,
     /// Messages among them, likewise.
     pub told_typed: Option<Arc<[Box<str>]>>,
+    /// Metadata of the request's cluster that it sees, by namespace.
+    pub told_of_cluster: Option<Arc<[Box<str>]>>,
     /// Those that it may set.
     pub heard: Option<Arc<[Box<str>]>>,
 }
@@ -244,6 +249,7 @@ impl Config {
                 .unwrap_or(&self.told_typed)
                 .clone(),
             heard: said.iter().find_map(|said| said.heard.as_ref()).unwrap_or(&self.heard).clone(),
+            of_cluster: self.of_cluster(&said, ex, at),
         };
         let session = Session::new(self.clone(), ex.worker.clone(), terms, mode);
         let session = Rc::new(RefCell::new(session));
@@ -271,6 +277,22 @@ impl Config {
         };
         active(ex).processors.push(turn);
         step
+    }
+
+    /// What is told of the cluster that the request goes to.
+    fn of_cluster(&self, said: &[&Overrides], ex: &Exchange<'_>, at: &At<'_>) -> DynamicMetadata {
+        let own = said.iter().find_map(|said| said.told_of_cluster.as_ref());
+        let names = own.unwrap_or(&self.told_of_cluster);
+        if names.is_empty() {
+            return DynamicMetadata::new();
+        }
+        let slot = at.course.with_cluster(ex, |name| ex.worker.clusters.find(name)).flatten();
+        let cluster = slot.and_then(|slot| slot.load().clone());
+        let Some(all) = cluster.as_ref().and_then(|cluster| cluster.names.metadata.as_ref()) else {
+            return DynamicMetadata::new();
+        };
+        let found = names.iter().filter_map(|name| all.get_key_value(&**name));
+        found.map(|(name, fields)| (name.clone(), fields.clone())).collect()
     }
 
     /// Who looks at a request whose route says this.

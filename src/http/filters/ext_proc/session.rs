@@ -22,6 +22,7 @@ use crate::http::call_stream::{Ended, GrpcStream};
 use crate::http::exchange::Exchange;
 use crate::http::filters::lua::Run;
 use crate::http::worker::Worker;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 const PATH: &[u8] = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
@@ -90,6 +91,8 @@ pub(super) struct Terms {
     pub told_typed: Arc<[Box<str>]>,
     /// Those that it may set.
     pub heard: Arc<[Box<str>]>,
+    /// What it sees of the cluster's metadata.
+    pub of_cluster: DynamicMetadata,
 }
 
 /// Whose parts are looked at.
@@ -179,6 +182,8 @@ impl Session {
             run.look(ex, &self.noted);
         }
         let (mut seen, told) = (Metadata::default(), &self.terms.told);
+        let of_cluster = self.terms.of_cluster.iter();
+        seen.filter_metadata.extend(of_cluster.map(|(name, fields)| (name.clone(), fields.clone())));
         if let Some(all) = ex.info.metadata.as_ref().filter(|_| !told.is_empty()) {
             for name in told.iter() {
                 if let Some(found) = all.get(&**name) {

@@ -85,7 +85,9 @@ async fn by_virtual_cluster_and_route() {
         named("empty", "/empty", mark),
         named("maintained", "/maintained", mark),
         named("nowhere", "/nowhere", mark),
-        named("closed", "/app", mark).answers(Answer::raw("").then(Then::Close)),
+        case("main", "closed")
+            .send("POST", "/other", mark, "hello")
+            .answers(Answer::raw("").then(Then::Close)),
         named("no HTTP", "/app", mark).answers(Answer::raw("nonsense\r\n\r\n").then(Then::Close)),
         named("mirrored", "/mirror", mark).mirrored(2),
         named("redirected here", "/moved", "").script(|request| match request.target() {

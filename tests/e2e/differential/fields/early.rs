@@ -90,7 +90,6 @@ async fn responses_that_are_not_the_last() {
         let busy = || Answer::status(503, "Busy", "busy").interim(early);
         let name = |what| -> &'static str { format!("{listener}: {what}").leak() };
         cases.extend([
-            case(listener, name("two")).get("/x", "").answers(Answer::ok("ok").interim(&early.repeat(2))),
             case(listener, name("no retry after one")).get("/again", "").answers(busy()),
             case(listener, name("direct")).get("/direct", "Expect: 100-continue\r\n"),
         ]);

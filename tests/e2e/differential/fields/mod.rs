@@ -12,6 +12,7 @@ mod matchers;
 mod outliers;
 mod routes;
 mod table;
+mod tries;
 
 /// Statistics that are not compared: a version that is not spoken here, and errors of one library.
 const BUT: &[&str] = &["downstream_rq_http3_total", "upstream_rq_rx_reset_no_error", "library.zlib_"];

@@ -238,7 +238,7 @@ async fn mirrors_keep_their_hosts_name() {
                    { append: { header: { key: x-kept, value: '%REQ(:path)%' }, append_action: OVERWRITE_IF_EXISTS_OR_ADD } }, \
                    { append: { header: { key: x-kept, value: more } } }, \
                    { append: { header: { key: x-envoy-internal, value: said }, append_action: OVERWRITE_IF_EXISTS_OR_ADD } }, \
-                   { append: { header: { key: x-host-of, value: '%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %RESPONSE_CODE%' } } }, \
+                   { append: { header: { key: x-host-of, value: '%UPSTREAM_CLUSTER% %RESPONSE_CODE%' } } }, \
                    { remove_on_match: { key_matcher: { prefix: x-drop- } } }";
     let routes = format!(
         "- name: all\n  domains: ['*']\n  routes:\n  - {{ match: {{ prefix: /kept }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /changed }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /off }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /literal }}, route: {{ cluster: a, {} }} }}\n  - {{ match: {{ prefix: /rewritten }}, route: {{ cluster: a, prefix_rewrite: /new, host_rewrite_literal: new.test, append_x_forwarded_host: true, {} }}, request_headers_to_add: [ {{ header: {{ key: x-route, value: added }} }} ] }}\n",
@@ -264,4 +264,38 @@ async fn mirrors_keep_their_hosts_name() {
             .mirrored(2),
     ];
     check_but(bootstrap, cases, &["cluster.a.upstream_rq_", "cluster.b.upstream_rq_t"], BUT).await;
+}
+
+#[tokio::test]
+async fn hosts_named_by_a_header() {
+    let host = |name: &str, domain: &str| {
+        format!("- name: {name}\n  domains: ['{domain}']\n  routes:\n{}", direct(name, "prefix: /"))
+    };
+    let named = [host("exact", "x.test"), host("ported", "x.test:81"), host("suffix", "*.y.test")].concat();
+    let with_any = named.clone() + &host("any", "*");
+    let bootstrap = Bootstrap::new()
+        .listener("main", "", &named)
+        .route_options("main", "vhost_header: X-Host\n")
+        .listener("any", "", &with_any)
+        .route_options("any", "vhost_header: x-host\nignore_port_in_host_matching: true\n")
+        .listener("one", "", &host("one", "*"))
+        .route_options("one", "vhost_header: x-host\n");
+    let mut cases: Vec<Case> = Vec::new();
+    for listener in ["main", "any", "one"] {
+        for line in [
+            "",
+            "X-Host: x.test\r\n",
+            "x-host: X.Test\r\n",
+            "X-Host: x.test:81\r\n",
+            "X-Host: x.test:82\r\n",
+            "X-Host: a.y.test\r\n",
+            "X-Host: other\r\n",
+            "X-Host: \r\n",
+            "X-Host: x.test\r\nX-Host: a.y.test\r\n",
+        ] {
+            let name: &str = format!("{listener}: {}", line.escape_debug()).leak();
+            cases.push(case(listener, name).raw(format!("GET /p HTTP/1.1\r\nHost: x.test\r\n{line}\r\n")));
+        }
+    }
+    check_but(bootstrap, cases, &["http.main.no_route", "http.any.no_route"], BUT).await;
 }
