@@ -2,6 +2,7 @@
 
 mod balancing;
 mod clusters;
+mod dns_clusters;
 mod filters;
 mod local_reply;
 mod logs;
@@ -9,6 +10,7 @@ mod manager;
 mod matchers;
 mod outliers;
 mod routes;
+mod sessions;
 mod table;
 
 /// Statistics that are not compared: a version that is not spoken here, whether the rest of a request that was answered

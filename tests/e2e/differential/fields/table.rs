@@ -14,6 +14,7 @@ pub struct Table {
     origins: Vec<(&'static str, Answer)>,
     clusters: String,
     routes: Vec<String>,
+    listeners: String,
     more: String,
 }
 
@@ -53,6 +54,24 @@ impl Table {
         self
     }
 
+    /// A route of this path to a cluster that adds a header to the request first.
+    pub fn telling(mut self, path: &str, cluster: &str, headers: &[(&str, &str)]) -> Table {
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{{ header: {{ key: {name}, value: '{value}' }} }}"))
+            .collect();
+        let added = format!("request_headers_to_add: [ {} ]", headers.join(", "));
+        self.routes
+            .push(format!("{{ match: {{ path: {path} }}, route: {{ cluster: {cluster} }}, {added} }}"));
+        self
+    }
+
+    /// Another listener, a list's entry of YAML.
+    pub fn listener(mut self, yaml: &str) -> Table {
+        self.listeners += yaml;
+        self
+    }
+
     /// Any other part of the bootstrap.
     pub fn more(mut self, yaml: &str) -> Table {
         self.more += &format!("{yaml}\n");
@@ -78,10 +97,11 @@ layered_runtime: {{ layers: [ {{ name: tests, static_layer: {{ outrigger.upstrea
           - name: router
             typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
           route_config: {{ virtual_hosts: [ {{ name: all, domains: ['*'], routes: [ {} ] }} ] }}
-  clusters:
+{}  clusters:
 {}",
             self.more,
             self.routes.join(", "),
+            self.listeners,
             self.clusters
         )
     }
@@ -127,10 +147,14 @@ pub async fn answers(side: &Side, path: &str, count: usize) -> BTreeMap<String, 
     seen
 }
 
-/// Statistics of clusters whose names have one of these in them, without those that are zero.
+/// Statistics of clusters whose names have one of these in them, without those that are zero. Where a request came from
+/// is not told apart here.
 pub async fn stats(side: &Side, parts: &[&str]) -> Vec<String> {
     let wanted = |(name, value): &(String, u64)| {
-        *value > 0 && name.starts_with("cluster.") && parts.iter().any(|part| name.contains(part))
+        *value > 0
+            && name.starts_with("cluster.")
+            && !name.contains(".external.")
+            && parts.iter().any(|part| name.contains(part))
     };
     let lines = side.proxy.stats().await.into_iter().filter(wanted);
     let lines = lines.map(|(name, value)| format!("{name}: {value}")).collect();
