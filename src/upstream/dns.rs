@@ -225,7 +225,7 @@ fn take_answer(
 
 /// Swaps in the host set that `targets` describe, if it differs from the present one.
 fn store(cluster: &Cluster, targets: &[Target]) {
-    let present = cluster.hosts.load();
+    let present = cluster.hosts.load_full();
     let mut known: HashMap<&Address, Vec<&Arc<Host>>> = HashMap::new();
     for host in &present.all {
         known.entry(&host.address).or_default().push(host);
@@ -254,8 +254,9 @@ fn store(cluster: &Cluster, targets: &[Target]) {
         return;
     }
     let options = cluster.split_options();
-    cluster.stats().membership_change.increment(1);
     cluster.hosts.store(HostSet::new(hosts, options));
+    let changed = !cluster.hosts.load().has_members_of(&present);
+    cluster.stats().membership_change.increment(u64::from(changed));
     publish_membership(cluster);
 }
 

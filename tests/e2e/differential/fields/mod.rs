@@ -4,6 +4,7 @@ mod balancing;
 mod clusters;
 mod dns_clusters;
 mod filters;
+mod health;
 mod local_reply;
 mod logs;
 mod manager;

@@ -73,8 +73,8 @@ async fn silent(side: &Side) -> Vec<String> {
     let wanted = |name: &str| {
         !name.contains(".worker_")
             && ["downstream_cx_total", "downstream_pre_cx_timeout", "no_filter_chain_match"]
-            .iter()
-            .any(|counter| name.ends_with(counter))
+                .iter()
+                .any(|counter| name.ends_with(counter))
     };
     let all = side.proxy.stats().await.into_iter();
     let own = all.filter(|(name, _)| {

@@ -48,6 +48,13 @@ impl Table {
         self.route(&format!("/{name}"), name, "")
     }
 
+    /// A cluster whose endpoints are in the file of its name, in the directory that is the value `endpoints`.
+    pub fn discovered(mut self, name: &str, options: &str) -> Table {
+        let options: String = options.lines().map(|line| format!("    {line}\n")).collect();
+        self.clusters += &format!("  - name: {name}\n    type: EDS\n    connect_timeout: 0.5s\n    eds_cluster_config: {{ eds_config: {{ initial_fetch_timeout: 0.1s, resource_api_version: V3, path_config_source: {{ path: \"@endpoints@/{name}.yaml\" }} }} }}\n{options}");
+        self
+    }
+
     /// A route of this path to a cluster, with more fields of its action, each with a comma before.
     pub fn route(mut self, path: &str, cluster: &str, more: &str) -> Table {
         self.routes.push(format!("{{ match: {{ path: {path} }}, route: {{ cluster: {cluster}{more} }} }}"));
@@ -107,6 +114,15 @@ layered_runtime: {{ layers: [ {{ name: tests, static_layer: {{ outrigger.upstrea
     }
 
     async fn side(&self, kind: Kind) -> Side {
+        self.side_with(kind, |_| Vec::new()).await
+    }
+
+    /// A proxy with these clusters; `prepare` sees its origins first, and gives values of the template.
+    pub async fn side_with(
+        &self,
+        kind: Kind,
+        prepare: impl FnOnce(&[(&'static str, Origin)]) -> Vec<(&'static str, String)>,
+    ) -> Side {
         let mut origins = Vec::new();
         for (name, answer) in &self.origins {
             let origin = Origin::start().await;
@@ -119,7 +135,8 @@ layered_runtime: {{ layers: [ {{ name: tests, static_layer: {{ outrigger.upstrea
         });
         // Whoever is left has no origin.
         let template = template.replace("@origin:", "@port:");
-        Side { proxy: Proxy::start(Plan::new(kind, &template, &[])).await, origins }
+        let values = prepare(&origins);
+        Side { proxy: Proxy::start(Plan::new(kind, &template, &values)).await, origins }
     }
 
     /// Envoy and Outrigger with these clusters; `None` where there is no Envoy.
