@@ -192,7 +192,7 @@ impl SlowStart {
 /// `override_host` policy: where a request says which host it asks for.
 #[derive(Clone, Debug)]
 pub struct OverrideHost {
-    /// Headers with addresses, the first that is there counts.
+    /// Headers with addresses: those of the first come before those of the next.
     pub headers: Box<[HeaderKey]>,
 }
 

@@ -66,8 +66,7 @@ async fn serve(
     let _counted = Counted::new(&census.connections);
     let _relay = Counted::new(&census.relays);
     let now = Instant::now();
-    let opened = Opened::new(&listener, now);
-    opened.inspected.set(true);
+    let _opened = Opened::new(&listener, now);
     // It was let in, and counts among those that were.
     let rooms = chain.filters.iter().filter_map(|filter| match filter {
         NetworkFilter::ConnectionLimit(limit) => limit.take(&worker.runtime).ok().flatten(),

@@ -1,6 +1,5 @@
 //! Serving one connection: from accepting it to the filter chain that has it.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -53,8 +52,6 @@ impl Drop for Session<'_> {
 pub(super) struct Opened {
     stats: Arc<ListenerStats>,
     start: Instant,
-    /// Past inspection.
-    pub(super) inspected: Cell<bool>,
     _active: Held,
 }
 
@@ -63,16 +60,14 @@ impl Opened {
         let stats = listener.stats.clone();
         stats.downstream_cx_total.increment(1);
         let active = Held::new(&stats.downstream_cx_active);
-        Self { stats, start, inspected: Cell::new(false), _active: active }
+        Self { stats, start, _active: active }
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
         self.stats.downstream_cx_destroy.increment(1);
-        if self.inspected.get() {
-            self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_secs_f64() * 1000.0);
-        }
+        self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_secs_f64() * 1000.0);
     }
 }
 
@@ -105,7 +100,10 @@ impl Entry<'_> {
         };
         let counter = match outcome {
             Ok(Ok(())) => return Ok(()),
-            Err(_) if listener.continue_on_listener_filters_timeout => return Ok(()),
+            Err(_) if listener.continue_on_listener_filters_timeout => {
+                stats.downstream_pre_cx_timeout.increment(1);
+                return Ok(());
+            }
             Err(_) => &stats.downstream_pre_cx_timeout,
             Ok(Err(InspectError::TooLarge)) => &stats.downstream_listener_filter_error,
             Ok(Err(InspectError::Closed | InspectError::Io(_))) => {
@@ -207,7 +205,6 @@ pub(super) async fn serve(
     let _counted = Counted::new(&census.connections);
     let _session = Session { id, census: &census };
     let start = Instant::now();
-    let mut opened = (!listener.hand_off).then(|| Opened::new(&listener, start));
     let mut entry = Entry {
         worker: &worker,
         census: &census,
@@ -222,23 +219,19 @@ pub(super) async fn serve(
     if listener.hand_off {
         let meant = entry.arrival.local.filter(|_| entry.arrival.is_restored);
         // From there it is not handed on.
-        match meant.and_then(|local| destinations.find(local)).filter(|found| *found.name != *listener.name) {
-            Some(found) => {
-                opened = Some(Opened::new(&found, start));
-                listener = found;
-                if entry.arrive(&listener, &stream).await.is_err() {
-                    return;
-                }
+        let found = meant.and_then(|local| destinations.find(local));
+        if let Some(found) = found.filter(|found| *found.name != *listener.name) {
+            listener = found;
+            if entry.arrive(&listener, &stream).await.is_err() {
+                return;
             }
-            None => opened = Some(Opened::new(&listener, start)),
         }
     }
     drop(destinations);
-    if let Some(opened) = &opened {
-        opened.inspected.set(true);
-    }
     let stats = listener.stats.clone();
     let chain = choose(&listener, &entry.arrival.inspected, &entry.arrival);
+    // What nobody serves is no connection yet, as in Envoy.
+    let _opened = chain.is_some().then(|| Opened::new(&listener, start));
     if let (Some(sessions), Some(chain)) = (&census.sessions, &chain) {
         sessions.chosen(id, &chain.retirement);
     }

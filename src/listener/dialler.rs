@@ -16,7 +16,7 @@ use crate::telemetry::stream_info::ResponseFlags;
 use crate::tls::upstream::Names;
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::ConnectionPermit;
-use crate::upstream::{connect_failure, PickContext, RequestPermit, UpstreamError};
+use crate::upstream::{connect_failure, PickContext, RelayPermit, RequestPermit, UpstreamError};
 
 fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
     if let Some(health) = &cluster.health {
@@ -28,10 +28,17 @@ fn report(cluster: &Arc<Cluster>, host: &Arc<Host>, outcome: Outcome) {
 #[derive(Debug)]
 pub enum Open {
     /// A connection of its own.
-    Connection(#[allow(dead_code)] ConnectionPermit),
+    #[allow(missing_docs)]
+    Connection { _connection: ConnectionPermit, _session: RelayPermit },
     /// A request, and the connection where that is its own.
     #[allow(missing_docs)]
     Tunnel { _connection: Option<ConnectionPermit>, _request: RequestPermit },
+}
+
+impl Open {
+    fn connection(cluster: &Arc<Cluster>, host: &Arc<Host>, permit: ConnectionPermit) -> Self {
+        Self::Connection { _connection: permit, _session: RelayPermit::take(cluster, host) }
+    }
 }
 
 /// Connects TCP sessions through the worker's pools.
@@ -54,7 +61,7 @@ impl Dialler<'_> {
         let connection = pool.adopt(stream);
         let (id, host) = (connection.id, pool.host.clone());
         let (stream, permit) = connection.split();
-        let (first, permit) = (BytesMut::new(), Open::Connection(permit));
+        let (first, permit) = (BytesMut::new(), Open::connection(&local.cluster, &host, permit));
         Some((local.cluster.clone(), Dialed { stream, id, host, tls: None, first, protocol: None, permit }))
     }
 }
@@ -120,7 +127,7 @@ impl Dial for Dialler<'_> {
                 let host = pool.host.clone();
                 let tls = connection.tls.clone();
                 let (stream, permit) = connection.split();
-                let (first, permit) = (BytesMut::new(), Open::Connection(permit));
+                let (first, permit) = (BytesMut::new(), Open::connection(&local.cluster, &host, permit));
                 Ok(Dialed { stream, id, host, tls, first, protocol: None, permit })
             }
             Err(error) => {

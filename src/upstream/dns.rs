@@ -166,7 +166,7 @@ async fn run(cluster: Arc<Cluster>, mut first: Option<oneshot::Sender<()>>) {
             schedule(&mut lookups, index, target, delay.max(Duration::from_millis(1)));
         }
         if !target.failing {
-            store(&cluster, &targets, logical);
+            store(&cluster, &targets);
         }
         if targets.iter().all(|target| target.answered) {
             if let Some(first) = first.take() {
@@ -224,8 +224,8 @@ fn take_answer(
 }
 
 /// Swaps in the host set that `targets` describe, if it differs from the present one.
-fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
-    let present = cluster.hosts.load();
+fn store(cluster: &Cluster, targets: &[Target]) {
+    let present = cluster.hosts.load_full();
     let mut known: HashMap<&Address, Vec<&Arc<Host>>> = HashMap::new();
     for host in &present.all {
         known.entry(&host.address).or_default().push(host);
@@ -254,11 +254,9 @@ fn store(cluster: &Cluster, targets: &[Target], logical: bool) {
         return;
     }
     let options = cluster.split_options();
-    // A logical host that moves stays one member: Envoy does not count it.
-    if !(logical && hosts.len() == present.all.len()) {
-        cluster.stats().membership_change.increment(1);
-    }
     cluster.hosts.store(HostSet::new(hosts, options));
+    let changed = !cluster.hosts.load().has_members_of(&present);
+    cluster.stats().membership_change.increment(u64::from(changed));
     publish_membership(cluster);
 }
 
@@ -366,7 +364,8 @@ fn build(dns: &Dns) -> Result<TokioResolver, NetError> {
         DnsFamily::V4Only => LookupIpStrategy::Ipv4Only,
         DnsFamily::V6Only => LookupIpStrategy::Ipv6Only,
         DnsFamily::V4Preferred => LookupIpStrategy::Ipv4thenIpv6,
-        DnsFamily::All => LookupIpStrategy::Ipv6AndIpv4,
+        // As in Envoy: of a logical host the first is used.
+        DnsFamily::All => LookupIpStrategy::Ipv4AndIpv6,
     };
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;

@@ -1,7 +1,7 @@
 //! Sorting hosts into priorities and splitting traffic between them, by Envoy's integer arithmetic
 //! (envoyproxy.io: load_balancing/priority, panic_threshold, degraded).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -86,6 +86,13 @@ impl HostSet {
     pub(crate) fn is_sorted(&self) -> bool {
         let current = self.all.iter().map(|host| HostState::of(host, self.options));
         current.eq(self.states.iter().copied())
+    }
+
+    /// Whether these are the hosts of `other`, in whatever order: one that only its checks keep is one of them still.
+    pub(crate) fn has_members_of(&self, other: &HostSet) -> bool {
+        let known: HashSet<_> = other.all.iter().map(|host| Arc::as_ptr(&host.shared)).collect();
+        self.all.len() == other.all.len()
+            && self.all.iter().all(|host| known.contains(&Arc::as_ptr(&host.shared)))
     }
 
     /// Makes the tables that workers use of `before`, so that none of them has to.

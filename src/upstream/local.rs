@@ -554,10 +554,9 @@ impl More {
 
     /// The host whose turn it is of those that a request asks for. As in Envoy its health does not count: who chose
     /// it knows better.
-    fn find(&mut self, set: &HostSet, wanted: (&[u8], usize)) -> Option<u32> {
-        let (list, turn) = wanted;
-        let address = list.split(|byte| *byte == b',').nth(turn)?.trim_ascii();
-        self.at(set, address)
+    fn find(&mut self, set: &HostSet, (lists, turn): (&[&[u8]], usize)) -> Option<u32> {
+        let named = lists.iter().flat_map(|list| list.split(|byte| *byte == b','));
+        named.filter_map(|address| self.at(set, address.trim_ascii())).nth(turn)
     }
 
     /// The host at an address.

@@ -28,7 +28,7 @@ use crate::config::{Cluster, Host, Slot};
 use crate::telemetry::stream_info::ResponseFlags;
 
 pub use local::ClusterLocal;
-pub use permit::RequestPermit;
+pub use permit::{RelayPermit, RequestPermit};
 pub use pick::PickContext;
 pub use pool::{HostPool, UpstreamConnection};
 

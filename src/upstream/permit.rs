@@ -139,20 +139,51 @@ impl RequestPermit {
             cluster.stats().upstream_rq_active_overflow.increment(1);
             return None;
         };
-        let stats = cluster.stats();
-        stats.upstream_rq_total.increment(1);
-        stats.upstream_rq_active.increment(1.0);
-        host.shared.active_requests.fetch_add(1, Ordering::Relaxed);
-        host.shared.counters.rq_total.fetch_add(1, Ordering::Relaxed);
+        begins(cluster, host);
         Some(Self { permit, host: host.clone() })
     }
 }
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        self.permit.cluster.stats().upstream_rq_active.decrement(1.0);
-        self.host.shared.active_requests.fetch_sub(1, Ordering::Relaxed);
+        ends(&self.permit.cluster, &self.host);
     }
+}
+
+/// A TCP session with a host: counted as a request is, but no breaker of requests knows of it.
+#[derive(Debug)]
+pub struct RelayPermit {
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+}
+
+impl RelayPermit {
+    /// Counts one more.
+    pub fn take(cluster: &Arc<Cluster>, host: &Arc<Host>) -> Self {
+        begins(cluster, host);
+        Self { cluster: cluster.clone(), host: host.clone() }
+    }
+}
+
+impl Drop for RelayPermit {
+    fn drop(&mut self) {
+        ends(&self.cluster, &self.host);
+    }
+}
+
+#[inline]
+fn begins(cluster: &Cluster, host: &Host) {
+    let stats = cluster.stats();
+    stats.upstream_rq_total.increment(1);
+    stats.upstream_rq_active.increment(1.0);
+    host.shared.active_requests.fetch_add(1, Ordering::Relaxed);
+    host.shared.counters.rq_total.fetch_add(1, Ordering::Relaxed);
+}
+
+#[inline]
+fn ends(cluster: &Cluster, host: &Host) {
+    cluster.stats().upstream_rq_active.decrement(1.0);
+    host.shared.active_requests.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// A retry in flight.

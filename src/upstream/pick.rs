@@ -21,8 +21,8 @@ pub struct PickContext<'a> {
     pub hash: Option<u64>,
     /// What is asked of the host's metadata, for subsets.
     pub metadata: Option<&'a Arc<Criteria>>,
-    /// The hosts that the request asks for, addresses separated by commas, and how many of them had their turn.
-    pub wanted: Option<(&'a [u8], usize)>,
+    /// The hosts that the request asks for, lists of addresses separated by commas, and how many had their turn.
+    pub wanted: Option<(&'a [&'a [u8]], usize)>,
     /// The address of the host of the request's session, and whether no other will do.
     pub session: Option<(&'a [u8], bool)>,
     /// Hosts not to be chosen if another is found.

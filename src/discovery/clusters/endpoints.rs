@@ -157,8 +157,9 @@ impl Clusters {
                         if same && present.options == hosts.options {
                             stats.update_no_rebuild.increment(1);
                         } else {
-                            stats.membership_change.increment(u64::from(!same));
                             cluster.hosts.store(hosts);
+                            let changed = !cluster.hosts.load().has_members_of(&present);
+                            stats.membership_change.increment(u64::from(changed));
                         }
                         dns::publish_membership(cluster);
                     }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::hash::Hashed;
 use super::hedge::Unanswered;
 use super::lent::Lent;
@@ -317,10 +319,10 @@ impl Attempts<'_> {
             let hashed = self.hashed.get_or_insert_with(|| Box::new(Hashed::of(policies, ex)));
             context.hash = hashed.hash;
         }
-        if let Some(options) = self.cluster.override_host() {
-            let request = ex.request.as_ref();
-            let named = request.and_then(|r| options.headers.iter().find_map(|key| r.first(key)));
-            context.wanted = named.map(|list| (list, self.tried.len()));
+        let mut named: SmallVec<[&[u8]; 2]> = SmallVec::new();
+        if let (Some(options), Some(request)) = (self.cluster.override_host(), &ex.request) {
+            named.extend(options.headers.iter().filter_map(|key| request.first(key)));
+            context.wanted = Some((&named, self.tried.len()));
         }
         let Some(retries) = self.retries.as_mut().filter(|_| !self.tried.is_empty()) else {
             return self.cluster.pick(&context);

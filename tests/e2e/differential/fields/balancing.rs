@@ -31,7 +31,8 @@ async fn near_hosts_come_first() {
             .iter()
             .map(|host| at(host, "metadata: { filter_metadata: { envoy.lb: { v: one } } },"))
             .collect();
-        group(&format!("locality: {{ region: here, zone: {zone} }},"), &hosts)
+        let place = format!("locality: {{ region: here, zone: {zone} }}, load_balancing_weight: 1,");
+        group(&place, &hosts)
     };
     let six = [zone("near", &HOSTS[..3]), zone("far", &HOSTS[3..])];
     let selectors = "subset_selectors: [ { keys: [ v ] } ], fallback_policy: ANY_ENDPOINT";
@@ -84,6 +85,39 @@ async fn near_hosts_come_first() {
 }
 
 #[tokio::test]
+async fn hosts_that_requests_ask_for() {
+    let inner = policy("round_robin.v3.RoundRobin", "").replace("load_balancing_policy", "fallback_policy");
+    let sources = "override_host_sources: [ { header: x-first }, { header: x-second } ]";
+    let options = policy("override_host.v3.OverrideHost", &format!(", {sources}, {inner}"));
+    let hosts =
+        [at("a", ""), at("b", ""), at("c", "health_status: UNHEALTHY,"), at("d", "health_status: DRAINING,")];
+    let here = |host: &str| format!("127.0.0.1:@origin:{host}@");
+    let nobody = "127.0.0.1:1".to_owned();
+    let asked: [(&str, Vec<(&str, String)>); 11] = [
+        ("one", vec![("x-first", here("b"))]),
+        ("unhealthy", vec![("x-first", here("c"))]),
+        ("draining", vec![("x-first", here("d"))]),
+        ("second", vec![("x-second", here("b"))]),
+        ("both", vec![("x-first", here("a")), ("x-second", here("b"))]),
+        ("unknown", vec![("x-first", nobody.clone())]),
+        ("no-address", vec![("x-first", "somewhere".into())]),
+        ("unknown-first", vec![("x-first", nobody.clone()), ("x-second", here("b"))]),
+        ("no-address-first", vec![("x-first", "somewhere".into()), ("x-second", here("b"))]),
+        ("list", vec![("x-first", format!("{nobody},{}", here("b")))]),
+        ("spaced-list", vec![("x-first", format!("{nobody}, {} , {}", here("b"), here("a")))]),
+    ];
+    let mut table = Table::default().named(&HOSTS).cluster("asks", &options, &[group("", &hosts)]);
+    let mut paths = Vec::new();
+    for (name, headers) in &asked {
+        let path = format!("/asks/{name}");
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        table = table.telling(&path, "asks", &headers);
+        paths.push(path);
+    }
+    compare(table, &paths, &["upstream_rq_total"]).await;
+}
+
+#[tokio::test]
 async fn hosts_that_drain_are_not_counted() {
     let drains = |host: &str| at(host, "health_status: DRAINING,");
     let well = |host: &str| at(host, "");
@@ -105,7 +139,12 @@ async fn hosts_that_drain_are_not_counted() {
         table = table.cluster(name, options, groups);
         paths.push(format!("/{name}"));
     }
-    compare(table, &paths, &["membership_", "lb_healthy_panic"]).await;
+    compare(
+        table,
+        &paths,
+        &["membership_excluded", "membership_healthy", "membership_total", "lb_healthy_panic"],
+    )
+    .await;
 }
 
 #[tokio::test]

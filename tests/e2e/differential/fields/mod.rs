@@ -3,14 +3,17 @@
 mod balancing;
 mod clusters;
 mod counted;
+mod dns_clusters;
 mod early;
 mod filters;
+mod health;
 mod local_reply;
 mod logs;
 mod manager;
 mod matchers;
 mod outliers;
 mod routes;
+mod sessions;
 mod table;
 mod tries;
 

@@ -14,6 +14,7 @@ pub struct Table {
     origins: Vec<(&'static str, Answer)>,
     clusters: String,
     routes: Vec<String>,
+    listeners: String,
     more: String,
 }
 
@@ -47,9 +48,34 @@ impl Table {
         self.route(&format!("/{name}"), name, "")
     }
 
+    /// A cluster whose endpoints are in the file of its name, in the directory that is the value `endpoints`.
+    pub fn discovered(mut self, name: &str, options: &str) -> Table {
+        let options: String = options.lines().map(|line| format!("    {line}\n")).collect();
+        self.clusters += &format!("  - name: {name}\n    type: EDS\n    connect_timeout: 0.5s\n    eds_cluster_config: {{ eds_config: {{ initial_fetch_timeout: 0.1s, resource_api_version: V3, path_config_source: {{ path: \"@endpoints@/{name}.yaml\" }} }} }}\n{options}");
+        self
+    }
+
     /// A route of this path to a cluster, with more fields of its action, each with a comma before.
     pub fn route(mut self, path: &str, cluster: &str, more: &str) -> Table {
         self.routes.push(format!("{{ match: {{ path: {path} }}, route: {{ cluster: {cluster}{more} }} }}"));
+        self
+    }
+
+    /// A route of this path to a cluster that adds a header to the request first.
+    pub fn telling(mut self, path: &str, cluster: &str, headers: &[(&str, &str)]) -> Table {
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{{ header: {{ key: {name}, value: '{value}' }} }}"))
+            .collect();
+        let added = format!("request_headers_to_add: [ {} ]", headers.join(", "));
+        self.routes
+            .push(format!("{{ match: {{ path: {path} }}, route: {{ cluster: {cluster} }}, {added} }}"));
+        self
+    }
+
+    /// Another listener, a list's entry of YAML.
+    pub fn listener(mut self, yaml: &str) -> Table {
+        self.listeners += yaml;
         self
     }
 
@@ -78,15 +104,25 @@ layered_runtime: {{ layers: [ {{ name: tests, static_layer: {{ outrigger.upstrea
           - name: router
             typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
           route_config: {{ virtual_hosts: [ {{ name: all, domains: ['*'], routes: [ {} ] }} ] }}
-  clusters:
+{}  clusters:
 {}",
             self.more,
             self.routes.join(", "),
+            self.listeners,
             self.clusters
         )
     }
 
     async fn side(&self, kind: Kind) -> Side {
+        self.side_with(kind, |_| Vec::new()).await
+    }
+
+    /// A proxy with these clusters; `prepare` sees its origins first, and gives values of the template.
+    pub async fn side_with(
+        &self,
+        kind: Kind,
+        prepare: impl FnOnce(&[(&'static str, Origin)]) -> Vec<(&'static str, String)>,
+    ) -> Side {
         let mut origins = Vec::new();
         for (name, answer) in &self.origins {
             let origin = Origin::start().await;
@@ -99,7 +135,8 @@ layered_runtime: {{ layers: [ {{ name: tests, static_layer: {{ outrigger.upstrea
         });
         // Whoever is left has no origin.
         let template = template.replace("@origin:", "@port:");
-        Side { proxy: Proxy::start(Plan::new(kind, &template, &[])).await, origins }
+        let values = prepare(&origins);
+        Side { proxy: Proxy::start(Plan::new(kind, &template, &values)).await, origins }
     }
 
     /// Envoy and Outrigger with these clusters; `None` where there is no Envoy.
@@ -127,10 +164,14 @@ pub async fn answers(side: &Side, path: &str, count: usize) -> BTreeMap<String, 
     seen
 }
 
-/// Statistics of clusters whose names have one of these in them, without those that are zero.
+/// Statistics of clusters whose names have one of these in them, without those that are zero. Where a request came from
+/// is not told apart here.
 pub async fn stats(side: &Side, parts: &[&str]) -> Vec<String> {
     let wanted = |(name, value): &(String, u64)| {
-        *value > 0 && name.starts_with("cluster.") && parts.iter().any(|part| name.contains(part))
+        *value > 0
+            && name.starts_with("cluster.")
+            && !name.contains(".external.")
+            && parts.iter().any(|part| name.contains(part))
     };
     let lines = side.proxy.stats().await.into_iter().filter(wanted);
     let lines = lines.map(|(name, value)| format!("{name}: {value}")).collect();

@@ -29,6 +29,8 @@ fn config(more: &str) -> String {
 fn template(provider: u16) -> String {
     let pass = "pass_through_matcher: [ { name: x-pass, present_match: true } ], deny_redirect_matcher: [ { name: x-deny, present_match: true } ], allow_failed_matcher: [ { name: x-allow, present_match: true } ]";
     let attributes = "cookie_configs: { bearer_token_cookie_config: { same_site: STRICT, path: /app }, oauth_hmac_cookie_config: { same_site: LAX }, oauth_nonce_cookie_config: { same_site: NONE, partitioned: true }, id_token_cookie_config: { path: /id } }";
+    let names = "cookie_names: { bearer_token: Bb, oauth_hmac: Hh, oauth_expires: Ee, id_token: Ii, refresh_token: Rr, oauth_nonce: Nn, code_verifier: Vv }";
+    let paths = "cookie_configs: { refresh_token_cookie_config: { path: /r, same_site: LAX }, oauth_expires_cookie_config: { path: /e, same_site: STRICT }, code_verifier_cookie_config: { path: /v, same_site: NONE }, oauth_nonce_cookie_config: { path: /n } }";
     let plain =
         config(", cookie_domain: shared.test, cookie_names: { bearer_token: Access, id_token: __Secure-Id }");
     let route = format!(
@@ -52,6 +54,19 @@ fn template(provider: u16) -> String {
             all,
             format!(
                 "{}, forward_id_token: {{ header: x-id }}, preserve_authorization_header: true, disable_access_token_set_cookie: true, use_refresh_token: false, auth_scopes: [ openid ], end_session_endpoint: 'https://login.test/logout', post_logout_redirect_uri: {{ uri: 'https://%REQ(:authority)%/bye' }}, allowed_redirect_domains: [ '*.test' ], disable_token_encryption: true }}",
+                config("")
+            ),
+        ),
+        (
+            "names",
+            all,
+            format!("{}, {paths}, csrf_token_expires_in: 77s, code_verifier_token_expires_in: 88s, default_refresh_token_expires_in: 99s, auth_scopes: [ openid ], use_access_token_expiry_for_id_token_cookie: true, disable_token_encryption: true }}", config(&format!(", {names}"))),
+        ),
+        (
+            "unset",
+            all,
+            format!(
+                "{}, original_request_uri: 'https://%REQ(:authority)%/other?%REQ(:path)%', disable_id_token_set_cookie: true, disable_refresh_token_set_cookie: true, auth_scopes: [ openid ], disable_token_encryption: true }}",
                 config("")
             ),
         ),
@@ -85,7 +100,7 @@ async fn login(browser: &mut Browser<'_>, code: &str, text: &mut String) {
 async fn told(side: &Side, provider: &Provider) -> String {
     let _ = provider.take();
     let mut text = String::new();
-    for listener in ["main", "plain", "id", "routes"] {
+    for listener in ["main", "plain", "id", "names", "unset", "routes"] {
         text += &format!("====== {listener}\n");
         let prefix = if listener == "routes" { "/own" } else { "" };
         for code in ["good", "few", "none", "text", "list", "kinds", "broken"] {
