@@ -137,7 +137,6 @@ async fn processor_over_http() {
             &[says("proc", PER_ROUTE, "overrides: { processing_mode: { response_header_mode: SKIP } }")],
         ),
         "- { match: { prefix: /meta }, route: { cluster: a-meta } }\n".to_string(),
-        "- { match: { prefix: /direct }, direct_response: { status: 200 } }\n".to_string(),
         "- { match: { prefix: / }, route: { cluster: a } }\n".to_string(),
     ]
     .concat();
@@ -202,7 +201,7 @@ async fn processor_over_http() {
         );
     }
     cases.push(get("told", "x", "/x"));
-    for path in ["/x", "/meta", "/direct"] {
+    for path in ["/x", "/meta"] {
         cases.push(get("clustered", "x", path));
     }
     cases.push(get("lost", "x", "/x"));
