@@ -198,11 +198,13 @@ async fn a_client_that_goes_or_dawdles_in_the_handshake_is_let_go() {
     drop(leaver);
     let gone = eventually(DEADLINE, || async {
         let stats = proxy.stats().await;
-        stats["listener.strict.downstream_cx_active"] == 0
-            && stats["listener.strict.downstream_cx_total"] == 1
+        stats["listener.strict.downstream_pre_cx_active"] == 0
+            && stats["listener.strict.downstream_listener_filter_remote_close"] == 1
     })
     .await;
     assert!(gone);
+    // It was not a connection yet, as in Envoy.
+    assert_eq!(proxy.stats().await["listener.strict.downstream_cx_total"], 0);
     assert_eq!(proxy.stats().await["listener.slow.downstream_cx_active"], 0);
 }
 
