@@ -28,9 +28,12 @@ pub(super) struct Machine {
     pub(super) host: Table,
 }
 
+/// By their scripts; `None` where one could not be loaded.
+type Machines = HashMap<*const Script, (Weak<Script>, Option<Rc<Machine>>)>;
+
 thread_local! {
-    /// This worker's, by their scripts.
-    static MACHINES: RefCell<HashMap<*const Script, (Weak<Script>, Option<Rc<Machine>>)>> = RefCell::default();
+    /// This worker's.
+    static MACHINES: RefCell<Machines> = RefCell::default();
 }
 
 impl Machine {
@@ -80,7 +83,7 @@ impl Machine {
             // Scripts that no configuration has any more are let go.
             machines.retain(|_, (script, _)| script.strong_count() > 0);
             let made = Machine::new(&script.code);
-            let machine = made.inspect_err(|error| failed(error)).ok().map(Rc::new);
+            let machine = made.inspect_err(failed).ok().map(Rc::new);
             machines.insert(Arc::as_ptr(script), (Arc::downgrade(script), machine.clone()));
             machine
         })

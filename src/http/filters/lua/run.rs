@@ -140,7 +140,8 @@ impl Run {
         };
         let mut step = self.go_on(scripts, side, part, given).await;
         if body.end_of_stream && matches!(step, Step::Waits(Waits::Chunk)) {
-            if let Some(part) = self.parts.borrow_mut()[side].take() {
+            let part = self.parts.borrow_mut()[side].take();
+            if let Some(part) = part {
                 step = Box::pin(self.go_on(scripts, side, part, Given::from_iter([Value::Nil]))).await;
             }
         }
