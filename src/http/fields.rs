@@ -101,12 +101,11 @@ impl Fields {
     }
 
     /// A name that is about to be added, as it is spelled here, where it is not in lower case.
-    #[inline]
-    fn spelled(&self, name: &[u8]) -> Option<Vec<u8>> {
-        self.spelling.as_ref()?;
+    #[cold]
+    fn spelled(&self, name: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(name.len());
         self.write_name(name, &mut out);
-        Some(out)
+        out
     }
 
     /// Copies `raw` into the buffer and returns where it begins, for spans into it.
@@ -151,10 +150,16 @@ impl Fields {
     /// Adds a field. The name is written as given: lower case unless case is preserved.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let known = Known::of(name);
-        match self.spelled(name) {
-            Some(spelled) => self.push_spelled(known, &spelled, value),
-            None => self.push_spelled(known, name, value),
+        if self.spelling.is_some() {
+            return self.push_as_it_came(known, name, value);
         }
+        self.push_spelled(known, name, value);
+    }
+
+    #[cold]
+    fn push_as_it_came(&mut self, known: Known, name: &[u8], value: &[u8]) {
+        let spelled = self.spelled(name);
+        self.push_spelled(known, &spelled, value);
     }
 
     #[inline]
@@ -179,7 +184,7 @@ impl Fields {
     pub fn push_known(&mut self, known: Known, value: &[u8]) {
         let start = known.line_start().as_bytes();
         if self.spelling.is_some() {
-            return self.push(start.strip_suffix(b": ").unwrap_or(start), value);
+            return self.push_as_it_came(known, start.strip_suffix(b": ").unwrap_or(start), value);
         }
         let name_start = self.buf.len();
         let value_start = name_start + start.len();

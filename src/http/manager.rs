@@ -111,10 +111,10 @@ fn check_path(manager: &HttpConnectionManager, head: &mut RequestHead) -> Result
         manager.stats.downstream_rq_non_relative_path.increment(1);
         return Err(Stop::Answer { status: 404, details: "absolute_path_rejected", close: false });
     }
-    let refused = Stop::Answer { status: 400, details: "path_normalization_failed", close: true };
+    let refused = || Stop::Answer { status: 400, details: "path_normalization_failed", close: true };
     if memchr::memchr(b'#', head.path()).is_some() {
         manager.stats.downstream_rq_failed_path_normalization.increment(1);
-        return Err(refused);
+        return Err(refused());
     }
     if !manager.normalize_path && !manager.merge_slashes && manager.escaped_slashes == EscapedSlashes::Keep {
         return Ok(());
@@ -135,7 +135,7 @@ fn check_path(manager: &HttpConnectionManager, head: &mut RequestHead) -> Result
                 head.set_path(&path);
             }
             manager.stats.downstream_rq_failed_path_normalization.increment(1);
-            Err(refused)
+            Err(refused())
         }
     }
 }
@@ -347,6 +347,7 @@ fn forwarded_proto(manager: &HttpConnectionManager, head: &mut RequestHead, hops
     }
 }
 
+#[inline]
 fn strip_authority(manager: &HttpConnectionManager, head: &mut RequestHead, connection: &ConnectionInfo) {
     if manager.strip_port == StripPort::None && !manager.strip_trailing_host_dot {
         return;

@@ -342,6 +342,7 @@ impl StreamTimes {
 
 impl StreamInfo {
     /// Notes the route that was taken, or that there is none any more.
+    #[inline]
     pub fn taken(&mut self, name: Option<&Arc<str>>, metadata: Option<&Arc<DynamicMetadata>>) {
         self.route_name = name.cloned();
         let told = metadata.is_some() || self.route_metadata.is_some();

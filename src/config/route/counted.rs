@@ -52,7 +52,12 @@ impl Counts<'_> {
     /// Does it to each.
     #[inline]
     pub fn each(&self, count: impl Fn(&RouteStats)) {
-        for stats in self.0.into_iter().flatten() {
+        // Few requests have either: no loop.
+        let [host, route] = self.0;
+        if let Some(stats) = host {
+            count(stats);
+        }
+        if let Some(stats) = route {
             count(stats);
         }
     }

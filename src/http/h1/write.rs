@@ -11,9 +11,13 @@ pub fn request_head(out: &mut Vec<u8>, head: &RequestHead, case: HeaderCase, ext
     out.push(b' ');
     // CONNECT has no path; its target is the authority.
     out.extend_from_slice(if head.path().is_empty() { head.authority() } else { head.path() });
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    name(out, &head.fields, case, b"host");
-    out.extend_from_slice(b": ");
+    if case == HeaderCase::Proper || head.fields.keeps_spelling() {
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        name(out, &head.fields, case, b"host");
+        out.extend_from_slice(b": ");
+    } else {
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    }
     out.extend_from_slice(head.authority());
     out.extend_from_slice(b"\r\n");
     lines(out, &head.fields, case, extra);
@@ -41,14 +45,20 @@ fn status_line(out: &mut Vec<u8>, head: &ResponseHead, http_10: bool) {
 }
 
 /// What came with its spelling has it where it goes, whatever is the rule there.
+#[inline(always)]
 fn lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase, extra: &[u8]) {
-    let kept = fields.keeps_spelling();
-    match case {
-        HeaderCase::Proper if !kept => fields.write_lines_proper(out),
-        _ => fields.write_lines(out),
-    }
-    if case != HeaderCase::Proper && !kept {
+    if case != HeaderCase::Proper && !fields.keeps_spelling() {
+        fields.write_lines(out);
         return out.extend_from_slice(extra);
+    }
+    spelled_lines(out, fields, case, extra);
+}
+
+/// The same, where names are not all in lower case.
+fn spelled_lines(out: &mut Vec<u8>, fields: &Fields, case: HeaderCase, extra: &[u8]) {
+    match case {
+        HeaderCase::Proper if !fields.keeps_spelling() => fields.write_lines_proper(out),
+        _ => fields.write_lines(out),
     }
     for line in extra.split_inclusive(|byte| *byte == b'\n') {
         let (key, value) = line.split_at(memchr::memchr(b':', line).unwrap_or(0));

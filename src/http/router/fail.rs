@@ -169,6 +169,7 @@ impl Attempts<'_> {
     }
 
     /// Counts a response by its status.
+    #[inline]
     pub(super) fn count_response(&self, status: u16) {
         let stats = self.cluster.cluster.stats();
         stats.responses.count(status);

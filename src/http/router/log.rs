@@ -27,15 +27,21 @@ pub(super) struct Noted {
 
 impl Attempts<'_> {
     /// A try begins.
+    #[inline]
     pub(super) fn note_try(&mut self, ex: &Exchange<'_>) {
-        if ex.manager.router.upstream_logs.is_none() {
-            return;
+        if ex.manager.router.upstream_logs.is_some() {
+            self.begin_note(ex);
         }
+    }
+
+    #[cold]
+    fn begin_note(&mut self, ex: &Exchange<'_>) {
         let (received, flags) = (ex.info.upstream_wire_received, ex.info.flags);
         self.noted = Some(Box::new(Noted { start: Instant::now(), received, head: None, flags }));
     }
 
     /// The try has a connection.
+    #[inline]
     pub(super) fn log_connected(&self, ex: &Exchange<'_>) {
         let (Some(noted), Some(logs)) = (&self.noted, &ex.manager.router.upstream_logs) else { return };
         if logs.when_connected {
@@ -44,6 +50,7 @@ impl Attempts<'_> {
     }
 
     /// The try is answered by `head`.
+    #[inline]
     pub(super) fn note_head(&mut self, head: &ResponseHead) {
         if let Some(noted) = &mut self.noted {
             noted.head = Some(head.clone());
@@ -51,6 +58,7 @@ impl Attempts<'_> {
     }
 
     /// The head of its answer has so many bytes.
+    #[inline]
     pub(super) fn note_head_size(&mut self, size: u64) {
         if let Some(noted) = &mut self.noted {
             noted.received += size;
@@ -58,8 +66,15 @@ impl Attempts<'_> {
     }
 
     /// The try is over, or nobody waits for it any more.
+    #[inline]
     pub(super) fn log_end(&mut self, ex: &Exchange<'_>, failure: Option<&Failure>) {
-        let Some(noted) = self.noted.take() else { return };
+        if let Some(noted) = self.noted.take() {
+            self.log_noted_end(ex, &noted, failure);
+        }
+    }
+
+    #[cold]
+    fn log_noted_end(&self, ex: &Exchange<'_>, noted: &Noted, failure: Option<&Failure>) {
         let Some(logs) = &ex.manager.router.upstream_logs else { return };
         let flags = match failure.map(flag) {
             None => ResponseFlags::NONE,
@@ -68,19 +83,27 @@ impl Attempts<'_> {
             Some(None) => return,
         };
         let reason = failure.and_then(|failure| reason(ex, failure));
-        self.write(ex, logs, &noted, LogType::UpstreamEnd, (flags, reason));
+        self.write(ex, logs, noted, LogType::UpstreamEnd, (flags, reason));
     }
 
     /// The try's answer has been passed on, or what came of it.
+    #[inline]
     pub(super) fn log_answered(&mut self, ex: &Exchange<'_>) {
-        let Some(noted) = self.noted.take() else { return };
+        if let Some(noted) = self.noted.take() {
+            self.log_noted_answer(ex, &noted);
+        }
+    }
+
+    #[cold]
+    fn log_noted_answer(&self, ex: &Exchange<'_>, noted: &Noted) {
         let Some(logs) = &ex.manager.router.upstream_logs else { return };
         const OF_TRY: [ResponseFlags; 4] =
             [ResponseFlags::UC, ResponseFlags::UR, ResponseFlags::UPE, ResponseFlags::UMSDR];
         let flags = ex.info.flags.without(noted.flags).only(OF_TRY);
-        self.write(ex, logs, &noted, LogType::UpstreamEnd, (flags, None));
+        self.write(ex, logs, noted, LogType::UpstreamEnd, (flags, None));
     }
 
+    #[cold]
     fn write(
         &self,
         ex: &Exchange<'_>,

@@ -36,7 +36,11 @@ impl Attempts<'_> {
     }
 
     /// The head of its answer does, the other way round.
+    #[inline]
     pub(super) fn filter_response(&self, ex: &Exchange<'_>, head: &mut ResponseHead) {
+        if self.upstream().http.filters.is_empty() {
+            return;
+        }
         for filter in self.upstream().http.filters.iter().rev() {
             if let UpstreamFilterKind::HeaderMutation(config) = &filter.filter {
                 config.change_response(ex, head, self.said(filter));
